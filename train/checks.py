@@ -1,0 +1,63 @@
+"""Checks that need more than one part of the configuration; all of them run before any process group starts."""
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from errors import ConfigurationError
+from train.config import RunConfig, to_dict
+from train.phases import Span, for_phase, spans
+
+TEXT_TOKENS = 8  # the shortest prompt of the eight objectives fits beside one image
+
+
+def check(config: RunConfig, world_size: int) -> None:
+    """Raise ConfigurationError, one sentence that says what to change, for settings that cannot work together."""
+    for span in spans(config):
+        _check_phase(for_phase(config, span.phase), span, world_size)
+    if config.schedule.cooldown_steps > config.run.steps:
+        raise ConfigurationError(
+            f"schedule.cooldown_steps={config.schedule.cooldown_steps} is longer than the run (run.steps={config.run.steps})."
+        )
+    _check_initial(config)
+    _check_same_model(config)
+
+
+def _check_phase(config: RunConfig, span: Span, world_size: int) -> None:
+    image_size, patch = config.model.image_size, config.vit.patch_size
+    if image_size % patch:
+        raise ConfigurationError(
+            f"phase {span.phase.name!r}: image_size={image_size} must be a multiple of vit.patch_size={patch}, "
+            f"e.g. {max(1, round(image_size / patch)) * patch}."
+        )
+    needed = config.vit.num_tokens(image_size) + TEXT_TOKENS
+    if config.data.encoder_length < needed:
+        raise ConfigurationError(
+            f"phase {span.phase.name!r}: data.encoder_length={config.data.encoder_length} does not hold one image of "
+            f"{config.vit.num_tokens(image_size)} tokens and its text; set it to {needed} or more."
+        )
+    if config.data.batch_examples % config.data.num_streams:
+        raise ConfigurationError(
+            f"data.batch_examples={config.data.batch_examples} must be a multiple of data.num_streams={config.data.num_streams}."
+        )
+
+
+def _check_initial(config: RunConfig) -> None:
+    initial = config.run.initial
+    if initial is not None and not Path(initial, "checkpoints").is_dir():
+        raise ConfigurationError(f"run.initial={initial} holds no checkpoints; name the folder of a run that saved one.")
+
+
+def _check_same_model(config: RunConfig) -> None:
+    """A folder holds one run: its model may not change under its checkpoints."""
+    saved_at = Path(config.run.folder, "config.yaml")
+    if not saved_at.exists():
+        return
+    saved, now = OmegaConf.load(saved_at), to_dict(config)
+    for tower in ("vit", "mt5"):
+        for key, value in now[tower].items():
+            before = OmegaConf.select(saved, f"{tower}.{key}")
+            if before != value:
+                raise ConfigurationError(
+                    f"{config.run.folder} holds a run with {tower}.{key}={before}, now it is {value}; choose another run.name."
+                )

@@ -1,0 +1,232 @@
+"""What a run is told: the settings of `train/`, joined with those of `model`, `parallel` and `data`, and checked as a whole."""
+
+import difflib
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from data.config import DataConfig, MixtureConfig
+from errors import ConfigurationError
+from model.config import ModelConfig, MT5Config, ViTConfig
+from parallel.config import OptimizerConfig, ParallelConfig
+
+
+@dataclass
+class GuardConfig:
+    """When a step is not trusted: its loss is not finite, or far above the median of the last `window` losses.
+
+    A spike is a loss above both `spike_factor` x median and median + `spike_margin` (nats per target token); it is looked for
+    once `window` steps of a phase have been seen. After `max_in_a_row` bad steps the run stops.
+    """
+
+    spike_factor: float = 3.0
+    spike_margin: float = 2.0
+    window: int = 100
+    max_in_a_row: int = 10
+
+    def __post_init__(self) -> None:
+        _at_least("run.guard.", 1, window=self.window, max_in_a_row=self.max_in_a_row)
+        if self.spike_factor <= 1:
+            raise ConfigurationError(f"run.guard.spike_factor={self.spike_factor} must be greater than 1.")
+
+
+@dataclass
+class RunSettings:
+    """Name, place and length of a run.
+
+    `initial` names the folder of another run whose latest checkpoint gives the first weights. `peak_tflops` is the peak of one
+    device in TFLOP/s for the run's precision; left out, it is looked up by the device's name, and `mfu` is null where it is unknown.
+    """
+
+    name: str = "pretrain"
+    folder: str = "runs/pretrain"
+    steps: int = 1000
+    seed: int = 0
+    precision: str = "bf16"
+    initial: str | None = None
+    peak_tflops: float | None = None
+    guard: GuardConfig = field(default_factory=GuardConfig)
+
+    def __post_init__(self) -> None:
+        _at_least("run.", 1, steps=self.steps)
+        _at_least("run.", 0, seed=self.seed)
+        _one_of("run.precision", self.precision, ("fp32", "bf16"))
+
+
+@dataclass
+class Phase:
+    """A stretch of a run at one resolution with one set of frozen parameters.
+
+    `steps` may be left out in one phase, which takes what `run.steps` leaves. `freeze` holds patterns of parameter names.
+    `batch_examples` replaces `data.batch_examples`; `objectives` keeps only these objectives of the mixture, at these weights.
+    """
+
+    name: str = "phase"
+    steps: int | None = None
+    image_size: int = 224
+    freeze: list[str] = field(default_factory=list)
+    learning_rate_factor: float = 1.0
+    batch_examples: int | None = None
+    objectives: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        where = f"phase {self.name!r}: "
+        _at_least(where, 1, image_size=self.image_size)
+        for name, value in (("steps", self.steps), ("batch_examples", self.batch_examples)):
+            if value is not None:
+                _at_least(where, 1, **{name: value})
+        if self.learning_rate_factor <= 0:
+            raise ConfigurationError(f"{where}learning_rate_factor={self.learning_rate_factor} must be greater than 0.")
+
+
+@dataclass
+class StageConfig:
+    """The phases of a run, in order; they share one step counter."""
+
+    phases: list[Phase] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise ConfigurationError("stage.phases is empty; give at least one phase (see conf/stage).")
+
+
+@dataclass
+class ScheduleConfig:
+    """Learning rate over the steps of a run: linear warm-up to `peak`, then `name`; a linear cool-down to zero may end it."""
+
+    name: str = "rsqrt"
+    peak: float = 1e-2
+    warmup_steps: int = 1000
+    end_fraction: float = 0.0
+    cooldown_steps: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("schedule.name", self.name, ("rsqrt", "linear_decay", "cosine", "constant"))
+        _at_least("schedule.", 0, warmup_steps=self.warmup_steps, cooldown_steps=self.cooldown_steps)
+        if self.peak <= 0:
+            raise ConfigurationError(f"schedule.peak={self.peak} must be greater than 0.")
+        if not 0 <= self.end_fraction <= 1:
+            raise ConfigurationError(f"schedule.end_fraction={self.end_fraction} must lie in [0, 1].")
+
+
+@dataclass
+class CheckpointConfig:
+    """When to save (`every_steps`; `every_minutes` of wall clock, 0 = never) and what to keep.
+
+    The newest `keep_last` checkpoints stay, and those of every `keep_every`-th step (0 = none).
+    """
+
+    every_steps: int = 1000
+    every_minutes: float = 30.0
+    keep_last: int = 2
+    keep_every: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("checkpoint.", 1, every_steps=self.every_steps, keep_last=self.keep_last)
+        _at_least("checkpoint.", 0, keep_every=self.keep_every)
+        if self.every_minutes < 0:
+            raise ConfigurationError(f"checkpoint.every_minutes={self.every_minutes} must not be negative; 0 turns it off.")
+
+
+@dataclass
+class Component:
+    """An objective on a source, e.g. `{source: vq2a, objective: vqa}`."""
+
+    source: str = ""
+    objective: str = ""
+
+
+@dataclass
+class EvaluationConfig:
+    """Validation loss and samples while training, and generation on a held-out split after it.
+
+    While training: every `every_steps` steps (0 = never) the loss of `steps` validation batches and `samples` generated answers.
+    `python -m train.evaluate`: `examples` of `split` per component (none given = all of the mixture), at most `max_new_tokens` each.
+    `batch` is in examples. `languages` keeps only these.
+    """
+
+    every_steps: int = 1000
+    steps: int = 4
+    samples: int = 8
+    split: str = "test"
+    examples: int = 512
+    batch: int = 32
+    max_new_tokens: int = 64
+    components: list[Component] = field(default_factory=list)
+    languages: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _at_least("evaluation.", 1, steps=self.steps, examples=self.examples, batch=self.batch, max_new_tokens=self.max_new_tokens)
+        _at_least("evaluation.", 0, every_steps=self.every_steps, samples=self.samples)
+        _one_of("evaluation.split", self.split, ("validation", "test"))
+
+
+@dataclass
+class TrackerConfig:
+    """Weights & Biases. `mode` "auto" is online where the user is logged in and offline elsewhere."""
+
+    name: str = "wandb"
+    project: str = "pali"
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    notes: str | None = None
+    mode: str = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("tracker.name", self.name, ("wandb", "none"))
+        _one_of("tracker.mode", self.mode, ("auto", "online", "offline"))
+
+
+@dataclass
+class RunConfig:
+    """Everything a run is told."""
+
+    run: RunSettings = field(default_factory=RunSettings)
+    vit: ViTConfig = field(default_factory=ViTConfig)
+    mt5: MT5Config = field(default_factory=MT5Config)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    stage: StageConfig = field(default_factory=lambda: StageConfig([Phase()]))
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+
+
+def to_run_config(composed: DictConfig) -> RunConfig:
+    """The typed settings of a composed configuration, not yet checked against each other.
+
+    Raises ConfigurationError for a value that is impossible on its own.
+    """
+    typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), composed))
+    assert isinstance(typed, RunConfig)
+    return typed
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved settings as YAML, every default spelled out."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The resolved settings as plain dictionaries and lists."""
+    plain = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _at_least(where: str, least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise ConfigurationError(f"{where}{name}={value} must be at least {least}.")
+
+
+def _one_of(where: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        near = difflib.get_close_matches(value, choices, 1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(choices)}."
+        raise ConfigurationError(f"{where}={value!r} is unknown; {hint}")

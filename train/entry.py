@@ -1,0 +1,146 @@
+"""What stands around every entry point: Hydra, and one clear sentence for a configuration that cannot work.
+
+Exit codes: 0 done, 2 a mistake in the configuration, 3 a run that stopped itself (`RunStopped`).
+"""
+
+import difflib
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from errors import ConfigurationError
+from train.config import RunConfig
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+EXIT_CONFIGURATION, EXIT_STOPPED = 2, 3
+FOLDER_NAME_LIMIT = 150  # characters; file systems allow 255
+
+
+class RunStopped(RuntimeError):
+    """The run cannot go on by itself (not the configuration's fault); the message is one sentence."""
+
+
+def entry(config_name: str, main: Callable[[DictConfig], None]) -> None:
+    """Compose `conf/<config_name>.yaml` with the command line and run `main` on it (once per job of a multirun)."""
+    register()
+    sys.argv[1:] = without_injected(sys.argv[1:])
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing: the sentences below are ours
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
+    def job(composed: DictConfig) -> None:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            composed.run.folder = os.path.relpath(HydraConfig.get().runtime.output_dir)
+            composed.run.name = f"{composed.run.name}/{folder_name(HydraConfig.get().job.override_dirname)}"
+        in_one_sentence(lambda: main(composed))
+
+    in_one_sentence(job)
+
+
+def in_one_sentence(work: Callable[[], None]) -> None:
+    """Run `work`; what the user can mend is said in one sentence and ends the process, anything else is a traceback."""
+    try:
+        work()
+    except (ConfigurationError, HydraException, OmegaConfBaseException) as error:
+        stop(f"Configuration: {sentence(error)}", EXIT_CONFIGURATION)
+    except RunStopped as error:
+        stop(str(error), EXIT_STOPPED)
+
+
+def register() -> None:
+    """Make the typed schema and the resolvers known to Hydra."""
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+
+
+def folder_name(overrides: str) -> str:
+    """A sweep's overrides as the name of one folder: no slashes, and a digest in place of what is too long."""
+    name = overrides.replace("/", "_")
+    if len(name) > FOLDER_NAME_LIMIT:
+        name = name[: FOLDER_NAME_LIMIT - 9] + "~" + hashlib.sha256(name.encode()).hexdigest()[:8]
+    return name
+
+
+def without_injected(arguments: list[str]) -> list[str]:
+    """The arguments without the `--local_rank N` that some launchers add."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument in ("--local_rank", "--local-rank"):
+            skip = True
+        elif not argument.startswith(("--local_rank=", "--local-rank=")):
+            kept.append(argument)
+    return kept
+
+
+def stop(message: str, code: int) -> None:
+    """End the process; one rank alone speaks."""
+    rank = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK") if name in os.environ), "0")
+    if rank == "0":
+        print(message, file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def sentence(error: BaseException) -> str:
+    """What is wrong and what to change, on one line."""
+    chain = _causes(error)
+    for link in chain:
+        if isinstance(link, ConfigurationError):
+            return str(link)
+        if isinstance(link, MissingConfigException):
+            return _missing_option(link)
+        if isinstance(link, OverrideParseException):
+            return f"{link.override!r} cannot be read as key=value ({_one_line(str(link))})"
+    for link in chain:
+        if isinstance(link, MissingMandatoryValue):
+            return f"{link.full_key} is not given; set it on the command line."
+        if isinstance(link, OmegaConfBaseException) and link.full_key:
+            return _bad_key(link)
+    return _one_line(str(error))
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    """The error and what led to it, innermost first."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.insert(0, error)
+        error = error.__cause__ or error.__context__
+    return chain
+
+
+def _missing_option(error: MissingConfigException) -> str:
+    if not error.missing_cfg_file or not error.options:
+        return _one_line(str(error))
+    group, _, option = error.missing_cfg_file.rpartition("/")
+    near = difflib.get_close_matches(option, error.options, 1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{group}={option} does not exist; {hint}choose one of {', '.join(error.options)}."
+
+
+def _bad_key(error: OmegaConfBaseException) -> str:
+    what = _one_line(str(error.msg or error).split("full_key:")[0])
+    key = str(error.full_key)
+    if "not in" not in what:
+        return f"{key}: {what}"
+    parent, _, leaf = key.rpartition(".")
+    node = OmegaConf.select(OmegaConf.structured(RunConfig), parent) if parent else OmegaConf.structured(RunConfig)
+    known = [str(name) for name in node] if isinstance(node, DictConfig) else []
+    near = difflib.get_close_matches(leaf, known, 1)
+    prefix = f"{parent}." if parent else ""
+    hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(prefix + name for name in known)}."
+    return f"{key} is not a setting; {hint}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

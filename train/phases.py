@@ -1,0 +1,71 @@
+"""The phases of a run laid out on its step counter."""
+
+from dataclasses import dataclass, replace
+
+from data.config import MixtureConfig
+from errors import ConfigurationError
+from train.config import Phase, RunConfig
+
+
+@dataclass(frozen=True)
+class Span:
+    """A phase and the steps it takes: `first`..`last`, both included, counted from 1."""
+
+    phase: Phase
+    first: int
+    last: int
+
+
+def spans(config: RunConfig) -> list[Span]:
+    """The run's phases with their steps; ConfigurationError if they do not add up to `run.steps`."""
+    phases, total = config.stage.phases, config.run.steps
+    given = sum(phase.steps or 0 for phase in phases)
+    open_ended = [phase.name for phase in phases if phase.steps is None]
+    if len(open_ended) > 1:
+        raise ConfigurationError(f"stage.phases: {' and '.join(open_ended)} leave steps out; only one phase may.")
+    if open_ended and given >= total:
+        raise ConfigurationError(
+            f"run.steps={total} leaves no step for phase {open_ended[0]!r}; the others take {given}, so ask for more."
+        )
+    if not open_ended and given != total:
+        raise ConfigurationError(f"stage.phases take {given} steps; set run.steps={given} (it is {total}).")
+    laid_out, first = [], 1
+    for phase in phases:
+        steps = phase.steps or total - given
+        laid_out.append(Span(phase, first, first + steps - 1))
+        first += steps
+    return laid_out
+
+
+def span_of(laid_out: list[Span], step: int) -> Span:
+    """The phase that step `step` (from 1) belongs to; the last phase for a step beyond the end."""
+    return next((span for span in laid_out if step <= span.last), laid_out[-1])
+
+
+def for_phase(config: RunConfig, phase: Phase) -> RunConfig:
+    """The run's settings as this phase sees them: its image size, batch and mixture in place."""
+    data = config.data if phase.batch_examples is None else replace(config.data, batch_examples=phase.batch_examples)
+    return replace(
+        config,
+        model=replace(config.model, image_size=phase.image_size),
+        data=data,
+        mixture=_narrowed(config.mixture, phase) if phase.objectives else config.mixture,
+    )
+
+
+def _narrowed(mixture: MixtureConfig, phase: Phase) -> MixtureConfig:
+    """The mixture's components of the phase's objectives; an objective's weight is shared in the mixture's proportions."""
+    totals: dict[str, float] = {}
+    for component in mixture.components:
+        totals[component.objective] = totals.get(component.objective, 0.0) + component.weight
+    missing = sorted(set(phase.objectives) - set(totals))
+    if missing:
+        raise ConfigurationError(
+            f"phase {phase.name!r} asks for {', '.join(missing)}, but the mixture holds only {', '.join(sorted(totals))}."
+        )
+    kept = [
+        replace(c, weight=phase.objectives[c.objective] * c.weight / totals[c.objective])
+        for c in mixture.components
+        if c.objective in phase.objectives
+    ]
+    return replace(mixture, components=kept)
