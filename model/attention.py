@@ -1,0 +1,110 @@
+"""Attention of both towers: the ViT's (scaled, no mask) and T5's (unscaled, relative bias, packed rows)."""
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from model.config import MT5Config
+
+
+@lru_cache(maxsize=32)
+def relative_buckets(num_queries: int, num_keys: int, bidirectional: bool, num_buckets: int, max_distance: int,
+                     device: torch.device, first_query: int = 0) -> Tensor:
+    """Bucket of every (query, key) distance, int64 [num_queries, num_keys] (mesh_tensorflow / T5X `_relative_position_bucket`).
+
+    Half of the buckets are exact distances, half grow logarithmically up to `max_distance`. Distances count within a packed
+    segment, because segments are contiguous.
+    """
+    queries = torch.arange(first_query, first_query + num_queries, device=device)
+    distance = torch.arange(num_keys, device=device)[None, :] - queries[:, None]
+    buckets = torch.zeros_like(distance)
+    if bidirectional:
+        num_buckets //= 2
+        buckets += (distance > 0).long() * num_buckets
+        distance = distance.abs()
+    else:
+        distance = -distance.clamp(max=0)
+    exact = num_buckets // 2
+    scale = (num_buckets - exact) / math.log(max_distance / exact)
+    logarithmic = exact + (torch.log(distance.clamp(min=1).float() / exact) * scale).long()
+    return buckets + torch.where(distance < exact, distance, logarithmic.clamp(max=num_buckets - 1))
+
+
+def relative_bias(table: Tensor, config: MT5Config, num_queries: int, num_keys: int, bidirectional: bool,
+                  first_query: int = 0) -> Tensor:
+    """T5 relative position bias, [heads, num_queries, num_keys], from a table [buckets, heads]."""
+    buckets = relative_buckets(num_queries, num_keys, bidirectional, config.relative_attention_num_buckets,
+                               config.relative_attention_max_distance, table.device, first_query)
+    return F.embedding(buckets, table).permute(2, 0, 1)
+
+
+def t5_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, mask: Tensor, dropout: float) -> Tensor:
+    """softmax(q k^T + bias) v without 1/sqrt(d) scaling; masked scores are the least finite number; softmax in fp32.
+
+    query [Lq, B, H, D]; key, value [Lk, B, H, D]; bias [H, Lq, Lk] or None; mask bool [B, 1, Lq, Lk]. Returns [Lq, B, H * D].
+    """
+    q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+    scores = q @ k.transpose(2, 3)
+    if bias is not None:
+        scores = scores + bias
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
+    if dropout:
+        weights = F.dropout(weights, dropout)
+    return (weights @ v).permute(2, 0, 1, 3).flatten(2)
+
+
+def vit_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Full attention within each image, scaled by 1/sqrt(D): [N, I, H, D] each -> [N, I, H * D]."""
+    q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v).permute(2, 0, 1, 3).flatten(2)
+
+
+def flex_t5_attention(query: Tensor, key: Tensor, value: Tensor, table: Tensor | None, config: MT5Config, bidirectional: bool,
+                      blocks: BlockMask) -> Tensor:
+    """`t5_attention` as one fused kernel: the bias is looked up inside it and [H, Lq, Lk] never exists; its gradient too."""
+    q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+    score = None
+    if table is not None:
+        buckets = relative_buckets(q.shape[2], k.shape[2], bidirectional, config.relative_attention_num_buckets,
+                                   config.relative_attention_max_distance, q.device)
+
+        def score(value, batch, head, i, j):  # type: ignore[no-untyped-def]
+            return value + table[buckets[i, j], head]
+
+    attend = _compiled_flex() if q.is_cuda else flex_attention
+    return attend(q, k, v, score_mod=score, block_mask=blocks, scale=1.0).permute(2, 0, 1, 3).flatten(2)
+
+
+def segment_blocks(queries: Tensor, keys: Tensor, causal: bool) -> BlockMask:
+    """The block-sparse form of a segment mask: blocks between two packed examples are never computed.
+
+    queries [B, Lq] and keys [B, Lk] are segment ids.
+    """
+
+    def same(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        allowed = queries[batch, i] == keys[batch, j]
+        return allowed & (i >= j) if causal else allowed
+
+    return create_block_mask(same, queries.shape[0], None, queries.shape[1], keys.shape[1], device=queries.device)
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex():  # type: ignore[no-untyped-def]
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def split_heads(x: Tensor, head_dim: int) -> Tensor:
+    """[L, B, H * D] -> [L, B, H, D]."""
+    return x.unflatten(-1, (-1, head_dim))
+
+
+def dropout(x: Tensor, rate: float, module: nn.Module) -> Tensor:
+    """T5 dropout: one mask over the whole sequence (T5X `broadcast_dims=(-2,)`); x is [L, B, d]."""
+    if not (rate and module.training):
+        return x
+    return x * F.dropout(torch.ones_like(x[:1]), rate)

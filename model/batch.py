@@ -1,0 +1,81 @@
+"""What one forward pass reads: a micro-batch of packed rows, and the masks that follow from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ARRAYS = ("images", "encoder_tokens", "encoder_segments", "visual_index", "decoder_tokens", "decoder_targets",
+          "decoder_segments", "objectives")
+
+
+@dataclass
+class MicroBatch:
+    """Packed rows; B rows, encoder length L, decoder length M, I image slots of S x S pixels.
+
+    Several examples may share a row; segment ids (1, 2, ... contiguous; 0 is padding) keep them apart.
+    """
+
+    images: Tensor  # uint8 [I, S, S, 3]; unused slots are zeros
+    encoder_tokens: Tensor  # int64 [B, L]; 0 at visual tokens and padding
+    encoder_segments: Tensor  # int64 [B, L]
+    visual_index: Tensor  # int64 [B, L]: image slot * tokens per image + token, -1 at text and padding
+    decoder_tokens: Tensor  # int64 [B, M]: targets shifted right, each segment starts with 0
+    decoder_targets: Tensor  # int64 [B, M]
+    decoder_segments: Tensor  # int64 [B, M]
+    objectives: Tensor  # int64 [B, M]: index of the objective a target token belongs to
+    target_positions: Tensor | None = None  # int64 [T]: where targets are, in the flattened [M, B] order
+    loss_scale: float = 1.0  # multiplies the summed loss: one over the target tokens of the whole step, say
+
+    def __post_init__(self) -> None:
+        if self.target_positions is None:  # known on the host, so that the device never waits for a count
+            self.target_positions = (self.decoder_segments.t().reshape(-1) > 0).nonzero().squeeze(1)
+
+    @classmethod
+    def from_rows(cls, rows: Mapping[str, np.ndarray]) -> "MicroBatch":
+        """From the arrays that the data pipeline packs (same names)."""
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(rows[name])) for name in ARRAYS}
+        return cls(**{name: t if name == "images" else t.long() for name, t in tensors.items()})
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """A copy on `device`; the transfer overlaps where the host memory is pinned."""
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in (*ARRAYS, "target_positions")}
+        return replace(self, **moved)
+
+    def blanked(self) -> "MicroBatch":
+        """The same rows with every image mid-grey: what a blind model sees."""
+        return replace(self, images=torch.full_like(self.images, 127))
+
+    @property
+    def num_rows(self) -> int:
+        return self.encoder_tokens.shape[0]
+
+    @property
+    def num_targets(self) -> int:
+        """Target tokens of this micro-batch."""
+        assert self.target_positions is not None
+        return self.target_positions.numel()
+
+    @cached_property
+    def encoder_mask(self) -> Tensor:
+        """bool [B, 1, L, L]: who may attend to whom; padding attends to padding."""
+        return _same(self.encoder_segments, self.encoder_segments)
+
+    @cached_property
+    def decoder_mask(self) -> Tensor:
+        """bool [B, 1, M, M]: causal within a segment."""
+        length = self.decoder_segments.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.decoder_segments.device).tril()
+        return _same(self.decoder_segments, self.decoder_segments) & causal
+
+    @cached_property
+    def cross_mask(self) -> Tensor:
+        """bool [B, 1, M, L]: a decoder segment sees the encoder segment of the same number."""
+        return _same(self.decoder_segments, self.encoder_segments)
+
+
+def _same(queries: Tensor, keys: Tensor) -> Tensor:
+    return (queries[:, :, None] == keys[:, None, :]).unsqueeze(1)

@@ -1,0 +1,86 @@
+"""Sizes of the two towers and the choices that join them."""
+
+from dataclasses import dataclass
+
+from errors import ConfigurationError
+
+
+@dataclass
+class ViTConfig:
+    """A vision transformer as in big_vision `models/vit.py` (sizes: `decode_variant`).
+
+    `width` is the hidden size, `mlp_dim` the inner size of the MLP, `patch_size` in pixels.
+    """
+
+    width: int = 128
+    depth: int = 4
+    mlp_dim: int = 512
+    num_heads: int = 4
+    patch_size: int = 14
+
+    def __post_init__(self) -> None:
+        _positive("vit", width=self.width, depth=self.depth, mlp_dim=self.mlp_dim, num_heads=self.num_heads,
+                  patch_size=self.patch_size)
+        if self.width % self.num_heads:
+            raise ConfigurationError(f"vit.width={self.width} must be a multiple of vit.num_heads={self.num_heads}.")
+
+    def num_tokens(self, image_size: int) -> int:
+        """Visual tokens of one square image of `image_size` pixels."""
+        return (image_size // self.patch_size) ** 2
+
+
+@dataclass
+class MT5Config:
+    """An mT5 (T5 1.1) encoder-decoder; sizes from T5X `examples/t5/mt5/*.gin`."""
+
+    d_model: int = 128
+    d_ff: int = 320
+    d_kv: int = 32
+    num_heads: int = 4
+    num_encoder_layers: int = 3
+    num_decoder_layers: int = 3
+    vocab_size: int = 250112
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+
+    def __post_init__(self) -> None:
+        _positive("mt5", **vars(self))
+
+    @property
+    def inner(self) -> int:
+        """Width of all attention heads together; differs from `d_model` in mT5-small."""
+        return self.num_heads * self.d_kv
+
+
+@dataclass
+class ModelConfig:
+    """What joins the towers, and how the loss is taken.
+
+    `attention` is "plain" (any device), "flex" (torch flex_attention; needs CUDA to train) or "auto" (flex on CUDA, else plain).
+    `z_loss` multiplies log(Z)^2 of every target token (T5X default 1e-4). `loss_reduction` is "mean" over the target tokens
+    of the step, or "sum" (T5X `loss_normalizing_factor=None`). `loss_chunk` bounds the target tokens whose logits exist at once.
+    """
+
+    image_size: int = 224
+    dropout_rate: float = 0.0
+    attention: str = "auto"
+    z_loss: float = 1e-4
+    loss_reduction: str = "mean"
+    loss_chunk: int = 1024
+
+    def __post_init__(self) -> None:
+        _positive("model", image_size=self.image_size, loss_chunk=self.loss_chunk)
+        if self.attention not in ("auto", "plain", "flex"):
+            raise ConfigurationError(f"model.attention={self.attention!r} is unknown; choose auto, plain or flex.")
+        if self.loss_reduction not in ("mean", "sum"):
+            raise ConfigurationError(f"model.loss_reduction={self.loss_reduction!r} is unknown; choose mean or sum.")
+        if not 0 <= self.dropout_rate < 1:
+            raise ConfigurationError(f"model.dropout_rate={self.dropout_rate} must lie in [0, 1).")
+        if self.z_loss < 0:
+            raise ConfigurationError(f"model.z_loss={self.z_loss} must not be negative.")
+
+
+def _positive(group: str, **values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ConfigurationError(f"{group}.{name}={value} must be at least 1.")

@@ -1,0 +1,113 @@
+"""Cross-entropy over a vocabulary of 250,112 without ever holding the logits of more than a chunk of tokens."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass
+class LossTotals:
+    """Sums over target tokens, one entry per objective; fp32 [num_objectives] each. `nll` and `z_loss` in nats."""
+
+    nll: Tensor
+    z_loss: Tensor
+    correct: Tensor
+    tokens: Tensor
+
+    @classmethod
+    def from_tensor(cls, totals: Tensor) -> "LossTotals":
+        """From the [4, num_objectives] tensor that the head returns (and that ranks add up)."""
+        return cls(*totals)
+
+    @property
+    def loss(self) -> Tensor:
+        """Mean over all target tokens, z-loss included; scalar."""
+        return (self.nll + self.z_loss).sum() / self.tokens.sum().clamp(min=1)
+
+
+class VocabularyLoss(torch.autograd.Function):
+    """Vocabulary-parallel softmax cross-entropy with z-loss, straight from hidden states.
+
+    The gradients are taken in the same pass as the loss, chunk by chunk, so the logits are computed once and none survive;
+    backward only scales them. Formula: nll = log Z - logit[target], z = z_loss * (log Z)^2 (T5X `losses.py`), in fp32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, z_loss: float, chunk: int,  # type: ignore[override]
+                group: Any) -> tuple[Tensor, Tensor]:
+        """hidden [T, d]; weight [vocabulary / tensor, d]; targets int64 [T] -> (scale * sum of losses, [3, T] nll, z, correct)."""
+        shard = weight.shape[0]
+        first = group.rank() * shard
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.zeros_like(hidden) if need_hidden else None
+        several = targets.shape[0] > chunk
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32 if several else weight.dtype) if need_weight else None
+        statistics = torch.empty(3, targets.shape[0], device=hidden.device)
+
+        for start in range(0, targets.shape[0], chunk):
+            part = slice(start, start + chunk)
+            logits = logits_fp32(hidden[part], weight)
+            local = targets[part] - first
+            here = (local >= 0) & (local < shard)
+            local = local.clamp(0, shard - 1).unsqueeze(1)
+
+            largest = logits.amax(1)
+            target_logit = torch.where(here, logits.gather(1, local).squeeze(1), 0.0)
+            _all_reduce(largest, dist.ReduceOp.MAX, group)
+            probabilities = logits.sub_(largest.unsqueeze(1)).exp_()
+            sums = torch.stack([probabilities.sum(1), target_logit])
+            _all_reduce(sums, dist.ReduceOp.SUM, group)
+            log_z = sums[0].log() + largest
+            torch.sub(log_z, sums[1], out=statistics[0, part])
+            torch.mul(log_z.square(), z_loss, out=statistics[1, part])
+            statistics[2, part] = sums[1] >= largest
+
+            if need_hidden or need_weight:
+                # d/dlogits = softmax * (1 + 2 z log Z) - onehot, in place of the probabilities
+                factor = scale * (1 + 2 * z_loss * log_z)
+                gradient = probabilities.mul_((factor / sums[0]).unsqueeze(1))
+                gradient.scatter_add_(1, local, torch.where(here, -scale, 0.0).unsqueeze(1))
+                gradient = gradient.to(weight.dtype)
+                if grad_hidden is not None:
+                    torch.mm(gradient, weight, out=grad_hidden[part])
+                if grad_weight is not None:
+                    grad_weight = _accumulate(grad_weight, gradient, hidden[part], several)
+        ctx.gradients = (grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight.dtype))
+        return scale * statistics[:2].sum(), statistics
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_hidden, grad_weight = ctx.gradients
+        ctx.gradients = None
+        # Scaled in place, on the device: a loop over one-element branches would wait for the GPU.
+        return (None if grad_hidden is None else grad_hidden.mul_(grad_loss),
+                None if grad_weight is None else grad_weight.mul_(grad_loss), None, None, None, None, None)
+
+
+def logits_fp32(hidden: Tensor, weight: Tensor) -> Tensor:
+    """hidden @ weight^T in fp32 (T5X computes mT5's logits in fp32); 16-bit operands are multiplied exactly and summed in fp32."""
+    if hidden.dtype == torch.float32:
+        return hidden @ weight.t()
+    if hidden.is_cuda:
+        return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+    return (hidden @ weight.t()).float()
+
+
+def totals_by_objective(statistics: Tensor, objectives: Tensor, num_objectives: int) -> Tensor:
+    """Sum per-token (nll, z, correct) [3, T] and counts by objective int64 [T]: fp32 [4, num_objectives]."""
+    values = torch.cat([statistics, torch.ones_like(statistics[:1])])
+    return values.new_zeros(4, num_objectives).index_add_(1, objectives, values)
+
+
+def _accumulate(total: Tensor, gradient: Tensor, hidden: Tensor, several: bool) -> Tensor:
+    if not several:
+        return torch.mm(gradient.t(), hidden, out=total)
+    return total.addmm_(gradient.t().float(), hidden.float())
+
+
+def _all_reduce(x: Tensor, op: Any, group: Any) -> None:
+    if group.size() > 1:
+        dist.all_reduce(x, op, group=group)

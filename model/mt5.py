@@ -1,0 +1,251 @@
+"""mT5 (T5 1.1) as units: the bridge that embeds, encoder blocks, the encoder's norm, decoder blocks, the vocabulary head.
+
+What travels from unit to unit: (encoder [L, B, d], decoder [M, B, d], encoder_bias [buckets, heads], decoder_bias).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import dropout, flex_t5_attention, relative_bias, segment_blocks, split_heads, t5_attention
+from model.batch import MicroBatch
+from model.config import ModelConfig, MT5Config, ViTConfig
+from model.costs import Cost, Shape, attention_flops, linear_flops
+from model.layers import (
+    ColumnLinear,
+    Embedding,
+    LayerNorm,
+    Linear,
+    Part,
+    RMSNorm,
+    RowLinear,
+    TensorParallel,
+    describe_parameter,
+    fan_in_normal,
+    fan_in_truncated,
+    normal,
+    vocabulary_part,
+    xavier_uniform,
+)
+from model.loss import VocabularyLoss, logits_fp32, totals_by_objective
+
+Carry = tuple[Tensor, ...]
+
+
+@dataclass
+class Cache:
+    """Keys and values that one decoder block has seen; each [length, B, heads, d_kv]."""
+
+    key: Tensor
+    value: Tensor
+    cross_key: Tensor
+    cross_value: Tensor
+
+
+class RelativeBias(nn.Module):
+    """The relative-bias table of a stack, shared by its layers (T5X): [buckets, heads / tensor]."""
+
+    def __init__(self, config: MT5Config, parallel: TensorParallel) -> None:
+        super().__init__()
+        buckets, heads, local = config.relative_attention_num_buckets, config.num_heads, config.num_heads // parallel.size
+        self.weight = nn.Parameter(torch.empty(buckets, local))
+        part = Part("weight", torch.Size((buckets, heads)), xavier_uniform, (0, parallel.rank * local), torch.Size((buckets, local)))
+        describe_parameter(self.weight, [part], split=True)
+
+    def forward(self) -> Tensor:
+        return self.weight.clone()  # it travels on: under ZeRO-3 the parameter itself is gone after this call
+
+
+class Bridge(nn.Module):
+    """Ends the ViT, begins the mT5: (vision [N, I, width],) -> (encoder, decoder, encoder_bias, decoder_bias).
+
+    Visual tokens are normed, projected to d_model (one Linear, as PaLI-3 says) and placed in the encoder's rows; decoder
+    embeddings are looked up here too and ride along, so that no parameter is tied across pipeline stages.
+    """
+
+    def __init__(self, vit: ViTConfig, mt5: MT5Config, model: ModelConfig, parallel: TensorParallel) -> None:
+        super().__init__()
+        self.vit, self.mt5, self.rate, self.parallel = vit, mt5, model.dropout_rate, parallel
+        self.vit_norm = LayerNorm(vit.width, parallel)
+        self.projection = Linear(vit.width, mt5.d_model, weight_init=fan_in_truncated, partial_gradient=parallel.sequence)
+        self.embedding = Embedding(mt5.vocab_size, mt5.d_model, parallel, weight_init=normal(1.0))
+        self.encoder_bias = RelativeBias(mt5, parallel)
+        self.decoder_bias = RelativeBias(mt5, parallel)
+
+    def forward(self, carry: Carry, batch: MicroBatch) -> Carry:
+        visual = self.parallel.gather(self.projection(self.vit_norm(carry[0])), partial_gradient=False)
+        visual = visual.transpose(0, 1).flatten(0, 1)  # [I * N, d]
+        # One look-up for both, because each would make a dense gradient of the whole table.
+        words = self.embedding(torch.cat([batch.encoder_tokens, batch.decoder_tokens], dim=1))
+        encoder, decoder = words.split([batch.encoder_tokens.shape[1], batch.decoder_tokens.shape[1]])
+        index = batch.visual_index.t()
+        encoder = torch.where((index >= 0).unsqueeze(-1), visual[index.clamp(min=0)], encoder)
+        encoder, decoder = (self.parallel.scatter(dropout(x, self.rate, self)) for x in (encoder, decoder))
+        return encoder, decoder, self.encoder_bias(), self.decoder_bias()
+
+    def cost(self, shape: Shape) -> Cost:
+        w, d, tokens = self.vit.width, self.mt5.d_model, shape.images * shape.vision_tokens
+        tables = 2 * self.mt5.relative_attention_num_buckets * self.mt5.num_heads
+        text = shape.rows * (shape.encoder_tokens + shape.decoder_tokens)
+        return Cost(2 * w + w * d + d + self.mt5.vocab_size * d + tables, linear_flops(tokens, w, d), 2.0 * (2 * tokens * w + text * d))
+
+
+class Block(nn.Module):
+    """What encoder and decoder blocks share: pre-norm sub-layers with dropout, self-attention, the gated MLP."""
+
+    bidirectional = True
+
+    def __init__(self, mt5: MT5Config, model: ModelConfig, parallel: TensorParallel) -> None:
+        super().__init__()
+        d, inner = mt5.d_model, mt5.inner
+        self.mt5, self.rate = mt5, model.dropout_rate
+        self.flex = model.attention == "flex" or (model.attention == "auto" and torch.cuda.is_available())
+        kernels = {"query": normal((d * mt5.d_kv) ** -0.5), "key": fan_in_normal, "value": fan_in_normal}
+        self.attention_norm = RMSNorm(d, parallel)
+        self.attention_in = ColumnLinear(d, dict.fromkeys(kernels, inner), parallel, bias=False, weight_init=kernels)
+        self.attention_out = RowLinear(inner, d, "out", parallel, bias=False, weight_init=fan_in_normal)
+        self.mlp_norm = RMSNorm(d, parallel)
+        self.mlp_in = ColumnLinear(d, {"gate": mt5.d_ff, "up": mt5.d_ff}, parallel, bias=False, weight_init=fan_in_truncated)
+        self.mlp_out = RowLinear(mt5.d_ff, d, "out", parallel, bias=False, weight_init=fan_in_truncated)
+
+    def project(self, x: Tensor) -> list[Tensor]:
+        return [split_heads(y, self.mt5.d_kv) for y in self.attention_in(self.attention_norm(x))]
+
+    def self_attention(self, x: Tensor, table: Tensor, mask: Tensor, segments: Tensor) -> Tensor:
+        query, key, value = self.project(x)
+        if self.flex:
+            blocks = segment_blocks(segments, segments, causal=not self.bidirectional)
+            attended = flex_t5_attention(query, key, value, table, self.mt5, self.bidirectional, blocks)
+        else:
+            bias = relative_bias(table, self.mt5, query.shape[0], key.shape[0], self.bidirectional)
+            attended = t5_attention(query, key, value, bias, mask, self.rate if self.training else 0.0)
+        return x + dropout(self.attention_out(attended), self.rate, self)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        gate, up = self.mlp_in(self.mlp_norm(x))
+        hidden = dropout(F.gelu(gate, approximate="tanh") * up, self.rate, self)
+        return x + dropout(self.mlp_out(hidden), self.rate, self)
+
+
+class EncoderBlock(Block):
+    """Self-attention with bidirectional relative bias, then the MLP."""
+
+    def forward(self, carry: Carry, batch: MicroBatch) -> Carry:
+        encoder, decoder, encoder_bias, decoder_bias = carry
+        encoder = self.self_attention(encoder, encoder_bias, batch.encoder_mask, batch.encoder_segments)
+        return self.mlp(encoder), decoder, encoder_bias, decoder_bias
+
+    def cost(self, shape: Shape) -> Cost:
+        """Activations: norm inputs and outputs, q k v, attended, gate, up and their product; scores and weights [H, L, L]."""
+        d, i, f, length = self.mt5.d_model, self.mt5.inner, self.mt5.d_ff, shape.encoder_tokens
+        tokens = shape.rows * length
+        flops = linear_flops(tokens, d, 4 * i + 3 * f) + attention_flops(shape.rows, length, length, i)
+        activations = 2.0 * tokens * (4 * d + 4 * i + 4 * f) + 4.0 * shape.rows * self.mt5.num_heads * length**2
+        return Cost(4 * d * i + 3 * d * f + 2 * d, flops, activations)
+
+
+class EncoderNorm(nn.Module):
+    """The norm after the last encoder block."""
+
+    def __init__(self, mt5: MT5Config, model: ModelConfig, parallel: TensorParallel) -> None:
+        super().__init__()
+        self.mt5, self.rate = mt5, model.dropout_rate
+        self.norm = RMSNorm(mt5.d_model, parallel)
+
+    def forward(self, carry: Carry, batch: MicroBatch) -> Carry:
+        return (dropout(self.norm(carry[0]), self.rate, self), *carry[1:])
+
+    def cost(self, shape: Shape) -> Cost:
+        return Cost(self.mt5.d_model, 0.0, 2.0 * 2 * shape.rows * shape.encoder_tokens * self.mt5.d_model)
+
+
+class DecoderBlock(Block):
+    """Causal self-attention with relative bias, cross-attention without, then the MLP."""
+
+    bidirectional = False
+
+    def __init__(self, mt5: MT5Config, model: ModelConfig, parallel: TensorParallel) -> None:
+        super().__init__(mt5, model, parallel)
+        d, inner = mt5.d_model, mt5.inner
+        self.cross_norm = RMSNorm(d, parallel)
+        self.cross_query = ColumnLinear(d, {"query": inner}, parallel, bias=False, weight_init=normal((d * mt5.d_kv) ** -0.5))
+        self.cross_memory = ColumnLinear(d, {"key": inner, "value": inner}, parallel, bias=False, weight_init=fan_in_normal)
+        self.cross_out = RowLinear(inner, d, "out", parallel, bias=False, weight_init=fan_in_normal)
+
+    def forward(self, carry: Carry, batch: MicroBatch) -> Carry:
+        encoder, decoder, encoder_bias, decoder_bias = carry
+        decoder = self.self_attention(decoder, decoder_bias, batch.decoder_mask, batch.decoder_segments)
+        query, key, value = self.cross_query_of(decoder), *self.memory(encoder)
+        if self.flex:
+            blocks = segment_blocks(batch.decoder_segments, batch.encoder_segments, causal=False)
+            attended = flex_t5_attention(query, key, value, None, self.mt5, False, blocks)
+        else:
+            attended = t5_attention(query, key, value, None, batch.cross_mask, self.rate if self.training else 0.0)
+        decoder = decoder + dropout(self.cross_out(attended), self.rate, self)
+        return encoder, self.mlp(decoder), encoder_bias, decoder_bias
+
+    def cross_query_of(self, x: Tensor) -> Tensor:
+        return split_heads(self.cross_query(self.cross_norm(x))[0], self.mt5.d_kv)
+
+    def memory(self, encoder: Tensor) -> list[Tensor]:
+        return [split_heads(y, self.mt5.d_kv) for y in self.cross_memory(encoder)]
+
+    def decode(self, x: Tensor, table: Tensor, cache: Cache, cross_mask: Tensor) -> Tensor:
+        """One token [1, B, d] after those in `cache`, which it extends; cross_mask bool [B, 1, 1, L]."""
+        query, key, value = self.project(x)
+        seen = cache.key.shape[0]
+        cache.key, cache.value = torch.cat([cache.key, key]), torch.cat([cache.value, value])
+        bias = relative_bias(table, self.mt5, 1, seen + 1, bidirectional=False, first_query=seen)
+        everything = torch.ones(1, 1, 1, seen + 1, dtype=torch.bool, device=x.device)
+        x = x + self.attention_out(t5_attention(query, cache.key, cache.value, bias, everything, 0.0))
+        attended = t5_attention(self.cross_query_of(x), cache.cross_key, cache.cross_value, None, cross_mask, 0.0)
+        return self.mlp(x + self.cross_out(attended))
+
+    def cost(self, shape: Shape) -> Cost:
+        """Cross-attention keys and values are taken of every encoder token. Activations as in the encoder, and the cross ones."""
+        d, i, f, n, m = self.mt5.d_model, self.mt5.inner, self.mt5.d_ff, shape.encoder_tokens, shape.decoder_tokens
+        flops = (linear_flops(shape.rows * n, d, 2 * i) + linear_flops(shape.rows * m, d, 6 * i + 3 * f)
+                 + attention_flops(shape.rows, m, m, i) + attention_flops(shape.rows, m, n, i))
+        activations = (2.0 * shape.rows * (m * (6 * d + 6 * i + 4 * f) + 2 * n * i)
+                       + 4.0 * shape.rows * self.mt5.num_heads * m * (m + n))
+        return Cost(8 * d * i + 3 * d * f + 3 * d, flops, activations)
+
+
+class VocabularyOutput(nn.Module):
+    """The untied output matrix, [vocabulary / tensor, d]; logits are not scaled (T5X `logits_via_embedding=False`)."""
+
+    def __init__(self, mt5: MT5Config, model: ModelConfig, parallel: TensorParallel) -> None:
+        super().__init__()
+        self.model, self.parallel = model, parallel
+        self.weight = nn.Parameter(torch.empty(mt5.vocab_size // parallel.size, mt5.d_model))
+        describe_parameter(self.weight, [vocabulary_part("weight", mt5.vocab_size, mt5.d_model, parallel, fan_in_truncated)], split=True)
+
+    def forward(self, hidden: Tensor, targets: Tensor | None = None, scale: float = 1.0) -> tuple[Tensor, ...]:
+        """hidden [T, d]: without targets -> (this rank's logits, fp32); with -> (scale * summed loss, [3, T] statistics)."""
+        if targets is None:
+            return (logits_fp32(hidden, self.weight),)
+        return VocabularyLoss.apply(hidden, self.weight, targets, scale, self.model.z_loss, self.model.loss_chunk, self.parallel.group)  # type: ignore
+
+
+class Head(nn.Module):
+    """The decoder's norm, the vocabulary and the loss: (...) -> (loss, totals fp32 [4, num_objectives])."""
+
+    def __init__(self, mt5: MT5Config, model: ModelConfig, num_objectives: int, parallel: TensorParallel) -> None:
+        super().__init__()
+        self.mt5, self.model, self.num_objectives, self.parallel = mt5, model, num_objectives, parallel
+        self.norm = RMSNorm(mt5.d_model, parallel)
+        self.output = VocabularyOutput(mt5, model, parallel)
+
+    def forward(self, carry: Carry, batch: MicroBatch) -> Carry:
+        decoder = self.parallel.gather(dropout(self.norm(carry[1]), self.model.dropout_rate, self), partial_gradient=True)
+        at = batch.target_positions
+        assert at is not None
+        loss, statistics = self.output(decoder.flatten(0, 1)[at], batch.decoder_targets.t().reshape(-1)[at], batch.loss_scale)
+        return loss, totals_by_objective(statistics, batch.objectives.t().reshape(-1)[at], self.num_objectives)
+
+    def cost(self, shape: Shape) -> Cost:
+        """The logits of one chunk at a time; their gradients are taken in the forward pass, so hidden states are all that stays."""
+        d, tokens = self.mt5.d_model, shape.rows * shape.decoder_tokens
+        return Cost(d + self.mt5.vocab_size * d, linear_flops(tokens, d, self.mt5.vocab_size), 2.0 * 3 * tokens * d)

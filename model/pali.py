@@ -1,0 +1,113 @@
+"""PaLI as a list of units, in order: patches, vit_block x N, bridge, encoder_block x N, encoder_norm, decoder_block x N, head."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from errors import ConfigurationError
+from model.batch import MicroBatch
+from model.config import ModelConfig, MT5Config, ViTConfig
+from model.layers import Part, TensorParallel, parts_of
+from model.mt5 import Bridge, DecoderBlock, EncoderBlock, EncoderNorm, Head
+from model.vit import Patches, ViTBlock
+
+Units = dict[str, nn.Module]
+
+
+def units(vit: ViTConfig, mt5: MT5Config, model: ModelConfig, num_objectives: int, parallel: TensorParallel | None = None) -> Units:
+    """Name -> unit, in the order of the forward pass, on the current default device (`meta` for a plan)."""
+    parallel = parallel or TensorParallel()
+    return {
+        "patches": Patches(vit, model.image_size, parallel),
+        **{f"vit_block_{i}": ViTBlock(vit, parallel) for i in range(vit.depth)},
+        "bridge": Bridge(vit, mt5, model, parallel),
+        **{f"encoder_block_{i}": EncoderBlock(mt5, model, parallel) for i in range(mt5.num_encoder_layers)},
+        "encoder_norm": EncoderNorm(mt5, model, parallel),
+        **{f"decoder_block_{i}": DecoderBlock(mt5, model, parallel) for i in range(mt5.num_decoder_layers)},
+        "head": Head(mt5, model, num_objectives, parallel),
+    }
+
+
+class PaLI(nn.Module):
+    """Some consecutive units: the whole model, or one pipeline stage.
+
+    Forward: (what the unit before passed on, nothing before `patches`), batch -> what the last unit passes on; after `head`
+    that is (loss, totals [4, num_objectives]). `recompute` keeps only the inputs of trained blocks.
+    """
+
+    def __init__(self, units: Units, recompute: bool = False) -> None:
+        super().__init__()
+        self.recompute = recompute
+        for name, unit in units.items():
+            self.add_module(name, unit)
+
+    def units(self) -> Iterator[tuple[str, nn.Module]]:
+        return self.named_children()
+
+    def forward(self, carry: tuple[Tensor, ...], batch: MicroBatch) -> tuple[Tensor, ...]:
+        for _, unit in self.units():
+            carry = self.run(unit, carry, batch)
+        return carry
+
+    def run(self, unit: nn.Module, carry: tuple[Tensor, ...], batch: MicroBatch) -> tuple[Tensor, ...]:
+        """One unit: without autograd where nothing at or before it is trained, recomputed where asked."""
+        trained = any(p.requires_grad for p in unit.parameters()) or any(x.requires_grad for x in carry)
+        if not (trained and torch.is_grad_enabled()):
+            with torch.no_grad():
+                return unit(carry, batch)
+        if self.recompute and isinstance(unit, ViTBlock | EncoderBlock | DecoderBlock):
+            return checkpoint(unit, carry, batch, use_reentrant=False)
+        return unit(carry, batch)
+
+    def train(self, mode: bool = True) -> "PaLI":
+        """Frozen units stay in evaluation mode."""
+        for _, unit in self.units():
+            unit.train(mode and any(p.requires_grad for p in unit.parameters()))
+        self.training = mode
+        return self
+
+
+def freeze(module: nn.Module, patterns: Iterable[str]) -> None:
+    """Stop training every parameter whose name (`vit_block_0.mlp_in.weight`) matches a shell pattern.
+
+    Raises ConfigurationError for a pattern that matches nothing: a typing mistake would silently train the wrong parameters.
+    """
+    names = dict(module.named_parameters())
+    for pattern in patterns:
+        matched = [name for name in names if fnmatchcase(name, pattern)]
+        if not matched:
+            raise ConfigurationError(f"The freeze pattern {pattern!r} matches no parameter; names look like {next(iter(names))!r}.")
+        for name in matched:
+            names[name].requires_grad_(False)
+
+
+@torch.no_grad()
+def initialize(module: nn.Module, seed: int) -> None:
+    """Fill every parameter in place; the value of a logical tensor depends on (seed, name) alone, not on the layout."""
+    for parameter, part in parts_of(module):
+        local_block(parameter, part).copy_(initial_block(part, seed))
+
+
+def initial_block(part: Part, seed: int) -> Tensor:
+    """This rank's block of the initial value of a logical tensor, fp32 on the CPU."""
+    digest = hashlib.sha256(f"{seed}/{part.name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    whole = torch.empty(part.shape, device="cpu")
+    part.initialize(whole, generator)
+    return whole[tuple(slice(o, o + n) for o, n in zip(part.offset, part.block, strict=True))]
+
+
+def local_block(parameter: Tensor, part: Part) -> Tensor:
+    """The view of `part` in a parameter (or in anything of its size, such as its gradient)."""
+    return parameter.detach().flatten()[part.start : part.start + part.block.numel()].view(part.block)
+
+
+def build(vit: ViTConfig, mt5: MT5Config, model: ModelConfig, num_objectives: int = 1, seed: int = 0) -> PaLI:
+    """The whole model in one process, initialised from a seed."""
+    whole = PaLI(units(vit, mt5, model, num_objectives))
+    initialize(whole, seed)
+    return whole

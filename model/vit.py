@@ -1,0 +1,94 @@
+"""The vision transformer of big_vision `models/vit.py`, as units: patches, then blocks. The final norm is in the bridge."""
+
+import torch.nn.functional as F
+from torch import Tensor, empty, float32, nn
+
+from model.attention import split_heads, vit_attention
+from model.batch import MicroBatch
+from model.config import ViTConfig
+from model.costs import Cost, Shape, attention_flops, linear_flops
+from model.layers import (
+    ColumnLinear,
+    LayerNorm,
+    Linear,
+    RowLinear,
+    TensorParallel,
+    fan_in_truncated,
+    normal,
+    replicated,
+    xavier_uniform,
+)
+
+
+
+class Patches(nn.Module):
+    """Images -> patch tokens with their position: (images of the batch) -> (vision [N, I, width],)."""
+
+    def __init__(self, config: ViTConfig, image_size: int, parallel: TensorParallel) -> None:
+        super().__init__()
+        self.config, self.parallel = config, parallel
+        pixels = config.patch_size**2 * 3
+        self.embedding = Linear(pixels, config.width, weight_init=fan_in_truncated, partial_gradient=False)
+        self.position = nn.Parameter(empty(config.num_tokens(image_size), config.width))
+        replicated(self.position, "position", normal(config.width**-0.5))
+
+    def forward(self, carry: tuple[Tensor, ...], batch: MicroBatch) -> tuple[Tensor, ...]:
+        weight = self.embedding.weight
+        pixels = batch.images.to(weight.dtype) / 127.5 - 1.0  # [0, 255] -> [-1, 1]
+        vision = self.embedding(patchify(pixels, self.config.patch_size)) + self.position
+        return (self.parallel.scatter(vision.transpose(0, 1)),)
+
+    def cost(self, shape: Shape) -> Cost:
+        d, tokens = self.config.width, shape.images * shape.vision_tokens
+        pixels = self.config.patch_size**2 * 3
+        return Cost(pixels * d + d + shape.vision_tokens * d, linear_flops(tokens, pixels, d), 2.0 * tokens * pixels)
+
+
+class ViTBlock(nn.Module):
+    """Pre-norm self-attention and MLP with tanh-GELU, biases everywhere: (vision,) -> (vision,)."""
+
+    def __init__(self, config: ViTConfig, parallel: TensorParallel) -> None:
+        super().__init__()
+        d = config.width
+        self.config = config
+        self.attention_norm = LayerNorm(d, parallel)
+        self.attention_in = ColumnLinear(d, {"query": d, "key": d, "value": d}, parallel, bias=True, weight_init=xavier_uniform)
+        self.attention_out = RowLinear(d, d, "out", parallel, bias=True, weight_init=xavier_uniform)
+        self.mlp_norm = LayerNorm(d, parallel)
+        self.mlp_in = ColumnLinear(d, {"hidden": config.mlp_dim}, parallel, bias=True, weight_init=xavier_uniform,
+                                   bias_init=normal(1e-6))
+        self.mlp_out = RowLinear(config.mlp_dim, d, "out", parallel, bias=True, weight_init=xavier_uniform,
+                                 bias_init=normal(1e-6))
+
+    def forward(self, carry: tuple[Tensor, ...], batch: MicroBatch) -> tuple[Tensor, ...]:
+        (vision,) = carry
+        head_dim = self.config.width // self.config.num_heads
+        query, key, value = (split_heads(x, head_dim) for x in self.attention_in(self.attention_norm(vision)))
+        vision = vision + self.attention_out(vit_attention(query, key, value))
+        (hidden,) = self.mlp_in(self.mlp_norm(vision))
+        return (vision + self.mlp_out(F.gelu(hidden, approximate="tanh")),)
+
+    def cost(self, shape: Shape) -> Cost:
+        """Activations kept: two norm inputs and outputs, q k v, attention output, MLP before and after GELU (16-bit each)."""
+        d, m, tokens = self.config.width, self.config.mlp_dim, shape.images * shape.vision_tokens
+        flops = (linear_flops(tokens, d, 4 * d + 2 * m)
+                 + attention_flops(shape.images, shape.vision_tokens, shape.vision_tokens, d))
+        return Cost(4 * d * d + 2 * d * m + 9 * d + m, flops, 2.0 * tokens * (8 * d + 2 * m))
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """[I, S, S, 3] -> [I, (S / patch)^2, patch * patch * 3], rows first; S is cut to a multiple of the patch."""
+    rows = images.shape[1] // patch_size
+    images = images[:, : rows * patch_size, : rows * patch_size]
+    return images.unflatten(2, (rows, patch_size)).unflatten(1, (rows, patch_size)).permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
+
+
+def resample_position(position: Tensor, num_tokens: int) -> Tensor:
+    """Bilinear resampling of a learned position embedding [N, width] to another square grid.
+
+    Corners map to corners, as `scipy.ndimage.zoom(order=1)` does in big_vision `resample_posemb`.
+    """
+    old, new = round(position.shape[0] ** 0.5), round(num_tokens**0.5)
+    grid = position.to(float32).reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(new, new), mode="bilinear", align_corners=True)
+    return grid.permute(0, 2, 3, 1).reshape(num_tokens, -1).to(position.dtype)
