@@ -13,6 +13,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import ModelParallelConfig
 from megatron.core.tensor_parallel import (
@@ -33,7 +34,11 @@ if not torch.cuda.is_available():
 
 
 class OneProcess:
-    """Stands for a process group where no `torch.distributed` is started: Megatron asks only for these two."""
+    """A tensor-parallel group of this process alone: Megatron asks a group of one only for these two."""
+
+    def __init__(self) -> None:
+        if not dist.is_initialized():  # megatron-core 0.16.1 passes no group on where torch.distributed is not started
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 
     def size(self) -> int:
         return 1
@@ -124,7 +129,6 @@ class ColumnLinear(ColumnParallelLinear):
                  weight_init: Initializer | Mapping[str, Initializer], bias_init: Initializer | None = None) -> None:
         super().__init__(d_in, sum(outputs.values()), config=parallel.megatron(), init_method=nn.init.zeros_, bias=bias,
                          gather_output=False, tp_group=parallel.group)
-        self.tp_group = parallel.group  # megatron-core drops it where torch.distributed is not started
         self.sizes = [size // parallel.size for size in outputs.values()]
         starts = [0, *accumulate(self.sizes)]
 
@@ -151,7 +155,6 @@ class RowLinear(RowParallelLinear):
                  bias_init: Initializer | None = None) -> None:
         super().__init__(d_in, d_out, config=parallel.megatron(), init_method=nn.init.zeros_, bias=bias,
                          input_is_parallel=True, skip_bias_add=False, tp_group=parallel.group)
-        self.tp_group = parallel.group
         local = d_in // parallel.size
         part = Part(f"{name}.weight", torch.Size((d_out, d_in)), weight_init, (0, parallel.rank * local), torch.Size((d_out, local)))
         describe_parameter(self.weight, [part], split=True)
@@ -167,7 +170,6 @@ class Embedding(VocabParallelEmbedding):
 
     def __init__(self, vocab_size: int, d_model: int, parallel: TensorParallel, *, weight_init: Initializer) -> None:
         super().__init__(vocab_size, d_model, init_method=nn.init.zeros_, config=parallel.megatron(), tp_group=parallel.group)
-        self.tp_group = parallel.group
         describe_parameter(self.weight, [vocabulary_part("weight", vocab_size, d_model, parallel, weight_init)], split=True)
 
     def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]

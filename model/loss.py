@@ -76,6 +76,7 @@ class VocabularyLoss(torch.autograd.Function):
                 if grad_weight is not None:
                     grad_weight = _accumulate(grad_weight, gradient, hidden[part], several)
         ctx.gradients = (grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight.dtype))
+        ctx.mark_non_differentiable(statistics)
         return scale * statistics[:2].sum(), statistics
 
     @staticmethod
