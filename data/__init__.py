@@ -1,0 +1,1 @@
+"""What the model reads: shards, tokenizer, the eight objectives, their mixture, packed rows."""

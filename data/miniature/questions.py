@@ -1,0 +1,151 @@
+"""Questions with exactly one right answer, in a balance that a guesser who does not see the image gains nothing from."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.miniature.language import Language
+from data.miniature.scene import HELD_OUT, PAIRS, SHOWN, Pair, Scene, Shape
+
+SEPARATION = 0.12  # of the image: how much further left (…) than all else the thing “on the left” (…) must be
+SIZE_SHARE = 0.4  # of the records that could ask for a size do so
+EXISTS_SHARE = 0.5
+# A shape whose colour stands alone is common, three of one colour are rare: asked this often, 1, 2 and 3 come out alike.
+COUNT_COLOUR_SHARE = {1: 0.12, 2: 0.6, 3: 1.0}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question in no language yet. `template` names the wording, the other fields fill its slots."""
+
+    template: str
+    answer: str
+    colour: str = ""
+    kind: str = ""
+    where: str = ""
+    phrase: Shape | None = None
+    about_held_out: bool = False
+
+    def text(self, language: Language, wording: int) -> str:
+        """The question in words; `wording` picks one of the language's wordings."""
+        wordings = language.table["questions"][self.template]
+        form = "figures" if self.template == "count_colour" else "figure"
+        return str(wordings[wording % len(wordings)]).format(
+            colour=language.colour(self.colour, form) if self.colour else "",
+            shape=language.definite(self.kind) if self.kind else "",
+            where=language.table["where"][self.where] if self.where else "",
+            phrase=language.phrase(self.phrase, with_size=False) if self.phrase else "",
+        )
+
+
+def ask(rng: np.random.Generator, scene: Scene, split: str) -> list[Question]:
+    """Four to six different questions about the scene (three or more where there is little to ask)."""
+    wanted = int(rng.integers(4, 7)) if len(scene.shapes) > 1 else 4
+    chosen: list[Question] = []
+    if rng.random() < EXISTS_SHARE:
+        chosen.append(_exists(rng, scene, split))
+    sizes = _sizes(scene)
+    if sizes and rng.random() < SIZE_SHARE:
+        chosen.append(_pick(rng, sizes))
+    families = [family(rng, scene) for family in _FAMILIES]
+    order = rng.permutation(len(families))
+    while len(chosen) < wanted and any(families):
+        for index in order:
+            if families[index] and len(chosen) < wanted:
+                question = _pick(rng, families[index])
+                families[index].remove(question)
+                chosen.append(question)
+    return [chosen[index] for index in rng.permutation(len(chosen))]
+
+
+def _pick(rng: np.random.Generator, questions: list[Question]) -> Question:
+    """One of the questions; one about a held-out pair if there is any."""
+    best = [question for question in questions if question.about_held_out] or questions
+    return best[rng.integers(len(best))]
+
+
+def _sizes(scene: Scene) -> list[Question]:
+    return [
+        Question("size", shape.size, kind=shape.kind, about_held_out=shape.pair in HELD_OUT)
+        for shape in _unique(scene, lambda shape: shape.kind)
+    ]
+
+
+def _colours(rng: np.random.Generator, scene: Scene) -> list[Question]:
+    return [
+        Question("colour", shape.colour, kind=shape.kind, about_held_out=shape.pair in HELD_OUT)
+        for shape in _unique(scene, lambda shape: shape.kind)
+    ]
+
+
+def _shapes(rng: np.random.Generator, scene: Scene) -> list[Question]:
+    return [
+        Question("shape", shape.kind, colour=shape.colour, about_held_out=shape.pair in HELD_OUT)
+        for shape in _unique(scene, lambda shape: shape.colour)
+    ]
+
+
+def _positions(rng: np.random.Generator, scene: Scene) -> list[Question]:
+    questions = []
+    for where, shape in outermost(scene).items():
+        answers = {"what_at": shape.label, "colour_at": shape.colour, "shape_at": shape.kind}
+        template = list(answers)[rng.integers(len(answers))]
+        questions.append(Question(template, answers[template], where=where, about_held_out=shape.pair in HELD_OUT))
+    return questions
+
+
+def _counts(rng: np.random.Generator, scene: Scene) -> list[Question]:
+    questions = [Question("count", str(len(scene.shapes)))]
+    for colour, number in Counter(shape.colour for shape in scene.shapes).items():
+        if rng.random() < COUNT_COLOUR_SHARE[number]:
+            questions.append(Question("count_colour", str(number), colour=colour))
+    return questions
+
+
+_FAMILIES: tuple[Callable[[np.random.Generator, Scene], list[Question]], ...] = (_colours, _shapes, _positions, _counts)
+
+
+def _exists(rng: np.random.Generator, scene: Scene, split: str) -> Question:
+    if rng.random() < 0.5:
+        candidates = [
+            Question("exists", "yes", phrase=shape, about_held_out=shape.pair in HELD_OUT) for shape in scene.shapes
+        ]
+        return _pick(rng, candidates)
+    colour, kind = absent_pairs(rng, scene, split, 1)[0]
+    return Question("exists", "no", phrase=Shape(colour, kind, "small", 0.5, 0.5, 0.0))
+
+
+def outermost(scene: Scene) -> dict[str, Shape]:
+    """Which shape is clearly the furthest left, right, up and down: no other shape, nor the sign, is nearly as far."""
+    if len(scene.shapes) < 2:
+        return {}
+    things = [*scene.shapes, *([scene.sign] if scene.sign else [])]
+    found = {}
+    for where, axis, direction in (("left", "x", 1), ("right", "x", -1), ("top", "y", 1), ("bottom", "y", -1)):
+        ranked = sorted(things, key=lambda thing: direction * float(getattr(thing, axis)))
+        first, second = ranked[:2]
+        if isinstance(first, Shape) and abs(getattr(second, axis) - getattr(first, axis)) >= SEPARATION:
+            found[where] = first
+    return found
+
+
+def absent_pairs(rng: np.random.Generator, scene: Scene, split: str, number: int) -> list[Pair]:
+    """Pairs that are not in the scene, about half of them near misses; held-out ones are named in the test split only."""
+    present = {shape.pair for shape in scene.shapes}
+    absent = [pair for pair in (PAIRS if split == "test" else SHOWN) if pair not in present]
+    near = [pair for pair in absent if any(pair[0] == colour or pair[1] == kind for colour, kind in present)]
+    chosen: list[Pair] = []
+    while len(chosen) < number:
+        pool = near if rng.random() < 0.5 else absent
+        pair = pool[rng.integers(len(pool))]
+        if pair not in chosen:
+            chosen.append(pair)
+    return chosen
+
+
+def _unique(scene: Scene, attribute: Callable[[Shape], str]) -> list[Shape]:
+    """The shapes that share the attribute with no other."""
+    counts = Counter(attribute(shape) for shape in scene.shapes)
+    return [shape for shape in scene.shapes if counts[attribute(shape)] == 1]

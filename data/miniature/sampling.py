@@ -1,0 +1,115 @@
+"""Draws scenes; only here is decided how often what appears."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.miniature.language import sign_words
+from data.miniature.scene import (
+    BOARDS,
+    EXTENTS,
+    HELD_OUT,
+    MARGIN,
+    MAX_TURN,
+    PAIRS,
+    SHOWN,
+    SIZES,
+    Box,
+    Pair,
+    Scene,
+    Shape,
+    Sign,
+    held_out_board,
+)
+from data.miniature.text_image import sign_extent
+
+ATTEMPTS = 40  # positions tried for a thing before the whole scene is laid out anew
+
+
+@dataclass(frozen=True)
+class SceneOptions:
+    """How scenes of one source look: share with a sign, weights of 1, 2 and 3 shapes where there is none."""
+
+    sign_share: float
+    num_shapes: tuple[float, float, float] = (1 / 3, 1 / 3, 1 / 3)
+
+
+def draw_scene(rng: np.random.Generator, options: SceneOptions, split: str) -> Scene:
+    """One scene; with a held-out pair in it if the split is test, without any if not."""
+    signed = rng.random() < options.sign_share
+    # Beside a sign there is no room for three large shapes.
+    number = 1 + int(rng.choice(3, p=options.num_shapes) if not signed else rng.integers(2))
+    pairs = _draw_pairs(rng, number, split)
+    while True:
+        scene = _lay_out(rng, pairs, signed, split)
+        if scene is not None:
+            return scene
+
+
+def _draw_pairs(rng: np.random.Generator, number: int, split: str) -> list[Pair]:
+    """Distinct pairs in random order; in half of the scenes two or all share a colour, so that counting is worth while."""
+    allowed = PAIRS if split == "test" else SHOWN
+    first = sorted(HELD_OUT)[rng.integers(len(HELD_OUT))] if split == "test" else allowed[rng.integers(len(allowed))]
+    pairs = [first]
+    same_colour = number > 1 and rng.random() < 0.5
+    num_same = int(rng.integers(2, number + 1)) if same_colour else 1
+    while len(pairs) < number:
+        pair = allowed[rng.integers(len(allowed))]
+        if pair in pairs:
+            continue
+        if (pair[0] == first[0]) == (len(pairs) < num_same):
+            pairs.append(pair)
+    return [pairs[index] for index in rng.permutation(number)]
+
+
+def _lay_out(rng: np.random.Generator, pairs: list[Pair], signed: bool, split: str) -> Scene | None:
+    """Finds free places; None if something does not fit."""
+    taken: list[Box] = []
+    sign = _draw_sign(rng, split) if signed else None
+    if sign:
+        taken.append(sign.box)
+    shapes = []
+    for colour, kind in pairs:
+        size = SIZES[rng.integers(2)]
+        reach = EXTENTS[size] / 2 + MARGIN + 0.02  # a turned square reaches a little further than its half side
+        turn = float(rng.uniform(-MAX_TURN, MAX_TURN))
+        for _ in range(ATTEMPTS):
+            y, x = (float(value) for value in rng.uniform(reach, 1 - reach, 2))
+            shape = Shape(colour, kind, size, y, x, turn)
+            box = shape.box
+            if not any(_touch(box, other) for other in taken):
+                taken.append(box)
+                shapes.append(shape)
+                break
+        else:
+            return None
+    return Scene(tuple(shapes), sign, _draw_background(rng))
+
+
+def _draw_sign(rng: np.random.Generator, split: str) -> Sign:
+    words = sign_words()
+    index = int(rng.integers(len(words)))
+    word, code = words[index]
+    held_out = held_out_board(index)
+    boards = [held_out] if split == "test" else [board for board in BOARDS if board != held_out]
+    height, width = sign_extent(word)
+    ymin = float(rng.uniform(MARGIN, 1 - MARGIN - height))
+    xmin = float(rng.uniform(MARGIN, 1 - MARGIN - width))
+    return Sign(word, code, boards[rng.integers(len(boards))], (ymin, xmin, ymin + height, xmin + width))
+
+
+def _draw_background(rng: np.random.Generator) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Two near greys with a tint: white, yellow and black stand out from all of them."""
+    base = rng.integers(135, 185) + rng.integers(-12, 13, 3)
+    red, green, blue = (int(value) for value in base)
+    shift = int(rng.integers(-15, 16))
+    return (red, green, blue), (red + shift, green + shift, blue + shift)
+
+
+def _touch(one: Box, other: Box) -> bool:
+    return (
+        one[0] < other[2] + MARGIN
+        and other[0] < one[2] + MARGIN
+        and one[1] < other[3] + MARGIN
+        and other[1] < one[3] + MARGIN
+    )

@@ -1,0 +1,129 @@
+"""Scenes: what is to be seen and where; no pixels and no words about it."""
+
+import math
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+COLOURS = ("red", "green", "blue", "yellow", "purple", "black", "white")
+KINDS = ("circle", "square", "triangle", "star", "heart", "cross")
+SIZES = ("small", "large")
+BOARDS = ("white", "yellow", "blue", "green")
+
+Pair = tuple[str, str]  # (colour, kind)
+Box = tuple[float, float, float, float]  # ymin, xmin, ymax, xmax as fractions of the image
+
+PAIRS: tuple[Pair, ...] = tuple(product(COLOURS, KINDS))
+# Every kind, and every colour but white, is missing once: both halves of a held-out pair are well known from training.
+HELD_OUT: frozenset[Pair] = frozenset(
+    [
+        ("red", "star"),
+        ("green", "heart"),
+        ("blue", "triangle"),
+        ("yellow", "cross"),
+        ("purple", "circle"),
+        ("black", "square"),
+    ]
+)
+SHOWN: tuple[Pair, ...] = tuple(pair for pair in PAIRS if pair not in HELD_OUT)
+
+EXTENTS = {"small": 22 / 112, "large": 38 / 112}  # width of a shape before it is turned, as fraction of the image
+MARGIN = 3 / 112  # least distance between two things, and to the edge
+MAX_TURN = math.radians(12)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One coloured shape; `y`, `x` is its centre, in fractions of the image, `turn` an angle in radians."""
+
+    colour: str
+    kind: str
+    size: str
+    y: float
+    x: float
+    turn: float
+
+    @property
+    def pair(self) -> Pair:
+        return self.colour, self.kind
+
+    @property
+    def label(self) -> str:
+        return f"{self.colour} {self.kind}"
+
+    @property
+    def box(self) -> Box:
+        points = outline(self)
+        (xmin, ymin), (xmax, ymax) = points.min(0), points.max(0)
+        return float(ymin), float(xmin), float(ymax), float(xmax)
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A board with one word in logical order."""
+
+    word: str
+    language: str
+    board: str
+    box: Box
+
+    @property
+    def y(self) -> float:
+        return (self.box[0] + self.box[2]) / 2
+
+    @property
+    def x(self) -> float:
+        return (self.box[1] + self.box[3]) / 2
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Up to three shapes, no two of the same colour and kind, maybe a sign, before a background."""
+
+    shapes: tuple[Shape, ...]
+    sign: Sign | None
+    background: tuple[tuple[int, int, int], tuple[int, int, int]]  # RGB at the top and at the bottom
+
+
+def _unit_outline(kind: str) -> np.ndarray:
+    """Corner points [n, 2] (x, y; y down) of a shape about the origin that fills a square of side 1."""
+    if kind == "circle":
+        angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+        points = np.stack([np.cos(angles), np.sin(angles)], 1)
+    elif kind == "square":
+        points = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * 0.88
+    elif kind == "triangle":
+        points = np.array([(0, -1), (1, 0.85), (-1, 0.85)])
+    elif kind == "star":
+        angles = -np.pi / 2 + np.arange(10) * np.pi / 5
+        points = np.stack([np.cos(angles), np.sin(angles)], 1) * np.where(np.arange(10) % 2, 0.42, 1.05)[:, None]
+    elif kind == "heart":
+        angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+        y = 13 * np.cos(angles) - 5 * np.cos(2 * angles) - 2 * np.cos(3 * angles) - np.cos(4 * angles)
+        points = np.stack([16 * np.sin(angles) ** 3, -y - 2.5], 1) / 16
+    else:
+        arm = 0.34
+        half = [(-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm)]
+        points = np.array(half + [(-x, -y) for x, y in half])
+    return np.asarray(points, dtype=np.float64) / 2
+
+
+_OUTLINES = {kind: _unit_outline(kind) for kind in KINDS}
+
+
+def outline(shape: Shape) -> np.ndarray:
+    """Corner points [n, 2] (x, y) of the shape in fractions of the image, turned and in place."""
+    sine, cosine = math.sin(shape.turn), math.cos(shape.turn)
+    points = _OUTLINES[shape.kind] @ np.array([[cosine, sine], [-sine, cosine]])
+    return points * EXTENTS[shape.size] + (shape.x, shape.y)
+
+
+def uses_held_out(scene: Scene) -> bool:
+    """Whether any shape of the scene is a held-out pair."""
+    return any(shape.pair in HELD_OUT for shape in scene.shapes)
+
+
+def held_out_board(word_index: int) -> str:
+    """The board that a word stands on in test only; in train and validation the word stands on the three others."""
+    return BOARDS[word_index % len(BOARDS)]
