@@ -1,0 +1,87 @@
+"""What all ranks agree on in each step, in one small all-reduce."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass
+class Local:
+    """One rank's part of a step. Token, image and example counts are of this rank's data-parallel share."""
+
+    num_micro_batches: int
+    num_targets: int
+    encoder_tokens: int
+    positions: int  # of all encoder and decoder rows, padding included
+    images: int
+    examples: list[int]  # by objective
+    data_wait_s: float = 0.0
+    memory_bytes: int = 0
+    stop: bool = False
+    save: bool = False
+    skipped: dict[str, int] = field(default_factory=dict)  # "<source>/<cause>" -> records
+
+
+@dataclass
+class Agreed:
+    """The same on every rank: sums over the global batch, and the largest of what each rank reported."""
+
+    num_micro_batches: int
+    num_targets: int
+    encoder_tokens: int
+    positions: int
+    images: int
+    examples: list[int]
+    data_wait_s: float
+    memory_bytes: int
+    stop: bool
+    save: bool
+    skipped: dict[str, int]
+
+
+def agree(local: Local, data_parallel_size: int, device: torch.device) -> Agreed:
+    """Sum and take maxima over all ranks in one all-reduce (a second one only in steps that skipped records).
+
+    Maxima come out of a sum because every rank has a column of its own. Ranks that share a data-parallel share (tensor or
+    pipeline parallel) count it equally often, so sums are divided by their number.
+    """
+    world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    columns = [local.num_micro_batches, int(local.data_wait_s * 1e6), local.memory_bytes, local.stop, local.save,
+               bool(local.skipped)]
+    totals = [local.num_targets, local.encoder_tokens, local.positions, local.images, *local.examples]
+    table = torch.zeros(world, len(columns), dtype=torch.int64)
+    table[rank] = torch.tensor(columns, dtype=torch.int64)
+    message = torch.cat([table.flatten(), torch.tensor(totals, dtype=torch.int64)]).to(device)
+    if world > 1:
+        dist.all_reduce(message)
+    message = message.cpu()
+    most = message[: table.numel()].view_as(table).amax(0).tolist()
+    num_targets, encoder_tokens, positions, images, *examples = (
+        message[table.numel() :] // (world // data_parallel_size)
+    ).tolist()
+    skipped = _gather_skipped(local.skipped, world, data_parallel_size) if most[5] else {}
+    return Agreed(most[0], num_targets, encoder_tokens, positions, images, examples, most[1] / 1e6, most[2], bool(most[3]),
+                  bool(most[4]), skipped)
+
+
+def _gather_skipped(skipped: dict[str, int], world: int, data_parallel_size: int) -> dict[str, int]:
+    everywhere: list[Any] = [skipped]
+    if world > 1:
+        everywhere = [None] * world
+        dist.all_gather_object(everywhere, skipped)
+    total: dict[str, int] = {}
+    for one in everywhere:
+        for cause, count in one.items():
+            total[cause] = total.get(cause, 0) + count
+    return {cause: count // (world // data_parallel_size) for cause, count in sorted(total.items())}
+
+
+def gather(items: list[Any]) -> list[Any]:
+    """The items of all ranks in order of rank, on every rank."""
+    if not dist.is_initialized():
+        return items
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, items)
+    return [item for one in everywhere for item in one]

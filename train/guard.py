@@ -1,0 +1,67 @@
+"""Steps that are not trusted: a loss that is not finite, or that spikes, is skipped; many in a row end the run."""
+
+import json
+import math
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from train.config import GuardConfig
+from train.entry import RunStopped
+
+
+class Guard:
+    """Judges each step's loss by the losses before it. Every rank sees the same losses, so every rank judges alike."""
+
+    def __init__(self, settings: GuardConfig, recent: Sequence[float] = ()) -> None:
+        """`recent`: the losses that the guard of the run's last checkpoint remembered (`state`)."""
+        self.settings = settings
+        self.recent: deque[float] = deque(recent, maxlen=settings.window)
+        self.bad_in_a_row = 0
+
+    @property
+    def state(self) -> list[float]:
+        """What a checkpoint must hold for a resumed run to judge as this one would."""
+        return list(self.recent)
+
+    def verdict(self, loss: float) -> str | None:
+        """Why this loss must not be learned from, or None."""
+        if not math.isfinite(loss):
+            return "loss is not finite"
+        if len(self.recent) < self.settings.window:
+            return None
+        median = statistics.median(self.recent)
+        limit = max(median * self.settings.spike_factor, median + self.settings.spike_margin)
+        return f"loss spikes to {loss:.3g} (median {median:.3g})" if loss > limit else None
+
+    def accept(self, loss: float) -> None:
+        """The step was taken."""
+        self.recent.append(loss)
+        self.bad_in_a_row = 0
+
+    def refuse(self) -> bool:
+        """The step was skipped; True if the run must stop."""
+        self.bad_in_a_row += 1
+        return self.bad_in_a_row >= self.settings.max_in_a_row
+
+
+def bad_batch_name(step: int) -> str:
+    """File name of the examples of a skipped step."""
+    return f"bad_batch_step_{step:08d}.json"
+
+
+def save_bad_batch(folder: Path, step: int, cause: str, examples: list[dict[str, Any]]) -> Path:
+    """Write the ids of a skipped step's examples, so that the cause can be looked for in the data."""
+    path = folder / bad_batch_name(step)
+    path.write_text(json.dumps({"step": step, "cause": cause, "examples": examples}, indent=1, ensure_ascii=False))
+    return path
+
+
+def stopped(step: int, in_a_row: int, cause: str, path: Path) -> RunStopped:
+    """What the user is told when the run gives up."""
+    return RunStopped(
+        f"The run stopped at step {step}: {in_a_row} steps in a row were skipped (the last because the {cause}); "
+        f"the ids of their examples are in {path.parent}/bad_batch_step_*.json."
+    )

@@ -1,0 +1,97 @@
+"""Text on pictures in the scripts that installed fonts cover: DejaVu comes with matplotlib; others are found on the machine."""
+
+import unicodedata
+from functools import cache
+from pathlib import Path
+
+import arabic_reshaper
+import matplotlib
+from bidi.algorithm import get_display
+from matplotlib import font_manager
+from matplotlib.ft2font import FT2Font
+from PIL import ImageDraw, ImageFont
+
+DEJAVU = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+PLACEHOLDER_FONT = "LastResort"  # has a box for every character, and no letters
+RTL = ("R", "AL")
+
+Colour = tuple[int, int, int]
+
+
+class Lettering:
+    """Draws text of one size in pixels, each run of letters in the first font that has them."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.line_height = round(size * 1.35)
+
+    def covers(self, text: str) -> bool:
+        """Whether some font has every letter of the text."""
+        return all(_font_path(letter) for letter in text if not letter.isspace())
+
+    def wrapped(self, text: str, width: int) -> list[str]:
+        """Lines of at most `width` pixels; broken at spaces, or anywhere in a word that is too long. Unknown letters are escaped."""
+        lines, line = [], ""
+        for word in self._escaped(text).split(" "):
+            candidate = f"{line} {word}" if line else word
+            if self._length(candidate) <= width:
+                line = candidate
+                continue
+            if line:
+                lines.append(line)
+            line = word
+            while self._length(line) > width:
+                cut = next(i for i in range(len(line) - 1, 0, -1) if self._length(line[:i]) <= width or i == 1)
+                lines.append(line[:cut])
+                line = line[cut:]
+        return [*lines, line]
+
+    def write(self, pen: ImageDraw.ImageDraw, position: tuple[int, int], line: str, colour: Colour) -> None:
+        """Draw one line with its left upper corner at `position`; right-to-left scripts are joined and ordered for the eye."""
+        x, y = float(position[0]), position[1]
+        for font, run in self._runs(_visual(line)):
+            pen.text((x, y), run, font=font, fill=colour)
+            x += font.getlength(run)
+
+    def _escaped(self, text: str) -> str:
+        clean = " ".join(text.split())
+        return "".join(c if c == " " or _font_path(c) else c.encode("unicode_escape").decode() for c in clean)
+
+    def _length(self, line: str) -> float:
+        return sum(font.getlength(run) for font, run in self._runs(_visual(line)))
+
+    def _runs(self, line: str) -> list[tuple[ImageFont.FreeTypeFont, str]]:
+        runs: list[tuple[str, str]] = []
+        for letter in line:
+            path = _font_path(letter) or str(DEJAVU)
+            if runs and (runs[-1][0] == path or letter == " "):
+                runs[-1] = (runs[-1][0], runs[-1][1] + letter)
+            else:
+                runs.append((path, letter))
+        return [(_font(path, self.size), run) for path, run in runs]
+
+
+def _visual(line: str) -> str:
+    """The line in the order that is drawn from left to right, Arabic letters in their joined forms."""
+    if not any(unicodedata.bidirectional(letter) in RTL for letter in line):
+        return line
+    return str(get_display(arabic_reshaper.reshape(line), base_dir="L"))
+
+
+@cache
+def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
+
+
+@cache
+def _font_path(letter: str) -> str | None:
+    """The first font with this letter: DejaVu, else any other on the machine."""
+    if ord(letter) in _letters(str(DEJAVU)):
+        return str(DEJAVU)
+    others = (entry.fname for entry in font_manager.fontManager.ttflist if PLACEHOLDER_FONT not in entry.fname)
+    return next((path for path in others if ord(letter) in _letters(path)), None)
+
+
+@cache
+def _letters(path: str) -> frozenset[int]:
+    return frozenset(FT2Font(path).get_charmap())

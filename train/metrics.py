@@ -1,0 +1,105 @@
+"""What is measured in a step, and the file that keeps it: `metrics.jsonl`, one line a step."""
+
+import json
+import math
+import os
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from model.loss import LossTotals
+from train.agreement import Agreed
+
+Line = dict[str, Any]
+GIB = 2**30
+
+
+def step_line(
+    step: int,
+    totals: LossTotals,
+    agreed: Agreed,
+    objectives: Sequence[str],
+    *,
+    grad_norm: float | None,
+    lr: float,
+    seconds: float,
+    flops: float,
+    world_size: int,
+    peak_tflops: float | None,
+) -> Line:
+    """One step's line. Losses in nats per target token, z-loss included; `data_wait_s` and `memory_gib` of the slowest and fullest rank.
+
+    tokens_per_s counts real encoder (visual ones too) and decoder tokens of the global batch; `mfu` is null where the peak is unknown.
+    """
+    real = agreed.encoder_tokens + agreed.num_targets
+    tflops = flops / seconds / world_size / 1e12
+    line: Line = {"step": step, **losses(totals, objectives)}
+    line |= {f"examples/{name}": count for name, count in zip(objectives, agreed.examples, strict=True) if count}
+    line |= {
+        "grad_norm": grad_norm,
+        "lr": lr,
+        "examples_per_s": sum(agreed.examples) / seconds,
+        "tokens_per_s": real / seconds,
+        "tflops_per_device": tflops,
+        "mfu": tflops / peak_tflops if peak_tflops else None,
+        "padding_fraction": 1.0 - real / agreed.positions if agreed.positions else 0.0,
+        "data_wait_s": agreed.data_wait_s,
+        "memory_gib": agreed.memory_bytes / GIB,
+    }
+    return line | {f"skipped/{cause}": count for cause, count in agreed.skipped.items()}
+
+
+def losses(totals: LossTotals, objectives: Sequence[str], prefix: str = "") -> Line:
+    """`loss`, `z_loss` (mean over target tokens), and per objective that occurs: `loss/<objective>`, `accuracy/<objective>` of tokens."""
+    nll, z_loss, correct, tokens = (
+        part.double().tolist() for part in (totals.nll, totals.z_loss, totals.correct, totals.tokens)
+    )
+    count = max(1.0, sum(tokens))
+    line: Line = {f"{prefix}loss": (sum(nll) + sum(z_loss)) / count, f"{prefix}z_loss": sum(z_loss) / count}
+    for i, name in enumerate(objectives):
+        if tokens[i]:
+            line[f"{prefix}loss/{name}"] = (nll[i] + z_loss[i]) / tokens[i]
+            line[f"{prefix}accuracy/{name}"] = correct[i] / tokens[i]
+    return line
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Peak of this process: allocated on the GPU, else resident in RAM."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux reports KiB
+
+
+class MetricsFile:
+    """`metrics.jsonl`, appended to. One that is opened again at a restored step forgets the steps after it."""
+
+    def __init__(self, path: Path, restored_step: int) -> None:
+        """Cuts off lines of later steps, which will be run again, and a last line that a kill left half written."""
+        if path.exists():
+            kept = [text for text in path.read_text().splitlines() if _step_of(text) <= restored_step]
+            scratch = path.with_suffix(".tmp")
+            scratch.write_text("".join(text + "\n" for text in kept))
+            os.replace(scratch, path)
+        self.file: TextIO = path.open("a")
+
+    def write(self, line: Line) -> None:
+        """Append one line; a value that is not finite becomes null (JSON knows no NaN)."""
+        self.file.write(json.dumps({key: _finite(value) for key, value in line.items()}, allow_nan=False) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _step_of(text: str) -> float:
+    try:
+        return float(json.loads(text)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,69 @@
+"""Generated answers beside their pictures and references."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from train.lettering import Lettering
+
+PICTURE, TEXT_WIDTH, MARGIN, COLUMNS = 196, 380, 12, 2  # pixels, pixels, pixels, samples side by side
+TEXT_SIZE = 14
+INK, GREY, RIGHT, WRONG = (20, 20, 20), (120, 120, 120), (0, 120, 60), (180, 40, 30)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answered example. `picture` is uint8 [S, S, 3], None for an example without an image."""
+
+    source: str
+    objective: str
+    key: str
+    language: str
+    prompt: str
+    references: list[str]
+    prediction: str
+    picture: np.ndarray | None
+
+    @property
+    def correct(self) -> bool:
+        return self.prediction.strip() in {reference.strip() for reference in self.references}
+
+
+def draw(samples: list[Sample], path: Path) -> None:
+    """Write one PNG: each sample's picture with its prompt, reference and prediction."""
+    lettering = Lettering(TEXT_SIZE)
+    cells = [_cell(sample, lettering) for sample in samples]
+    rows = [cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)]
+    heights = [max(cell.height for cell in row) + MARGIN for row in rows]
+    sheet = Image.new("RGB", (COLUMNS * (PICTURE + TEXT_WIDTH + 3 * MARGIN), sum(heights) + MARGIN), "white")
+    top = MARGIN
+    for row, height in zip(rows, heights, strict=True):
+        for column, cell in enumerate(row):
+            sheet.paste(cell, (MARGIN + column * (PICTURE + TEXT_WIDTH + 3 * MARGIN), top))
+        top += height
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def _cell(sample: Sample, lettering: Lettering) -> Image.Image:
+    """One sample: the picture left, its lines of text right."""
+    lines = [(line, GREY) for line in lettering.wrapped(f"{sample.objective} · {sample.language}", TEXT_WIDTH)]
+    lines += [(line, INK) for line in lettering.wrapped(sample.prompt, TEXT_WIDTH)]
+    lines += [(line, GREY) for line in lettering.wrapped("reference: " + " / ".join(sample.references), TEXT_WIDTH)]
+    colour = RIGHT if sample.correct else WRONG
+    lines += [(line, colour) for line in lettering.wrapped("prediction: " + sample.prediction, TEXT_WIDTH)]
+    cell = Image.new("RGB", (PICTURE + MARGIN + TEXT_WIDTH, max(PICTURE, len(lines) * lettering.line_height)), "white")
+    if sample.picture is not None:
+        cell.paste(Image.fromarray(sample.picture).resize((PICTURE, PICTURE), Image.Resampling.LANCZOS), (0, 0))
+    pen = ImageDraw.Draw(cell)
+    for i, (line, colour) in enumerate(lines):
+        lettering.write(pen, (PICTURE + MARGIN, i * lettering.line_height), line, colour)
+    return cell
+
+
+def drawable_first(samples: list[Sample]) -> list[Sample]:
+    """The same samples, those first whose every letter an installed font can show."""
+    lettering = Lettering(TEXT_SIZE)
+    return sorted(samples, key=lambda s: not lettering.covers("".join([s.prompt, s.prediction, *s.references])))
