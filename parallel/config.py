@@ -1,0 +1,76 @@
+"""How the world is divided, and which optimizer updates the shards."""
+
+from dataclasses import dataclass
+
+from errors import ConfigurationError
+
+
+@dataclass
+class ParallelConfig:
+    """Degrees of parallelism; data parallelism is what remains of the world: world = data x pipeline x tensor.
+
+    `zero_stage`: 0 replicates, 1 shards optimizer state and fp32 weights over the data-parallel ranks, 2 gradients too,
+    3 parameters too (DeepSpeed ZeRO). `sequence`: Megatron sequence parallelism between tensor-parallel layers. `micro_batch`
+    is in rows per forward pass. `recompute`: "none", or "block" to keep only the inputs of trained blocks. A rank that hears
+    nothing from its peers for `timeout_s` seconds gives up.
+    """
+
+    tensor: int = 1
+    pipeline: int = 1
+    sequence: bool = False
+    zero_stage: int = 0
+    micro_batch: int = 8
+    recompute: str = "none"
+    timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("tensor", "pipeline", "micro_batch"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"parallel.{name}={getattr(self, name)} must be at least 1.")
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ConfigurationError(f"parallel.zero_stage={self.zero_stage} is unknown; choose 0, 1, 2 or 3.")
+        if self.recompute not in ("none", "block"):
+            raise ConfigurationError(f"parallel.recompute={self.recompute!r} is unknown; choose none or block.")
+        if self.pipeline > 1:
+            raise ConfigurationError(f"parallel.pipeline={self.pipeline}: pipeline stages are not supported yet; set it to 1.")
+        if self.timeout_s <= 0:
+            raise ConfigurationError(f"parallel.timeout_s={self.timeout_s} must be greater than 0.")
+
+
+@dataclass
+class OptimizerConfig:
+    """Adafactor exactly as T5X's (`t5x/adafactor.py`), or AdamW. The learning rate comes from the schedule.
+
+    Adafactor: beta2 of step t is 1 - (t + 1)^-`decay_exponent`; the step is scaled by max(RMS(parameter), `epsilon_scale`) and its
+    RMS clipped at `update_clipping`; matrices of at least `min_dim_size_to_factor` on both sides keep row and column means only.
+    AdamW: `beta1`, `beta2`, `epsilon`. `gradient_clipping` bounds the global gradient norm (null = off). `weight_decay` is
+    decoupled, times the learning rate, on matrices only.
+    """
+
+    name: str = "adafactor"
+    decay_exponent: float = 0.8
+    update_clipping: float | None = 1.0
+    multiply_by_parameter_scale: bool = True
+    epsilon_scale: float = 1e-3
+    min_dim_size_to_factor: int = 128
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    gradient_clipping: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in ("adafactor", "adamw"):
+            raise ConfigurationError(f"optimizer.name={self.name!r} is unknown; choose adafactor or adamw.")
+        for name in ("decay_exponent", "epsilon", "epsilon_scale"):
+            if getattr(self, name) <= 0:
+                raise ConfigurationError(f"optimizer.{name}={getattr(self, name)} must be greater than 0.")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigurationError(f"optimizer.{name}={getattr(self, name)} must lie in [0, 1).")
+        for name in ("update_clipping", "gradient_clipping"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigurationError(f"optimizer.{name}={value} must be greater than 0, or null to turn it off.")
+        if self.weight_decay < 0:
+            raise ConfigurationError(f"optimizer.weight_decay={self.weight_decay} must not be negative.")

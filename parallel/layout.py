@@ -1,0 +1,80 @@
+"""The one object that owns degrees and process groups: world = data x pipeline x tensor, tensor ranks next to each other."""
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from errors import ConfigurationError
+from model.config import MT5Config, ViTConfig
+from model.layers import TensorParallel
+from parallel.config import ParallelConfig
+from parallel.launch import Launch, start
+
+
+def check(parallel: ParallelConfig, vit: ViTConfig, mt5: MT5Config, image_size: int, world_size: int) -> None:
+    """Raise ConfigurationError, before anything starts, for a layout that the world or the model cannot be divided into."""
+    tensor, pipeline = parallel.tensor, parallel.pipeline
+    if world_size % (tensor * pipeline):
+        raise ConfigurationError(
+            f"{world_size} processes cannot be divided into parallel.tensor={tensor} x parallel.pipeline={pipeline}; "
+            f"start a multiple of {tensor * pipeline} processes.")
+    divided = {"vit.num_heads": vit.num_heads, "vit.mlp_dim": vit.mlp_dim, "mt5.num_heads": mt5.num_heads, "mt5.d_ff": mt5.d_ff,
+               "mt5.vocab_size": mt5.vocab_size}
+    if parallel.sequence:
+        divided["visual tokens per image"] = vit.num_tokens(image_size)
+    for name, value in divided.items():
+        if value % tensor:
+            raise ConfigurationError(f"{name}={value} is not a multiple of parallel.tensor={tensor}; choose a tensor size that divides it.")
+    if parallel.sequence and tensor == 1:
+        raise ConfigurationError("parallel.sequence=true splits sequences over tensor-parallel ranks; set parallel.tensor to 2 or more.")
+
+
+class Layout:
+    """Degrees, this process's place in them, and the groups that follow. Starting it is a collective of all ranks."""
+
+    def __init__(self, parallel: ParallelConfig, this: Launch) -> None:
+        start(this, parallel.timeout_s)
+        if parallel_state.model_parallel_is_initialized():
+            parallel_state.destroy_model_parallel()
+        parallel_state.initialize_model_parallel(tensor_model_parallel_size=parallel.tensor,
+                                                 pipeline_model_parallel_size=parallel.pipeline,
+                                                 create_gloo_process_groups=False)
+        self.config, self.device = parallel, this.device
+        self.rank, self.world_size = this.rank, this.world_size
+        self.tensor_group = parallel_state.get_tensor_model_parallel_group()
+        self.pipeline_group = parallel_state.get_pipeline_model_parallel_group()
+        self.data_group = parallel_state.get_data_parallel_group()
+        self.model_group = parallel_state.get_model_parallel_group()
+        self.stage_group = parallel_state.get_tensor_and_data_parallel_group()  # everyone who shares a pipeline stage
+
+    @property
+    def data_parallel_rank(self) -> int:
+        return self.data_group.rank()
+
+    @property
+    def data_parallel_size(self) -> int:
+        return self.data_group.size()
+
+    @property
+    def tensor_parallel_rank(self) -> int:
+        return self.tensor_group.rank()
+
+    @property
+    def tensor_parallel(self) -> TensorParallel:
+        return TensorParallel(self.tensor_group, self.config.sequence)
+
+    def all_reduce_data(self, x: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+        """In place, over the ranks that read different rows."""
+        if self.data_parallel_size > 1:
+            dist.all_reduce(x, op, group=self.data_group)
+        return x
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank of the world; a collective."""
+        x = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(x, dist.ReduceOp.MAX)
+        return bool(x.item())
+
+    def barrier(self) -> None:
+        dist.barrier()
