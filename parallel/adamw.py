@@ -1,0 +1,34 @@
+"""AdamW (Loshchilov & Hutter 2019) on flat shards, torch's own fused update; weight decay on matrices only."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from parallel.fragments import Rectangle
+from parallel.optimizer import ShardedOptimizer
+
+
+class AdamW(ShardedOptimizer):
+    """First and second moments of every element, where its weights are."""
+
+    def make_state(self) -> None:
+        everything = [(r, shard.weights.device) for shard in self.shards for r in shard.rectangles]
+        self.first = {r: torch.zeros(r.size, device=device) for r, device in everything}
+        self.second = {r: torch.zeros(r.size, device=device) for r, device in everything}
+
+    def update(self, pieces: list[tuple[Rectangle, Tensor, Tensor]], learning_rate: float) -> None:
+        for decayed in (True, False):
+            chosen = [piece for piece in pieces if (len(piece[0].shape) == 2) == decayed]
+            adamw([w for _, w, _ in chosen], [g.float() for _, _, g in chosen],
+                  [self.first[r] for r, _, _ in chosen], [self.second[r] for r, _, _ in chosen], [],
+                  [torch.tensor(float(self.ages[r.name])) for r, _, _ in chosen], foreach=True, amsgrad=False,
+                  beta1=self.config.beta1, beta2=self.config.beta2, lr=learning_rate,
+                  weight_decay=self.config.weight_decay if decayed else 0.0, eps=self.config.epsilon, maximize=False)
+
+    def state_pieces(self) -> Iterator[tuple[str, Rectangle | torch.Size, Tensor]]:
+        for r, values in self.first.items():
+            yield f"{r.name}/first_moment", r, values
+        for r, values in self.second.items():
+            yield f"{r.name}/second_moment", r, values
