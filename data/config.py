@@ -1,0 +1,106 @@
+"""The `data` and `mixture` groups of a run's configuration."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from data import objectives
+from errors import ConfigurationError
+
+
+@dataclass
+class DataConfig:
+    """Where the shards are, and how the examples of one step become rows.
+
+    `root` and `sources`: source `s` is read from `root/sources[s]`, or from `root/s` where `sources` does not name it;
+    a value is a folder or a shard pattern (see data/README.md). Lengths are in positions of one row, counting visual
+    tokens. `error_budget` is the fraction of a source's records that may be broken before the run stops; up to
+    `error_budget_minimum` broken records are always forgiven, so that one bad file in the first step stops nothing.
+    `prefetch` is in steps.
+    """
+
+    root: str = MISSING
+    tokenizer: str = MISSING
+    sources: dict[str, str] = field(default_factory=dict)
+    batch_examples: int = MISSING
+    num_streams: int = MISSING
+    encoder_length: int = MISSING
+    decoder_length: int = MISSING
+    images_per_row: int = 1
+    error_budget: float = 0.01
+    error_budget_minimum: int = 16
+    num_threads: int = 2
+    prefetch: int = 2
+
+    def check(self) -> None:
+        """Raises ConfigurationError, with the numbers, for values that no step can be made of."""
+        at_least_one = (
+            "batch_examples",
+            "num_streams",
+            "encoder_length",
+            "decoder_length",
+            "images_per_row",
+            "num_threads",
+        )
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"data.{name} is {getattr(self, name)}: set it to 1 or more.")
+        if self.batch_examples % self.num_streams:
+            raise ConfigurationError(
+                f"data.batch_examples={self.batch_examples} cannot be dealt evenly to "
+                f"data.num_streams={self.num_streams}: make one a multiple of the other."
+            )
+        if not 0 <= self.error_budget <= 1:
+            raise ConfigurationError(f"data.error_budget={self.error_budget} is a fraction: set it between 0 and 1.")
+        if self.error_budget_minimum < 0 or self.prefetch < 0:
+            raise ConfigurationError(
+                f"data.error_budget_minimum={self.error_budget_minimum} and data.prefetch={self.prefetch} "
+                "count things: set them to 0 or more."
+            )
+
+    def check_images(self, tokens_per_image: int) -> None:
+        """Raises ConfigurationError if an image and the shortest text (one token and EOS) do not fit a row."""
+        if self.encoder_length < tokens_per_image + 2:
+            raise ConfigurationError(
+                f"data.encoder_length={self.encoder_length} has no room for text beside the {tokens_per_image} visual "
+                f"tokens of one image: set it to {tokens_per_image + 2} or more."
+            )
+
+    def location(self, source: str) -> str:
+        """The folder or shard pattern of a source."""
+        return os.path.join(self.root, self.sources.get(source, source))
+
+
+@dataclass
+class ComponentConfig:
+    """One row of a mixture: `objective` asked of the records of `source`, in proportion to `weight`."""
+
+    source: str = MISSING
+    objective: str = MISSING
+    weight: float = MISSING
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class MixtureConfig:
+    """The rows of a mixture. Weights are relative; the paper's are millions of examples."""
+
+    components: list[ComponentConfig] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raises ConfigurationError for an empty mixture, an unknown objective or option, or a weight not above 0."""
+        if not self.components:
+            raise ConfigurationError("mixture.components is empty: name at least one (source, objective, weight).")
+        for component in self.components:
+            name = f"mixture component {component.source}/{component.objective}"
+            if component.objective not in objectives.NAMES:
+                raise ConfigurationError(
+                    f"{name}: there is no such objective; choose from {', '.join(objectives.NAMES)}."
+                )
+            if not component.weight > 0:
+                raise ConfigurationError(
+                    f"{name} has weight {component.weight}: leave it out, or set a weight above 0."
+                )
+            objectives.options(component.objective, component.options)

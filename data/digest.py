@@ -1,0 +1,98 @@
+"""Prints one SHA-256 per step of the global batch: the same for any number of data-parallel ranks.
+
+    python -m data.digest mixture=miniature steps=0:20 data_parallel_size=4
+
+`steps`, `data_parallel_size` and `split` are this program's own; all else overrides the run's configuration
+(conf/pretrain.yaml), of which `data`, `mixture`, `run.seed`, and the first phase's image size are used.
+"""
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar, cast
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from data.config import DataConfig, MixtureConfig
+from data.packing import Rows, RowShape, take
+from data.stream import Stream
+from data.tokenizer import Tokenizer
+from errors import ConfigurationError
+
+Group = TypeVar("Group")
+CONFIGURATION = Path(__file__).parent.parent / "conf"
+
+
+def step_digest(stream: Stream, step: int, data_parallel_size: int) -> str:
+    """SHA-256 (hex) of a step's rows as the ranks read them; where a row lies, and on which rank, does not count."""
+    if stream.num_streams % data_parallel_size:
+        raise ConfigurationError(
+            f"data.num_streams={stream.num_streams} is not a multiple of data_parallel_size={data_parallel_size}."
+        )
+    share = stream.num_streams // data_parallel_size
+    digests = []
+    for rank in range(data_parallel_size):
+        rows, _ = stream.rows(step, range(rank * share, (rank + 1) * share))
+        digests += [row_digest(rows, row, stream.shape) for row in range(len(rows["encoder_tokens"]))]
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def row_digest(rows: Rows, row: int, shape: RowShape) -> bytes:
+    """SHA-256 of one row: names, types, shapes and values of all its arrays."""
+    digest = hashlib.sha256()
+    for name, array in take(rows, row, row + 1, shape).items():
+        assert isinstance(array, np.ndarray)
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.digest()
+
+
+def open_stream(overrides: Sequence[str], split: str) -> Stream:
+    """The stream of a run's configuration with these overrides."""
+    try:
+        with initialize_config_dir(str(CONFIGURATION), version_base=None):
+            config = compose("pretrain", list(overrides))
+        data = _checked(DataConfig, config.data)
+        mixture = _checked(MixtureConfig, config.mixture)
+        image_size, patch_size, seed = config.stage.phases[0].image_size, config.vit.patch_size, config.run.seed
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigurationError(str(error)) from error
+    return Stream(data, mixture, Tokenizer(data.tokenizer), image_size, (image_size // patch_size) ** 2, split, seed)
+
+
+def _checked(kind: type[Group], group: DictConfig) -> Group:
+    """A group of the configuration as its dataclass; an unknown key or a wrong type raises."""
+    plain = OmegaConf.to_container(group, resolve=True)
+    return cast(Group, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), plain)))
+
+
+def main(arguments: Sequence[str]) -> None:
+    own = {"steps": "0:1", "data_parallel_size": "1", "split": "train"}
+    overrides = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in own:
+            own[key] = value
+        else:
+            overrides.append(argument)
+    try:
+        first, last = (int(step) for step in own["steps"].split(":"))
+        data_parallel_size = int(own["data_parallel_size"])
+    except ValueError as error:
+        raise ConfigurationError(f"steps={own['steps']} is first:end, data_parallel_size a number.") from error
+    stream = open_stream(overrides, own["split"])
+    for step in range(first, last):
+        print(step, step_digest(stream, step, data_parallel_size), flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ConfigurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,40 @@
+"""An example ready to be packed, and what is told about it beside its arrays."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ExampleInfo:
+    """Where an example comes from and where it went, for logs, samples and the guard against bad batches.
+
+    `row` and `segment` say where it lies in the rows it was returned with. `truncated`: a text had to be cut. `record`:
+    the fields of the record it was made of.
+    """
+
+    source: str
+    objective: str
+    key: str
+    shard: str
+    language: str
+    input_text: str
+    target_text: str
+    step: int = -1
+    row: int = -1
+    segment: int = 0
+    truncated: bool = False
+    record: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """encoder_ids, decoder_ids: int32, each ending with EOS; images: uint8 [images, S, S, 3], none for text alone."""
+
+    encoder_ids: NDArray[np.int32]
+    decoder_ids: NDArray[np.int32]
+    images: NDArray[np.uint8]
+    info: ExampleInfo

@@ -1,0 +1,28 @@
+"""The pretraining objectives, one module each; an objective's place in NAMES is its number in a row's `objectives`."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, cast
+
+from data.objectives.base import Objective, Options, parse_options
+
+NAMES = (
+    "span_corruption",
+    "split_captioning",
+    "captioning",
+    "ocr",
+    "vqa",
+    "vqg",
+    "object_vqa",
+    "detection",
+)
+
+
+def load(name: str) -> Objective:
+    """The module of an objective: `make` asks, `read` reads an answer back."""
+    return cast(Objective, import_module(f"data.objectives.{name}"))
+
+
+def options(name: str, values: Mapping[str, Any]) -> Options:
+    """An objective's checked options; raises ConfigurationError for one that it does not have."""
+    return parse_options(name, load(name).Options, values)

@@ -1,0 +1,126 @@
+"""What all objectives share: the example they make, the reasons they do not, and the slots of their prompts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from errors import ConfigurationError
+
+SENTINEL = "<extra_id_0>"
+
+# PaLI's text uses Google Translate's code for Hebrew.
+LANGUAGE_ALIASES = {"he": "iw"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question to the model and its answer, as text; ids where the objective works on tokens (without EOS)."""
+
+    input_text: str
+    target_text: str
+    language: str
+    image: bool = True
+    input_ids: Sequence[int] | None = None
+    target_ids: Sequence[int] | None = None
+
+
+class Skip(Exception):
+    """A record that an objective cannot use. A `defect` (broken data, not just another kind of record) costs budget."""
+
+    def __init__(self, cause: str, defect: bool = False):
+        super().__init__(cause)
+        self.cause = cause
+        self.defect = defect
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every objective can be told in a mixture's `options`.
+
+    language_case: of the language code in a prompt; the paper's examples are upper-case ("EN"), PaLI-3's lower-case.
+    languages: use only these (codes as in the records); None uses all.
+    """
+
+    language_case: str = "upper"
+    languages: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.language_case not in ("upper", "lower"):
+            raise ConfigurationError(f"language_case={self.language_case!r} must be 'upper' or 'lower'.")
+
+    def code(self, language: str) -> str:
+        """The language as it stands in a prompt: "en" -> "EN"."""
+        code = LANGUAGE_ALIASES.get(language, language)
+        return code.upper() if self.language_case == "upper" else code.lower()
+
+    def uses(self, language: str) -> bool:
+        return self.languages is None or language in self.languages
+
+
+class Vocabulary(Protocol):
+    """The part of a tokenizer that objectives use."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def sentinel(self, number: int) -> int: ...
+
+
+class Objective(Protocol):
+    """What a module of this folder offers. PROMPTS are its templates, for the tokenizer's training and for reading."""
+
+    PROMPTS: tuple[str, ...]
+    Options: type[Options]
+
+    def make(
+        self, record: Mapping[str, Any], rng: np.random.Generator, options: Any, vocabulary: Vocabulary
+    ) -> Example:
+        """A pure function of its arguments; raises Skip where the record has nothing to ask about."""
+
+    def read(self, text: str) -> Any:
+        """An answer, given by the model or by the record, as the structure that evaluation compares."""
+
+
+def parse_options(name: str, kind: type[Options], values: Mapping[str, Any]) -> Options:
+    """`kind(**values)`, with a wrong name or type reported as a ConfigurationError."""
+    known = {field.name: field.default for field in fields(kind)}
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigurationError(f"objective {name} has no option {key!r}: it has {', '.join(known)}.")
+        default = known[key]
+        if isinstance(default, int | float) and default is not MISSING and not isinstance(value, int | float):
+            raise ConfigurationError(f"objective {name}: option {key}={value!r} must be a number.")
+    return kind(**values)
+
+
+def text_field(value: Any, name: str) -> str:
+    """A text of a record without surrounding space; an absent one is no defect, an empty one is."""
+    if value is None:
+        raise Skip(f"no {name}")
+    text = str(value).strip()
+    if not text:
+        raise Skip(f"empty {name}", defect=True)
+    return text
+
+
+Item = TypeVar("Item")
+
+
+def choose(rng: np.random.Generator, items: Sequence[Item], cause: str) -> Item:
+    """One of the items, uniformly; raises Skip(cause) if there is none."""
+    if not items:
+        raise Skip(cause)
+    return items[int(rng.integers(len(items)))]
+
+
+def shuffled(rng: np.random.Generator, items: Sequence[Item]) -> list[Item]:
+    """The items in random order."""
+    return [items[int(i)] for i in rng.permutation(len(items))]
+
+
+def distinct(items: Sequence[Item]) -> list[Item]:
+    """The items without repeats, in order of first appearance."""
+    return list(dict.fromkeys(items))

@@ -1,0 +1,25 @@
+"""Captioning in a language asked for (CC3M-35L): split-captioning with nothing given."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from data.objectives import base
+from data.objectives.base import Example, Options, Vocabulary
+
+PROMPTS = ("Generate the alt_text in {language} at 0: <extra_id_0>",)
+__all__ = ["PROMPTS", "Options", "make", "read"]
+
+
+def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
+    """Needs `captions`: {language: caption}. The language is drawn uniformly from those the record has."""
+    captions = record.get("captions") or {}
+    language = base.choose(rng, [code for code in captions if options.uses(code)], "no caption")
+    caption = base.text_field(captions[language], "caption")
+    return Example(PROMPTS[0].format(language=options.code(language)), caption, language)
+
+
+def read(text: str) -> str:
+    """The caption."""
+    return text.strip()

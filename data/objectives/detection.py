@@ -1,0 +1,80 @@
+"""Detection as text: boxes of the named classes as plain integers, no new tokens."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data.objectives import base
+from data.objectives.base import Example, Vocabulary
+from errors import ConfigurationError
+
+PROMPTS = ("detect {classes}",)
+SEPARATOR = " and "
+LANGUAGE = "en"
+NUM_BINS = 1000  # Coordinates are 0-999.
+
+_BOX = re.compile(r"(\d+) (\d+) (\d+) (\d+) (.+?)(?= \d+ \d+ \d+ \d+ |$)")
+
+
+class Box(NamedTuple):
+    """A labelled box; coordinates are fractions of the image's height and width, 0..1."""
+
+    ymin: float
+    xmin: float
+    ymax: float
+    xmax: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Options(base.Options):
+    """max_negatives: the most absent classes in a prompt; labels: their pool where a record names none.
+
+    order: of the boxes in the target, "random" (Pix2Seq's) or "reading" (by ymin, then xmin).
+    """
+
+    max_negatives: int = 3
+    labels: Sequence[str] = ()
+    order: str = "random"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.order not in ("random", "reading"):
+            raise ConfigurationError(f"order={self.order!r} of detection must be 'random' or 'reading'.")
+
+
+def box_text(box: Sequence[float], label: str) -> str:
+    """`ymin xmin ymax xmax label`, each coordinate the number of the bin, of 1000, that the fraction falls into."""
+    return " ".join([*(str(min(max(int(value * NUM_BINS), 0), NUM_BINS - 1)) for value in box), label])
+
+
+def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
+    """Needs `objects`: [{label, box}], box as fractions [ymin, xmin, ymax, xmax]; takes `absent_labels`.
+
+    The prompt names every class that is present and 0 … max_negatives that are not, in random order.
+    """
+    objects = record.get("objects") or []
+    if not objects:
+        raise base.Skip("no objects")
+    present = base.distinct([str(item["label"]) for item in objects])
+    absent = [label for label in record.get("absent_labels") or options.labels if label not in present]
+    negatives = base.shuffled(rng, absent)[: int(rng.integers(options.max_negatives + 1))]
+    classes = base.shuffled(rng, [*present, *negatives])
+    if options.order == "random":
+        objects = base.shuffled(rng, objects)
+    else:
+        objects = sorted(objects, key=lambda item: (item["box"][0], item["box"][1]))
+    target = " ".join(box_text(item["box"], str(item["label"])) for item in objects)
+    return Example(PROMPTS[0].format(classes=SEPARATOR.join(classes)), target, LANGUAGE)
+
+
+def read(text: str) -> list[Box]:
+    """The boxes of an answer, each coordinate the middle of its bin; what is no box is left out."""
+    boxes = []
+    for match in _BOX.finditer(text.strip()):
+        ymin, xmin, ymax, xmax = ((min(int(bin), NUM_BINS - 1) + 0.5) / NUM_BINS for bin in match.groups()[:4])
+        boxes.append(Box(ymin, xmin, ymax, xmax, match.group(5)))
+    return boxes

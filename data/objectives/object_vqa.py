@@ -1,0 +1,70 @@
+"""Object-aware VQA in English: which objects are in the image, asked in the paper's four ways."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data.objectives import base
+from data.objectives.base import Example, Vocabulary
+from errors import ConfigurationError
+
+LIST = "Answer in {language}: List the objects present: <extra_id_0>"
+IS = "Answer in {language}: Is {objects} in the image? <extra_id_0>"  # One object, or several: worded alike.
+WHICH = "Answer in {language}: Which of {objects} are in the image? <extra_id_0>"
+PROMPTS = (LIST, IS, WHICH)
+SEPARATOR = ", "
+LANGUAGE = "en"
+
+
+@dataclass(frozen=True)
+class Options(base.Options):
+    """max_objects: the most labels that a question names, 2 or more."""
+
+    max_objects: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_objects < 2:
+            raise ConfigurationError(f"max_objects={self.max_objects} of object_vqa must be 2 or more.")
+
+
+def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
+    """Needs `objects`: [{label, box}]; `absent_labels` makes the types with an answer to doubt possible.
+
+    The types that a record allows are equally likely, and so are Yes and No. A list of objects is sorted by label, an
+    answer to "Which of" keeps the question's order.
+    """
+    present = base.distinct([str(item["label"]) for item in record.get("objects") or []])
+    absent = base.distinct([str(label) for label in record.get("absent_labels") or [] if label not in present])
+    if not present:
+        raise base.Skip("no objects")
+    # Without a label known to be absent every answer would be Yes, and with one object "all of them" is "it".
+    kinds = ["list"]
+    if absent:
+        kinds += ["one", "which"] if len(present) == 1 else ["one", "which", "all"]
+    kind = base.choose(rng, kinds, "")
+    if kind == "list":
+        return _example(LIST, [], SEPARATOR.join(sorted(present)), options)
+    if kind == "which":
+        asked = base.shuffled(rng, present)[: int(rng.integers(1, options.max_objects))]
+        num_absent = int(rng.integers(1, options.max_objects - len(asked) + 1))
+        asked = base.shuffled(rng, [*asked, *base.shuffled(rng, absent)[:num_absent]])
+        return _example(WHICH, asked, SEPARATOR.join(label for label in asked if label in present), options)
+    positive = bool(rng.integers(2))
+    num_asked = 1 if kind == "one" else int(rng.integers(2, options.max_objects + 1))
+    asked = base.shuffled(rng, present)[:num_asked]
+    if not positive:
+        asked = base.shuffled(rng, [*asked[: num_asked - 1], base.choose(rng, absent, "")])
+    return _example(IS, asked, "Yes" if positive else "No", options)
+
+
+def _example(prompt: str, asked: list[str], target: str, options: Options) -> Example:
+    text = prompt.format(language=options.code(LANGUAGE), objects=SEPARATOR.join(asked))
+    return Example(text, target, LANGUAGE)
+
+
+def read(text: str) -> list[str]:
+    """The labels in the answer, or ["Yes"] or ["No"]."""
+    return [label.strip() for label in text.split(SEPARATOR.strip()) if label.strip()]

@@ -1,0 +1,100 @@
+"""T5's span corruption on text alone, as mT5 was pretrained: keeps the language model a language model.
+
+The recipe is t5.data.preprocessors.span_corruption (noise density 0.15, mean span 3.0, random_spans_noise_mask,
+unique sentinels); names of functions and their order of random choices follow it.
+"""
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.objectives import base
+from data.objectives.base import Example, Vocabulary
+
+PROMPTS = ()
+NUM_SENTINELS = 100
+
+_SPAN = re.compile(r"<extra_id_(\d+)>((?:(?!<extra_id_\d+>).)*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Options(base.Options):
+    """noise_density, mean_span_length: T5's; input_length: tokens of a corrupted input, with its EOS, at most."""
+
+    noise_density: float = 0.15
+    mean_span_length: float = 3.0
+    input_length: int = 512
+
+
+def num_noise(length: int, noise_density: float, mean_span_length: float) -> tuple[int, int]:
+    """(noise tokens, noise spans) in a text of `length` >= 2 tokens."""
+    tokens = min(max(round(length * noise_density), 1), length - 1)
+    spans = max(round(tokens / mean_span_length), 1)
+    return tokens, min(spans, tokens, length - tokens, NUM_SENTINELS)
+
+
+@functools.cache
+def raw_length(input_length: int, noise_density: float, mean_span_length: float) -> int:
+    """The longest text, in tokens, whose corrupted input (with EOS) fits `input_length` (T5's random_spans_helper)."""
+    length = 2
+    while True:
+        tokens, spans = num_noise(length + 1, noise_density, mean_span_length)
+        if length + 1 - tokens + spans + 1 > input_length:
+            return length
+        length += 1
+
+
+def _random_segmentation(rng: np.random.Generator, num_items: int, num_segments: int) -> NDArray[np.int64]:
+    """Lengths of `num_segments` non-empty segments that share `num_items`, all ways equally likely."""
+    first = np.zeros(num_items, np.int64)
+    first[1:] = rng.permutation(np.arange(num_items - 1) < num_segments - 1)
+    return np.bincount(np.cumsum(first), minlength=num_segments)
+
+
+def random_spans_noise_mask(
+    rng: np.random.Generator, length: int, noise_density: float, mean_span_length: float
+) -> NDArray[np.bool_]:
+    """bool [length], True where noise; begins with text and ends with noise."""
+    tokens, spans = num_noise(length, noise_density, mean_span_length)
+    noise = _random_segmentation(rng, tokens, spans)
+    text = _random_segmentation(rng, length - tokens, spans)
+    lengths = np.stack([text, noise], axis=1).reshape(-1)
+    return np.repeat(np.arange(2 * spans) % 2 == 1, lengths)
+
+
+def spans_to_sentinels(
+    ids: NDArray[np.int32], mask: NDArray[np.bool_], sentinels: NDArray[np.int32]
+) -> NDArray[np.int32]:
+    """The ids with the k-th run of `mask` replaced by the k-th sentinel."""
+    first = mask & ~np.concatenate([[False], mask[:-1]])
+    replaced = np.where(first, sentinels[np.cumsum(first) - 1], ids)
+    return replaced[first | ~mask]
+
+
+def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
+    """Needs `text`; takes `language`. Of a text that is too long one chunk is drawn, as T5 does; no image."""
+    language = str(record.get("language") or "en")
+    if not options.uses(language):
+        raise base.Skip("other language")
+    ids = np.asarray(vocabulary.encode(base.text_field(record.get("text"), "text")), np.int32)
+    longest = raw_length(options.input_length, options.noise_density, options.mean_span_length)
+    if len(ids) > longest:
+        start = longest * int(rng.integers(-(-len(ids) // longest)))
+        ids = ids[start : start + longest]
+    if len(ids) < 2:
+        raise base.Skip("text of one token")
+    mask = random_spans_noise_mask(rng, len(ids), options.noise_density, options.mean_span_length)
+    sentinels = np.array([vocabulary.sentinel(number) for number in range(NUM_SENTINELS)], np.int32)
+    input_ids = spans_to_sentinels(ids, mask, sentinels).tolist()
+    target_ids = spans_to_sentinels(ids, ~mask, sentinels).tolist()
+    return Example(vocabulary.decode(input_ids), vocabulary.decode(target_ids), language, False, input_ids, target_ids)
+
+
+def read(text: str) -> dict[int, str]:
+    """{sentinel number: text of its span}."""
+    return {int(number): span.strip() for number, span in _SPAN.findall(text)}

@@ -1,0 +1,33 @@
+"""Visual question answering, native and cross-lingual (VQ2A): a question in any language, answered in English."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from data.objectives import base
+from data.objectives.base import Example, Options, Vocabulary
+
+PROMPTS = ("Answer in {language}: {question} <extra_id_0>",)
+ANSWER_LANGUAGE = "en"  # The paper keeps all answers English: short ones are mistranslated out of context.
+__all__ = ["ANSWER_LANGUAGE", "PROMPTS", "Options", "make", "question_and_answer", "read"]
+
+
+def question_and_answer(record: Mapping[str, Any], rng: np.random.Generator, options: Options) -> tuple[str, str, str]:
+    """(language, question, answer) of one of the record's `questions`, drawn uniformly."""
+    triplets = [triplet for triplet in record.get("questions") or [] if options.uses(triplet["language"])]
+    triplet = base.choose(rng, triplets, "no question")
+    question = base.text_field(triplet["question"], "question")
+    return triplet["language"], question, base.text_field(triplet["answer"], "answer")
+
+
+def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
+    """Needs `questions`: [{language, question, answer}]. The example's language is the question's."""
+    language, question, answer = question_and_answer(record, rng, options)
+    prompt = PROMPTS[0].format(language=options.code(ANSWER_LANGUAGE), question=question)
+    return Example(prompt, answer, language)
+
+
+def read(text: str) -> str:
+    """The answer."""
+    return text.strip()

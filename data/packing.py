@@ -1,0 +1,165 @@
+"""Examples to rows: several share an encoder row and a decoder row, kept apart by segment ids."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data import objectives
+from data.examples import EncodedExample, ExampleInfo
+from data.tokenizer import EOS, PAD
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """The shape of every row: lengths in positions, images in slots of image_size x image_size pixels."""
+
+    encoder_length: int
+    decoder_length: int
+    images_per_row: int
+    image_size: int
+    tokens_per_image: int
+
+
+class Rows(TypedDict):
+    """B rows of Le encoder and Ld decoder positions, with I = B * images_per_row image slots.
+
+    images           uint8 [I, S, S, 3]  an unused slot is zeros
+    encoder_tokens   int32 [B, Le]       0 at visual positions and padding
+    encoder_segments int32 [B, Le]       0 = padding, 1 … = example in the row, contiguous; visual tokens come first
+    visual_index     int32 [B, Le]       slot * tokens_per_image + token, slot counted over all I; -1 where not visual
+    decoder_tokens   int32 [B, Ld]       each segment shifted right: begins with pad
+    decoder_targets  int32 [B, Ld]       each segment ends with EOS
+    decoder_segments int32 [B, Ld]       0 = padding
+    objectives       int32 [B, Ld]       index into data.objectives.NAMES, 0 where padding
+    """
+
+    images: NDArray[np.uint8]
+    encoder_tokens: NDArray[np.int32]
+    encoder_segments: NDArray[np.int32]
+    visual_index: NDArray[np.int32]
+    decoder_tokens: NDArray[np.int32]
+    decoder_targets: NDArray[np.int32]
+    decoder_segments: NDArray[np.int32]
+    objectives: NDArray[np.int32]
+
+
+def empty_rows(num_rows: int, shape: RowShape) -> Rows:
+    """Rows that hold no example."""
+    encoder, decoder = (num_rows, shape.encoder_length), (num_rows, shape.decoder_length)
+    return Rows(
+        images=np.zeros((num_rows * shape.images_per_row, shape.image_size, shape.image_size, 3), np.uint8),
+        encoder_tokens=np.full(encoder, PAD, np.int32),
+        encoder_segments=np.zeros(encoder, np.int32),
+        visual_index=np.full(encoder, -1, np.int32),
+        decoder_tokens=np.full(decoder, PAD, np.int32),
+        decoder_targets=np.full(decoder, PAD, np.int32),
+        decoder_segments=np.zeros(decoder, np.int32),
+        objectives=np.zeros(decoder, np.int32),
+    )
+
+
+def truncate(example: EncodedExample, shape: RowShape) -> EncodedExample:
+    """The example with texts cut to what one row holds; EOS stays the last token."""
+    text_length = shape.encoder_length - len(example.images) * shape.tokens_per_image
+    if len(example.encoder_ids) <= text_length and len(example.decoder_ids) <= shape.decoder_length:
+        return example
+    return EncodedExample(
+        _cut(example.encoder_ids, text_length),
+        _cut(example.decoder_ids, shape.decoder_length),
+        example.images,
+        replace(example.info, truncated=True),
+    )
+
+
+def _cut(ids: NDArray[np.int32], length: int) -> NDArray[np.int32]:
+    return ids if len(ids) <= length else np.append(ids[: length - 1], np.int32(EOS))
+
+
+def first_fit(sizes: NDArray[np.int64], capacity: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64 [n]: for each item of `sizes` [n, k], in order, the first row with room for it in all k dimensions."""
+    free = np.tile(capacity, (len(sizes), 1))
+    rows = np.empty(len(sizes), np.int64)
+    for item, size in enumerate(sizes):
+        rows[item] = np.argmax((free >= size).all(axis=1))
+        free[rows[item]] -= size
+    return rows
+
+
+def pack(examples: Sequence[EncodedExample], shape: RowShape) -> tuple[Rows, list[ExampleInfo]]:
+    """Packs the examples, in order, first-fit; the infos come back in the same order, with row and segment set."""
+    examples = [truncate(example, shape) for example in examples]
+    num_images = np.array([len(example.images) for example in examples], np.int64)
+    num_text = np.array([len(example.encoder_ids) for example in examples], np.int64)
+    num_target = np.array([len(example.decoder_ids) for example in examples], np.int64)
+    num_visual = num_images * shape.tokens_per_image
+    sizes = np.stack([num_visual + num_text, num_target, num_images], axis=1)
+    row_of = first_fit(sizes, np.array([shape.encoder_length, shape.decoder_length, shape.images_per_row], np.int64))
+
+    num_rows = int(row_of.max(initial=-1)) + 1
+    rows = empty_rows(num_rows, shape)
+    used = np.zeros((num_rows, 3), np.int64)
+    segment = np.zeros(num_rows, np.int64)
+    infos = []
+    for item, example in enumerate(examples):
+        row = int(row_of[item])
+        segment[row] += 1
+        encoder_start, decoder_start, slot = used[row].tolist()
+        used[row] += sizes[item]
+        text_start, encoder_end = encoder_start + int(num_visual[item]), int(used[row, 0])
+        decoder_end = int(used[row, 1])
+        slot += row * shape.images_per_row
+        rows["images"][slot : slot + len(example.images)] = example.images
+        rows["visual_index"][row, encoder_start:text_start] = slot * shape.tokens_per_image + np.arange(
+            num_visual[item]
+        )
+        rows["encoder_tokens"][row, text_start:encoder_end] = example.encoder_ids
+        rows["encoder_segments"][row, encoder_start:encoder_end] = segment[row]
+        rows["decoder_tokens"][row, decoder_start + 1 : decoder_end] = example.decoder_ids[:-1]
+        rows["decoder_targets"][row, decoder_start:decoder_end] = example.decoder_ids
+        rows["decoder_segments"][row, decoder_start:decoder_end] = segment[row]
+        rows["objectives"][row, decoder_start:decoder_end] = objectives.NAMES.index(example.info.objective)
+        infos.append(replace(example.info, row=row, segment=int(segment[row])))
+    return rows, infos
+
+
+def concatenate(parts: Sequence[Rows], shape: RowShape) -> Rows:
+    """All rows of `parts` (at least one), one after another."""
+    starts = np.cumsum([0, *(len(part["encoder_tokens"]) for part in parts)]).tolist()
+    shifted = [_shift(part, start, shape) for part, start in zip(parts, starts, strict=False)]
+    return _map(lambda *arrays: np.concatenate(arrays), *shifted)
+
+
+def take(rows: Rows, start: int, stop: int, shape: RowShape) -> Rows:
+    """Rows start … stop-1, with image slots counted from the first of them."""
+    part = _map(lambda array: array[start:stop], rows)
+    part["images"] = rows["images"][start * shape.images_per_row : stop * shape.images_per_row]
+    return _shift(part, -start, shape)
+
+
+def micro_batches(rows: Rows, micro_batch: int, shape: RowShape) -> list[Rows]:
+    """The rows cut into groups of exactly `micro_batch`, the last one filled up with empty rows; at least one group."""
+    num_rows = len(rows["encoder_tokens"])
+    padded = max(-(-num_rows // micro_batch), 1) * micro_batch
+    rows = concatenate([rows, empty_rows(padded - num_rows, shape)], shape)
+    return [take(rows, start, start + micro_batch, shape) for start in range(0, padded, micro_batch)]
+
+
+def empty_micro_batch(like: Rows) -> Rows:
+    """As many rows as `like`, without an example."""
+    empty = _map(np.zeros_like, like)
+    empty["visual_index"] -= 1
+    return empty
+
+
+def _shift(rows: Rows, num_rows: int, shape: RowShape) -> Rows:
+    """The rows as if `num_rows` more lay before them."""
+    index = rows["visual_index"]
+    offset = np.int32(num_rows * shape.images_per_row * shape.tokens_per_image)
+    return {**rows, "visual_index": np.where(index < 0, index, index + offset)}
+
+
+def _map(function: Callable[..., NDArray[Any]], *rows: Rows) -> Rows:
+    return cast(Rows, {name: function(*(part[name] for part in rows)) for name in Rows.__annotations__})  # type: ignore

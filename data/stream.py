@@ -1,0 +1,174 @@
+"""A step number is the whole state: steps as rows, read ahead in the background, and held-out examples in order."""
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from data.config import DataConfig, MixtureConfig
+from data.examples import EncodedExample, ExampleInfo
+from data.ledger import Ledger
+from data.mixture import Component, mix, open_components
+from data.packing import Rows, RowShape, concatenate, micro_batches, pack
+from data.tokenizer import Tokenizer
+from errors import ConfigurationError
+
+
+class Stream:
+    """Step t is examples [t*N, (t+1)*N) of the mixture, N = data.batch_examples.
+
+    They are dealt, as contiguous slices, to data.num_streams streams; each stream packs its own examples of the step
+    into rows. So the rows of a (step, stream) are a pure function of (configuration, seed), whoever reads them.
+    Raises ConfigurationError for a configuration that cannot work, and at any read ErrorBudgetExceeded.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        mixture: MixtureConfig,
+        tokenizer: Tokenizer,
+        image_size: int,
+        tokens_per_image: int,
+        split: str,
+        seed: int,
+    ):
+        data.check()
+        data.check_images(tokens_per_image)
+        self.num_streams = data.num_streams
+        self.examples_per_stream = data.batch_examples // data.num_streams
+        self.prefetch = data.prefetch
+        self.shape = RowShape(
+            data.encoder_length, data.decoder_length, data.images_per_row, image_size, tokens_per_image
+        )
+        self.ledger = Ledger(data.error_budget, data.error_budget_minimum)
+        self.components = open_components(data, mixture, tokenizer, image_size, split, self.ledger)
+        self._examples = mix(self.components, seed)
+        self._threads = ThreadPoolExecutor(data.num_threads, thread_name_prefix="examples")
+
+    def rows(self, step: int, streams: range) -> tuple[Rows, list[ExampleInfo]]:
+        """The rows of these streams in this step, in order of stream; infos in order of example."""
+        size = self.examples_per_stream
+        first = (step * self.num_streams + streams.start) * size
+        examples = list(self._threads.map(self._examples.__getitem__, range(first, first + len(streams) * size)))
+        packed = [
+            pack([example for example in examples[start : start + size] if example is not None], self.shape)
+            for start in range(0, len(examples), size)
+        ]
+        infos, num_rows = [], 0
+        for part, part_infos in packed:
+            infos += [replace(info, step=step, row=info.row + num_rows) for info in part_infos]
+            num_rows += len(part["encoder_tokens"])
+        return concatenate([part for part, _ in packed], self.shape), infos
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What one rank read in one step. positions and padding: of encoder and decoder rows together.
+
+    examples: number per objective. skipped: number per "source/cause" since the last step. truncated: examples whose
+    text was cut to fit a row.
+    """
+
+    examples: dict[str, int]
+    skipped: dict[str, int]
+    truncated: int
+    positions: int
+    padding: int
+
+    @property
+    def padding_fraction(self) -> float:
+        return self.padding / self.positions
+
+
+class Reader:
+    """The micro-batches of one data-parallel rank, prepared `prefetch` steps ahead by a background thread.
+
+    Rank r of D reads streams [r*S/D, (r+1)*S/D) of S. What goes wrong in the thread is raised by `read` of that step.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        data_parallel_rank: int,
+        data_parallel_size: int,
+        micro_batch: int,
+        prefetch: int | None = None,
+    ):
+        if stream.num_streams % data_parallel_size:
+            raise ConfigurationError(
+                f"data.num_streams={stream.num_streams} cannot be dealt evenly to {data_parallel_size} data-parallel "
+                f"ranks: make it a multiple of {data_parallel_size}."
+            )
+        share = stream.num_streams // data_parallel_size
+        self._stream = stream
+        self._streams = range(data_parallel_rank * share, (data_parallel_rank + 1) * share)
+        self._micro_batch = micro_batch
+        self._prefetch = stream.prefetch if prefetch is None else prefetch
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reader")
+        self._prepared: dict[int, Future[tuple[list[Rows], list[ExampleInfo], Statistics]]] = {}
+
+    def read(self, step: int) -> tuple[list[Rows], list[ExampleInfo], Statistics]:
+        """(micro-batches, infos, statistics) of a step; steps may be asked for in any order, fastest one after another.
+
+        Row r of an info lies in micro-batch r // micro_batch, at r % micro_batch.
+        """
+        wanted = range(step, step + self._prefetch + 1)
+        for stale in [ahead for ahead in self._prepared if ahead not in wanted]:
+            self._prepared.pop(stale).cancel()
+        for ahead in wanted:
+            if ahead not in self._prepared:
+                self._prepared[ahead] = self._thread.submit(self._prepare, ahead)
+        return self._prepared.pop(step).result()
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _prepare(self, step: int) -> tuple[list[Rows], list[ExampleInfo], Statistics]:
+        rows, infos = self._stream.rows(step, self._streams)
+        batches = micro_batches(rows, self._micro_batch, self._stream.shape)
+        segments = [batch[name] for batch in batches for name in ("encoder_segments", "decoder_segments")]  # type: ignore
+        statistics = Statistics(
+            examples=dict(Counter(info.objective for info in infos)),
+            skipped=self._stream.ledger.drain(),
+            truncated=sum(info.truncated for info in infos),
+            positions=sum(each.size for each in segments),
+            padding=sum(int(np.count_nonzero(each == 0)) for each in segments),
+        )
+        return batches, infos, statistics
+
+
+def evaluation_batches(
+    stream: Stream,
+    micro_batch: int,
+    limit: int | None = None,
+    data_parallel_rank: int = 0,
+    data_parallel_size: int = 1,
+    seed: int = 0,
+) -> Iterator[tuple[Rows, list[ExampleInfo]]]:
+    """Every component's records in order (the first `limit` of each), one example a row and one image slot a row.
+
+    Yields equally many batches of exactly `micro_batch` rows on every rank; infos are those of the leading rows, the
+    rest is empty (the last batch of all, or a record that its objective skips). `info.record` holds the references.
+    """
+    shape = replace(stream.shape, images_per_row=1)
+    places = [
+        (component, number)
+        for component in stream.components
+        for number in range(min(len(component.source), len(component.source) if limit is None else limit))
+    ]
+    stride = micro_batch * data_parallel_size
+    for start in range(0, len(places), stride):
+        mine = places[start + data_parallel_rank * micro_batch :][:micro_batch]
+        examples = [example for place in mine if (example := _evaluation_example(*place, seed)) is not None]
+        packed = [pack([example], shape) for example in examples]
+        infos = [replace(info, row=row) for row, (_, (info,)) in enumerate(packed)]
+        empty = pack([], shape)[0]
+        (batch,) = micro_batches(concatenate([empty, *(rows for rows, _ in packed)], shape), micro_batch, shape)
+        yield batch, infos
+
+
+def _evaluation_example(component: Component, number: int, seed: int) -> EncodedExample | None:
+    return component.example(number, np.random.default_rng([seed, number]))

@@ -1,0 +1,135 @@
+"""The SentencePiece tokenizer, with the sentinels where mT5 has them; `python -m data.tokenizer` trains one.
+
+python -m data.tokenizer root=runs/corpus output=runs/corpus/tokenizer.model vocab_size=4096
+"""
+
+import io
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2 as protocol
+
+from errors import ConfigurationError
+
+PAD, EOS, UNKNOWN = 0, 1, 2
+NUM_SENTINELS = 100
+
+
+class Tokenizer:
+    """Text to ids and back with a SentencePiece `.model` of mT5's shape.
+
+    Raises ConfigurationError if the file is none, if pad, eos, unk are not 0, 1, 2, or if the last 100 pieces are not
+    <extra_id_99> … <extra_id_0> (mT5's 250000 … 250099).
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = str(path)
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_file=self.path)
+        except (OSError, RuntimeError) as error:
+            raise ConfigurationError(
+                f"data.tokenizer={path} is no SentencePiece model: give mT5's, or train one (python -m data.tokenizer)."
+            ) from error
+        special = (self._processor.pad_id(), self._processor.eos_id(), self._processor.unk_id())
+        if special != (PAD, EOS, UNKNOWN):
+            raise ConfigurationError(f"{path} has pad, eos, unk = {special}: mT5's are {PAD}, {EOS}, {UNKNOWN}.")
+        for number in range(NUM_SENTINELS):
+            # mT5's own model writes the piece with the word-begin mark.
+            piece = self._processor.id_to_piece(max(self.sentinel(number), 0)).lstrip("▁")
+            if piece != f"<extra_id_{number}>":
+                raise ConfigurationError(
+                    f"{path} has {piece!r} at id {self.sentinel(number)} where mT5 has <extra_id_{number}>: "
+                    f"the last {NUM_SENTINELS} pieces must be the sentinels, <extra_id_0> last."
+                )
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of pieces, sentinels included; the model's own vocabulary may be padded beyond it."""
+        return int(self._processor.vocab_size())
+
+    def sentinel(self, number: int) -> int:
+        """The id of <extra_id_`number`>."""
+        return self.vocab_size - 1 - number
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without EOS."""
+        return list(self._processor.encode(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text before the first EOS; padding, and ids beyond the vocabulary, are left out."""
+        kept = []
+        for token in ids:
+            if token == EOS:
+                break
+            if token != PAD and token < self.vocab_size:
+                kept.append(int(token))
+        return str(self._processor.decode(kept))
+
+
+def train_tokenizer(texts: Iterable[str], path: str | Path, vocab_size: int) -> Tokenizer:
+    """Trains a SentencePiece unigram model on the texts and writes it to `path`; the same texts give the same bytes.
+
+    vocab_size counts everything: pad, eos, unk, 256 bytes (no text is out of vocabulary), the pieces learned, and the
+    100 sentinels at the end. It is an upper bound: a small corpus has fewer pieces to offer.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size - NUM_SENTINELS,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            character_coverage=0.9999,
+            pad_id=PAD,
+            eos_id=EOS,
+            unk_id=UNKNOWN,
+            bos_id=-1,
+            max_sentence_length=1 << 20,
+            num_threads=1,  # The order of floating-point sums, and so the pieces, would depend on the threads.
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"no tokenizer of vocab_size={vocab_size} can be trained on this text: {error}."
+        ) from error
+    proto = protocol.ModelProto()  # type: ignore[attr-defined]
+    proto.ParseFromString(model.getvalue())
+    for number in reversed(range(NUM_SENTINELS)):
+        proto.pieces.add(piece=f"<extra_id_{number}>", score=0.0, type=proto.SentencePiece.USER_DEFINED)
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_bytes(proto.SerializeToString(deterministic=True))
+    unfinished.replace(path)
+    return Tokenizer(path)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Trains on all text of the training shards below `root` (`key=value` arguments; see the module's docstring)."""
+    from omegaconf import OmegaConf
+
+    from data.corpus_text import corpus_texts
+
+    settings = {"root": "runs/corpus", "output": "${root}/tokenizer.model", "vocab_size": 4096, "split": "train"}
+    config = OmegaConf.create(settings)
+    OmegaConf.set_struct(config, True)
+    try:
+        config.merge_with_dotlist(list(arguments))
+    except Exception as error:
+        raise ConfigurationError(
+            f"python -m data.tokenizer takes {', '.join(settings)} as key=value: {error}"
+        ) from error
+    tokenizer = train_tokenizer(corpus_texts(config.root, config.split), config.output, int(config.vocab_size))
+    print(f"{config.output}: {tokenizer.vocab_size} pieces, {NUM_SENTINELS} of them sentinels")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ConfigurationError as error:
+        sys.exit(f"error: {error}")

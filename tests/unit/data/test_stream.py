@@ -1,0 +1,105 @@
+"""A step is a pure function of (configuration, seed, step), whoever reads it and whatever was read before."""
+
+import numpy as np
+import pytest
+
+from data.digest import step_digest
+from data.packing import Rows, empty_micro_batch
+from data.stream import Reader, Stream, evaluation_batches
+from errors import ConfigurationError
+from tests.unit.data.conftest import IMAGE_SIZE, TOKENS_PER_IMAGE, mixture
+
+
+def equal(one: Rows, other: Rows) -> bool:
+    return all(np.array_equal(one[name], other[name]) for name in Rows.__annotations__)
+
+
+def test_every_objective_comes_in_its_share(stream):
+    infos = [info for step in range(17) for info in stream.rows(step, range(4))[1]]
+    counts = {name: sum(info.objective == name for info in infos) / len(infos) for name in {i.objective for i in infos}}
+    for component in stream.components:
+        assert counts[component.objective] == pytest.approx(component.weight / 17, abs=0.003)
+
+
+def test_steps_are_the_same_in_any_order_and_any_process(data, tokenizer, stream):
+    again = Stream(data, mixture(), tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE, "train", seed=7)
+    forwards = [stream.rows(step, range(4)) for step in range(5)]
+    for step in (4, 2, 0, 3, 1):
+        rows, infos = again.rows(step, range(4))
+        assert equal(rows, forwards[step][0]) and infos == forwards[step][1]
+    other = Stream(data, mixture(), tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE, "train", seed=8)
+    assert [info.key for info in other.rows(0, range(4))[1]] != [info.key for info in forwards[0][1]]
+
+
+def test_an_epoch_shows_every_record_once_and_epochs_differ(data, tokenizer):
+    stream = Stream(data, mixture(("vq2a", "vqa", 1)), tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE, "train", seed=0)
+    first, second = ([info.key for info in stream.rows(step, range(4))[1]] for step in (0, 1))
+    assert len(set(first)) == len(set(second)) == 24
+    assert first != second
+
+
+@pytest.mark.parametrize("data_parallel_size", [2, 4])
+def test_digest_does_not_depend_on_the_ranks_that_read(stream, data_parallel_size):
+    assert step_digest(stream, 3, data_parallel_size) == step_digest(stream, 3, 1)
+    assert step_digest(stream, 3, 1) != step_digest(stream, 4, 1)
+
+
+def test_readers_of_all_ranks_read_the_step(stream):
+    keys = []
+    for rank in range(2):
+        reader = Reader(stream, rank, 2, micro_batch=2)
+        batches, infos, statistics = reader.read(5)
+        reader.close()
+        keys += [info.key for info in infos]
+        assert all(batch["encoder_tokens"].shape == (2, 96) and batch["images"].shape[0] == 6 for batch in batches)
+        assert sum(statistics.examples.values()) == len(infos) == 12
+        assert 0 < statistics.padding_fraction < 1
+        for info in infos:
+            batch = batches[info.row // 2]
+            assert info.segment in batch["decoder_segments"][info.row % 2]
+    assert keys == [info.key for info in stream.rows(5, range(4))[1]]
+
+
+def test_reading_may_begin_and_go_on_anywhere(stream):
+    straight, resumed = Reader(stream, 0, 1, 2), Reader(stream, 0, 1, 2, prefetch=0)
+    expected = {step: straight.read(step) for step in range(4)}
+    for step in (2, 3, 1):
+        batches, infos, _ = resumed.read(step)
+        assert infos == expected[step][1]
+        assert all(equal(*pair) for pair in zip(batches, expected[step][0], strict=True))
+
+
+def test_an_error_of_the_background_thread_is_raised_by_read(stream, monkeypatch):
+    def broken(step, streams):
+        raise RuntimeError(f"step {step}")
+
+    monkeypatch.setattr(stream, "rows", broken)
+    with pytest.raises(RuntimeError, match="step 3"):
+        Reader(stream, 0, 1, 2).read(3)
+
+
+def test_streams_that_ranks_cannot_share_are_a_configuration_error(stream):
+    with pytest.raises(ConfigurationError, match="num_streams=4 cannot be dealt evenly to 3"):
+        Reader(stream, 0, 3, 2)
+
+
+def test_evaluation_is_one_example_a_row_in_order_and_even_over_ranks(data, tokenizer):
+    both = mixture(("vq2a", "vqa", 1), ("objects", "detection", 1))
+    validation = Stream(data, both, tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE, "validation", 0)
+    ranks = [list(evaluation_batches(validation, 2, 5, rank, 2)) for rank in range(2)]
+    assert len(ranks[0]) == len(ranks[1]) == 3
+    keys = [info.key for batches in zip(*ranks, strict=True) for _, infos in batches for info in infos]
+    assert keys == [f"vq2a{n:04d}" for n in range(5)] + [f"objects{n:04d}" for n in range(5)]
+    for rows, infos in (batch for batches in ranks for batch in batches):
+        assert rows["encoder_tokens"].shape == (2, 96) and rows["images"].shape[0] == 2
+        for row, info in enumerate(infos):
+            assert info.row == row and info.segment == 1 and info.record["questions"]
+            assert tokenizer.decode(rows["decoder_targets"][row]) == info.target_text
+        assert not rows["decoder_segments"][len(infos) :].any()
+
+
+def test_an_empty_micro_batch_holds_nothing(stream):
+    like = stream.rows(0, range(4))[0]
+    empty = empty_micro_batch(like)
+    assert all(empty[name].shape == like[name].shape for name in Rows.__annotations__)
+    assert (empty["visual_index"] == -1).all() and not empty["encoder_segments"].any() and not empty["images"].any()
