@@ -63,7 +63,7 @@ def parse(arguments: list[str]) -> MiniatureConfig:
         merged = OmegaConf.merge(OmegaConf.structured(MiniatureConfig), OmegaConf.from_cli(arguments))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigurationError(f"{error.full_key}: {str(error).splitlines()[0]}.") from error
+        raise ConfigurationError(f"{error.full_key}: {str(error).splitlines()[0].rstrip('.')}.") from error
     assert isinstance(config, MiniatureConfig)
     config.check()
     return config

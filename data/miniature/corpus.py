@@ -1,4 +1,4 @@
-"""Writes the corpus: each shard is a pure function of (seed, source, split, shard), so any number of workers will do."""
+"""Writes the corpus: each shard is a pure function of (seed, source, split, shard), whatever the number of workers."""
 
 import io
 import json
@@ -28,7 +28,8 @@ def make_corpus(config: MiniatureConfig, progress: Callable[[int, int], None] = 
     """Makes the corpus in `config.folder`; False if the same corpus is there already.
 
     All is written beside the folder and renamed at the end: a folder with a `corpus.json` is whole. A corpus of other
-    settings is replaced; a folder that holds anything else raises ConfigurationError. `progress(done, total)` counts records.
+    settings is replaced; a folder that holds anything else raises ConfigurationError. `progress(done, total)` is told
+    of records.
     """
     folder = Path(config.folder)
     manifest = _manifest(config)

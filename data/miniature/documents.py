@@ -11,9 +11,9 @@ TOLD = SceneOptions(sign_share=0.4)
 
 
 def write_document(rng: np.random.Generator, language: Language, split: str) -> str:
-    """Two or three scenes told in full, with a fact or two between them: some 40 to 120 words."""
+    """Two scenes told in full, each with a fact or two after it: some 40 to 120 words."""
     sentences: list[str] = []
-    for _ in range(int(rng.integers(2, 4))):
+    for _ in range(2):
         sentences += _tell(rng, language, draw_scene(rng, TOLD, split), split)
         facts = language.table["document"]["facts"]
         sentences += [facts[index] for index in rng.permutation(len(facts))[: int(rng.integers(1, 3))]]

@@ -1,4 +1,4 @@
-"""Questions with exactly one right answer, in a balance that a guesser who does not see the image gains nothing from."""
+"""Questions with exactly one right answer, balanced so that guessing without the image gains next to nothing."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from data.miniature.scene import HELD_OUT, PAIRS, SHOWN, Pair, Scene, Shape
 SEPARATION = 0.12  # of the image: how much further left (…) than all else the thing “on the left” (…) must be
 SIZE_SHARE = 0.4  # of the records that could ask for a size do so
 EXISTS_SHARE = 0.5
-# A shape whose colour stands alone is common, three of one colour are rare: asked this often, 1, 2 and 3 come out alike.
-COUNT_COLOUR_SHARE = {1: 0.12, 2: 0.6, 3: 1.0}
+# Three shapes of one colour are rarer than one: asked this often, the answers 1, 2 and 3 come out alike.
+COUNT_COLOUR_SHARE = {1: 0.09, 2: 0.4, 3: 1.0}
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def outermost(scene: Scene) -> dict[str, Shape]:
 
 
 def absent_pairs(rng: np.random.Generator, scene: Scene, split: str, number: int) -> list[Pair]:
-    """Pairs that are not in the scene, about half of them near misses; held-out ones are named in the test split only."""
+    """Pairs that are not in the scene, half of them near misses; held-out ones are named in the test split only."""
     present = {shape.pair for shape in scene.shapes}
     absent = [pair for pair in (PAIRS if split == "test" else SHOWN) if pair not in present]
     near = [pair for pair in absent if any(pair[0] == colour or pair[1] == kind for colour, kind in present)]

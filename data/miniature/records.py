@@ -1,6 +1,8 @@
 """One record of each source: the JSON-able annotations, and the scene to render (None for text)."""
 
+import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ from data.miniature.documents import write_document
 from data.miniature.language import language
 from data.miniature.questions import absent_pairs, ask
 from data.miniature.sampling import SceneOptions, draw_scene
-from data.miniature.scene import HELD_OUT, Box, Scene
+from data.miniature.scene import HELD_OUT, SIZES, Box, Scene, Shape
 
 Record = dict[str, Any]
 Maker = Callable[[np.random.Generator, str, Sequence[str]], tuple[Record, Scene | None]]
@@ -73,14 +75,28 @@ MAKERS: dict[str, Maker] = {
 
 
 def names_held_out(record: Record) -> bool:
-    """Whether the English annotations of a record name a held-out pair (captions, objects, answers, alt-text, text)."""
-    texts = [record.get("captions", {}).get("en", ""), *record.get("absent_labels", [])]
-    texts += [entry["label"] for entry in record.get("objects", [])]
-    texts += [entry["answer"] for entry in record.get("questions", [])]
-    texts += [entry["question"] for entry in record.get("questions", []) if entry["language"] == "en"]
-    if record.get("language") == "en":
-        texts += [record.get("alt_text", ""), record.get("text", "")]
-    return any(f"{colour} {kind}" in text for text in texts for colour, kind in HELD_OUT)
+    """Whether a record's texts, in whatever language, name a held-out pair (questions and answers included)."""
+    texts = [("en", label) for label in record.get("absent_labels", [])]
+    texts += [("en", entry["label"]) for entry in record.get("objects", [])]
+    texts += list(record.get("captions", {}).items())
+    for entry in record.get("questions", []):
+        texts += [(entry["language"], entry["question"]), ("en", entry["answer"])]
+    texts += [(record["language"], record[name]) for name in ("alt_text", "text") if name in record]
+    return any(_held_out_phrases(code).search(text) for code, text in texts)
+
+
+@cache
+def _held_out_phrases(code: str) -> re.Pattern[str]:
+    """Finds any noun phrase of the held-out pairs in one language, or, in English, their labels."""
+    spoken = language(code)
+    shapes = [Shape(colour, kind, size, 0.5, 0.5, 0.0) for colour, kind in sorted(HELD_OUT) for size in SIZES]
+    phrases = {spoken.phrase(shape, with_size) for shape in shapes for with_size in (False, True)}
+    if code == "en":
+        phrases |= {shape.label for shape in shapes}
+    either = "|".join(map(re.escape, sorted(phrases)))
+    # Whole words only (Hebrew's cross ends in its heart), but "and" may be written together with the next word.
+    joined = re.escape(str(spoken.table["and"]).strip())
+    return re.compile(rf"(?<!\w)(?:{joined})?(?:{either})(?!\w)" if spoken.spaced else either)
 
 
 def _draw_language(rng: np.random.Generator, codes: Sequence[str]) -> str:

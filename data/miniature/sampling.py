@@ -47,7 +47,7 @@ def draw_scene(rng: np.random.Generator, options: SceneOptions, split: str) -> S
 
 
 def _draw_pairs(rng: np.random.Generator, number: int, split: str) -> list[Pair]:
-    """Distinct pairs in random order; in half of the scenes two or all share a colour, so that counting is worth while."""
+    """Distinct pairs in random order; in half of the scenes some share a colour, to have something to count."""
     allowed = PAIRS if split == "test" else SHOWN
     first = sorted(HELD_OUT)[rng.integers(len(HELD_OUT))] if split == "test" else allowed[rng.integers(len(allowed))]
     pairs = [first]
