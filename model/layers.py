@@ -109,12 +109,12 @@ def replicated(parameter: nn.Parameter, name: str, initialize: Initializer, part
     describe_parameter(parameter, [Part(name, shape, initialize, (0,) * len(shape), shape)], False, partial_gradient)
 
 
-def parts_of(module: nn.Module) -> Iterator[tuple[nn.Parameter, Part]]:
-    """Every (parameter, part) of a module; the part's name is its full logical name. Raises if one was never described."""
-    for prefix, child in module.named_modules():
-        for name, parameter in child.named_parameters(recurse=False):
+def parts_of(module: nn.Module, name: str = "") -> Iterator[tuple[nn.Parameter, Part]]:
+    """Every (parameter, part) of a module of that name; parts have their full logical names. Raises if one was never described."""
+    for prefix, child in module.named_modules(prefix=name):
+        for own, parameter in child.named_parameters(recurse=False):
             if not hasattr(parameter, "parts"):
-                raise RuntimeError(f"parameter {prefix}.{name} has no logical parts: describe it where it is made")
+                raise RuntimeError(f"parameter {prefix}.{own} has no logical parts: describe it where it is made")
             for part in parameter.parts:
                 yield parameter, replace(part, name=f"{prefix}.{part.name}" if prefix else part.name)
 

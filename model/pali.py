@@ -86,9 +86,9 @@ def freeze(module: nn.Module, patterns: Iterable[str]) -> None:
 
 
 @torch.no_grad()
-def initialize(module: nn.Module, seed: int) -> None:
-    """Fill every parameter in place; the value of a logical tensor depends on (seed, name) alone, not on the layout."""
-    for parameter, part in parts_of(module):
+def initialize(module: nn.Module, seed: int, name: str = "") -> None:
+    """Fill every parameter of a module of that name in place; the value of a logical tensor depends on (seed, name) alone, not on the layout."""
+    for parameter, part in parts_of(module, name):
         local_block(parameter, part).copy_(initial_block(part, seed))
 
 
