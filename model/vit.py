@@ -20,7 +20,6 @@ from model.layers import (
 )
 
 
-
 class Patches(nn.Module):
     """Images -> patch tokens with their position: (images of the batch) -> (vision [N, I, width],)."""
 
@@ -88,6 +87,8 @@ def resample_position(position: Tensor, num_tokens: int) -> Tensor:
 
     Corners map to corners, as `scipy.ndimage.zoom(order=1)` does in big_vision `resample_posemb`.
     """
+    if position.shape[0] == num_tokens:
+        return position
     old, new = round(position.shape[0] ** 0.5), round(num_tokens**0.5)
     grid = position.to(float32).reshape(1, old, old, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(new, new), mode="bilinear", align_corners=True)
