@@ -14,6 +14,7 @@ from typing import TypeVar, cast
 
 import numpy as np
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,6 +27,7 @@ from errors import ConfigurationError
 
 Group = TypeVar("Group")
 CONFIGURATION = Path(__file__).parent.parent / "conf"
+SCHEMA = "run_schema"
 
 
 def step_digest(stream: Stream, step: int, data_parallel_size: int) -> str:
@@ -54,6 +56,10 @@ def row_digest(rows: Rows, row: int, shape: RowShape) -> bytes:
 
 def open_stream(overrides: Sequence[str], split: str) -> Stream:
     """The stream of a run's configuration with these overrides."""
+    store = ConfigStore.instance()
+    if f"{SCHEMA}.yaml" not in store.repo:
+        # A run's own schema is made by the code that trains, of which nothing is known here: what is read must do.
+        store.store(SCHEMA, {"run": {"seed": 0}})
     try:
         with initialize_config_dir(str(CONFIGURATION), version_base=None):
             config = compose("pretrain", list(overrides))
@@ -61,7 +67,7 @@ def open_stream(overrides: Sequence[str], split: str) -> Stream:
         mixture = _checked(MixtureConfig, config.mixture)
         image_size, patch_size, seed = config.stage.phases[0].image_size, config.vit.patch_size, config.run.seed
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigurationError(str(error)) from error
+        raise ConfigurationError(str(error).splitlines()[0]) from error
     return Stream(data, mixture, Tokenizer(data.tokenizer), image_size, (image_size // patch_size) ** 2, split, seed)
 
 
