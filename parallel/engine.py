@@ -1,0 +1,148 @@
+"""One interface over every layout: accumulate gradients of micro-batches, update, evaluate, generate.
+
+A stage of the model is made in this order, and no other: groups -> units -> tensor-parallel layers -> freeze -> initial values
+-> gradient hooks -> recompute -> data-parallel engine -> load a checkpoint. Freezing comes before ZeRO, which gives fp32 weights and
+optimizer state to trained parameters only; hooks come before ZeRO, whose own must see summed gradients.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from model.batch import MicroBatch
+from model.config import ModelConfig, MT5Config, ViTConfig
+from model.generation import generate
+from model.layers import parts_of
+from model.loss import LossTotals
+from model.pali import PaLI
+from parallel.adafactor import Adafactor
+from parallel.adamw import AdamW
+from parallel.config import OptimizerConfig
+from parallel.fragments import Rectangle
+from parallel.layout import Layout
+from parallel.optimizer import Shard, ShardedOptimizer
+
+
+class Engine(ABC):
+    """A model that can be trained, whoever holds its parameters.
+
+    Subclasses give `model`, `optimizer`, `backward` and the shards. Every method is a collective of all ranks.
+    """
+
+    def __init__(self, model: PaLI, model_config: ModelConfig, optimizer: ShardedOptimizer, layout: Layout,
+                 sharing_group: dist.ProcessGroup) -> None:
+        """`sharing_group`: the ranks over which the elements of each trained logical tensor are divided."""
+        self.model, self.model_config, self.optimizer, self.layout = model, model_config, optimizer, layout
+        trained = [part for parameter, part in parts_of(model) if parameter.requires_grad]
+        optimizer.bind(self.shards(), {part.name: part.shape for part in trained}, sharing_group)
+
+    gradient_scale = 1.0  # what undoes the averaging of gradients over data-parallel ranks
+
+    @abstractmethod
+    def shards(self) -> list[Shard]:
+        """The flat fp32 weights that this rank updates."""
+
+    @abstractmethod
+    def frozen_pieces(self) -> list[tuple[Rectangle, Tensor]]:
+        """What this rank holds of the parameters that are not trained."""
+
+    @abstractmethod
+    def publish(self) -> None:
+        """Bring the fp32 weights, after they were loaded, into the parameters that the model computes with."""
+
+    @abstractmethod
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """(loss, totals [4, num_objectives]) of one micro-batch."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradients of one micro-batch."""
+
+    @abstractmethod
+    def apply_update(self) -> float:
+        """Clip and update with what was accumulated; returns the gradient norm before clipping. Nothing changes if it is not finite."""
+
+    def forward_backward(self, micro_batches: Sequence[MicroBatch], num_targets: int) -> LossTotals:
+        """Accumulate gradients of the micro-batches; totals are summed over the data-parallel ranks.
+
+        `num_targets`: target tokens of the step on all ranks, so that the gradient is that of the mean over all of them.
+        """
+        scale = self.gradient_scale / (max(num_targets, 1) if self.model_config.loss_reduction == "mean" else 1)
+        self.model.train()
+        totals = []
+        for batch in micro_batches:
+            batch = batch.to(self.layout.device)
+            batch.loss_scale = scale
+            loss, total = self.forward(batch)
+            self.backward(loss)
+            totals.append(total)
+        return self._reduced(totals)
+
+    def update(self, learning_rate: float) -> float:
+        """Update every trained parameter; returns the global gradient norm before clipping (skipped if not finite)."""
+        self.optimizer.set_learning_rate(learning_rate)
+        return self.apply_update()
+
+    def discard(self) -> None:
+        """Forget the accumulated gradients: a step in which the optimizer does nothing."""
+        self.optimizer.skip = True
+        try:
+            self.apply_update()
+        finally:
+            self.optimizer.skip = False
+
+    @torch.no_grad()
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossTotals:
+        """Totals over the micro-batches of all data-parallel ranks, without gradients."""
+        self.model.eval()
+        return self._reduced([self.forward(batch.to(self.layout.device))[1] for batch in micro_batches])
+
+    @torch.no_grad()
+    def generate(self, batch: MicroBatch, max_new_tokens: int) -> Tensor:
+        """Greedy answers, int64 [B, <= max_new_tokens], EOS included then pad; one example per row of the batch."""
+        self.model.eval()
+        return generate(self.model, batch.to(self.layout.device), max_new_tokens, together=self.layout.data_group)
+
+    def _reduced(self, totals: list[Tensor]) -> LossTotals:
+        return LossTotals.from_tensor(self.layout.all_reduce_data(torch.stack(totals).sum(0)))
+
+
+def make_optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> ShardedOptimizer:
+    """The optimizer of the configuration's name."""
+    return {"adafactor": Adafactor, "adamw": AdamW}[config.name](parameters, config)
+
+
+def reduce_partial_gradients(model: nn.Module, layout: Layout) -> None:
+    """Sum, over the tensor-parallel group, gradients of which each rank saw its part of the sequence only.
+
+    Norms, and everything else that is applied to sequence shards, under sequence parallelism.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.partial_gradient:  # type: ignore[attr-defined]
+            parameter.register_hook(lambda gradient: _summed(gradient, layout.tensor_group))
+
+
+def _summed(gradient: Tensor, group: dist.ProcessGroup) -> Tensor:
+    gradient = gradient.contiguous()
+    dist.all_reduce(gradient, group=group)
+    return gradient
+
+
+def build_engine(vit: ViTConfig, mt5: MT5Config, model: ModelConfig, optimizer: OptimizerConfig, *, layout: Layout,
+                 num_objectives: int, precision: str = "fp32", freeze: Sequence[str] = (), seed: int = 0) -> Engine:
+    """The model of the configuration, laid out, initialised from `seed`, ready to train.
+
+    `precision` is "fp32" or "bf16" (compute in bf16, fp32 weights in the optimizer). Raises ConfigurationError for a freeze
+    pattern that matches nothing, or if nothing is left to train.
+    """
+    from parallel.replicated import ReplicatedEngine  # DeepSpeed is slow to import: only who shards pays for it
+    if layout.config.zero_stage == 0:
+        kind: type = ReplicatedEngine
+    else:
+        from parallel.zero import ZeroEngine
+        kind = ZeroEngine
+    return kind(vit, mt5, model, optimizer, layout=layout, num_objectives=num_objectives,
+                dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision], frozen=freeze, seed=seed)

@@ -1,0 +1,176 @@
+"""ZeRO stages 1, 2 and 3: one DeepSpeed engine over the data-parallel ranks. Every DeepSpeed peculiarity lives in this file.
+
+DeepSpeed 0.19.8 shards memory, gathers and reduces; schedule, loss scale, learning rate, optimizer and checkpoints are ours:
+
+1. `managed_gradient_accumulation: false`: the caller decides when a step is over, and has scaled the loss already.
+2. Gradients are averaged over the data-parallel ranks; our loss is normalised by the global number of targets, so it is scaled up.
+3. The gradient norm counts a parameter on every model-parallel rank only if `parameter.model_parallel` is true: it is set so that
+   each logical element is counted once. A norm that is not finite is reported as -1 and the step is skipped (`check_grad_overflow`).
+4. One sub-group (`sub_group_size`): the optimizer sees all shards in one step, and reduces its statistics in one collective.
+5. Shards are found through `grad_position` (stage 3) or `_hp_mapping` (stages 1, 2): DeepSpeed has no public map.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from model.batch import MicroBatch
+from model.config import ModelConfig, MT5Config, ViTConfig
+from model.layers import Part, parts_of
+from parallel.config import OptimizerConfig
+from parallel.engine import Engine, make_optimizer, reduce_partial_gradients
+from parallel.fragments import Rectangle, count_once, rectangles
+from parallel.layout import Layout
+from parallel.materialize import materialize
+from parallel.optimizer import Shard
+
+EVERYTHING = 10**15  # elements: larger than any model
+
+deepspeed.utils.logger.setLevel(logging.WARNING)
+
+
+class ModelParallelUnit:
+    """What DeepSpeed asks of an `mpu`; its "model parallel" is tensor x pipeline."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup:
+        return self.layout.data_group
+
+    def get_data_parallel_rank(self) -> int:
+        return self.layout.data_group.rank()
+
+    def get_data_parallel_world_size(self) -> int:
+        return self.layout.data_group.size()
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup:
+        return self.layout.model_group
+
+    def get_model_parallel_rank(self) -> int:
+        return self.layout.model_group.rank()
+
+    def get_model_parallel_world_size(self) -> int:
+        return self.layout.model_group.size()
+
+    def get_tensor_model_parallel_group(self) -> dist.ProcessGroup:
+        return self.layout.tensor_group
+
+    def get_tensor_model_parallel_rank(self) -> int:
+        return self.layout.tensor_group.rank()
+
+    def get_tensor_model_parallel_world_size(self) -> int:
+        return self.layout.tensor_group.size()
+
+
+class ZeroEngine(Engine):
+    """Optimizer state and fp32 weights (1), gradients (2) and parameters (3) are sharded over the data-parallel ranks."""
+
+    def __init__(self, vit: ViTConfig, mt5: MT5Config, model: ModelConfig, optimizer: OptimizerConfig, *, layout: Layout,
+                 num_objectives: int, dtype: torch.dtype, frozen: Sequence[str], seed: int) -> None:
+        self.stage, self.gradient_scale = layout.config.zero_stage, float(layout.data_parallel_size)
+        deepspeed.init_distributed(dist_init_required=False, verbose=False)
+        config = _deepspeed_config(layout, dtype, optimizer.gradient_clipping)
+
+        def shard(unit: nn.Module) -> None:
+            deepspeed.zero.Init(module=unit, data_parallel_group=layout.data_group, config_dict_or_path=config, dtype=dtype)
+
+        pali = materialize(vit, mt5, model, layout=layout, num_objectives=num_objectives, dtype=dtype, frozen=frozen, seed=seed,
+                           **({"place": shard} if self.stage == 3 else {}))
+        reduce_partial_gradients(pali, layout)
+        for parameter in pali.parameters():
+            parameter.model_parallel = count_once(parameter, layout.tensor_parallel_rank)  # type: ignore[attr-defined]
+        trained = [p for p in pali.parameters() if p.requires_grad]
+        self.engine, self.zero, _, _ = deepspeed.initialize(
+            model=pali, optimizer=make_optimizer(trained, optimizer), model_parameters=trained, mpu=ModelParallelUnit(layout),
+            config=config)
+        super().__init__(pali, model, self.zero.optimizer, layout, layout.stage_group)
+
+    def shards(self) -> list[Shard]:
+        if self.stage == 3:
+            flats = self.zero.fp32_partitioned_groups_flat
+        else:
+            flats = self.zero.single_partition_of_fp32_groups
+        shards = [Shard(flat, []) for flat in flats]
+        for parameter, part in parts_of(self.model):
+            if parameter.requires_grad and (place := self._place(parameter)):
+                group, start, first, count = place
+                shards[group].rectangles += self._rectangles(parameter, part, first, count, start)
+        return shards
+
+    def _place(self, parameter: Any) -> tuple[int, int, int, int] | None:
+        """(flat tensor, start in it, first element of the flattened parameter, number of elements) of this rank's shard."""
+        if self.stage == 3:
+            group, start, count = self.zero.grad_position[self.zero.get_param_id(parameter)]
+            return group, start, self.layout.data_parallel_rank * count, count
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            return None
+        return (mapping.param_group_index, mapping.hp_fragment_address.start, mapping.lp_fragment_address.start,
+                mapping.lp_fragment_address.numel)
+
+    def frozen_pieces(self) -> list[tuple[Rectangle, Tensor]]:
+        found = []
+        for parameter, part in parts_of(self.model):
+            if parameter.requires_grad:
+                continue
+            local: Any = parameter
+            values = local.ds_tensor if self.stage == 3 else parameter.detach().flatten()
+            first = self.layout.data_parallel_rank * values.numel() if self.stage == 3 else 0
+            found += [(r, r.view(values)) for r in self._rectangles(parameter, part, first, values.numel(), 0)]
+        return found
+
+    def _rectangles(self, parameter: nn.Parameter, part: Part, first: int, count: int, start: int) -> list[Rectangle]:
+        return rectangles([part], first, count, start, count_once(parameter, self.layout.tensor_parallel_rank))
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """What DeepSpeed does after an optimizer step: fp32 shards -> 16-bit shards -> (stages 1, 2) all ranks."""
+        if self.stage == 3:
+            for group in range(len(self.zero.fp16_groups)):
+                self.zero._reassign_or_swap_out_partitioned_parameters(group)
+            return
+        rank = self.layout.data_parallel_rank
+        for flats, weights, flat in zip(self.zero.parallel_partitioned_bit16_groups, self.zero.single_partition_of_fp32_groups,
+                                        self.zero.bit16_groups_flat, strict=True):
+            flats[rank].copy_(weights)
+            dist.all_gather_into_tensor(flat, flats[rank].clone(), group=self.layout.data_group)
+
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        loss, totals = self.engine((), batch)
+        return loss, totals
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss, scale_wrt_gas=False)
+
+    def apply_update(self) -> float:
+        self.engine.step()
+        norm = float(self.zero._global_grad_norm)
+        return norm if norm >= 0 and not self.zero.overflow else math.nan
+
+
+def _deepspeed_config(layout: Layout, dtype: torch.dtype, clipping: float | None) -> dict[str, Any]:
+    stage = layout.config.zero_stage
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants a number; rows are counted by us
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": clipping or 0.0,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": dtype == torch.bfloat16, "check_grad_overflow": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "zero_optimization": {
+            "stage": stage,
+            "overlap_comm": stage == 2 and layout.device.type == "cuda",  # DeepSpeed allows it with the caller's accumulation in stage 2 only
+            "sub_group_size": EVERYTHING,
+            "stage3_param_persistence_threshold": 0,
+            "round_robin_gradients": False,
+        },
+    }
