@@ -1,0 +1,180 @@
+"""Checkpoints that any layout can read: logical names and shapes, fp32 weights, written so that a crash cannot harm the last good one.
+
+    checkpoints/
+      latest                 the name of the newest whole checkpoint; moves last
+      step_00000100/         PyTorch DCP files, manifest.json (size and SHA-256 of each), state.json (ages, whatever the run adds)
+      step_00000200.partial/ being written, or left by a crash
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from errors import ConfigurationError
+from model.vit import resample_position
+from parallel.engine import Engine
+from parallel.fragments import Rectangle
+from parallel.layout import Layout
+from parallel.logical import logical_tensors
+
+POSITION = "weights/patches.position"  # the one tensor whose shape depends on the resolution
+
+
+class Checkpointer:
+    """Saves and loads an engine's whole state in one folder.
+
+    The newest `keep_last` checkpoints stay, and those whose step is a multiple of `keep_every` (0 = none).
+    """
+
+    def __init__(self, folder: str | Path, keep_last: int = 2, keep_every: int = 0) -> None:
+        self.folder, self.keep_last, self.keep_every = Path(folder), keep_last, keep_every
+
+    def save(self, engine: Engine, step: int, extra: dict[str, Any]) -> None:
+        """Write checkpoint `step`; `extra` is anything JSON can hold. A collective of all ranks."""
+        layout, name = engine.layout, f"step_{step:08d}"
+        partial = self.folder / f"{name}.partial"
+        if layout.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        layout.barrier()
+        writer = dcp.FileSystemWriter(partial, single_file_per_rank=True, sync_files=True)
+        dcp.save(_state(engine, optimizer=True), storage_writer=writer)
+        _write_json(partial / f"checksums_{layout.rank}.json", {f.name: _checksum(f) for f in partial.glob(f"__{layout.rank}_*")})
+        layout.barrier()
+        if layout.rank == 0:
+            self._publish(partial, name, {"step": step, "ages": engine.optimizer.ages, "extra": extra}, layout.world_size)
+            self._prune()
+        layout.barrier()
+
+    def _publish(self, partial: Path, name: str, state: dict[str, Any], world_size: int) -> None:
+        manifest = {".metadata": _checksum(partial / ".metadata")}
+        for rank in range(world_size):
+            checksums = partial / f"checksums_{rank}.json"
+            manifest.update(json.loads(checksums.read_text()))
+            checksums.unlink()
+        _write_json(partial / "state.json", state)
+        manifest["state.json"] = _checksum(partial / "state.json")
+        _write_json(partial / "manifest.json", manifest)
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        os.replace(partial, self.folder / name)
+        latest = self.folder / "latest.partial"
+        latest.write_text(name)
+        os.replace(latest, self.folder / "latest")
+
+    def _prune(self) -> None:
+        for old in self.steps()[: -self.keep_last]:
+            if not (self.keep_every and old % self.keep_every == 0):
+                shutil.rmtree(self._path(old))
+
+    def steps(self) -> list[int]:
+        """Steps of the whole checkpoints in the folder, oldest first."""
+        return sorted(int(f.name[5:]) for f in self.folder.glob("step_*") if f.name[5:].isdigit())
+
+    def latest_step(self) -> int | None:
+        """The step that `latest` names, or None where nothing was saved."""
+        latest = self.folder / "latest"
+        return int(latest.read_text()[5:]) if latest.exists() else None
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step_{step:08d}"
+
+    def load_latest(self, engine: Engine, weights_only: bool = False) -> tuple[int, dict[str, Any]] | None:
+        """Load the newest checkpoint that is whole, whatever layout wrote it; returns its step and `extra`, None if there is none.
+
+        A file that is cut short or altered is reported by a warning and the checkpoint before is taken. `weights_only` leaves
+        the optimizer as it is. Position embeddings of another resolution are resampled. Raises ConfigurationError where the
+        checkpoint is of another model. A collective of all ranks.
+        """
+        for step in reversed(self.steps()):
+            path = self._path(step)
+            broken = _broken_file(path, engine.layout)
+            if not engine.layout.any_rank(broken is not None):
+                return self._load(engine, path, weights_only)
+            if broken is not None:
+                warnings.warn(f"checkpoint {path} is damaged ({broken}); taking the one before it", stacklevel=2)
+        return None
+
+    def _load(self, engine: Engine, path: Path, weights_only: bool) -> tuple[int, dict[str, Any]]:
+        saved: Metadata = dcp.FileSystemReader(path).read_metadata()
+        state = _state(engine, optimizer=not weights_only)
+        shapes = {name: v.size for name, v in saved.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
+        wanted = {name: tensor for name, tensor in state.items() if shapes.get(name) == tensor.shape}
+        for name, tensor in state.items():
+            if name.startswith("weights/") and name not in wanted and name != POSITION:
+                raise ConfigurationError(
+                    f"{path} is a checkpoint of another model: {name.removeprefix('weights/')} is {_shape(shapes.get(name))} there and "
+                    f"{_shape(tensor.shape)} here; give the same vit and mt5, or another run.folder.")
+        resampled = POSITION in state and POSITION not in wanted
+        if resampled:
+            wanted[POSITION] = torch.empty(shapes[POSITION])
+        dcp.load(wanted, storage_reader=dcp.FileSystemReader(path))
+        if resampled:
+            _scatter_position(engine, wanted[POSITION])
+        engine.publish()
+        content = json.loads((path / "state.json").read_text())
+        if not weights_only:
+            ages = content["ages"]
+            engine.optimizer.ages.update({name: ages.get(name, 0) for name in engine.optimizer.ages})
+        return content["step"], content["extra"]
+
+
+def _state(engine: Engine, optimizer: bool) -> dict[str, Tensor]:
+    """Everything that is saved, by logical name; the values share the engine's memory, so loading fills them."""
+    pieces = [(f"weights/{r.name}", r, values) for r, values in _weights(engine)]
+    whole: dict[str, Tensor] = {}
+    if optimizer:
+        for name, where, values in engine.optimizer.state_pieces():
+            if isinstance(where, Rectangle):
+                pieces.append((f"optimizer/{name}", where, values))
+            else:
+                whole[f"optimizer/{name}"] = values
+    return {**logical_tensors(pieces), **whole}
+
+
+def _weights(engine: Engine) -> list[tuple[Rectangle, Tensor]]:
+    trained = [(r, r.view(shard.weights.detach())) for shard in engine.shards() for r in shard.rectangles]
+    return trained + engine.frozen_pieces()
+
+
+def _scatter_position(engine: Engine, saved: Tensor) -> None:
+    for r, values in _weights(engine):
+        if f"weights/{r.name}" == POSITION:
+            resampled = resample_position(saved, r.shape[0])
+            values.copy_(resampled[tuple(slice(o, o + n) for o, n in zip(r.offset, r.size, strict=True))])
+
+
+def _broken_file(path: Path, layout: Layout) -> str | None:
+    """The name of a file of this rank's share that is missing, cut short or altered."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return "manifest.json"
+    for name in sorted(manifest)[layout.rank :: layout.world_size]:
+        if not (path / name).exists() or _checksum(path / name) != manifest[name]:
+            return name
+    return None
+
+
+def _checksum(file: Path) -> dict[str, Any]:
+    with file.open("rb") as opened:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    with file.open("w") as opened:
+        json.dump(content, opened, indent=1)
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
+def _shape(size: torch.Size | None) -> str:
+    return "missing" if size is None else " x ".join(map(str, size))
