@@ -53,8 +53,8 @@ def t5_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None,
         scores = scores + bias
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
-    if dropout:
-        weights = F.dropout(weights, dropout)
+    if dropout:  # one mask for all queries (T5X `broadcast_dropout`)
+        weights = weights * F.dropout(torch.ones_like(weights[:, :, :1]), dropout)
     return (weights @ v).permute(2, 0, 1, 3).flatten(2)
 
 

@@ -21,7 +21,9 @@ def generate(model: PaLI, batch: MicroBatch, max_new_tokens: int, parallel: Tens
 
     One example per row of `batch` (segment 1 of the encoder); its decoder arrays are not read. `together`: ranks whose
     parameters are sharded over each other must take the same number of steps; they stop when all are done.
+    The model is left in evaluation mode.
     """
+    model.eval()
     units = dict(model.units())
     bridge, head = cast(Bridge, units["bridge"]), cast(Head, units["head"])
     decoder_blocks = [unit for unit in units.values() if isinstance(unit, DecoderBlock)]

@@ -128,7 +128,7 @@ class ColumnLinear(ColumnParallelLinear):
     def __init__(self, d_in: int, outputs: Mapping[str, int], parallel: TensorParallel, *, bias: bool,
                  weight_init: Initializer | Mapping[str, Initializer], bias_init: Initializer | None = None) -> None:
         super().__init__(d_in, sum(outputs.values()), config=parallel.megatron(), init_method=nn.init.zeros_, bias=bias,
-                         gather_output=False, tp_group=parallel.group)
+                         gather_output=False, skip_bias_add=True, tp_group=parallel.group)
         self.sizes = [size // parallel.size for size in outputs.values()]
         starts = [0, *accumulate(self.sizes)]
 
@@ -142,7 +142,10 @@ class ColumnLinear(ColumnParallelLinear):
             describe_parameter(self.bias, parts("bias", (), bias_init or zeros), split=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        return super().forward(x)[0].split(self.sizes, dim=-1)
+        y, bias = super().forward(x)
+        if bias is not None:  # added here: megatron-core 0.16.1 forgets its gradient where the weight is frozen
+            y = y + bias
+        return y.split(self.sizes, dim=-1)
 
 
 class RowLinear(RowParallelLinear):

@@ -101,7 +101,7 @@ class Block(nn.Module):
         super().__init__()
         d, inner = mt5.d_model, mt5.inner
         self.mt5, self.rate = mt5, model.dropout_rate
-        self.flex = model.attention == "flex" or (model.attention == "auto" and torch.cuda.is_available())
+        self.flex = model.attention == "flex" or (model.attention == "auto" and torch.cuda.is_available() and not model.dropout_rate)
         kernels = {"query": normal((d * mt5.d_kv) ** -0.5), "key": fan_in_normal, "value": fan_in_normal}
         self.attention_norm = RMSNorm(d, parallel)
         self.attention_in = ColumnLinear(d, dict.fromkeys(kernels, inner), parallel, bias=False, weight_init=kernels)
@@ -226,7 +226,10 @@ class VocabularyOutput(nn.Module):
         """hidden [T, d]: without targets -> (this rank's logits, fp32); with -> (scale * summed loss, [3, T] statistics)."""
         if targets is None:
             return (logits_fp32(hidden, self.weight),)
-        return VocabularyLoss.apply(hidden, self.weight, targets, scale, self.model.z_loss, self.model.loss_chunk, self.parallel.group)  # type: ignore
+        weight = self.weight
+        if not torch.is_grad_enabled():  # an autograd.Function is told that its inputs need gradients all the same
+            hidden, weight = hidden.detach(), weight.detach()
+        return VocabularyLoss.apply(hidden, weight, targets, scale, self.model.z_loss, self.model.loss_chunk, self.parallel.group)  # type: ignore
 
 
 class Head(nn.Module):

@@ -17,6 +17,13 @@ from model.vit import Patches, ViTBlock
 
 Units = dict[str, nn.Module]
 
+# What freezing `vit` means: the ViT with its final norm, which is where its features are taken (big_vision `encoded`).
+COMPONENTS = {
+    "vit": ("patches.*", "vit_block_*", "bridge.vit_norm.*"),
+    "projection": ("bridge.projection.*",),
+    "mt5": ("bridge.embedding.*", "bridge.encoder_bias.*", "bridge.decoder_bias.*", "encoder_*", "decoder_*", "head.*"),
+}
+
 
 def units(vit: ViTConfig, mt5: MT5Config, model: ModelConfig, num_objectives: int, parallel: TensorParallel | None = None) -> Units:
     """Name -> unit, in the order of the forward pass, on the current default device (`meta` for a plan)."""
@@ -72,15 +79,16 @@ class PaLI(nn.Module):
 
 
 def freeze(module: nn.Module, patterns: Iterable[str]) -> None:
-    """Stop training every parameter whose name (`vit_block_0.mlp_in.weight`) matches a shell pattern.
+    """Stop training every parameter whose name (`vit_block_0.mlp_in.weight`) matches a shell pattern, or a whole component.
 
-    Raises ConfigurationError for a pattern that matches nothing: a typing mistake would silently train the wrong parameters.
+    Components are `vit`, `projection` and `mt5`. Raises ConfigurationError for a pattern that matches nothing: a typing mistake would silently train the wrong parameters.
     """
     names = dict(module.named_parameters())
     for pattern in patterns:
-        matched = [name for name in names if fnmatchcase(name, pattern)]
+        matched = [name for name in names if any(fnmatchcase(name, p) for p in COMPONENTS.get(pattern, (pattern,)))]
         if not matched:
-            raise ConfigurationError(f"The freeze pattern {pattern!r} matches no parameter; names look like {next(iter(names))!r}.")
+            raise ConfigurationError(f"The freeze pattern {pattern!r} matches no parameter; choose vit, projection, mt5, "
+                                     f"or a shell pattern of names such as {next(iter(names))!r}.")
         for name in matched:
             names[name].requires_grad_(False)
 

@@ -1,0 +1,102 @@
+"""The loss against its formula, its independence of the chunk, and a peak of memory that does not follow the targets."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.layers import OneProcess
+from model.loss import VocabularyLoss, totals_by_objective
+
+GROUP = OneProcess()
+
+
+def _case(tokens: int = 23, width: int = 16, vocabulary: int = 101) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(tokens, width, generator=generator, requires_grad=True)
+    weight = torch.randn(vocabulary, width, generator=generator, requires_grad=True)
+    return hidden, weight, torch.randint(0, vocabulary, (tokens,), generator=generator)
+
+
+def _loss(hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, z_loss: float, chunk: int) -> tuple[Tensor, Tensor]:
+    return VocabularyLoss.apply(hidden, weight, targets, scale, z_loss, chunk, GROUP)  # type: ignore[no-any-return]
+
+
+def test_loss_statistics_and_gradients_against_the_formula() -> None:
+    hidden, weight, targets = _case()
+    logits = hidden @ weight.t()
+    log_z = logits.logsumexp(1)
+    nll, z = F.cross_entropy(logits, targets, reduction="none"), 0.3 * log_z**2
+    expected = torch.autograd.grad(0.7 * (nll + z).sum() * 2, (hidden, weight))
+
+    loss, statistics = _loss(hidden, weight, targets, 0.7, 0.3, chunk=7)
+    found = torch.autograd.grad(loss * 2, (hidden, weight))
+    torch.testing.assert_close(loss, 0.7 * (nll + z).sum(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(statistics[:2], torch.stack([nll, z]).detach(), rtol=1e-5, atol=1e-6)
+    assert torch.equal(statistics[2], (logits.argmax(1) == targets).float())
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_large_logits_do_not_overflow() -> None:
+    hidden, weight, targets = _case()
+    loss, _ = _loss(hidden * 1000, weight, targets, 1.0, 1e-4, 8)
+    assert torch.isfinite(loss) and all(torch.isfinite(g).all() for g in torch.autograd.grad(loss, (hidden, weight)))
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 22, 23, 24, 1000])
+def test_nothing_depends_on_the_chunk(chunk: int) -> None:
+    hidden, weight, targets = _case()
+    loss, statistics = _loss(hidden, weight, targets, 1.0, 1e-4, 11)
+    expected = torch.autograd.grad(loss, (hidden, weight))
+    again, same_statistics = _loss(hidden, weight, targets, 1.0, 1e-4, chunk)
+    torch.testing.assert_close(again, loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(same_statistics, statistics, rtol=1e-6, atol=1e-6)
+    for ours, theirs in zip(torch.autograd.grad(again, (hidden, weight)), expected, strict=True):
+        assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
+
+
+def test_no_target_at_all() -> None:
+    hidden, weight, targets = _case()
+    loss, statistics = _loss(hidden[:0], weight, targets[:0], 1.0, 1e-4, 4)
+    (gradient,) = torch.autograd.grad(loss, weight)
+    assert loss == 0 and not gradient.any() and statistics.shape == (3, 0)
+
+
+def test_totals_by_objective() -> None:
+    statistics = torch.tensor([[1.0, 2.0, 3.0], [0.1, 0.2, 0.3], [1.0, 0.0, 1.0]])
+    totals = totals_by_objective(statistics, torch.tensor([2, 0, 2]), 4)
+    torch.testing.assert_close(totals, torch.tensor([[2.0, 0, 4, 0], [0.2, 0, 0.4, 0], [0, 0, 2, 0], [1, 0, 2, 0]]))
+
+
+PEAK = """
+import resource, sys, torch
+from model.layers import OneProcess
+from model.loss import VocabularyLoss
+tokens, chunk = int(sys.argv[1]), int(sys.argv[2])
+hidden = torch.randn(tokens, 8, requires_grad=True)
+weight = torch.randn(100_000, 8, requires_grad=True)
+targets = torch.randint(0, 100_000, (tokens,))
+group = OneProcess()
+VocabularyLoss.apply(hidden[:64], weight, targets[:64], 1.0, 1e-4, 64, group)[0].backward()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+VocabularyLoss.apply(hidden, weight, targets, 1.0, 1e-4, chunk, group)[0].backward()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def _peak_bytes(tokens: int, chunk: int) -> int:
+    """How far a loss over 100,000 classes raises the process's peak memory, forward and backward, bytes."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", PEAK, str(tokens), str(chunk)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def test_peak_memory_does_not_follow_targets_times_vocabulary() -> None:
+    one_chunk = 64 * 100_000 * 4  # bytes of a chunk's logits in fp32
+    small, large = _peak_bytes(128, 64), _peak_bytes(1024, 64)
+    assert large < small + one_chunk, "eight times the targets, no more memory"
+    assert _peak_bytes(1024, 1024) > small + 8 * one_chunk, "the measure sees logits that are taken at once"
