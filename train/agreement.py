@@ -14,7 +14,6 @@ class Local:
     num_micro_batches: int
     num_targets: int
     encoder_tokens: int
-    positions: int  # of all encoder and decoder rows, padding included
     images: int
     examples: list[int]  # by objective
     data_wait_s: float = 0.0
@@ -31,7 +30,6 @@ class Agreed:
     num_micro_batches: int
     num_targets: int
     encoder_tokens: int
-    positions: int
     images: int
     examples: list[int]
     data_wait_s: float
@@ -50,7 +48,7 @@ def agree(local: Local, data_parallel_size: int, device: torch.device) -> Agreed
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     columns = [local.num_micro_batches, int(local.data_wait_s * 1e6), local.memory_bytes, local.stop, local.save,
                bool(local.skipped)]
-    totals = [local.num_targets, local.encoder_tokens, local.positions, local.images, *local.examples]
+    totals = [local.num_targets, local.encoder_tokens, local.images, *local.examples]
     table = torch.zeros(world, len(columns), dtype=torch.int64)
     table[rank] = torch.tensor(columns, dtype=torch.int64)
     message = torch.cat([table.flatten(), torch.tensor(totals, dtype=torch.int64)]).to(device)
@@ -58,11 +56,11 @@ def agree(local: Local, data_parallel_size: int, device: torch.device) -> Agreed
         dist.all_reduce(message)
     message = message.cpu()
     most = message[: table.numel()].view_as(table).amax(0).tolist()
-    num_targets, encoder_tokens, positions, images, *examples = (
+    num_targets, encoder_tokens, images, *examples = (
         message[table.numel() :] // (world // data_parallel_size)
     ).tolist()
     skipped = _gather_skipped(local.skipped, world, data_parallel_size) if most[5] else {}
-    return Agreed(most[0], num_targets, encoder_tokens, positions, images, examples, most[1] / 1e6, most[2], bool(most[3]),
+    return Agreed(most[0], num_targets, encoder_tokens, images, examples, most[1] / 1e6, most[2], bool(most[3]),
                   bool(most[4]), skipped)
 
 

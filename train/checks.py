@@ -4,21 +4,23 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from data.tokenizer import Tokenizer
 from errors import ConfigurationError
+from parallel import layout
 from train.config import RunConfig, to_dict
 from train.phases import Span, for_phase, spans
-
-TEXT_TOKENS = 8  # the shortest prompt of the eight objectives fits beside one image
 
 
 def check(config: RunConfig, world_size: int) -> None:
     """Raise ConfigurationError, one sentence that says what to change, for settings that cannot work together."""
+    config.mixture.check()
     for span in spans(config):
         _check_phase(for_phase(config, span.phase), span, world_size)
     if config.schedule.cooldown_steps > config.run.steps:
         raise ConfigurationError(
             f"schedule.cooldown_steps={config.schedule.cooldown_steps} is longer than the run (run.steps={config.run.steps})."
         )
+    _check_tokenizer(config)
     _check_initial(config)
     _check_same_model(config)
 
@@ -30,15 +32,23 @@ def _check_phase(config: RunConfig, span: Span, world_size: int) -> None:
             f"phase {span.phase.name!r}: image_size={image_size} must be a multiple of vit.patch_size={patch}, "
             f"e.g. {max(1, round(image_size / patch)) * patch}."
         )
-    needed = config.vit.num_tokens(image_size) + TEXT_TOKENS
-    if config.data.encoder_length < needed:
+    config.data.check()
+    config.data.check_images(config.vit.num_tokens(image_size))
+    layout.check(config.parallel, config.vit, config.mt5, image_size, world_size)
+    data_parallel_size = world_size // (config.parallel.tensor * config.parallel.pipeline)
+    if config.data.num_streams % data_parallel_size:
         raise ConfigurationError(
-            f"phase {span.phase.name!r}: data.encoder_length={config.data.encoder_length} does not hold one image of "
-            f"{config.vit.num_tokens(image_size)} tokens and its text; set it to {needed} or more."
+            f"data.num_streams={config.data.num_streams} cannot be dealt evenly to {data_parallel_size} data-parallel ranks; "
+            f"make it a multiple of {data_parallel_size}."
         )
-    if config.data.batch_examples % config.data.num_streams:
+
+
+def _check_tokenizer(config: RunConfig) -> None:
+    tokenizer = Tokenizer(config.data.tokenizer)
+    if tokenizer.vocab_size > config.mt5.vocab_size:
         raise ConfigurationError(
-            f"data.batch_examples={config.data.batch_examples} must be a multiple of data.num_streams={config.data.num_streams}."
+            f"data.tokenizer={config.data.tokenizer} has {tokenizer.vocab_size} pieces, more than mt5.vocab_size="
+            f"{config.mt5.vocab_size}; enlarge the vocabulary or choose another tokenizer."
         )
 
 

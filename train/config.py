@@ -59,7 +59,8 @@ class Phase:
     """A stretch of a run at one resolution with one set of frozen parameters.
 
     `steps` may be left out in one phase, which takes what `run.steps` leaves. `freeze` holds patterns of parameter names.
-    `batch_examples` replaces `data.batch_examples`; `objectives` keeps only these objectives of the mixture, at these weights.
+    `batch_examples`, `encoder_length`, `decoder_length` (of `data`) and `micro_batch` (of `parallel`) replace the run's where
+    given; `objectives` keeps only these objectives of the mixture, at these weights.
     """
 
     name: str = "phase"
@@ -68,13 +69,16 @@ class Phase:
     freeze: list[str] = field(default_factory=list)
     learning_rate_factor: float = 1.0
     batch_examples: int | None = None
+    encoder_length: int | None = None
+    decoder_length: int | None = None
+    micro_batch: int | None = None
     objectives: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = f"phase {self.name!r}: "
         _at_least(where, 1, image_size=self.image_size)
-        for name, value in (("steps", self.steps), ("batch_examples", self.batch_examples)):
-            if value is not None:
+        for name in ("steps", "batch_examples", "encoder_length", "decoder_length", "micro_batch"):
+            if (value := getattr(self, name)) is not None:
                 _at_least(where, 1, **{name: value})
         if self.learning_rate_factor <= 0:
             raise ConfigurationError(f"{where}learning_rate_factor={self.learning_rate_factor} must be greater than 0.")

@@ -1,6 +1,7 @@
 """What stands around every entry point: Hydra, and one clear sentence for a configuration that cannot work.
 
-Exit codes: 0 done, 2 a mistake in the configuration, 3 a run that stopped itself (`RunStopped`).
+Exit codes: 0 done, 2 a mistake in the configuration, 3 a run that stopped itself (`RunStopped`), 75 a run that was
+interrupted by a signal and saved (start it again to go on).
 """
 
 import difflib
@@ -19,15 +20,28 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from errors import ConfigurationError
+from parallel.launch import launch
 from train.config import RunConfig
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 EXIT_CONFIGURATION, EXIT_STOPPED = 2, 3
+EXIT_INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: try again
 FOLDER_NAME_LIMIT = 150  # characters; file systems allow 255
 
 
 class RunStopped(RuntimeError):
-    """The run cannot go on by itself (not the configuration's fault); the message is one sentence."""
+    """The run cannot go on by itself (not the configuration's fault); the message is one sentence.
+
+    `alone`: only this rank knows, so it must speak for itself.
+    """
+
+    def __init__(self, message: str, alone: bool = False) -> None:
+        super().__init__(message)
+        self.alone = alone
+
+
+class Interrupted(Exception):
+    """All ranks agreed to stop after a signal, and the run is saved; the message is one sentence."""
 
 
 def entry(config_name: str, main: Callable[[DictConfig], None]) -> None:
@@ -53,7 +67,9 @@ def in_one_sentence(work: Callable[[], None]) -> None:
     except (ConfigurationError, HydraException, OmegaConfBaseException) as error:
         stop(f"Configuration: {sentence(error)}", EXIT_CONFIGURATION)
     except RunStopped as error:
-        stop(str(error), EXIT_STOPPED)
+        stop(str(error), EXIT_STOPPED, error.alone)
+    except Interrupted as error:
+        stop(str(error), EXIT_INTERRUPTED)
 
 
 def register() -> None:
@@ -84,10 +100,9 @@ def without_injected(arguments: list[str]) -> list[str]:
     return kept
 
 
-def stop(message: str, code: int) -> None:
-    """End the process; one rank alone speaks."""
-    rank = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK") if name in os.environ), "0")
-    if rank == "0":
+def stop(message: str, code: int, every_rank: bool = False) -> None:
+    """End the process; unless told otherwise, one rank alone speaks."""
+    if every_rank or launch().rank == 0:
         print(message, file=sys.stderr, flush=True)
     sys.exit(code)
 

@@ -47,21 +47,16 @@ class Guard:
         return self.bad_in_a_row >= self.settings.max_in_a_row
 
 
-def bad_batch_name(step: int) -> str:
-    """File name of the examples of a skipped step."""
-    return f"bad_batch_step_{step:08d}.json"
-
-
 def save_bad_batch(folder: Path, step: int, cause: str, examples: list[dict[str, Any]]) -> Path:
     """Write the ids of a skipped step's examples, so that the cause can be looked for in the data."""
-    path = folder / bad_batch_name(step)
+    path = folder / f"bad_batch_step_{step:08d}.json"
     path.write_text(json.dumps({"step": step, "cause": cause, "examples": examples}, indent=1, ensure_ascii=False))
     return path
 
 
-def stopped(step: int, in_a_row: int, cause: str, path: Path) -> RunStopped:
+def stopped(step: int, in_a_row: int, cause: str, folder: Path) -> RunStopped:
     """What the user is told when the run gives up."""
     return RunStopped(
         f"The run stopped at step {step}: {in_a_row} steps in a row were skipped (the last because the {cause}); "
-        f"the ids of their examples are in {path.parent}/bad_batch_step_*.json."
+        f"the ids of their examples are in {folder}/bad_batch_step_*.json."
     )

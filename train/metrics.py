@@ -26,13 +26,14 @@ def step_line(
     grad_norm: float | None,
     lr: float,
     seconds: float,
+    positions: int,
     flops: float,
     world_size: int,
     peak_tflops: float | None,
 ) -> Line:
     """One step's line. Losses in nats per target token, z-loss included; `data_wait_s` and `memory_gib` of the slowest and fullest rank.
 
-    tokens_per_s counts real encoder (visual ones too) and decoder tokens of the global batch; `mfu` is null where the peak is unknown.
+    `positions` are those of all rows of the step, empty ones included; tokens_per_s counts real encoder (visual ones too) and decoder tokens of the global batch; `mfu` is null where the peak is unknown.
     """
     real = agreed.encoder_tokens + agreed.num_targets
     tflops = flops / seconds / world_size / 1e12
@@ -45,7 +46,7 @@ def step_line(
         "tokens_per_s": real / seconds,
         "tflops_per_device": tflops,
         "mfu": tflops / peak_tflops if peak_tflops else None,
-        "padding_fraction": 1.0 - real / agreed.positions if agreed.positions else 0.0,
+        "padding_fraction": 1.0 - real / positions,
         "data_wait_s": agreed.data_wait_s,
         "memory_gib": agreed.memory_bytes / GIB,
     }

@@ -44,11 +44,12 @@ def span_of(laid_out: list[Span], step: int) -> Span:
 
 def for_phase(config: RunConfig, phase: Phase) -> RunConfig:
     """The run's settings as this phase sees them: its image size, batch and mixture in place."""
-    data = config.data if phase.batch_examples is None else replace(config.data, batch_examples=phase.batch_examples)
+    own = {name: value for name in ("batch_examples", "encoder_length", "decoder_length") if (value := getattr(phase, name))}
     return replace(
         config,
         model=replace(config.model, image_size=phase.image_size),
-        data=data,
+        data=replace(config.data, **own),
+        parallel=replace(config.parallel, micro_batch=phase.micro_batch or config.parallel.micro_batch),
         mixture=_narrowed(config.mixture, phase) if phase.objectives else config.mixture,
     )
 

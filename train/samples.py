@@ -25,6 +25,7 @@ class Sample:
     references: list[str]
     prediction: str
     picture: np.ndarray | None
+    blind_prediction: str | None = None  # what the model answers when the image is blanked
 
     @property
     def correct(self) -> bool:

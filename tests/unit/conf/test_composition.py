@@ -1,0 +1,74 @@
+"""Every option of every group, and every experiment, composes into settings that can work."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from train.checks import check
+from train.config import RunConfig, to_run_config
+from train.entry import CONF, register
+from train.phases import for_phase, spans
+
+GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "experiment")
+OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+
+
+def composed(*overrides: str) -> RunConfig:
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return to_run_config(compose("pretrain", overrides=["data.root=corpus", *overrides]))
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids="/".join)
+def test_every_option_composes(group: str, option: str) -> None:
+    composed(f"{group}={option}")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_fits_together(experiment: str, tokenizer_path: Path, tmp_path: Path) -> None:
+    initial = tmp_path / "earlier"
+    (initial / "checkpoints").mkdir(parents=True)
+    stage2 = [f"run.initial={initial}"] if experiment.endswith("stage2") else []
+    config = composed(f"experiment={experiment}", f"data.tokenizer={tokenizer_path}", *stage2)
+    check(config, world_size=2 if experiment == "demo" else 8)
+    assert config.run.folder == f"runs/{config.run.name}"
+
+
+@pytest.mark.parametrize(
+    ("model", "vit_width", "vit_depth", "d_model", "d_ff"),
+    [
+        ("pali_700m", 768, 12, 768, 2048),
+        ("pali_1_5b", 1024, 24, 1024, 2816),
+        ("pali_3b", 1664, 48, 1024, 2816),
+        ("pali_5b", 1792, 56, 1024, 2816),
+        ("pali_15b", 1664, 48, 4096, 10240),
+        ("pali_17b", 1792, 56, 4096, 10240),
+    ],
+)
+def test_presets_join_the_towers_of_the_paper(model: str, vit_width: int, vit_depth: int, d_model: int, d_ff: int) -> None:
+    config = composed(f"model={model}")
+    assert (config.vit.width, config.vit.depth, config.mt5.d_model, config.mt5.d_ff) == (vit_width, vit_depth, d_model, d_ff)
+    assert config.mt5.vocab_size == 250112
+
+
+def test_towers_on_the_command_line_win_over_the_preset() -> None:
+    config = composed("model=pali_17b", "vit=large", "mt5=base")
+    assert (config.vit.width, config.mt5.d_model) == (1024, 768)
+    assert composed("experiment=paper_3b", "vit=base").vit.width == 768
+
+
+def test_chained_phases_share_the_steps_and_have_their_own_batch_and_mixture() -> None:
+    config = composed("experiment=paper_17b")
+    frozen, full = spans(config)
+    assert (frozen.first, frozen.last, full.first, full.last) == (1, 382325, 382326, 392325)
+    second = for_phase(config, full.phase)
+    assert (second.model.image_size, second.data.batch_examples, second.parallel.micro_batch) == (588, 1024, 1)
+    weights = {(c.source, c.objective): c.weight for c in second.mixture.components}
+    assert weights == {("webli", "ocr"): 1.0, ("cc3m_35l", "captioning"): 1.0, ("vq2a", "vqa"): 1.0}
+    assert for_phase(config, frozen.phase).data.batch_examples == 4096
+
+
+def test_values_inside_lists_can_be_overridden() -> None:
+    assert composed("stage.phases.0.image_size=224").stage.phases[0].image_size == 224

@@ -1,0 +1,136 @@
+"""Evaluate a trained run on a held-out split: `python -m train.evaluate run.folder=runs/demo`, or under torchrun."""
+
+import json
+from dataclasses import replace
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from data.stream import evaluation_batches
+from data.tokenizer import Tokenizer
+from errors import ConfigurationError
+from parallel.checkpoint import Checkpointer
+from parallel.launch import launch, stop
+from parallel.layout import Layout
+from train.agreement import gather
+from train.answers import answers
+from train.checks import check
+from train.config import RunConfig, to_run_config
+from train.entry import entry
+from train.phases import for_phase, span_of, spans
+from train.run import engine_of
+from train.samples import Sample, draw, drawable_first
+from train.scoring import evaluation
+from train.validation import chosen, open_stream
+
+PICTURED_PER_COMPONENT = 24  # samples whose pictures are kept to choose from
+PICTURED = 24  # samples on the sheet
+
+
+def main(composed: DictConfig) -> None:
+    """Answers of all ranks, their scores, and a sheet of samples."""
+    config = saved_config(composed, HydraConfig.get().overrides.task)
+    this = launch()
+    check(config, this.world_size)
+    layout = Layout(config.parallel, this)
+    try:
+        step, samples = answer(config, layout)
+        if layout.rank == 0:
+            report(Path(config.run.folder), config.evaluation.split, step, samples)
+    finally:
+        stop()
+
+
+def saved_config(composed: DictConfig, overrides: list[str]) -> RunConfig:
+    """The settings that the run was trained with, except for what the command line names."""
+    folder = Path(composed.run.folder)
+    if not (folder / "config.yaml").exists():
+        raise ConfigurationError(f"run.folder={folder} holds no run (no config.yaml); train one first.")
+    config = OmegaConf.load(folder / "config.yaml")
+    for override in overrides:
+        key = override.split("=")[0].lstrip("+~")
+        OmegaConf.update(config, key, OmegaConf.select(composed, key), merge=False)
+    assert isinstance(config, DictConfig)
+    return to_run_config(config)
+
+
+def answer(config: RunConfig, layout: Layout) -> tuple[int, list[Sample]]:
+    """(step of the checkpoint, answers to the held-out examples of all ranks)."""
+    checkpointer = Checkpointer(Path(config.run.folder, "checkpoints"))
+    step = checkpointer.latest_step()
+    if step is None:
+        raise ConfigurationError(f"{config.run.folder} holds no checkpoint yet; train the run first.")
+    phase = span_of(spans(config), step).phase
+    config = for_phase(config, phase)
+    engine = engine_of(config, phase, layout)
+    restored = checkpointer.load_latest(engine, weights_only=True)
+    assert restored is not None
+    tokenizer, settings = Tokenizer(config.data.tokenizer), config.evaluation
+    mixture = chosen(config.mixture, settings)
+    stream = open_stream(config, tokenizer, mixture, settings.split)
+    own: list[Sample] = []
+    kept: dict[tuple[str, str], int] = {}
+    batches = evaluation_batches(
+        stream, settings.batch, settings.examples, layout.data_parallel_rank, layout.data_parallel_size, config.run.seed
+    )
+    for sample in answers(engine, batches, tokenizer, settings.max_new_tokens, blind=True):
+        component = (sample.source, sample.objective)
+        kept[component] = kept.get(component, 0) + 1
+        if settings.languages and sample.language not in settings.languages:
+            continue
+        own.append(sample if kept[component] <= PICTURED_PER_COMPONENT else replace(sample, picture=None))
+    return restored[0], gather(own if layout.tensor_parallel_rank == 0 else [])
+
+
+def report(folder: Path, split: str, step: int, samples: list[Sample]) -> None:
+    """Write `evaluation.json` and `samples.png` into the run's folder, and print what they hold."""
+    results = {"step": step, "split": split, "examples": len(samples), "objectives": evaluation(samples)}
+    scores_at, picture_at = folder / "evaluation.json", folder / "samples.png"
+    scores_at.write_text(json.dumps(results, indent=1, ensure_ascii=False))
+    draw(selection(samples), picture_at)
+    console = Console()
+    console.print(table(results))
+    console.print(f"scores: {scores_at}\nsamples: {picture_at}", highlight=False)
+
+
+def selection(samples: list[Sample]) -> list[Sample]:
+    """Samples for the sheet: those with pictures, the objectives in turn, languages varied, letters that can be shown first."""
+    by_objective: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if sample.picture is not None:
+            by_objective.setdefault(sample.objective, []).append(sample)
+    columns = [drawable_first(varied(own)) for own in by_objective.values()]
+    turns = chain.from_iterable(zip_longest(*columns))
+    return [sample for sample in turns if sample is not None][:PICTURED]
+
+
+def varied(samples: list[Sample]) -> list[Sample]:
+    """The same samples, the first of every language before the second of any."""
+    met: dict[str, int] = {}
+    order = []
+    for sample in samples:
+        met[sample.language] = met.get(sample.language, 0) + 1
+        order.append(met[sample.language])
+    return [sample for _, sample in sorted(zip(order, samples, strict=True), key=lambda pair: pair[0])]
+
+
+def table(results: dict[str, Any]) -> Table:
+    """The scores over all languages, in per cent."""
+    shown = Table(title=f"Step {results['step']}, {results['examples']} examples of the {results['split']} split")
+    for heading in ("objective", "score", "per cent", "blind", "examples"):
+        shown.add_column(heading, justify="left" if heading in ("objective", "score") else "right")
+    for objective, scores in results["objectives"].items():
+        for name, value in scores.items():
+            if isinstance(value, dict) and "score" in value:
+                blind = "" if value["blind"] is None else f"{100 * value['blind']:.1f}"
+                shown.add_row(objective, name.replace("_", " "), f"{100 * value['score']:.1f}", blind, str(scores["examples"]))
+    return shown
+
+
+if __name__ == "__main__":
+    entry("evaluate", main)

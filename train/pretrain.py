@@ -1,0 +1,56 @@
+"""Train: `python -m train.pretrain model=pali_3b …`, or under torchrun. The same command started again goes on."""
+
+from contextlib import closing
+
+from omegaconf import DictConfig
+
+from data.ledger import ErrorBudgetExceeded
+from data.stream import Reader
+from data.tokenizer import Tokenizer
+from parallel.launch import launch, stop
+from parallel.layout import Layout
+from train.checks import check
+from train.config import RunConfig, to_run_config
+from train.entry import RunStopped, entry
+from train.loop import Loop
+from train.phases import Span, for_phase, span_of, spans
+from train.run import Run, engine_of
+from train.validation import Validation, open_stream
+
+
+def main(composed: DictConfig) -> None:
+    """One run, from its composed configuration to its last checkpoint."""
+    config = to_run_config(composed)
+    this = launch()
+    check(config, this.world_size)
+    layout = Layout(config.parallel, this)
+    try:
+        with closing(Run(config, layout)) as run:
+            done = run.checkpointer.latest_step() or 0
+            while done < config.run.steps:
+                done = train_phase(run, span_of(spans(config), done + 1))
+            run.display.note(f"{run.folder}: all {config.run.steps} steps are done.")
+    except ErrorBudgetExceeded as error:
+        raise RunStopped(str(error), alone=True) from error
+    finally:
+        stop()
+
+
+def train_phase(run: Run, span: Span) -> int:
+    """One phase, from the newest checkpoint to its last step; returns the steps of the run that are done."""
+    config = for_phase(run.config, span.phase)
+    engine = engine_of(config, span.phase, run.layout)
+    done, extra = run.restore(engine)
+    if done < span.first - 1:
+        return done  # the newest checkpoint was cut short, and the one before it belongs to an earlier phase
+    run.begin(done, extra)
+    tokenizer = Tokenizer(config.data.tokenizer)
+    stream = open_stream(config, tokenizer, config.mixture, "train")
+    layout = run.layout
+    reader = Reader(stream, layout.data_parallel_rank, layout.data_parallel_size, config.parallel.micro_batch)
+    with closing(reader):
+        return Loop(config, span, run, engine, reader, Validation(config, layout, tokenizer), extra).train(done)
+
+
+if __name__ == "__main__":
+    entry("pretrain", main)

@@ -1,0 +1,94 @@
+"""What a run leaves behind and how it speaks: its folder, checkpoints, metrics, tracker and display."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from data.objectives import NAMES
+from parallel.checkpoint import Checkpointer
+from parallel.engine import Engine, build_engine
+from parallel.layout import Layout
+from train.config import Phase, RunConfig, to_yaml
+from train.display import open_display
+from train.interrupt import Interrupt
+from train.metrics import Line, MetricsFile
+from train.samples import Sample, draw
+from train.tracking import NoTracker, Tracker, open_tracker
+
+Extra = dict[str, Any]
+
+
+class Run:
+    """`<folder>/config.yaml`, `metrics.jsonl`, `checkpoints/`, `samples/`, `wandb/`. Every rank has one; the first one writes."""
+
+    def __init__(self, config: RunConfig, layout: Layout) -> None:
+        self.config, self.layout = config, layout
+        self.folder = Path(config.run.folder)
+        self.first_rank = layout.rank == 0
+        if self.first_rank:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            scratch = self.folder / "config.yaml.tmp"
+            scratch.write_text(to_yaml(config))
+            os.replace(scratch, self.folder / "config.yaml")
+        layout.barrier()
+        keep = config.checkpoint
+        self.checkpointer = Checkpointer(self.folder / "checkpoints", keep.keep_last, keep.keep_every)
+        self.display = open_display(config.run.name, config.run.steps, layout.rank)
+        self.interrupt = Interrupt()
+        self.tracker: Tracker = NoTracker()
+        self.metrics: MetricsFile | None = None
+        self.saved_at = time.monotonic()
+
+    def restore(self, engine: Engine) -> tuple[int, Extra]:
+        """Load the newest checkpoint of this run, or the first weights of `run.initial`: (steps done, what was saved with them)."""
+        found = self.checkpointer.load_latest(engine)
+        if found is None and self.config.run.initial is not None:
+            Checkpointer(Path(self.config.run.initial, "checkpoints")).load_latest(engine, weights_only=True)
+        return found or (0, {})
+
+    def begin(self, step: int, extra: Extra) -> None:
+        """Open metrics and tracker where `step` steps are done; once per process."""
+        if self.metrics is None and self.first_rank:
+            self.metrics = MetricsFile(self.folder / "metrics.jsonl", step)
+            self.tracker = open_tracker(self.config, self.folder, extra.get("tracker_run"), self.layout.rank)
+            self.display.note(f"{self.folder}: " + (f"resumed after step {step}" if step else "a new run"))
+
+    def record(self, line: Line) -> None:
+        """One step's metrics, to the file, the tracker and the display."""
+        if self.metrics is not None:
+            self.metrics.write(line)
+            self.tracker.log(line)
+        self.display.step(line)
+
+    def show(self, step: int, samples: list[Sample]) -> None:
+        """Generated answers, as a picture and in the tracker."""
+        if self.first_rank and samples:
+            draw(samples, self.folder / "samples" / f"step_{step:08d}.png")
+            self.tracker.samples(step, samples)
+
+    def save_due(self) -> bool:
+        """Whether enough wall clock has passed on this rank."""
+        minutes = self.config.checkpoint.every_minutes
+        return self.first_rank and minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
+
+    def save(self, engine: Engine, step: int, extra: Extra) -> None:
+        """A checkpoint; a collective of all ranks."""
+        self.checkpointer.save(engine, step, {"tracker_run": self.tracker.run_id, **extra})
+        self.saved_at = time.monotonic()
+
+    def close(self) -> None:
+        """Flush everything and give the signals back."""
+        if self.metrics is not None:
+            self.metrics.close()
+        self.tracker.close()
+        self.display.close()
+        self.interrupt.restore()
+
+
+def engine_of(config: RunConfig, phase: Phase, layout: Layout) -> Engine:
+    """The model as a phase trains it, with its initial weights; `config` as the phase sees it."""
+    return build_engine(
+        config.vit, config.mt5, config.model, config.optimizer, layout=layout, num_objectives=len(NAMES),
+        precision=config.run.precision, freeze=phase.freeze, seed=config.run.seed,
+    )  # fmt: skip

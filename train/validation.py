@@ -1,0 +1,82 @@
+"""While training: the loss on the validation split, and answers to look at."""
+
+import math
+from dataclasses import replace
+
+from data.config import MixtureConfig
+from data.objectives import NAMES
+from data.stream import Reader, Stream, evaluation_batches
+from data.tokenizer import Tokenizer
+from model.loss import LossTotals
+from parallel.engine import Engine
+from parallel.layout import Layout
+from train.agreement import agree, gather
+from train.answers import answers
+from train.config import EvaluationConfig, RunConfig
+from train.metrics import Line, losses
+from train.samples import Sample
+from train.steps import Share
+
+SPLIT = "validation"
+
+
+class Validation:
+    """The same examples every time, so that losses of different steps can be compared."""
+
+    def __init__(self, config: RunConfig, layout: Layout, tokenizer: Tokenizer) -> None:
+        """`config`: as the phase sees it. Nothing is opened where `evaluation.every_steps` is 0."""
+        self.settings, self.layout, self.tokenizer = config.evaluation, layout, tokenizer
+        self.last_step = config.run.steps
+        self.tokens_per_image = config.vit.num_tokens(config.model.image_size)
+        if self.settings.every_steps:
+            self.stream = open_stream(config, tokenizer, config.mixture, SPLIT)
+            self.reader = Reader(
+                self.stream, layout.data_parallel_rank, layout.data_parallel_size, config.parallel.micro_batch, prefetch=0
+            )
+
+    def due(self, step: int) -> bool:
+        """Whether to validate after this step."""
+        every = self.settings.every_steps
+        return every > 0 and (step % every == 0 or step == self.last_step)
+
+    def losses(self, engine: Engine) -> Line:
+        """`validation/loss`, and per objective `validation/loss/<objective>` and `validation/accuracy/<objective>`."""
+        sums: list[LossTotals] = []
+        for step in range(self.settings.steps):
+            rows, infos, statistics = self.reader.read(step)
+            share = Share(rows, infos, statistics.skipped)
+            agreed = agree(share.facts(self.tokens_per_image), self.layout.data_parallel_size, self.layout.device)
+            sums.append(engine.evaluate(share.micro_batches(agreed.num_micro_batches)))
+        parts = ([totals.nll, totals.z_loss, totals.correct, totals.tokens] for totals in sums)
+        return losses(LossTotals(*(sum(each[1:], each[0]) for each in zip(*parts, strict=True))), NAMES, "validation/")
+
+    def samples(self, engine: Engine) -> list[Sample]:
+        """Answers to `evaluation.samples` validation examples, dealt over the components of the mixture; on every rank."""
+        if not self.settings.samples:
+            return []
+        per_component = math.ceil(self.settings.samples / len(self.stream.components))
+        batches = evaluation_batches(
+            self.stream, per_component, per_component, self.layout.data_parallel_rank, self.layout.data_parallel_size
+        )
+        own = list(answers(engine, batches, self.tokenizer, self.settings.max_new_tokens))
+        return gather(own if self.layout.tensor_parallel_rank == 0 else [])[: self.settings.samples]
+
+
+def open_stream(config: RunConfig, tokenizer: Tokenizer, mixture: MixtureConfig, split: str) -> Stream:
+    """One split of a mixture at the resolution of `config`."""
+    tokens_per_image = config.vit.num_tokens(config.model.image_size)
+    return Stream(config.data, mixture, tokenizer, config.model.image_size, tokens_per_image, split, config.run.seed)
+
+
+def chosen(mixture: MixtureConfig, settings: EvaluationConfig) -> MixtureConfig:
+    """The components to evaluate: those named in `evaluation.components`, or all of the mixture, each once."""
+    wanted = [(c.source, c.objective) for c in settings.components] or [(c.source, c.objective) for c in mixture.components]
+    known = {(c.source, c.objective): c for c in mixture.components}
+    template = mixture.components[0]
+    return replace(
+        mixture,
+        components=[
+            known.get(pair) or replace(template, source=pair[0], objective=pair[1], weight=1.0, options={})
+            for pair in dict.fromkeys(wanted)
+        ],
+    )
