@@ -12,12 +12,19 @@ from model.config import MT5Config
 
 
 @lru_cache(maxsize=32)
-def relative_buckets(num_queries: int, num_keys: int, bidirectional: bool, num_buckets: int, max_distance: int,
-                     device: torch.device, first_query: int = 0) -> Tensor:
-    """Bucket of every (query, key) distance, int64 [num_queries, num_keys] (mesh_tensorflow / T5X `_relative_position_bucket`).
+def relative_buckets(
+    num_queries: int,
+    num_keys: int,
+    bidirectional: bool,
+    num_buckets: int,
+    max_distance: int,
+    device: torch.device,
+    first_query: int = 0,
+) -> Tensor:
+    """Bucket of every (query, key) distance, int64 [num_queries, num_keys].
 
-    Half of the buckets are exact distances, half grow logarithmically up to `max_distance`. Distances count within a packed
-    segment, because segments are contiguous.
+    T5X `_relative_position_bucket`: half of the buckets are exact distances, half grow logarithmically up to
+    `max_distance`. Distances count within a packed segment, because segments are contiguous.
     """
     queries = torch.arange(first_query, first_query + num_queries, device=device)
     distance = torch.arange(num_keys, device=device)[None, :] - queries[:, None]
@@ -34,18 +41,29 @@ def relative_buckets(num_queries: int, num_keys: int, bidirectional: bool, num_b
     return buckets + torch.where(distance < exact, distance, logarithmic.clamp(max=num_buckets - 1))
 
 
-def relative_bias(table: Tensor, config: MT5Config, num_queries: int, num_keys: int, bidirectional: bool,
-                  first_query: int = 0) -> Tensor:
+def relative_bias(
+    table: Tensor, config: MT5Config, num_queries: int, num_keys: int, bidirectional: bool, first_query: int = 0
+) -> Tensor:
     """T5 relative position bias, [heads, num_queries, num_keys], from a table [buckets, heads]."""
-    buckets = relative_buckets(num_queries, num_keys, bidirectional, config.relative_attention_num_buckets,
-                               config.relative_attention_max_distance, table.device, first_query)
+    buckets = relative_buckets(
+        num_queries,
+        num_keys,
+        bidirectional,
+        config.relative_attention_num_buckets,
+        config.relative_attention_max_distance,
+        table.device,
+        first_query,
+    )
     return F.embedding(buckets, table).permute(2, 0, 1)
 
 
-def t5_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, mask: Tensor, dropout: float) -> Tensor:
+def t5_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, mask: Tensor, dropout: float
+) -> Tensor:
     """softmax(q k^T + bias) v without 1/sqrt(d) scaling; masked scores are the least finite number; softmax in fp32.
 
-    query [Lq, B, H, D]; key, value [Lk, B, H, D]; bias [H, Lq, Lk] or None; mask bool [B, 1, Lq, Lk]. Returns [Lq, B, H * D].
+    query [Lq, B, H, D]; key, value [Lk, B, H, D]; bias [H, Lq, Lk] or None; mask bool [B, 1, Lq, Lk]. Returns [Lq, B,
+    H * D].
     """
     q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
     scores = q @ k.transpose(2, 3)
@@ -64,14 +82,27 @@ def vit_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).permute(2, 0, 1, 3).flatten(2)
 
 
-def flex_t5_attention(query: Tensor, key: Tensor, value: Tensor, table: Tensor | None, config: MT5Config, bidirectional: bool,
-                      blocks: BlockMask) -> Tensor:
-    """`t5_attention` as one fused kernel: the bias is looked up inside it and [H, Lq, Lk] never exists; its gradient too."""
+def flex_t5_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table: Tensor | None,
+    config: MT5Config,
+    bidirectional: bool,
+    blocks: BlockMask,
+) -> Tensor:
+    """`t5_attention` as one fused kernel: the bias is looked up inside it, so that [H, Lq, Lk] never exists."""
     q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
     score = None
     if table is not None:
-        buckets = relative_buckets(q.shape[2], k.shape[2], bidirectional, config.relative_attention_num_buckets,
-                                   config.relative_attention_max_distance, q.device)
+        buckets = relative_buckets(
+            q.shape[2],
+            k.shape[2],
+            bidirectional,
+            config.relative_attention_num_buckets,
+            config.relative_attention_max_distance,
+            q.device,
+        )
 
         def score(value, batch, head, i, j):  # type: ignore[no-untyped-def]
             return value + table[buckets[i, j], head]

@@ -8,8 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ARRAYS = ("images", "encoder_tokens", "encoder_segments", "visual_index", "decoder_tokens", "decoder_targets",
-          "decoder_segments", "objectives")
+ARRAYS = (
+    "images",
+    "encoder_tokens",
+    "encoder_segments",
+    "visual_index",
+    "decoder_tokens",
+    "decoder_targets",
+    "decoder_segments",
+    "objectives",
+)
 
 
 @dataclass
@@ -38,7 +46,7 @@ class MicroBatch:
     def from_rows(cls, rows: Mapping[str, np.ndarray]) -> "MicroBatch":
         """From the arrays that the data pipeline packs (same names)."""
         tensors = {name: torch.from_numpy(np.ascontiguousarray(rows[name])) for name in ARRAYS}
-        return cls(**{name: t if name == "images" else t.long() for name, t in tensors.items()})
+        return cls(*(t if name == "images" else t.long() for name, t in tensors.items()))  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> "MicroBatch":
         """A copy on `device`; the transfer overlaps where the host memory is pinned."""

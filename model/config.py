@@ -19,8 +19,14 @@ class ViTConfig:
     patch_size: int = 14
 
     def __post_init__(self) -> None:
-        _positive("vit", width=self.width, depth=self.depth, mlp_dim=self.mlp_dim, num_heads=self.num_heads,
-                  patch_size=self.patch_size)
+        _positive(
+            "vit",
+            width=self.width,
+            depth=self.depth,
+            mlp_dim=self.mlp_dim,
+            num_heads=self.num_heads,
+            patch_size=self.patch_size,
+        )
         if self.width % self.num_heads:
             raise ConfigurationError(f"vit.width={self.width} must be a multiple of vit.num_heads={self.num_heads}.")
 
@@ -56,10 +62,10 @@ class MT5Config:
 class ModelConfig:
     """What joins the towers, and how the loss is taken.
 
-    `attention` is "plain" (any device), "flex" (torch flex_attention; needs CUDA to train) or "auto" (flex on CUDA without
-    dropout, else plain). `dropout_rate` is mT5's; the ViT has none.
-    `z_loss` multiplies log(Z)^2 of every target token (T5X default 1e-4). `loss_reduction` is "mean" over the target tokens
-    of the step, or "sum" (T5X `loss_normalizing_factor=None`). `loss_chunk` bounds the target tokens whose logits exist at once.
+    `attention` is "plain" (any device), "flex" (torch flex_attention; needs CUDA to train) or "auto" (flex on CUDA
+    without dropout, else plain). `dropout_rate` is mT5's; the ViT has none. `z_loss` multiplies log(Z)^2 of every
+    target token (T5X default 1e-4). `loss_reduction` is "mean" over the target tokens of the step, or "sum" (T5X
+    `loss_normalizing_factor=None`). `loss_chunk` bounds the target tokens whose logits exist at once.
     """
 
     image_size: int = 224
@@ -78,8 +84,10 @@ class ModelConfig:
         if not 0 <= self.dropout_rate < 1:
             raise ConfigurationError(f"model.dropout_rate={self.dropout_rate} must lie in [0, 1).")
         if self.attention == "flex" and self.dropout_rate:
-            raise ConfigurationError("model.attention=flex has no dropout of attention weights; "
-                                     "set model.attention=plain or model.dropout_rate=0.")
+            raise ConfigurationError(
+                "model.attention=flex has no dropout of attention weights; "
+                "set model.attention=plain or model.dropout_rate=0."
+            )
         if self.z_loss < 0:
             raise ConfigurationError(f"model.z_loss={self.z_loss} must not be negative.")
 

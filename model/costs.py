@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 class Shape:
     """The size of a batch: `images` x `vision_tokens` patch tokens, and `rows` of encoder and decoder tokens.
 
-    One unpacked example of the paper: images=1, rows=1, encoder_tokens = visual + input text, decoder_tokens = target text.
+    One unpacked example of the paper: images=1, rows=1, encoder_tokens = visual + input text, decoder_tokens = target
+    text.
     """
 
     images: int

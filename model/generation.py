@@ -15,8 +15,13 @@ PAD, EOS = 0, 1
 
 
 @torch.no_grad()
-def generate(model: PaLI, batch: MicroBatch, max_new_tokens: int, parallel: TensorParallel | None = None,
-             together: dist.ProcessGroup | None = None) -> Tensor:
+def generate(
+    model: PaLI,
+    batch: MicroBatch,
+    max_new_tokens: int,
+    parallel: TensorParallel | None = None,
+    together: dist.ProcessGroup | None = None,
+) -> Tensor:
     """The most probable next token, again and again: int64 [B, <= max_new_tokens], EOS included, then pad.
 
     One example per row of `batch` (segment 1 of the encoder); its decoder arrays are not read. `together`: ranks whose

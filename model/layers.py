@@ -1,8 +1,8 @@
 """The seam to Megatron-Core: the only file of `model/` that imports it.
 
-Layers know which *logical* tensors their parameters hold. A parameter is a stack of row blocks (`Part`), each the local block
-of one logical matrix: `ColumnLinear({"query": n, "key": n, "value": n})` is one matrix product, yet the optimizer, the
-checkpoint and the initial values see three matrices, whatever the tensor-parallel size.
+Layers know which *logical* tensors their parameters hold. A parameter is a stack of row blocks (`Part`), each the
+local block of one logical matrix: `ColumnLinear({"query": n, "key": n, "value": n})` is one matrix product, yet the
+optimizer, the checkpoint and the initial values see three matrices, whatever the tensor-parallel size.
 """
 
 import math
@@ -29,7 +29,7 @@ from torch import Generator, Tensor, nn
 Initializer = Callable[[Tensor, Generator], object]
 
 if not torch.cuda.is_available():
-    # megatron-core 0.16.1 allocates the buffers of sequence parallelism on torch.cuda.current_device(), even under gloo.
+    # megatron-core 0.16.1 allocates the buffers of sequence parallelism on torch.cuda.current_device(), under gloo too.
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
 
 
@@ -49,7 +49,7 @@ class OneProcess:
 
 @dataclass
 class TensorParallel:
-    """The tensor-parallel group that layers are built for; `sequence` splits activations along the sequence in between."""
+    """The tensor-parallel group that layers are built for; `sequence` splits what is between along the sequence."""
 
     group: Any = field(default_factory=OneProcess)
     sequence: bool = False
@@ -63,16 +63,21 @@ class TensorParallel:
         return self.group.rank()
 
     def megatron(self) -> ModelParallelConfig:
-        return ModelParallelConfig(tensor_model_parallel_size=self.size, sequence_parallel=self.sequence,
-                                   use_cpu_initialization=True, perform_initialization=False,
-                                   params_dtype=torch.get_default_dtype(), gradient_accumulation_fusion=False)
+        return ModelParallelConfig(
+            tensor_model_parallel_size=self.size,
+            sequence_parallel=self.sequence,
+            use_cpu_initialization=True,
+            perform_initialization=False,
+            params_dtype=torch.get_default_dtype(),
+            gradient_accumulation_fusion=False,
+        )
 
     def scatter(self, x: Tensor) -> Tensor:
         """[S, ...] on every rank -> this rank's [S / tensor, ...] under sequence parallelism."""
         return scatter_to_sequence_parallel_region(x, group=self.group) if self.sequence else x
 
     def gather(self, x: Tensor, partial_gradient: bool) -> Tensor:
-        """Undo `scatter`; `partial_gradient`: every rank goes on with other numbers, so gradients add up on the way back."""
+        """Undo `scatter`; `partial_gradient`: ranks go on with different numbers, so gradients add up backwards."""
         if not self.sequence:
             return copy_to_tensor_model_parallel_region(x, group=self.group) if partial_gradient else x
         return gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=partial_gradient, group=self.group)
@@ -82,8 +87,8 @@ class TensorParallel:
 class Part:
     """This rank's block of one logical tensor, as it lies in a parameter.
 
-    `name` is relative to the module; elements [start, start + block.numel()) of the flattened parameter are the block, which
-    sits at `offset` of the logical tensor of `shape`.
+    `name` is relative to the module; elements [start, start + block.numel()) of the flattened parameter are the
+    block, which sits at `offset` of the logical tensor of `shape`.
     """
 
     name: str
@@ -94,23 +99,23 @@ class Part:
     start: int = 0
 
 
-def describe_parameter(parameter: nn.Parameter, parts: list[Part], split: bool, partial_gradient: bool = False) -> None:
+def describe_parameter(parameter: Tensor, parts: list[Part], split: bool, partial_gradient: bool = False) -> None:
     """Attach what optimizer, checkpoint and initialisation ask of a parameter.
 
-    `split`: tensor-parallel ranks hold different elements. `partial_gradient`: under sequence parallelism each rank sees
-    a part of the sequence, so gradients must be summed over the tensor-parallel group.
+    `split`: tensor-parallel ranks hold different elements. `partial_gradient`: under sequence parallelism each rank
+    sees a part of the sequence, so gradients must be summed over the tensor-parallel group.
     """
     parameter.parts, parameter.split, parameter.partial_gradient = tuple(parts), split, partial_gradient  # type: ignore
 
 
-def replicated(parameter: nn.Parameter, name: str, initialize: Initializer, partial_gradient: bool = False) -> None:
+def replicated(parameter: Tensor, name: str, initialize: Initializer, partial_gradient: bool = False) -> None:
     """Describe a parameter that every tensor-parallel rank holds whole."""
     shape = parameter.shape
     describe_parameter(parameter, [Part(name, shape, initialize, (0,) * len(shape), shape)], False, partial_gradient)
 
 
 def parts_of(module: nn.Module, name: str = "") -> Iterator[tuple[nn.Parameter, Part]]:
-    """Every (parameter, part) of a module of that name; parts have their full logical names. Raises if one was never described."""
+    """Every (parameter, part) of a module of that name, parts with their full logical names. Raises if one has none."""
     for prefix, child in module.named_modules(prefix=name):
         for own, parameter in child.named_parameters(recurse=False):
             if not hasattr(parameter, "parts"):
@@ -125,17 +130,41 @@ class ColumnLinear(ColumnParallelLinear):
     Forward: [S, B, d_in] (under sequence parallelism [S / tensor, B, d_in]) -> one [S, B, d_out / tensor] per output.
     """
 
-    def __init__(self, d_in: int, outputs: Mapping[str, int], parallel: TensorParallel, *, bias: bool,
-                 weight_init: Initializer | Mapping[str, Initializer], bias_init: Initializer | None = None) -> None:
-        super().__init__(d_in, sum(outputs.values()), config=parallel.megatron(), init_method=nn.init.zeros_, bias=bias,
-                         gather_output=False, skip_bias_add=True, tp_group=parallel.group)
+    def __init__(
+        self,
+        d_in: int,
+        outputs: Mapping[str, int],
+        parallel: TensorParallel,
+        *,
+        bias: bool,
+        weight_init: Initializer | Mapping[str, Initializer],
+        bias_init: Initializer | None = None,
+    ) -> None:
+        super().__init__(
+            d_in,
+            sum(outputs.values()),
+            config=parallel.megatron(),
+            init_method=nn.init.zeros_,
+            bias=bias,
+            gather_output=False,
+            skip_bias_add=True,
+            tp_group=parallel.group,
+        )
         self.sizes = [size // parallel.size for size in outputs.values()]
         starts = [0, *accumulate(self.sizes)]
 
         def parts(kind: str, row: tuple[int, ...], initialize: Initializer | Mapping[str, Initializer]) -> list[Part]:
-            return [Part(f"{name}.{kind}", torch.Size((size, *row)), initialize[name] if isinstance(initialize, Mapping) else initialize,
-                         (parallel.rank * local, *(0,) * len(row)), torch.Size((local, *row)), start * math.prod(row))
-                    for (name, size), local, start in zip(outputs.items(), self.sizes, starts, strict=False)]
+            return [
+                Part(
+                    f"{name}.{kind}",
+                    torch.Size((size, *row)),
+                    initialize[name] if isinstance(initialize, Mapping) else initialize,
+                    (parallel.rank * local, *(0,) * len(row)),
+                    torch.Size((local, *row)),
+                    start * math.prod(row),
+                )
+                for (name, size), local, start in zip(outputs.items(), self.sizes, starts, strict=False)
+            ]
 
         describe_parameter(self.weight, parts("weight", (d_in,), weight_init), split=True)
         if bias:
@@ -154,12 +183,35 @@ class RowLinear(RowParallelLinear):
     Under sequence parallelism the result is reduce-scattered: [S / tensor, B, d_out].
     """
 
-    def __init__(self, d_in: int, d_out: int, name: str, parallel: TensorParallel, *, bias: bool, weight_init: Initializer,
-                 bias_init: Initializer | None = None) -> None:
-        super().__init__(d_in, d_out, config=parallel.megatron(), init_method=nn.init.zeros_, bias=bias,
-                         input_is_parallel=True, skip_bias_add=False, tp_group=parallel.group)
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        name: str,
+        parallel: TensorParallel,
+        *,
+        bias: bool,
+        weight_init: Initializer,
+        bias_init: Initializer | None = None,
+    ) -> None:
+        super().__init__(
+            d_in,
+            d_out,
+            config=parallel.megatron(),
+            init_method=nn.init.zeros_,
+            bias=bias,
+            input_is_parallel=True,
+            skip_bias_add=False,
+            tp_group=parallel.group,
+        )
         local = d_in // parallel.size
-        part = Part(f"{name}.weight", torch.Size((d_out, d_in)), weight_init, (0, parallel.rank * local), torch.Size((d_out, local)))
+        part = Part(
+            f"{name}.weight",
+            torch.Size((d_out, d_in)),
+            weight_init,
+            (0, parallel.rank * local),
+            torch.Size((d_out, local)),
+        )
         describe_parameter(self.weight, [part], split=True)
         if bias:
             replicated(self.bias, f"{name}.bias", bias_init or zeros, partial_gradient=parallel.sequence)
@@ -172,21 +224,29 @@ class Embedding(VocabParallelEmbedding):
     """Token embedding split by vocabulary: int64 [B, S] -> [S, B, d] on every rank."""
 
     def __init__(self, vocab_size: int, d_model: int, parallel: TensorParallel, *, weight_init: Initializer) -> None:
-        super().__init__(vocab_size, d_model, init_method=nn.init.zeros_, config=parallel.megatron(), tp_group=parallel.group)
-        describe_parameter(self.weight, [vocabulary_part("weight", vocab_size, d_model, parallel, weight_init)], split=True)
+        super().__init__(
+            vocab_size, d_model, init_method=nn.init.zeros_, config=parallel.megatron(), tp_group=parallel.group
+        )
+        describe_parameter(
+            self.weight, [vocabulary_part("weight", vocab_size, d_model, parallel, weight_init)], split=True
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(tokens.t())
 
 
-def vocabulary_part(name: str, vocab_size: int, d_model: int, parallel: TensorParallel, initialize: Initializer) -> Part:
+def vocabulary_part(
+    name: str, vocab_size: int, d_model: int, parallel: TensorParallel, initialize: Initializer
+) -> Part:
     """A [vocab_size, d_model] matrix split by rows."""
     local = vocab_size // parallel.size
-    return Part(name, torch.Size((vocab_size, d_model)), initialize, (parallel.rank * local, 0), torch.Size((local, d_model)))
+    return Part(
+        name, torch.Size((vocab_size, d_model)), initialize, (parallel.rank * local, 0), torch.Size((local, d_model))
+    )
 
 
 class Linear(nn.Linear):
-    """A linear map that every tensor-parallel rank holds whole; `partial_gradient` where it is applied to sequence shards."""
+    """A linear map that every tensor-parallel rank holds whole; `partial_gradient` where applied to sequence shards."""
 
     def __init__(self, d_in: int, d_out: int, *, weight_init: Initializer, partial_gradient: bool) -> None:
         super().__init__(d_in, d_out)
@@ -256,6 +316,6 @@ def fan_in_normal(x: Tensor, generator: Generator) -> Tensor:
 
 
 def fan_in_truncated(x: Tensor, generator: Generator) -> Tensor:
-    """flax `variance_scaling(1.0, "fan_in", "truncated_normal")`: cut at 2 sigma, rescaled to unit variance (T5X MLP, logits)."""
+    """flax `variance_scaling(1.0, "fan_in", "truncated_normal")`: cut at 2 sigma, unit variance (T5X MLP, logits)."""
     std = x.shape[1] ** -0.5 / 0.87962566103423978
     return nn.init.trunc_normal_(x, 0.0, std, -2 * std, 2 * std, generator=generator)

@@ -31,20 +31,31 @@ class LossTotals:
 class VocabularyLoss(torch.autograd.Function):
     """Vocabulary-parallel softmax cross-entropy with z-loss, straight from hidden states.
 
-    The gradients are taken in the same pass as the loss, chunk by chunk, so the logits are computed once and none survive;
-    backward only scales them. Formula: nll = log Z - logit[target], z = z_loss * (log Z)^2 (T5X `losses.py`), in fp32.
+    The gradients are taken in the same pass as the loss, chunk by chunk, so the logits are computed once and none
+    survive; backward only scales them. Formula: nll = log Z - logit[target], z = z_loss * (log Z)^2 (T5X
+    `losses.py`), in fp32.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, z_loss: float, chunk: int,  # type: ignore[override]
-                group: Any) -> tuple[Tensor, Tensor]:
-        """hidden [T, d]; weight [vocabulary / tensor, d]; targets int64 [T] -> (scale * sum of losses, [3, T] nll, z, correct)."""
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        scale: float,
+        z_loss: float,
+        chunk: int,  # type: ignore[override]
+        group: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """hidden [T, d], weight [vocabulary / tensor, d], targets int64 [T] -> (scaled sum, [3, T] nll, z, correct)."""
         shard = weight.shape[0]
         first = group.rank() * shard
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.zeros_like(hidden) if need_hidden else None
         several = targets.shape[0] > chunk
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32 if several else weight.dtype) if need_weight else None
+        grad_weight = (
+            torch.zeros_like(weight, dtype=torch.float32 if several else weight.dtype) if need_weight else None
+        )
         statistics = torch.empty(3, targets.shape[0], device=hidden.device)
 
         for start in range(0, targets.shape[0], chunk):
@@ -84,14 +95,22 @@ class VocabularyLoss(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.gradients
         ctx.gradients = None
         # Scaled in place, on the device: a loop over one-element branches would wait for the GPU.
-        return (None if grad_hidden is None else grad_hidden.mul_(grad_loss),
-                None if grad_weight is None else grad_weight.mul_(grad_loss), None, None, None, None, None)
+        return (
+            None if grad_hidden is None else grad_hidden.mul_(grad_loss),
+            None if grad_weight is None else grad_weight.mul_(grad_loss),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def logits_fp32(hidden: Tensor, weight: Tensor) -> Tensor:
-    """hidden @ weight^T in fp32, as T5X computes mT5's logits: 16-bit operands are multiplied exactly and summed in fp32.
+    """hidden @ weight^T in fp32, as T5X computes mT5's logits.
 
-    On a CPU 16-bit products come out rounded to 16 bits (torch 2.13 has no other kernel there).
+    16-bit operands are multiplied exactly and summed in fp32. On a CPU 16-bit products come out rounded to 16 bits
+    (torch 2.13 has no other kernel there).
     """
     if hidden.dtype == torch.float32:
         return hidden @ weight.t()

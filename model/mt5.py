@@ -1,4 +1,4 @@
-"""mT5 (T5 1.1) as units: the bridge that embeds, encoder blocks, the encoder's norm, decoder blocks, the vocabulary head.
+"""mT5 (T5 1.1) as units: bridge (embeddings), encoder blocks, the encoder's norm, decoder blocks, vocabulary head.
 
 What travels from unit to unit: (encoder [L, B, d], decoder [M, B, d], encoder_bias [buckets, heads], decoder_bias).
 """
@@ -49,9 +49,19 @@ class RelativeBias(nn.Module):
 
     def __init__(self, config: MT5Config, parallel: TensorParallel) -> None:
         super().__init__()
-        buckets, heads, local = config.relative_attention_num_buckets, config.num_heads, config.num_heads // parallel.size
+        buckets, heads, local = (
+            config.relative_attention_num_buckets,
+            config.num_heads,
+            config.num_heads // parallel.size,
+        )
         self.weight = nn.Parameter(torch.empty(buckets, local))
-        part = Part("weight", torch.Size((buckets, heads)), xavier_uniform, (0, parallel.rank * local), torch.Size((buckets, local)))
+        part = Part(
+            "weight",
+            torch.Size((buckets, heads)),
+            xavier_uniform,
+            (0, parallel.rank * local),
+            torch.Size((buckets, local)),
+        )
         describe_parameter(self.weight, [part], split=True)
 
     def forward(self) -> Tensor:
@@ -61,15 +71,17 @@ class RelativeBias(nn.Module):
 class Bridge(nn.Module):
     """Ends the ViT, begins the mT5: (vision [N, I, width],) -> (encoder, decoder, encoder_bias, decoder_bias).
 
-    Visual tokens are normed, projected to d_model (one Linear, as PaLI-3 says) and placed in the encoder's rows; decoder
-    embeddings are looked up here too and ride along, so that no parameter is tied across pipeline stages.
+    Visual tokens are normed, projected to d_model (one Linear, as PaLI-3 says) and placed in the encoder's rows;
+    decoder embeddings are looked up here too and ride along, so that no parameter is tied across pipeline stages.
     """
 
     def __init__(self, vit: ViTConfig, mt5: MT5Config, model: ModelConfig, parallel: TensorParallel) -> None:
         super().__init__()
         self.vit, self.mt5, self.rate, self.parallel = vit, mt5, model.dropout_rate, parallel
         self.vit_norm = LayerNorm(vit.width, parallel)
-        self.projection = Linear(vit.width, mt5.d_model, weight_init=fan_in_truncated, partial_gradient=parallel.sequence)
+        self.projection = Linear(
+            vit.width, mt5.d_model, weight_init=fan_in_truncated, partial_gradient=parallel.sequence
+        )
         self.embedding = Embedding(mt5.vocab_size, mt5.d_model, parallel, weight_init=normal(1.0))
         self.encoder_bias = RelativeBias(mt5, parallel)
         self.decoder_bias = RelativeBias(mt5, parallel)
@@ -89,7 +101,11 @@ class Bridge(nn.Module):
         w, d, tokens = self.vit.width, self.mt5.d_model, shape.images * shape.vision_tokens
         tables = 2 * self.mt5.relative_attention_num_buckets * self.mt5.num_heads
         text = shape.rows * (shape.encoder_tokens + shape.decoder_tokens)
-        return Cost(2 * w + w * d + d + self.mt5.vocab_size * d + tables, linear_flops(tokens, w, d), 2.0 * (2 * tokens * w + text * d))
+        return Cost(
+            2 * w + w * d + d + self.mt5.vocab_size * d + tables,
+            linear_flops(tokens, w, d),
+            2.0 * (2 * tokens * w + text * d),
+        )
 
 
 class Block(nn.Module):
@@ -101,13 +117,17 @@ class Block(nn.Module):
         super().__init__()
         d, inner = mt5.d_model, mt5.inner
         self.mt5, self.rate = mt5, model.dropout_rate
-        self.flex = model.attention == "flex" or (model.attention == "auto" and torch.cuda.is_available() and not model.dropout_rate)
+        self.flex = model.attention == "flex" or (
+            model.attention == "auto" and torch.cuda.is_available() and not model.dropout_rate
+        )
         kernels = {"query": normal((d * mt5.d_kv) ** -0.5), "key": fan_in_normal, "value": fan_in_normal}
         self.attention_norm = RMSNorm(d, parallel)
         self.attention_in = ColumnLinear(d, dict.fromkeys(kernels, inner), parallel, bias=False, weight_init=kernels)
         self.attention_out = RowLinear(inner, d, "out", parallel, bias=False, weight_init=fan_in_normal)
         self.mlp_norm = RMSNorm(d, parallel)
-        self.mlp_in = ColumnLinear(d, {"gate": mt5.d_ff, "up": mt5.d_ff}, parallel, bias=False, weight_init=fan_in_truncated)
+        self.mlp_in = ColumnLinear(
+            d, {"gate": mt5.d_ff, "up": mt5.d_ff}, parallel, bias=False, weight_init=fan_in_truncated
+        )
         self.mlp_out = RowLinear(mt5.d_ff, d, "out", parallel, bias=False, weight_init=fan_in_truncated)
 
     def project(self, x: Tensor) -> list[Tensor]:
@@ -138,7 +158,7 @@ class EncoderBlock(Block):
         return self.mlp(encoder), decoder, encoder_bias, decoder_bias
 
     def cost(self, shape: Shape) -> Cost:
-        """Activations: norm inputs and outputs, q k v, attended, gate, up and their product; scores and weights [H, L, L]."""
+        """Activations: norm inputs and outputs, q k v, attended, gate, up and product; scores and weights [H, L, L]."""
         d, i, f, length = self.mt5.d_model, self.mt5.inner, self.mt5.d_ff, shape.encoder_tokens
         tokens = shape.rows * length
         flops = linear_flops(tokens, d, 4 * i + 3 * f) + attention_flops(shape.rows, length, length, i)
@@ -170,8 +190,12 @@ class DecoderBlock(Block):
         super().__init__(mt5, model, parallel)
         d, inner = mt5.d_model, mt5.inner
         self.cross_norm = RMSNorm(d, parallel)
-        self.cross_query = ColumnLinear(d, {"query": inner}, parallel, bias=False, weight_init=normal((d * mt5.d_kv) ** -0.5))
-        self.cross_memory = ColumnLinear(d, {"key": inner, "value": inner}, parallel, bias=False, weight_init=fan_in_normal)
+        self.cross_query = ColumnLinear(
+            d, {"query": inner}, parallel, bias=False, weight_init=normal((d * mt5.d_kv) ** -0.5)
+        )
+        self.cross_memory = ColumnLinear(
+            d, {"key": inner, "value": inner}, parallel, bias=False, weight_init=fan_in_normal
+        )
         self.cross_out = RowLinear(inner, d, "out", parallel, bias=False, weight_init=fan_in_normal)
 
     def forward(self, carry: Carry, batch: MicroBatch) -> Carry:
@@ -204,12 +228,17 @@ class DecoderBlock(Block):
         return self.mlp(x + self.cross_out(attended))
 
     def cost(self, shape: Shape) -> Cost:
-        """Cross-attention keys and values are taken of every encoder token. Activations as in the encoder, and the cross ones."""
+        """Cross-attention keys and values are taken of every encoder token. Activations as in the encoder, twice."""
         d, i, f, n, m = self.mt5.d_model, self.mt5.inner, self.mt5.d_ff, shape.encoder_tokens, shape.decoder_tokens
-        flops = (linear_flops(shape.rows * n, d, 2 * i) + linear_flops(shape.rows * m, d, 6 * i + 3 * f)
-                 + attention_flops(shape.rows, m, m, i) + attention_flops(shape.rows, m, n, i))
-        activations = (2.0 * shape.rows * (m * (6 * d + 6 * i + 4 * f) + 2 * n * i)
-                       + 4.0 * shape.rows * self.mt5.num_heads * m * (m + n))
+        flops = (
+            linear_flops(shape.rows * n, d, 2 * i)
+            + linear_flops(shape.rows * m, d, 6 * i + 3 * f)
+            + attention_flops(shape.rows, m, m, i)
+            + attention_flops(shape.rows, m, n, i)
+        )
+        activations = 2.0 * shape.rows * (
+            m * (6 * d + 6 * i + 4 * f) + 2 * n * i
+        ) + 4.0 * shape.rows * self.mt5.num_heads * m * (m + n)
         return Cost(8 * d * i + 3 * d * f + 3 * d, flops, activations)
 
 
@@ -220,16 +249,22 @@ class VocabularyOutput(nn.Module):
         super().__init__()
         self.model, self.parallel = model, parallel
         self.weight = nn.Parameter(torch.empty(mt5.vocab_size // parallel.size, mt5.d_model))
-        describe_parameter(self.weight, [vocabulary_part("weight", mt5.vocab_size, mt5.d_model, parallel, fan_in_truncated)], split=True)
+        describe_parameter(
+            self.weight,
+            [vocabulary_part("weight", mt5.vocab_size, mt5.d_model, parallel, fan_in_truncated)],
+            split=True,
+        )
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None, scale: float = 1.0) -> tuple[Tensor, ...]:
-        """hidden [T, d]: without targets -> (this rank's logits, fp32); with -> (scale * summed loss, [3, T] statistics)."""
+        """hidden [T, d] -> (this rank's fp32 logits,), or with targets -> (scale * summed loss, [3, T] statistics)."""
         if targets is None:
             return (logits_fp32(hidden, self.weight),)
-        weight = self.weight
+        weight: Tensor = self.weight
         if not torch.is_grad_enabled():  # an autograd.Function is told that its inputs need gradients all the same
             hidden, weight = hidden.detach(), weight.detach()
-        return VocabularyLoss.apply(hidden, weight, targets, scale, self.model.z_loss, self.model.loss_chunk, self.parallel.group)  # type: ignore
+        return VocabularyLoss.apply(
+            hidden, weight, targets, scale, self.model.z_loss, self.model.loss_chunk, self.parallel.group
+        )  # type: ignore
 
 
 class Head(nn.Module):
@@ -242,13 +277,17 @@ class Head(nn.Module):
         self.output = VocabularyOutput(mt5, model, parallel)
 
     def forward(self, carry: Carry, batch: MicroBatch) -> Carry:
-        decoder = self.parallel.gather(dropout(self.norm(carry[1]), self.model.dropout_rate, self), partial_gradient=True)
+        decoder = self.parallel.gather(
+            dropout(self.norm(carry[1]), self.model.dropout_rate, self), partial_gradient=True
+        )
         at = batch.target_positions
         assert at is not None
-        loss, statistics = self.output(decoder.flatten(0, 1)[at], batch.decoder_targets.t().reshape(-1)[at], batch.loss_scale)
+        loss, statistics = self.output(
+            decoder.flatten(0, 1)[at], batch.decoder_targets.t().reshape(-1)[at], batch.loss_scale
+        )
         return loss, totals_by_objective(statistics, batch.objectives.t().reshape(-1)[at], self.num_objectives)
 
     def cost(self, shape: Shape) -> Cost:
-        """The logits of one chunk at a time; their gradients are taken in the forward pass, so hidden states are all that stays."""
+        """Gradients are taken in the forward pass, a chunk of logits at a time, so hidden states are all that stays."""
         d, tokens = self.mt5.d_model, shape.rows * shape.decoder_tokens
         return Cost(d + self.mt5.vocab_size * d, linear_flops(tokens, d, self.mt5.vocab_size), 2.0 * 3 * tokens * d)

@@ -1,4 +1,4 @@
-"""PaLI as a list of units, in order: patches, vit_block x N, bridge, encoder_block x N, encoder_norm, decoder_block x N, head."""
+"""PaLI as a list of units: patches, vit_block x N, bridge, encoder_block x N, encoder_norm, decoder_block x N, head."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -17,15 +17,10 @@ from model.vit import Patches, ViTBlock
 
 Units = dict[str, nn.Module]
 
-# What freezing `vit` means: the ViT with its final norm, which is where its features are taken (big_vision `encoded`).
-COMPONENTS = {
-    "vit": ("patches.*", "vit_block_*", "bridge.vit_norm.*"),
-    "projection": ("bridge.projection.*",),
-    "mt5": ("bridge.embedding.*", "bridge.encoder_bias.*", "bridge.decoder_bias.*", "encoder_*", "decoder_*", "head.*"),
-}
 
-
-def units(vit: ViTConfig, mt5: MT5Config, model: ModelConfig, num_objectives: int, parallel: TensorParallel | None = None) -> Units:
+def units(
+    vit: ViTConfig, mt5: MT5Config, model: ModelConfig, num_objectives: int, parallel: TensorParallel | None = None
+) -> Units:
     """Name -> unit, in the order of the forward pass, on the current default device (`meta` for a plan)."""
     parallel = parallel or TensorParallel()
     return {
@@ -42,8 +37,8 @@ def units(vit: ViTConfig, mt5: MT5Config, model: ModelConfig, num_objectives: in
 class PaLI(nn.Module):
     """Some consecutive units: the whole model, or one pipeline stage.
 
-    Forward: (what the unit before passed on, nothing before `patches`), batch -> what the last unit passes on; after `head`
-    that is (loss, totals [4, num_objectives]). `recompute` keeps only the inputs of trained blocks.
+    Forward: (what the unit before passed on, nothing before `patches`), batch -> what the last unit passes on; after
+    `head` that is (loss, totals [4, num_objectives]). `recompute` keeps only the inputs of trained blocks.
     """
 
     def __init__(self, units: Units, recompute: bool = False) -> None:
@@ -79,23 +74,29 @@ class PaLI(nn.Module):
 
 
 def freeze(module: nn.Module, patterns: Iterable[str]) -> None:
-    """Stop training every parameter whose name (`vit_block_0.mlp_in.weight`) matches a shell pattern, or a whole component.
+    """Stop training every parameter whose name (`vit_block_0.mlp_in.weight`) matches a shell pattern.
 
-    Components are `vit`, `projection` and `mt5`. Raises ConfigurationError for a pattern that matches nothing: a typing mistake would silently train the wrong parameters.
+    Raises ConfigurationError for a pattern that matches nothing: a typing mistake would silently train the wrong
+    parameters.
     """
     names = dict(module.named_parameters())
     for pattern in patterns:
-        matched = [name for name in names if any(fnmatchcase(name, p) for p in COMPONENTS.get(pattern, (pattern,)))]
+        matched = [name for name in names if fnmatchcase(name, pattern)]
         if not matched:
-            raise ConfigurationError(f"The freeze pattern {pattern!r} matches no parameter; choose vit, projection, mt5, "
-                                     f"or a shell pattern of names such as {next(iter(names))!r}.")
+            raise ConfigurationError(
+                f"The freeze pattern {pattern!r} matches no parameter; choose vit, projection, mt5, "
+                f"or a shell pattern of names such as {next(iter(names))!r}."
+            )
         for name in matched:
             names[name].requires_grad_(False)
 
 
 @torch.no_grad()
 def initialize(module: nn.Module, seed: int, name: str = "") -> None:
-    """Fill every parameter of a module of that name in place; the value of a logical tensor depends on (seed, name) alone, not on the layout."""
+    """Fill every parameter of a module of that name in place.
+
+    The value of a logical tensor depends on (seed, name) alone, not on the layout.
+    """
     for parameter, part in parts_of(module, name):
         local_block(parameter, part).copy_(initial_block(part, seed))
 

@@ -1,4 +1,4 @@
-"""The vision transformer of big_vision `models/vit.py`, as units: patches, then blocks. The final norm is in the bridge."""
+"""The vision transformer of big_vision `models/vit.py` as units: patches, then blocks (the last norm is the bridge's)."""
 
 import torch.nn.functional as F
 from torch import Tensor, empty, float32, nn
@@ -51,13 +51,17 @@ class ViTBlock(nn.Module):
         d = config.width
         self.config = config
         self.attention_norm = LayerNorm(d, parallel)
-        self.attention_in = ColumnLinear(d, {"query": d, "key": d, "value": d}, parallel, bias=True, weight_init=xavier_uniform)
+        self.attention_in = ColumnLinear(
+            d, {"query": d, "key": d, "value": d}, parallel, bias=True, weight_init=xavier_uniform
+        )
         self.attention_out = RowLinear(d, d, "out", parallel, bias=True, weight_init=xavier_uniform)
         self.mlp_norm = LayerNorm(d, parallel)
-        self.mlp_in = ColumnLinear(d, {"hidden": config.mlp_dim}, parallel, bias=True, weight_init=xavier_uniform,
-                                   bias_init=normal(1e-6))
-        self.mlp_out = RowLinear(config.mlp_dim, d, "out", parallel, bias=True, weight_init=xavier_uniform,
-                                 bias_init=normal(1e-6))
+        self.mlp_in = ColumnLinear(
+            d, {"hidden": config.mlp_dim}, parallel, bias=True, weight_init=xavier_uniform, bias_init=normal(1e-6)
+        )
+        self.mlp_out = RowLinear(
+            config.mlp_dim, d, "out", parallel, bias=True, weight_init=xavier_uniform, bias_init=normal(1e-6)
+        )
 
     def forward(self, carry: tuple[Tensor, ...], batch: MicroBatch) -> tuple[Tensor, ...]:
         (vision,) = carry
@@ -68,10 +72,11 @@ class ViTBlock(nn.Module):
         return (vision + self.mlp_out(F.gelu(hidden, approximate="tanh")),)
 
     def cost(self, shape: Shape) -> Cost:
-        """Activations kept: two norm inputs and outputs, q k v, attention output, MLP before and after GELU (16-bit each)."""
+        """Activations: two norm inputs and outputs, q k v, attention output, MLP before and after GELU (16 bits)."""
         d, m, tokens = self.config.width, self.config.mlp_dim, shape.images * shape.vision_tokens
-        flops = (linear_flops(tokens, d, 4 * d + 2 * m)
-                 + attention_flops(shape.images, shape.vision_tokens, shape.vision_tokens, d))
+        flops = linear_flops(tokens, d, 4 * d + 2 * m) + attention_flops(
+            shape.images, shape.vision_tokens, shape.vision_tokens, d
+        )
         return Cost(4 * d * d + 2 * d * m + 9 * d + m, flops, 2.0 * tokens * (8 * d + 2 * m))
 
 
@@ -79,7 +84,13 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     """[I, S, S, 3] -> [I, (S / patch)^2, patch * patch * 3], rows first; S is cut to a multiple of the patch."""
     rows = images.shape[1] // patch_size
     images = images[:, : rows * patch_size, : rows * patch_size]
-    return images.unflatten(2, (rows, patch_size)).unflatten(1, (rows, patch_size)).permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
+    return (
+        images.unflatten(2, (rows, patch_size))
+        .unflatten(1, (rows, patch_size))
+        .permute(0, 1, 3, 2, 4, 5)
+        .flatten(3)
+        .flatten(1, 2)
+    )
 
 
 def resample_position(position: Tensor, num_tokens: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Weights in and out by the names of logical tensors: Hugging Face's MT5 and SigLIP vision tower, big_vision's ViT.
 
-A `Table` says where each logical tensor lies in a foreign checkpoint. `import_tensors` and `export_tensors` translate whole
-dictionaries, `load` puts logical tensors into a model of any tensor-parallel size (or into one pipeline stage of it).
+A `Table` says where each logical tensor lies in a foreign checkpoint. `import_tensors` and `export_tensors` translate
+whole dictionaries, `load` puts logical tensors into a model of any tensor-parallel size (or into one pipeline stage
+of it).
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -33,9 +34,21 @@ class Foreign:
 Table = dict[str, Foreign]
 
 # What a checkpoint may hold beside the table: copies of tied tensors, pooling heads, the other tower, old position ids.
-NOT_OURS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "*.EncDecAttention.relative_attention_bias.weight",
-            "head.*", "text_model.*", "logit_scale", "logit_bias", "*.position_ids",
-            "MAPHead_0/*", "head/*", "txt/*", "t", "b")
+NOT_OURS = (
+    "encoder.embed_tokens.weight",
+    "decoder.embed_tokens.weight",
+    "*.EncDecAttention.relative_attention_bias.weight",
+    "head.*",
+    "text_model.*",
+    "logit_scale",
+    "logit_bias",
+    "*.position_ids",
+    "MAPHead_0/*",
+    "head/*",
+    "txt/*",
+    "t",
+    "b",
+)
 
 
 def mt5_table(mt5: MT5Config) -> Table:
@@ -104,13 +117,17 @@ def siglip_table(vit: ViTConfig) -> Table:
 def big_vision_table(vit: ViTConfig) -> Table:
     """big_vision `models/vit.py` as saved to .npz (not scanned), with or without the prefixes `params/` and `img/`.
 
-    Flax kernels are [in, out]; attention kernels [width, heads, head width], the output kernel [heads, head width, width].
+    Flax kernels are [in, out]; attention kernels [width, heads, head width], the output kernel [heads, head width,
+    width].
     """
     width, heads = vit.width, (vit.num_heads, vit.width // vit.num_heads)
     dense = (lambda x: x.t(), lambda x: x.t())
     table: Table = {
-        "patches.embedding.weight": Foreign("embedding/kernel", lambda x: x.reshape(-1, width).t(),
-                                            lambda x: x.t().reshape(vit.patch_size, vit.patch_size, 3, width)),
+        "patches.embedding.weight": Foreign(
+            "embedding/kernel",
+            lambda x: x.reshape(-1, width).t(),
+            lambda x: x.t().reshape(vit.patch_size, vit.patch_size, 3, width),
+        ),
         "patches.embedding.bias": Foreign("embedding/bias"),
         "patches.position": Foreign("pos_embedding", lambda x: x.squeeze(0), lambda x: x.unsqueeze(0)),
         "bridge.vit_norm.weight": Foreign("Transformer/encoder_norm/scale"),
@@ -124,11 +141,14 @@ def big_vision_table(vit: ViTConfig) -> Table:
             table[f"{ours}.{our}.bias"] = Foreign(f"{theirs}/{their}/bias")
         for name in ("query", "key", "value"):
             table[f"{ours}.attention_in.{name}.weight"] = Foreign(
-                f"{attention}/{name}/kernel", lambda x: x.flatten(1).t(), lambda x: x.t().unflatten(1, heads))
+                f"{attention}/{name}/kernel", lambda x: x.flatten(1).t(), lambda x: x.t().unflatten(1, heads)
+            )
             table[f"{ours}.attention_in.{name}.bias"] = Foreign(
-                f"{attention}/{name}/bias", lambda x: x.flatten(), lambda x: x.unflatten(0, heads))
+                f"{attention}/{name}/bias", lambda x: x.flatten(), lambda x: x.unflatten(0, heads)
+            )
         table[f"{ours}.attention_out.out.weight"] = Foreign(
-            f"{attention}/out/kernel", lambda x: x.flatten(0, 1).t(), lambda x: x.t().unflatten(0, heads))
+            f"{attention}/out/kernel", lambda x: x.flatten(0, 1).t(), lambda x: x.t().unflatten(0, heads)
+        )
         table[f"{ours}.attention_out.out.bias"] = Foreign(f"{attention}/out/bias")
         for our, their in {"mlp_in.hidden": "Dense_0", "mlp_out.out": "Dense_1"}.items():
             table[f"{ours}.{our}.weight"] = Foreign(f"{mlp}/{their}/kernel", *dense)
@@ -148,8 +168,12 @@ def import_tensors(foreign: Mapping[str, Tensor], table: Table) -> dict[str, Ten
     missing = wanted - found.keys()
     unknown = [name for name in found.keys() - wanted if not any(fnmatchcase(name, pattern) for pattern in NOT_OURS)]
     if missing or unknown:
-        complaints = [f"{what} {_some(names)}" for what, names in (("lacks", missing), ("also holds", unknown)) if names]
-        raise ConfigurationError(f"The checkpoint {' and '.join(complaints)}; choose the vit= or mt5= size it was made with.")
+        complaints = [
+            f"{what} {_some(names)}" for what, names in (("lacks", missing), ("also holds", unknown)) if names
+        ]
+        raise ConfigurationError(
+            f"The checkpoint {' and '.join(complaints)}; choose the vit= or mt5= size it was made with."
+        )
     return {ours: entry.read(found[entry.name]).contiguous() for ours, entry in table.items()}
 
 
@@ -161,8 +185,10 @@ def export_tensors(logical: Mapping[str, Tensor], table: Table) -> dict[str, Ten
     return {entry.name: entry.write(logical[ours]).contiguous() for ours, entry in table.items()}
 
 
-def logical_tensors(module: nn.Module, of: Callable[[nn.Parameter], Tensor | None] = lambda p: p.detach()) -> dict[str, Tensor]:
-    """Logical name -> whole tensor, of a model without tensor parallelism; `of` picks something else, such as the gradient."""
+def logical_tensors(
+    module: nn.Module, of: Callable[[nn.Parameter], Tensor | None] = lambda p: p.detach()
+) -> dict[str, Tensor]:
+    """Logical name -> whole tensor, of a model without tensor parallelism; `of` picks another, such as the gradient."""
     tensors = {}
     for parameter, part in parts_of(module):
         assert part.block == part.shape, "tensor parallel: this rank holds only a block"
@@ -185,8 +211,10 @@ def load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         if part.name.endswith("patches.position") and tensor.shape[1:] == part.shape[1:]:
             tensor = resample_position(tensor, part.shape[0])
         if tensor.shape != part.shape:
-            raise ConfigurationError(f"{part.name} is {list(tensor.shape)} in the checkpoint but {list(part.shape)} in the model; "
-                                     "choose the vit= or mt5= size it was made with.")
+            raise ConfigurationError(
+                f"{part.name} is {list(tensor.shape)} in the checkpoint but {list(part.shape)} in the model; "
+                "choose the vit= or mt5= size it was made with."
+            )
         block = tuple(slice(start, start + size) for start, size in zip(part.offset, part.block, strict=True))
         local_block(parameter, part).copy_(tensor[block])
 
@@ -206,14 +234,14 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 def write_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Save a state dict as .safetensors, or as .npz if the name ends so."""
     if Path(path).suffix == ".npz":
-        np.savez(path, **{name: tensor.float().numpy() for name, tensor in tensors.items()})
+        np.savez(path, **{name: tensor.float().numpy() for name, tensor in tensors.items()})  # type: ignore[arg-type]
     else:
         save_file(dict(tensors), path, metadata={"format": "pt"})
 
 
 def _unscanned(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     """big_vision's `scan=True` stacks the blocks along axis 0: `encoderblock/x` [depth, ...] -> `encoderblock_i/x`."""
-    flat = {}
+    flat: dict[str, Tensor] = {}
     for name, tensor in arrays.items():
         if "/encoderblock/" in name:
             flat |= {name.replace("/encoderblock/", f"/encoderblock_{i}/"): layer for i, layer in enumerate(tensor)}

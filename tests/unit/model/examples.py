@@ -44,7 +44,9 @@ def picture(seed: int, size: int = MODEL.image_size) -> Tensor:
     return torch.randint(0, 256, (size, size, 3), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
 
 
-def micro_batch(rows: list[list[Example]], encoder_length: int = 0, decoder_length: int = 0, image_slots: int = 0) -> MicroBatch:
+def micro_batch(
+    rows: list[list[Example]], encoder_length: int = 0, decoder_length: int = 0, image_slots: int = 0
+) -> MicroBatch:
     """Each inner list packed into one row; lengths and image slots at least as given, and at least one image slot."""
     encoder_length = max(encoder_length, *(sum(e.encoder_length for e in row) for row in rows), 1)
     decoder_length = max(decoder_length, *(sum(len(e.targets) + 1 for e in row) for row in rows), 1)
@@ -100,7 +102,9 @@ def largest_error(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[f
     assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
 
     def floor(name: str) -> float:
-        return theirs[name.replace("key.bias", "query.bias")].double().norm().item() if name.endswith("key.bias") else 0.0
+        return (
+            theirs[name.replace("key.bias", "query.bias")].double().norm().item() if name.endswith("key.bias") else 0.0
+        )
 
     return max((relative_error(ours[name], theirs[name], floor(name)), name) for name in theirs)
 

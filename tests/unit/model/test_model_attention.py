@@ -16,7 +16,9 @@ from tests.unit.model.examples import MODEL, MT5, example, micro_batch, small_mo
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_buckets_are_mesh_tensorflows(bidirectional: bool) -> None:
     distance = torch.arange(300)[None, :] - torch.arange(300)[:, None]
-    theirs = MT5Attention._relative_position_bucket(distance, bidirectional=bidirectional, num_buckets=32, max_distance=128)
+    theirs = MT5Attention._relative_position_bucket(
+        distance, bidirectional=bidirectional, num_buckets=32, max_distance=128
+    )
     assert torch.equal(relative_buckets(300, 300, bidirectional, 32, 128, torch.device("cpu")), theirs)
     last = relative_buckets(1, 300, bidirectional, 32, 128, torch.device("cpu"), first_query=299)
     assert torch.equal(last, theirs[299:])
@@ -30,7 +32,11 @@ def test_fused_attention_equals_the_plain_one(bidirectional: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, length, rows, 4, 16, generator=generator)
     table = torch.randn(32, 4, generator=generator)
-    mask = batch.encoder_mask if bidirectional else batch.encoder_mask & torch.ones(length, length, dtype=torch.bool).tril()
+    mask = (
+        batch.encoder_mask
+        if bidirectional
+        else batch.encoder_mask & torch.ones(length, length, dtype=torch.bool).tril()
+    )
     bias = relative_bias(table, MT5, length, length, bidirectional)
     plain = t5_attention(query, key, value, bias, mask, 0.0)
     blocks = segment_blocks(segments, segments, causal=not bidirectional)

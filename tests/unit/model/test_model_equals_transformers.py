@@ -30,9 +30,19 @@ TOLERANCE = 1e-5
 @pytest.fixture
 def mt5() -> MT5ForConditionalGeneration:
     torch.manual_seed(0)
-    model = MT5ForConditionalGeneration(HFMT5Config(
-        d_model=MT5.d_model, d_ff=MT5.d_ff, d_kv=MT5.d_kv, num_heads=MT5.num_heads, num_layers=MT5.num_encoder_layers,
-        num_decoder_layers=MT5.num_decoder_layers, vocab_size=MT5.vocab_size, dropout_rate=0.0, attn_implementation="eager"))
+    model = MT5ForConditionalGeneration(
+        HFMT5Config(
+            d_model=MT5.d_model,
+            d_ff=MT5.d_ff,
+            d_kv=MT5.d_kv,
+            num_heads=MT5.num_heads,
+            num_layers=MT5.num_encoder_layers,
+            num_decoder_layers=MT5.num_decoder_layers,
+            vocab_size=MT5.vocab_size,
+            dropout_rate=0.0,
+            attn_implementation="eager",
+        )
+    )
     # transformers 5 ties the output matrix to the embedding; mT5's own is a matrix of its own.
     model.lm_head.weight = nn.Parameter(torch.randn_like(model.shared.weight) * 0.3)
     _roughen(model)
@@ -42,9 +52,18 @@ def mt5() -> MT5ForConditionalGeneration:
 @pytest.fixture
 def siglip() -> SiglipVisionModel:
     torch.manual_seed(1)
-    model = SiglipVisionModel(SiglipVisionConfig(
-        hidden_size=VIT.width, intermediate_size=VIT.mlp_dim, num_hidden_layers=VIT.depth, num_attention_heads=VIT.num_heads,
-        image_size=MODEL.image_size, patch_size=VIT.patch_size, vision_use_head=False, attn_implementation="eager"))
+    model = SiglipVisionModel(
+        SiglipVisionConfig(
+            hidden_size=VIT.width,
+            intermediate_size=VIT.mlp_dim,
+            num_hidden_layers=VIT.depth,
+            num_attention_heads=VIT.num_heads,
+            image_size=MODEL.image_size,
+            patch_size=VIT.patch_size,
+            vision_use_head=False,
+            attn_implementation="eager",
+        )
+    )
     _roughen(model)
     return model
 
@@ -71,7 +90,9 @@ def _gradients_of(tower: nn.Module, table: dict) -> dict[str, Tensor]:
 def _text(rows: list[Example]) -> dict[str, Tensor]:
     """The same examples as transformers wants them: right-padded ids and mask, labels with -100."""
     inputs = nn.utils.rnn.pad_sequence([torch.tensor(e.inputs) for e in rows], batch_first=True)
-    labels = nn.utils.rnn.pad_sequence([torch.tensor([*e.targets, 1]) for e in rows], batch_first=True, padding_value=-100)
+    labels = nn.utils.rnn.pad_sequence(
+        [torch.tensor([*e.targets, 1]) for e in rows], batch_first=True, padding_value=-100
+    )
     return {"input_ids": inputs, "attention_mask": (inputs > 0).long(), "labels": labels}
 
 
@@ -124,7 +145,7 @@ def test_vit_features_and_every_gradient(siglip: SiglipVisionModel) -> None:
 
 
 def test_whole_model_loss_and_every_gradient(mt5: MT5ForConditionalGeneration, siglip: SiglipVisionModel) -> None:
-    """Visual tokens first, then text: siglip -> linear -> inputs_embeds, against PaLI; the images differ in text length."""
+    """Visual tokens first, then text: siglip -> linear -> inputs_embeds, against PaLI; texts of two lengths."""
     rows = [example(1, 1, 7, 5), example(2, 1, 3, 9)]
     pali = _ours(mt5, siglip)
     batch = micro_batch([[e] for e in rows])
@@ -153,8 +174,13 @@ def test_greedy_generation_is_token_for_token_the_same(mt5: MT5ForConditionalGen
     lengths = (7, 3, 12, 1, 9)
     rows = [example(seed, 0, length, 0) for seed, length in enumerate(lengths)]
     text = _text(rows)
-    theirs = mt5.eval().generate(input_ids=text["input_ids"], attention_mask=text["attention_mask"], do_sample=False, num_beams=1,
-                                 max_new_tokens=24)[:, 1:]
+    theirs = mt5.eval().generate(
+        input_ids=text["input_ids"],
+        attention_mask=text["attention_mask"],
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=24,
+    )[:, 1:]
     ours = generate(pali, micro_batch([[e] for e in rows]), 24)
     assert ours.shape == theirs.shape and torch.equal(ours, theirs)
     ends = (ours == 1).any(1)

@@ -1,4 +1,4 @@
-"""What a row may hold: packed examples, text alone, several images, no image in the whole batch; and what frozen parts keep."""
+"""What a row may hold (packed examples, text alone, several images, no image at all), and what frozen parts keep."""
 
 import pytest
 import torch
@@ -9,7 +9,16 @@ from model.batch import MicroBatch
 from model.config import ModelConfig
 from model.loss import LossTotals
 from model.pali import PaLI, freeze
-from tests.unit.model.examples import MODEL, NUM_OBJECTIVES, Example, example, gradients, largest_error, micro_batch, small_model
+from tests.unit.model.examples import (
+    MODEL,
+    NUM_OBJECTIVES,
+    Example,
+    example,
+    gradients,
+    largest_error,
+    micro_batch,
+    small_model,
+)
 
 TOLERANCE = 1e-5
 
@@ -22,7 +31,13 @@ def _run(pali: PaLI, batch: MicroBatch) -> tuple[Tensor, LossTotals, dict[str, T
     return loss.detach(), LossTotals.from_tensor(totals), gradients(pali)
 
 
-MIXED = [example(1), example(2, pictures=0, inputs=9), example(3, pictures=2), example(4, targets=11), example(5, inputs=0)]
+MIXED = [
+    example(1),
+    example(2, pictures=0, inputs=9),
+    example(3, pictures=2),
+    example(4, targets=11),
+    example(5, inputs=0),
+]
 
 
 def test_packed_rows_equal_the_same_examples_unpacked() -> None:
@@ -30,7 +45,9 @@ def test_packed_rows_equal_the_same_examples_unpacked() -> None:
     a, b, c, d, e = MIXED
     loss, totals, expected = _run(pali, micro_batch([[x] for x in MIXED]))
     for rows in ([[a, b, c], [d, e]], [MIXED], [[e, d], [c], [b, a]]):
-        packed_loss, packed_totals, packed = _run(pali, micro_batch(rows, encoder_length=60, decoder_length=40, image_slots=7))
+        packed_loss, packed_totals, packed = _run(
+            pali, micro_batch(rows, encoder_length=60, decoder_length=40, image_slots=7)
+        )
         torch.testing.assert_close(packed_loss, loss, rtol=TOLERANCE, atol=0)
         torch.testing.assert_close(packed_totals.nll, totals.nll, rtol=TOLERANCE, atol=0)
         assert torch.equal(packed_totals.tokens, totals.tokens)
@@ -68,7 +85,9 @@ def test_order_of_several_images_matters() -> None:
 
 def test_batch_without_any_image_gives_every_parameter_a_gradient() -> None:
     """Ranks with and without images then run the same collectives."""
-    _, _, found = _run(pali := small_model(), micro_batch([[example(1, pictures=0)], [example(2, pictures=0)]], image_slots=2))
+    _, _, found = _run(
+        pali := small_model(), micro_batch([[example(1, pictures=0)], [example(2, pictures=0)]], image_slots=2)
+    )
     assert found.keys() == _run(pali, micro_batch([[example(1)]]))[2].keys()
     assert all(torch.isfinite(g).all() for g in found.values())
     for name, gradient in found.items():
@@ -84,7 +103,7 @@ def test_empty_micro_batch_has_zero_loss_and_gradients() -> None:
 
 def test_frozen_vit_keeps_nothing_for_a_backward_pass_and_stays_in_evaluation_mode() -> None:
     pali, batch = small_model(), micro_batch([[example(1)]])
-    freeze(pali, ["vit"])
+    freeze(pali, ["patches.*", "vit_block_*", "bridge.vit_norm.*"])
     pali.train()
     saved: list[str] = []
     carry: tuple[Tensor, ...] = ()
@@ -112,7 +131,7 @@ def test_freezing_weights_alone_still_trains_their_biases() -> None:
 def test_frozen_language_model_passes_gradients_through() -> None:
     pali, batch = small_model(), micro_batch([[example(1)], [example(2)]])
     expected = _run(pali, batch)[2]
-    freeze(pali, ["mt5"])
+    freeze(pali, ["bridge.embedding.*", "bridge.*coder_bias.*", "encoder_*", "decoder_*", "head.*"])
     found = _run(pali, batch)[2]
     assert all(name.startswith(("patches", "vit_block", "bridge.vit_norm", "bridge.projection")) for name in found)
     assert largest_error(found, {name: expected[name] for name in found}) < (TOLERANCE,)
@@ -129,7 +148,9 @@ def test_recomputing_changes_no_gradient_and_keeps_less() -> None:
 
     def kept() -> int:
         seen: dict[int, int] = {}
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: seen.setdefault(x.data_ptr(), x.nbytes) and x, lambda x: x):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: seen.setdefault(x.data_ptr(), x.nbytes) and x, lambda x: x
+        ):
             pali((), batch)
         return sum(seen.values())
 
@@ -150,9 +171,19 @@ def test_evaluation_takes_no_gradient_of_the_vocabulary() -> None:
 
 def test_from_rows_takes_the_arrays_of_the_data_pipeline() -> None:
     batch = micro_batch([MIXED])
-    rows = {name: getattr(batch, name).numpy().astype("uint8" if name == "images" else "int32")
-            for name in ("images", "encoder_tokens", "encoder_segments", "visual_index", "decoder_tokens", "decoder_targets",
-                         "decoder_segments", "objectives")}
+    rows = {
+        name: getattr(batch, name).numpy().astype("uint8" if name == "images" else "int32")
+        for name in (
+            "images",
+            "encoder_tokens",
+            "encoder_segments",
+            "visual_index",
+            "decoder_tokens",
+            "decoder_targets",
+            "decoder_segments",
+            "objectives",
+        )
+    }
     again = MicroBatch.from_rows(rows)
     assert again.encoder_tokens.dtype == torch.long and torch.equal(again.visual_index, batch.visual_index)
     assert again.num_targets == batch.num_targets == sum(len(e.targets) + 1 for e in MIXED)

@@ -70,8 +70,14 @@ def test_every_parameter_is_covered_by_its_parts_exactly_once() -> None:
     assert covered == {id(p): p.numel() for p in pali.parameters()}
 
 
-@pytest.mark.parametrize(("name", "table"), [("mt5.safetensors", mt5_table(MT5)), ("siglip.safetensors", siglip_table(VIT)),
-                                             ("vit.npz", big_vision_table(VIT))])
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("mt5.safetensors", mt5_table(MT5)),
+        ("siglip.safetensors", siglip_table(VIT)),
+        ("vit.npz", big_vision_table(VIT)),
+    ],
+)
 def test_a_file_round_trip_is_exact(tmp_path: Path, name: str, table: dict) -> None:
     one, other = small_model(1), small_model(2)
     write_tensors(export_tensors(logical_tensors(one), table), tmp_path / name)
@@ -133,8 +139,10 @@ def test_missing_unknown_and_ill_fitting_tensors_are_one_clear_error(tmp_path: P
     with pytest.raises(ConfigurationError, match="also holds surprise"):
         import_tensors(state | {"surprise": torch.ones(1)}, mt5_table(MT5))
     with pytest.raises(ConfigurationError, match=r"lacks .* and 12 more and also holds"):
-        import_tensors(_without(state, "shared.weight") | {"x": torch.ones(1)},
-                       mt5_table(MT5Config(**{**vars(MT5), "num_decoder_layers": 3})))
+        import_tensors(
+            _without(state, "shared.weight") | {"x": torch.ones(1)},
+            mt5_table(MT5Config(**{**vars(MT5), "num_decoder_layers": 3})),
+        )
     ill_fitting = import_tensors(state, mt5_table(MT5))
     ill_fitting["head.norm.weight"] = torch.ones(7)
     with pytest.raises(ConfigurationError, match=r"head.norm.weight is \[7\] .* but \[32\]"):
