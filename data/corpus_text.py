@@ -1,22 +1,21 @@
 """All text that a model trained on a corpus reads or writes, for training its tokenizer."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from data import objectives
 from data.ledger import Ledger
 from data.objectives import detection
-from data.objectives.base import Skip
+from data.objectives.base import SENTINEL, Skip
 from data.shards import ShardSource
 from errors import ConfigurationError
 
 
 def corpus_texts(root: str | Path, split: str = "train") -> Iterator[str]:
-    """The objectives' prompts, then every text of every record of `split` in every source folder of `root`."""
-    for name in objectives.NAMES:
-        for prompt in objectives.load(name).PROMPTS:
-            yield prompt.replace("<extra_id_0>", "").format_map(_Empty())
+    """Every text of every record of `split` in every source folder of `root`, and the prompts that it serves."""
     folders = sorted(folder for folder in Path(root).glob("*") if any(folder.glob("*.tar")))
     if not folders:
         raise ConfigurationError(
@@ -26,10 +25,11 @@ def corpus_texts(root: str | Path, split: str = "train") -> Iterator[str]:
         source = ShardSource(folder.name, str(folder), split, Ledger(budget=1.0, minimum=0))
         for number in range(len(source)):
             try:
-                record = source[number]
+                fields = source[number].fields
             except Skip:
                 continue
-            yield from (text for text in record_texts(record.fields) if text)
+            yield from filter(None, record_texts(fields))
+            yield from prompts(fields, np.random.default_rng(number))
 
 
 def record_texts(fields: Mapping[str, Any]) -> Iterator[str]:
@@ -46,8 +46,27 @@ def record_texts(fields: Mapping[str, Any]) -> Iterator[str]:
     yield str(fields.get("text") or "")
 
 
-class _Empty(dict[str, str]):
-    """Every slot of a prompt, left empty."""
+def prompts(fields: Mapping[str, Any], rng: np.random.Generator) -> Iterator[str]:
+    """What each objective asks of one record: every example carries a prompt, so its words deserve whole pieces."""
+    for name in objectives.NAMES:
+        objective = objectives.load(name)
+        if not objective.PROMPTS:  # span corruption works on the tokens that are yet to be found
+            continue
+        try:
+            example = objective.make(fields, rng, objectives.options(name, {}), _Nothing())
+        except Skip:
+            continue
+        yield example.input_text.replace(SENTINEL, "").rstrip()
 
-    def __missing__(self, key: str) -> str:
+
+class _Nothing:
+    """The vocabulary of objectives that use none."""
+
+    def encode(self, text: str) -> list[int]:
+        return []
+
+    def decode(self, ids: Sequence[int]) -> str:
         return ""
+
+    def sentinel(self, number: int) -> int:
+        return 0

@@ -72,7 +72,10 @@ def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, 
 
 
 def read(text: str) -> list[Box]:
-    """The boxes of an answer, each coordinate the middle of its bin; what is no box is left out."""
+    """The boxes of an answer, each coordinate the middle of its bin; what is no box is left out.
+
+    A label may begin with a number ("2 door car"); one that ends with a number could not be told from the next box.
+    """
     boxes = []
     for match in _BOX.finditer(text.strip()):
         ymin, xmin, ymax, xmax = ((min(int(bin), NUM_BINS - 1) + 0.5) / NUM_BINS for bin in match.groups()[:4])

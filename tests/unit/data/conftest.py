@@ -48,6 +48,7 @@ def record(number: int) -> dict:
         "captions": {"en": f"a {label}", "de": f"ein Bild von {label}", "zh": "红色的圆形在中间"},
         "ocr": [
             {"text": "EXIT", "language": "en", "box": [0.5, 0.1, 0.6, 0.4]},
+            {"text": "ВЫХОД", "language": "ru", "box": [0.7, 0.1, 0.8, 0.4]},
             {"text": "NO", "language": "en", "box": [0.1, 0.1, 0.2, 0.4]},
         ],
         "questions": [

@@ -1,0 +1,104 @@
+"""The mixtures of conf/ are the paper's; a mixture or data group that cannot work is one clear sentence."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from data import digest
+from data.config import MixtureConfig
+from data.stream import Stream
+from errors import ConfigurationError
+from tests.unit.data.conftest import IMAGE_SIZE, mixture
+
+CONF = Path(__file__).parents[3] / "conf"
+
+
+def load(name: str) -> MixtureConfig:
+    composed = OmegaConf.create(
+        {"data": {"encoder_length": 128}, "mixture": OmegaConf.load(CONF / f"mixture/{name}.yaml")}
+    )
+    plain = OmegaConf.to_container(composed.mixture, resolve=True)
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(MixtureConfig), plain))
+    assert isinstance(config, MixtureConfig)
+    config.check()
+    return config
+
+
+def weights(name: str) -> dict[str, float]:
+    return {component.objective: component.weight for component in load(name).components}
+
+
+PAPER = {
+    "span_corruption": 100,
+    "split_captioning": 1000,
+    "captioning": 100,
+    "ocr": 100,
+    "vqa": 100,
+    "vqg": 100,
+    "object_vqa": 50,
+    "detection": 16,
+}
+
+
+def test_the_papers_mixture():
+    assert weights("paper") == PAPER and sum(PAPER.values()) == 1566
+    assert weights("stage2") == {"ocr": 1, "captioning": 1, "vqa": 1}
+    assert weights("miniature").keys() == PAPER.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "absent"),
+    [
+        ("split_captioning", {"split_captioning"}),
+        ("captioning", {"captioning"}),
+        ("ocr", {"ocr"}),
+        ("vqa", {"vqa"}),
+        ("vqg", {"vqg"}),
+        ("objects", {"object_vqa", "detection"}),
+    ],
+)
+def test_the_papers_ablations(name, absent):
+    assert weights(f"without_{name}") == {key: value for key, value in PAPER.items() if key not in absent}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_examples": 63}, "batch_examples=63 cannot be dealt evenly to data.num_streams=4"),
+        ({"encoder_length": 0}, "data.encoder_length is 0"),
+        ({"encoder_length": 5}, "no room for text beside the 4 visual tokens"),
+        ({"error_budget": 2.0}, "error_budget=2.0"),
+        ({"prefetch": -1}, "data.prefetch=-1"),
+    ],
+)
+def test_impossible_data_settings(data, tokenizer, change, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Stream(replace(data, **change), mixture(), tokenizer, IMAGE_SIZE, 4, "train", 0)
+
+
+@pytest.mark.parametrize(
+    ("components", "message"),
+    [
+        ([("webli", "caption", 1)], "webli/caption: there is no such objective"),
+        ([("webli", "ocr", 0)], "webli/ocr has weight 0"),
+    ],
+)
+def test_impossible_mixtures(components, message):
+    with pytest.raises(ConfigurationError, match=message):
+        mixture(*components).check()
+    with pytest.raises(ConfigurationError, match="components is empty"):
+        MixtureConfig().check()
+
+
+def test_the_digest_command_is_independent_of_the_ranks(corpus, monkeypatch, capsys):
+    monkeypatch.setenv("PALI_CORPUS", str(corpus))
+    printed = []
+    for arguments in (["steps=0:3", "data_parallel_size=4"], ["steps=0:3"], ["steps=2:3", "data_parallel_size=2"]):
+        digest.main(["mixture=miniature", *arguments])
+        printed.append(capsys.readouterr().out.splitlines())
+    assert printed[0] == printed[1] and printed[1][2:] == printed[2]
+    assert [line.split()[0] for line in printed[0]] == ["0", "1", "2"] and all(len(line) == 66 for line in printed[0])
+    with pytest.raises(ConfigurationError, match="batch_size"):
+        digest.main(["data.batch_size=2"])

@@ -1,0 +1,227 @@
+"""Shards are read at random access as they are; what is broken in them is skipped, counted, and in the end refused."""
+
+import io
+import json
+import os
+import re
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.config import DataConfig
+from data.ledger import ErrorBudgetExceeded, Ledger
+from data.shard_writer import write_shard
+from data.shards import ShardSource, index, shard_paths
+from data.stream import Reader, Stream
+from errors import ConfigurationError
+from tests.unit.data.conftest import IMAGE_SIZE, TOKENS_PER_IMAGE, mixture, png, record
+
+
+def source(folder, split="train") -> tuple[ShardSource, Ledger]:
+    ledger = Ledger(1.0, 1000)
+    return ShardSource("webli", str(folder), split, ledger), ledger
+
+
+def write_tar(path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def samples(count: int) -> list:
+    return [(f"{number:05d}", {"alt_text": f"text {number}"}, png(number)) for number in range(count)]
+
+
+def test_every_record_is_read_at_random_access(tmp_path):
+    write_shard(tmp_path / "train-00000.tar", samples(5))
+    write_shard(tmp_path / "train-00001.tar", samples(3))
+    opened, ledger = source(tmp_path)
+    assert len(opened) == 8
+    for number in (7, 0, 4, 5):
+        within = number % 5
+        assert opened[number].key == f"{within:05d}" and opened[number].fields == {"alt_text": f"text {within}"}
+        assert opened[number].image == png(within) and opened[number].shard.endswith(f"train-0000{number // 5}.tar")
+        assert opened.shard(number) == opened[number].shard
+    assert not ledger.drain()
+
+
+def test_the_same_samples_give_the_same_bytes(tmp_path):
+    write_shard(tmp_path / "a.tar", samples(3))
+    write_shard(tmp_path / "b.tar", samples(3))
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["a.tar", "b.tar"]
+
+
+def test_the_index_is_kept_and_made_anew_when_the_tar_changes(tmp_path):
+    path = tmp_path / "train-00000.tar"
+    write_shard(path, samples(3))
+    assert index(str(path)).keys == ["00000", "00001", "00002"]
+    beside = tmp_path / "train-00000.tar.index.npz"
+    first = beside.stat().st_mtime_ns
+    assert index(str(path)).keys == ["00000", "00001", "00002"] and beside.stat().st_mtime_ns == first
+    write_shard(path, samples(2))
+    assert index(str(path)).keys == ["00000", "00001"]
+    beside.write_bytes(b"no index")
+    assert index(str(path)).keys == ["00000", "00001"]
+    assert sorted(os.listdir(tmp_path)) == ["train-00000.tar", "train-00000.tar.index.npz"]
+
+
+def test_img2dataset_folders_and_fields(tmp_path):
+    meta = json.dumps({"caption": "a dog", "key": "000000000", "status": "success"}).encode()
+    members = {"000000000.jpg": png(0), "000000000.json": meta, "000000000.txt": b"a dog"}
+    write_tar(tmp_path / "00000.tar", members)
+    write_tar(tmp_path / "00001.tar", {"000010000.jpg": png(1), "000010000.txt": b"a cat"})
+    opened, _ = source(tmp_path)
+    assert [opened[number].fields["alt_text"] for number in range(2)] == ["a dog", "a cat"]
+    with pytest.raises(ConfigurationError, match="no validation shards"):
+        shard_paths(str(tmp_path), "validation")
+
+
+def test_patterns_name_shards(tmp_path):
+    for name in ("x-train-000.tar", "x-train-001.tar", "x-test-000.tar", "x-train-007.tar"):
+        write_shard(tmp_path / name, samples(1))
+    assert len(shard_paths(f"{tmp_path}/x-train-*.tar", "train")) == 3
+    assert len(shard_paths(f"{tmp_path}/x-train-{{000..001}}.tar", "train")) == 2
+    assert len(shard_paths(f"{tmp_path}/x-{{split}}-*.tar", "test")) == 1
+
+
+@pytest.mark.parametrize("cut_in", ["image", "json", "header", "between", "end"])
+def test_a_truncated_tar_gives_its_whole_samples(tmp_path, cut_in):
+    path = tmp_path / "train-00000.tar"
+    write_shard(path, samples(6))
+    with tarfile.open(path) as tar:
+        image, text = tar.getmembers()[6:8]  # of the sample 00003
+    places = {
+        "image": image.offset_data + 10,
+        "json": text.offset_data + 3,
+        "header": text.offset + 100,
+        "between": text.offset,
+        "end": text.offset_data + 512,
+    }
+    os.truncate(path, places[cut_in])
+    opened, ledger = source(tmp_path)
+    assert len(opened) == (4 if cut_in == "end" else 3)
+    assert [opened[number].image for number in range(3)] == [png(number) for number in range(3)]
+    assert ledger.drain() == {"webli/truncated tar": 1}
+
+
+def test_a_tar_that_is_none_at_all_leaves_nothing_to_read(tmp_path):
+    (tmp_path / "train-00000.tar").write_bytes(b"<html>404</html>" * 100)
+    with pytest.raises(ConfigurationError, match="hold no sample"):
+        source(tmp_path)
+    write_shard(tmp_path / "train-00001.tar", samples(2))
+    assert len(source(tmp_path)[0]) == 2
+
+
+def stream(root, tokenizer, *components, budget=1.0, minimum=1000) -> Stream:
+    data = DataConfig(
+        root=str(root),
+        tokenizer=tokenizer.path,
+        batch_examples=20,
+        num_streams=1,
+        encoder_length=64,
+        decoder_length=32,
+        images_per_row=2,
+        error_budget=budget,
+        error_budget_minimum=minimum,
+    )
+    return Stream(data, mixture(*components), tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE, "train", seed=0)
+
+
+def spoil(folder, cause: str, bad: int = 2, good: int = 8) -> None:
+    """A shard in which `bad` of the records suffer from `cause`."""
+    members = {}
+    for number in range(bad + good):
+        fields, image = json.dumps(record(number)).encode(), png(number)
+        if number < bad:
+            if cause == "broken JSON":
+                fields = fields[:-5]
+            elif cause == "unreadable image":
+                image = image[:60]
+            elif cause == "empty caption":
+                fields = json.dumps({"captions": {"en": " "}}).encode()
+            elif cause == "malformed fields for captioning":
+                fields = json.dumps({"captions": ["no", "dictionary"]}).encode()
+        members[f"{number:03d}.png"] = image
+        if cause == "missing image" and number < bad:
+            del members[f"{number:03d}.png"]
+        members[f"{number:03d}.json"] = fields
+    write_tar(folder / "train-00000.tar", members)
+
+
+CAUSES = ["broken JSON", "unreadable image", "empty caption", "missing image", "malformed fields for captioning"]
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_a_broken_record_is_skipped_counted_and_replaced(tmp_path, tokenizer, cause):
+    spoil(tmp_path / "cc3m_35l", cause)
+    reader = Reader(stream(tmp_path, tokenizer, ("cc3m_35l", "captioning", 1)), 0, 1, 2)
+    _, infos, statistics = reader.read(0)  # 20 examples of 10 records: two epochs
+    assert len(infos) == 20 and statistics.examples == {"captioning": 20}
+    assert all(int(info.key) >= 2 for info in infos)
+    assert statistics.skipped.keys() == {f"cc3m_35l/{cause}"} and statistics.skipped[f"cc3m_35l/{cause}"] >= 4
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_a_source_over_its_budget_stops_and_names_the_shard(tmp_path, tokenizer, cause):
+    spoil(tmp_path / "cc3m_35l", cause)
+    reader = Reader(stream(tmp_path, tokenizer, ("cc3m_35l", "captioning", 1), budget=0.1, minimum=3), 0, 1, 2)
+    with pytest.raises(ErrorBudgetExceeded) as error:
+        reader.read(0)
+    message = str(error.value)
+    assert "source cc3m_35l" in message and "cc3m_35l/train-00000.tar" in message
+    assert re.search(rf"[45] of \d+ records read are broken \([45] x {cause}\)", message)
+
+
+def test_few_broken_records_are_forgiven(tmp_path, tokenizer):
+    spoil(tmp_path / "cc3m_35l", "broken JSON", bad=1, good=199)
+    opened = stream(tmp_path, tokenizer, ("cc3m_35l", "captioning", 1), budget=0.02, minimum=2)
+    assert sum(len(opened.rows(step, range(1))[1]) for step in range(30)) == 600
+
+
+def test_a_source_that_an_objective_cannot_use_leaves_holes_not_errors(tmp_path, tokenizer):
+    write_shard(tmp_path / "webli" / "train-00000.tar", [("a", {"text": "no picture here"}, None)])
+    rows, infos = stream(tmp_path, tokenizer, ("webli", "captioning", 1), minimum=0).rows(0, range(1))
+    assert infos == [] and len(rows["encoder_tokens"]) == 0
+
+
+def test_a_shard_that_vanishes_is_counted_against_the_budget(tmp_path, tokenizer):
+    spoil(tmp_path / "cc3m_35l", "none")
+    opened = stream(tmp_path, tokenizer, ("cc3m_35l", "captioning", 1), minimum=3, budget=0.0)
+    (tmp_path / "cc3m_35l" / "train-00000.tar").unlink()
+    with pytest.raises(ErrorBudgetExceeded, match="unreadable shard"):
+        opened.rows(0, range(1))
+
+
+def test_a_source_without_shards_is_a_configuration_error(tmp_path, tokenizer):
+    with pytest.raises(ConfigurationError, match="no train shards at .*webli"):
+        stream(tmp_path, tokenizer, ("webli", "captioning", 1))
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    content = io.BytesIO()
+    image.save(content, kind)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["grayscale", "alpha", "palette", "CMYK", "16 bit", "WebP"])
+def test_images_of_every_kind_become_rgb(kind):
+    from data.images import decode
+
+    grey = np.full((6, 9), 128, np.uint8)
+    made = {
+        "grayscale": encoded(Image.fromarray(grey)),
+        "alpha": encoded(Image.new("RGBA", (9, 6), (0, 0, 0, 127))),  # half-transparent black over white
+        "palette": encoded(Image.new("RGB", (9, 6), (128, 128, 128)).quantize(4)),
+        "CMYK": encoded(Image.new("CMYK", (9, 6), (0, 0, 0, 127)), "JPEG"),
+        "16 bit": encoded(Image.fromarray(np.full((6, 9), 128 * 257, np.uint16))),
+        "WebP": encoded(Image.new("RGB", (9, 6), (128, 128, 128)), "WEBP"),
+    }[kind]
+    pixels = decode(made, 14)
+    assert pixels.shape == (14, 14, 3) and pixels.dtype == np.uint8
+    assert np.abs(pixels.astype(int) - 128).max() <= 2

@@ -1,0 +1,63 @@
+"""The tokenizer has mT5's special ids, loses no text, and is trained the same way twice."""
+
+import pytest
+import sentencepiece
+
+from data import tokenizer as module
+from data.corpus_text import corpus_texts
+from data.tokenizer import Tokenizer, train_tokenizer
+from errors import ConfigurationError
+
+
+def test_sentinels_are_the_last_pieces_and_the_first_is_last(tokenizer):
+    assert tokenizer.sentinel(0) == tokenizer.vocab_size - 1
+    assert tokenizer.sentinel(99) == tokenizer.vocab_size - 100
+    ids = tokenizer.encode("Answer in EN: What is it? <extra_id_0>")
+    assert ids[-1] == tokenizer.sentinel(0) and not {0, 1, 2} & set(ids)
+
+
+def test_text_comes_back(tokenizer):
+    for text in ("a red circle", "Quelle est la forme ?", "红色的圆形在中间", "unseen: ß ☃ 𝄞", "544 331 879 667 dog"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_decoding_stops_at_eos_and_drops_what_is_no_piece(tokenizer):
+    ids = tokenizer.encode("a red circle")
+    assert tokenizer.decode([0, *ids, tokenizer.vocab_size + 5, 1, *ids]) == "a red circle"
+
+
+def test_training_is_deterministic(corpus, tmp_path):
+    for name in ("one", "two"):
+        train_tokenizer(corpus_texts(corpus), tmp_path / name, 600)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_the_command_trains_on_a_corpus(corpus, tmp_path, capsys):
+    module.main([f"root={corpus}", f"output={tmp_path}/t.model", "vocab_size=600"])
+    assert "100 of them sentinels" in capsys.readouterr().out
+    assert 400 < Tokenizer(tmp_path / "t.model").vocab_size <= 600
+    with pytest.raises(ConfigurationError, match="vocab_sise"):
+        module.main(["vocab_sise=600"])
+
+
+def test_a_model_without_sentinels_is_refused(tmp_path):
+    texts = [f"some words {number} to train on" for number in range(50)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_prefix=str(tmp_path / "plain"), vocab_size=120, hard_vocab_limit=False,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, byte_fallback=False, minloglevel=2,
+    )  # fmt: skip
+    with pytest.raises(ConfigurationError, match="where mT5 has <extra_id_0>"):
+        Tokenizer(tmp_path / "plain.model")
+    with pytest.raises(ConfigurationError, match="no SentencePiece model"):
+        Tokenizer(tmp_path / "absent.model")
+
+
+def test_transformers_reads_the_same_ids_from_the_model(corpus, tokenizer, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "spiece.model").write_bytes((corpus / "tokenizer.model").read_bytes())
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    theirs = transformers.T5Tokenizer.from_pretrained(tmp_path, extra_ids=0)
+    assert len(theirs) == tokenizer.vocab_size
+    assert theirs.convert_tokens_to_ids("<extra_id_0>") == tokenizer.sentinel(0)
+    for text in ("a red circle", "Generate the alt_text in DE at 0:", "  Quelle est  la forme ?", "10 500 999 dog"):
+        assert theirs(text).input_ids == [*tokenizer.encode(text), 1]
