@@ -10,6 +10,7 @@ from train.lettering import Lettering
 
 PICTURE, TEXT_WIDTH, MARGIN, COLUMNS = 196, 380, 12, 2  # pixels, pixels, pixels, samples side by side
 TEXT_SIZE = 14
+MOST_LINES = 4  # of one prompt, reference or prediction
 INK, GREY, RIGHT, WRONG = (20, 20, 20), (120, 120, 120), (0, 120, 60), (180, 40, 30)
 
 
@@ -50,11 +51,17 @@ def draw(samples: list[Sample], path: Path) -> None:
 
 def _cell(sample: Sample, lettering: Lettering) -> Image.Image:
     """One sample: the picture left, its lines of text right."""
-    lines = [(line, GREY) for line in lettering.wrapped(f"{sample.objective} · {sample.language}", TEXT_WIDTH)]
-    lines += [(line, INK) for line in lettering.wrapped(sample.prompt, TEXT_WIDTH)]
-    lines += [(line, GREY) for line in lettering.wrapped("reference: " + " / ".join(sample.references), TEXT_WIDTH)]
-    colour = RIGHT if sample.correct else WRONG
-    lines += [(line, colour) for line in lettering.wrapped("prediction: " + sample.prediction, TEXT_WIDTH)]
+    lines: list[tuple[str, tuple[int, int, int]]] = []
+    for text, colour in (
+        (f"{sample.objective} · {sample.language}", GREY),
+        (sample.prompt, INK),
+        ("reference: " + " / ".join(sample.references), GREY),
+        ("prediction: " + sample.prediction, RIGHT if sample.correct else WRONG),
+    ):
+        wrapped = lettering.wrapped(text, TEXT_WIDTH)
+        lines += [(line, colour) for line in wrapped[:MOST_LINES]]
+        if len(wrapped) > MOST_LINES:
+            lines[-1] = (wrapped[MOST_LINES - 1] + " …", colour)
     cell = Image.new("RGB", (PICTURE + MARGIN + TEXT_WIDTH, max(PICTURE, len(lines) * lettering.line_height)), "white")
     if sample.picture is not None:
         cell.paste(Image.fromarray(sample.picture).resize((PICTURE, PICTURE), Image.Resampling.LANCZOS), (0, 0))

@@ -62,8 +62,10 @@ class WandbTracker:
         settings = config.tracker
         mode = os.environ.get("WANDB_MODE") or settings.mode
         if mode == "auto":
-            mode = "online" if wandb.api.api_key else "offline"
-        folder.joinpath("wandb").mkdir(parents=True, exist_ok=True)
+            mode = "online" if wandb.login(prompt=False) else "offline"
+        home = folder / "wandb"
+        home.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("WANDB_DATA_DIR", str(home))  # pictures of tables wait here for `wandb sync`
         self.run = wandb.init(
             project=settings.project, group=settings.group, tags=settings.tags, notes=settings.notes, mode=mode,  # type: ignore[arg-type]
             name=config.run.name, dir=str(folder), id=self.run_id, resume="allow" if mode == "online" else None,
@@ -88,7 +90,7 @@ class WandbTracker:
         import wandb
 
         table = wandb.Table(columns=["picture", "objective", "language", "prompt", "reference", "prediction"])
-        for s in samples:
+        for s in sorted(samples, key=lambda s: s.picture is None):  # the first row gives the column its type
             picture = None if s.picture is None else wandb.Image(s.picture)
             table.add_data(picture, s.objective, s.language, s.prompt, " / ".join(s.references), s.prediction)
         self.run.log({"samples": table}, step=step)
