@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import tarfile
+import uuid
 import zipfile
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -119,7 +120,7 @@ def index(path: str) -> ShardIndex:
         pass  # Missing, or not an index of ours: made anew.
     made = scan(path)
     keys_bytes = np.frombuffer("\n".join(made.keys).encode(), np.uint8)
-    unfinished = f"{beside}.{os.getpid()}.npz"
+    unfinished = f"{beside}.{uuid.uuid4().hex}.npz"  # many machines may index one tar at once
     try:
         np.savez(unfinished, stamp=stamp, keys=keys_bytes, spans=made.spans, truncated=np.bool_(made.truncated))
         os.replace(unfinished, beside)

@@ -56,6 +56,7 @@ class Options:
         return code.upper() if self.language_case == "upper" else code.lower()
 
     def uses(self, language: str) -> bool:
+        """Whether text of this language is wanted."""
         return self.languages is None or language in self.languages
 
 

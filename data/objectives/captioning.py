@@ -9,7 +9,6 @@ from data.objectives import base
 from data.objectives.base import Example, Options, Vocabulary
 
 PROMPTS = ("Generate the alt_text in {language} at 0: <extra_id_0>",)
-__all__ = ["PROMPTS", "Options", "make", "read"]
 
 
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:

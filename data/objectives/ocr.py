@@ -9,7 +9,6 @@ from data.objectives import base
 from data.objectives.base import Example, Options, Vocabulary
 
 PROMPTS = ("Generate the ocr_text in {language}: <extra_id_0>",)
-__all__ = ["PROMPTS", "Options", "make", "read", "reading_order"]
 
 
 def reading_order(items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

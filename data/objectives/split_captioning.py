@@ -10,7 +10,6 @@ from data.objectives import base
 from data.objectives.base import Example, Options, Vocabulary
 
 PROMPTS = ("Generate the alt_text in {language} at {position}: {given} <extra_id_0>",)
-__all__ = ["PROMPTS", "Options", "make", "read", "word_starts"]
 
 # Scripts written without spaces between words: Thai, Lao, Myanmar, Khmer, kana, Han.
 UNSPACED = (

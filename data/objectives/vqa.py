@@ -10,7 +10,6 @@ from data.objectives.base import Example, Options, Vocabulary
 
 PROMPTS = ("Answer in {language}: {question} <extra_id_0>",)
 ANSWER_LANGUAGE = "en"  # The paper keeps all answers English: short ones are mistranslated out of context.
-__all__ = ["ANSWER_LANGUAGE", "PROMPTS", "Options", "make", "question_and_answer", "read"]
 
 
 def question_and_answer(record: Mapping[str, Any], rng: np.random.Generator, options: Options) -> tuple[str, str, str]:

@@ -9,7 +9,6 @@ from data.objectives.base import Example, Options, Vocabulary
 from data.objectives.vqa import question_and_answer
 
 PROMPTS = ("Generate a question in {language} for {answer}: <extra_id_0>",)
-__all__ = ["PROMPTS", "Options", "make", "read"]
 
 
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
