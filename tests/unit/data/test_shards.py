@@ -199,7 +199,7 @@ def test_a_shard_that_vanishes_is_counted_against_the_budget(tmp_path, tokenizer
 
 
 def test_a_source_without_shards_is_a_configuration_error(tmp_path, tokenizer):
-    with pytest.raises(ConfigurationError, match="no train shards at .*webli"):
+    with pytest.raises(ConfigurationError, match=r"no train shards at .*webli"):
         stream(tmp_path, tokenizer, ("webli", "captioning", 1))
 
 
