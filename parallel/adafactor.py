@@ -1,7 +1,8 @@
 """Adafactor exactly as T5X's (`t5x/adafactor.py`), on flat shards of tensor-parallel matrices.
 
-Second moments of a matrix are kept as the means of its rows and of its columns (Shazeer & Stern 2018), of the whole logical
-matrix: each rank sums its own elements, one all-reduce adds the sums of all matrices, a second one the sizes of the updates.
+Second moments of a matrix are kept as the means of its rows and of its columns (Shazeer & Stern 2018), of the whole
+logical matrix: each rank sums its own elements, one all-reduce adds the sums of all matrices, a second one the sizes
+of the updates.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ EPSILON = 1e-30  # added to every squared gradient (T5X epsilon1)
 
 @dataclass
 class Moments:
-    """Factored second moments of one matrix [R, C], the same on every rank: means over columns [R] and over rows [C]."""
+    """Second moments of one matrix [R, C], the same on every rank: its row means [R] and its column means [C]."""
 
     rows: Tensor
     columns: Tensor
@@ -27,7 +28,7 @@ class Moments:
 
 @dataclass
 class Sums:
-    """Where a tensor's sums lie in the buffer that is all-reduced: of squared weights, of squared gradients by row and column."""
+    """A tensor's sums, views of one buffer: of squared weights, of squared gradients by row and by column."""
 
     weights: Tensor
     rows: Tensor
@@ -39,10 +40,17 @@ class Adafactor(ShardedOptimizer):
 
     def make_state(self) -> None:
         device = self.shards[0].weights.device
-        self.moments = {name: Moments(*(torch.zeros(n, device=device) for n in shape)) for name, shape in self.shapes.items()
-                        if self._factored(shape)}
-        self.full = {r: torch.zeros(r.size, device=device) for shard in self.shards for r in shard.rectangles
-                     if r.name not in self.moments}
+        self.moments = {
+            name: Moments(*(torch.zeros(n, device=device) for n in shape))
+            for name, shape in self.shapes.items()
+            if self._factored(shape)
+        }
+        self.full = {
+            r: torch.zeros(r.size, device=device)
+            for shard in self.shards
+            for r in shard.rectangles
+            if r.name not in self.moments
+        }
 
     def _factored(self, shape: torch.Size) -> bool:
         return len(shape) == 2 and min(shape) >= self.config.min_dim_size_to_factor
@@ -104,8 +112,12 @@ class Adafactor(ShardedOptimizer):
             return (gradient.float().square() / self.full[r]).sum()
         row_factor, column_factor = factors[r.name]
         column_factor = column_factor[_columns(r)].square()
-        return torch.stack([(g.float().square() @ column_factor) @ row_factor[rows].square()
-                            for rows, _, g in _chunks(r, gradient, gradient)]).sum()
+        return torch.stack(
+            [
+                (g.float().square() @ column_factor) @ row_factor[rows].square()
+                for rows, _, g in _chunks(r, gradient, gradient)
+            ]
+        ).sum()
 
     def _scales(self, sums: dict[str, Sums], update_sums: Tensor, learning_rate: float) -> Tensor:
         """Of every logical tensor: learning rate x max(RMS(weights), epsilon) / max(1, RMS(update) / clipping)."""
@@ -118,8 +130,9 @@ class Adafactor(ShardedOptimizer):
             scales /= ((update_sums / counts).sqrt() / self.config.update_clipping).clamp(min=1.0)
         return scales
 
-    def _apply(self, r: Rectangle, weights: Tensor, gradient: Tensor, factors: dict[str, tuple[Tensor, Tensor]],
-               scale: Tensor) -> None:
+    def _apply(
+        self, r: Rectangle, weights: Tensor, gradient: Tensor, factors: dict[str, tuple[Tensor, Tensor]], scale: Tensor
+    ) -> None:
         if r.name not in factors:
             weights.sub_(gradient.float() * self.full[r].rsqrt() * scale)
             return

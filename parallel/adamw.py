@@ -21,11 +21,22 @@ class AdamW(ShardedOptimizer):
     def update(self, pieces: list[tuple[Rectangle, Tensor, Tensor]], learning_rate: float) -> None:
         for decayed in (True, False):
             chosen = [piece for piece in pieces if (len(piece[0].shape) == 2) == decayed]
-            adamw([w for _, w, _ in chosen], [g.float() for _, _, g in chosen],
-                  [self.first[r] for r, _, _ in chosen], [self.second[r] for r, _, _ in chosen], [],
-                  [torch.tensor(float(self.ages[r.name])) for r, _, _ in chosen], foreach=True, amsgrad=False,
-                  beta1=self.config.beta1, beta2=self.config.beta2, lr=learning_rate,
-                  weight_decay=self.config.weight_decay if decayed else 0.0, eps=self.config.epsilon, maximize=False)
+            adamw(
+                [w for _, w, _ in chosen],
+                [g.float() for _, _, g in chosen],
+                [self.first[r] for r, _, _ in chosen],
+                [self.second[r] for r, _, _ in chosen],
+                [],
+                [torch.tensor(float(self.ages[r.name])) for r, _, _ in chosen],
+                foreach=True,
+                amsgrad=False,
+                beta1=self.config.beta1,
+                beta2=self.config.beta2,
+                lr=learning_rate,
+                weight_decay=self.config.weight_decay if decayed else 0.0,
+                eps=self.config.epsilon,
+                maximize=False,
+            )
 
     def state_pieces(self) -> Iterator[tuple[str, Rectangle | torch.Size, Tensor]]:
         for r, values in self.first.items():

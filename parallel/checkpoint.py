@@ -1,9 +1,9 @@
-"""Checkpoints that any layout can read: logical names and shapes, fp32 weights, written so that a crash cannot harm the last good one.
+"""Checkpoints that any layout can read: logical names and shapes, fp32 weights; a crash cannot harm the last good one.
 
-    checkpoints/
-      latest                 the name of the newest whole checkpoint; moves last
-      step_00000100/         PyTorch DCP files, manifest.json (size and SHA-256 of each), state.json (ages, whatever the run adds)
-      step_00000200.partial/ being written, or left by a crash
+checkpoints/
+    latest                  the name of the newest whole checkpoint; moves last
+    step_00000100/          PyTorch DCP files, manifest.json (size and SHA-256 of each), state.json (step, ages, extra)
+    step_00000200.partial/  being written, or left by a crash
 """
 
 import hashlib
@@ -48,10 +48,15 @@ class Checkpointer:
         layout.barrier()
         writer = dcp.FileSystemWriter(partial, single_file_per_rank=True, sync_files=True)
         dcp.save(_state(engine, optimizer=True), storage_writer=writer)
-        _write_json(partial / f"checksums_{layout.rank}.json", {f.name: _checksum(f) for f in partial.glob(f"__{layout.rank}_*")})
+        _write_json(
+            partial / f"checksums_{layout.rank}.json",
+            {f.name: _checksum(f) for f in partial.glob(f"__{layout.rank}_*")},
+        )
         layout.barrier()
         if layout.rank == 0:
-            self._publish(partial, name, {"step": step, "ages": engine.optimizer.ages, "extra": extra}, layout.world_size)
+            self._publish(
+                partial, name, {"step": step, "ages": engine.optimizer.ages, "extra": extra}, layout.world_size
+            )
             self._prune()
         layout.barrier()
 
@@ -88,11 +93,11 @@ class Checkpointer:
         return self.folder / f"step_{step:08d}"
 
     def load_latest(self, engine: Engine, weights_only: bool = False) -> tuple[int, dict[str, Any]] | None:
-        """Load the newest checkpoint that is whole, whatever layout wrote it; returns its step and `extra`, None if there is none.
+        """Load the newest whole checkpoint, whatever layout wrote it; returns its step and `extra`, or None.
 
-        A file that is cut short or altered is reported by a warning and the checkpoint before is taken. `weights_only` leaves
-        the optimizer as it is. Position embeddings of another resolution are resampled. Raises ConfigurationError where the
-        checkpoint is of another model. A collective of all ranks.
+        A file that is cut short or altered is reported by a warning and the checkpoint before is taken. `weights_only`
+        leaves the optimizer as it is. Position embeddings of another resolution are resampled. Raises
+        ConfigurationError where the checkpoint is of another model. A collective of all ranks.
         """
         for step in reversed(self.steps()):
             path = self._path(step)
@@ -111,8 +116,10 @@ class Checkpointer:
         for name, tensor in state.items():
             if name.startswith("weights/") and name not in wanted and name != POSITION:
                 raise ConfigurationError(
-                    f"{path} is a checkpoint of another model: {name.removeprefix('weights/')} is {_shape(shapes.get(name))} there and "
-                    f"{_shape(tensor.shape)} here; give the same vit and mt5, or another run.folder.")
+                    f"{path} is a checkpoint of another model: {name.removeprefix('weights/')} is "
+                    f"{_shape(shapes.get(name))} there and {_shape(tensor.shape)} here; give the same vit and mt5, or "
+                    "another run.folder."
+                )
         resampled = POSITION in state and POSITION not in wanted
         if resampled:
             wanted[POSITION] = torch.empty(shapes[POSITION])

@@ -10,9 +10,9 @@ class ParallelConfig:
     """Degrees of parallelism; data parallelism is what remains of the world: world = data x pipeline x tensor.
 
     `zero_stage`: 0 replicates, 1 shards optimizer state and fp32 weights over the data-parallel ranks, 2 gradients too,
-    3 parameters too (DeepSpeed ZeRO). `sequence`: Megatron sequence parallelism between tensor-parallel layers. `micro_batch`
-    is in rows per forward pass. `recompute`: "none", or "block" to keep only the inputs of trained blocks. A rank that hears
-    nothing from its peers for `timeout_s` seconds gives up.
+    3 parameters too (DeepSpeed ZeRO). `sequence`: Megatron sequence parallelism between tensor-parallel layers.
+    `micro_batch` is in rows per forward pass. `recompute`: "none", or "block" to keep only the inputs of trained
+    blocks. A rank that hears nothing from its peers for `timeout_s` seconds gives up.
     """
 
     tensor: int = 1
@@ -32,7 +32,9 @@ class ParallelConfig:
         if self.recompute not in ("none", "block"):
             raise ConfigurationError(f"parallel.recompute={self.recompute!r} is unknown; choose none or block.")
         if self.pipeline > 1:
-            raise ConfigurationError(f"parallel.pipeline={self.pipeline}: pipeline stages are not supported yet; set it to 1.")
+            raise ConfigurationError(
+                f"parallel.pipeline={self.pipeline}: pipeline stages are not supported yet; set it to 1."
+            )
         if self.timeout_s <= 0:
             raise ConfigurationError(f"parallel.timeout_s={self.timeout_s} must be greater than 0.")
 
@@ -41,10 +43,10 @@ class ParallelConfig:
 class OptimizerConfig:
     """Adafactor exactly as T5X's (`t5x/adafactor.py`), or AdamW. The learning rate comes from the schedule.
 
-    Adafactor: beta2 of step t is 1 - (t + 1)^-`decay_exponent`; the step is scaled by max(RMS(parameter), `epsilon_scale`) and its
-    RMS clipped at `update_clipping`; matrices of at least `min_dim_size_to_factor` on both sides keep row and column means only.
-    AdamW: `beta1`, `beta2`, `epsilon`. `gradient_clipping` bounds the global gradient norm (null = off). `weight_decay` is
-    decoupled, times the learning rate, on matrices only.
+    Adafactor: beta2 of step t is 1 - (t + 1)^-`decay_exponent`; the step is scaled by max(RMS(parameter),
+    `epsilon_scale`) and its RMS clipped at `update_clipping`; matrices of at least `min_dim_size_to_factor` on both
+    sides keep row and column means only. AdamW: `beta1`, `beta2`, `epsilon`. `gradient_clipping` bounds the global
+    gradient norm (null = off). `weight_decay` is decoupled, times the learning rate, on matrices only.
     """
 
     name: str = "adafactor"

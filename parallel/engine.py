@@ -1,8 +1,8 @@
 """One interface over every layout: accumulate gradients of micro-batches, update, evaluate, generate.
 
-A stage of the model is made in this order, and no other: groups -> units -> tensor-parallel layers -> freeze -> initial values
--> gradient hooks -> recompute -> data-parallel engine -> load a checkpoint. Freezing comes before ZeRO, which gives fp32 weights and
-optimizer state to trained parameters only; hooks come before ZeRO, whose own must see summed gradients.
+The model is made in this order, and no other: groups -> units on `meta` -> tensor-parallel layers -> freeze -> initial
+values -> gradient hooks -> data-parallel engine -> load a checkpoint. Freezing comes before ZeRO, which gives fp32
+weights and optimizer state to trained parameters only; hooks come before ZeRO, whose own must see summed gradients.
 """
 
 from abc import ABC, abstractmethod
@@ -32,8 +32,14 @@ class Engine(ABC):
     Subclasses give `model`, `optimizer`, `backward` and the shards. Every method is a collective of all ranks.
     """
 
-    def __init__(self, model: PaLI, model_config: ModelConfig, optimizer: ShardedOptimizer, layout: Layout,
-                 sharing_group: dist.ProcessGroup) -> None:
+    def __init__(
+        self,
+        model: PaLI,
+        model_config: ModelConfig,
+        optimizer: ShardedOptimizer,
+        layout: Layout,
+        sharing_group: dist.ProcessGroup,
+    ) -> None:
         """`sharing_group`: the ranks over which the elements of each trained logical tensor are divided."""
         self.model, self.model_config, self.optimizer, self.layout = model, model_config, optimizer, layout
         trained = [part for parameter, part in parts_of(model) if parameter.requires_grad]
@@ -63,12 +69,13 @@ class Engine(ABC):
 
     @abstractmethod
     def apply_update(self) -> float:
-        """Clip and update with what was accumulated; returns the gradient norm before clipping. Nothing changes if it is not finite."""
+        """Clip and update; returns the gradient norm before clipping. Nothing changes if it is not finite."""
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch], num_targets: int) -> LossTotals:
         """Accumulate gradients of the micro-batches; totals are summed over the data-parallel ranks.
 
-        `num_targets`: target tokens of the step on all ranks, so that the gradient is that of the mean over all of them.
+        `num_targets`: target tokens of the step on all ranks, so that the gradient is that of the mean over all of
+        them.
         """
         scale = self.gradient_scale / (max(num_targets, 1) if self.model_config.loss_reduction == "mean" else 1)
         self.model.train()
@@ -131,18 +138,39 @@ def _summed(gradient: Tensor, group: dist.ProcessGroup) -> Tensor:
     return gradient
 
 
-def build_engine(vit: ViTConfig, mt5: MT5Config, model: ModelConfig, optimizer: OptimizerConfig, *, layout: Layout,
-                 num_objectives: int, precision: str = "fp32", freeze: Sequence[str] = (), seed: int = 0) -> Engine:
+def build_engine(
+    vit: ViTConfig,
+    mt5: MT5Config,
+    model: ModelConfig,
+    optimizer: OptimizerConfig,
+    *,
+    layout: Layout,
+    num_objectives: int,
+    precision: str = "fp32",
+    freeze: Sequence[str] = (),
+    seed: int = 0,
+) -> Engine:
     """The model of the configuration, laid out, initialised from `seed`, ready to train.
 
-    `precision` is "fp32" or "bf16" (compute in bf16, fp32 weights in the optimizer). Raises ConfigurationError for a freeze
-    pattern that matches nothing, or if nothing is left to train.
+    `precision` is "fp32" or "bf16" (compute in bf16, fp32 weights in the optimizer). Raises ConfigurationError for a
+    freeze pattern that matches nothing, or if nothing is left to train.
     """
     from parallel.replicated import ReplicatedEngine  # DeepSpeed is slow to import: only who shards pays for it
+
     if layout.config.zero_stage == 0:
         kind: type = ReplicatedEngine
     else:
         from parallel.zero import ZeroEngine
+
         kind = ZeroEngine
-    return kind(vit, mt5, model, optimizer, layout=layout, num_objectives=num_objectives,
-                dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision], frozen=freeze, seed=seed)
+    return kind(
+        vit,
+        mt5,
+        model,
+        optimizer,
+        layout=layout,
+        num_objectives=num_objectives,
+        dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision],
+        frozen=freeze,
+        seed=seed,
+    )

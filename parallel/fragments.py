@@ -1,7 +1,8 @@
 """How the flat memory of a shard maps to logical tensors: as rectangles.
 
-ZeRO hands the optimizer one-dimensional slices of tensor-parallel blocks. Elements that are consecutive in a row-major block
-are at most three rectangles of it: the rest of a row, whole rows, the beginning of a row. Optimizers and checkpoints see only these.
+ZeRO hands the optimizer one-dimensional slices of tensor-parallel blocks. Elements that are consecutive in a row-major
+block are at most three rectangles of it: the rest of a row, whole rows, the beginning of a row. Optimizers and
+checkpoints see only these.
 """
 
 from collections.abc import Iterable
@@ -18,8 +19,8 @@ from model.layers import Part
 class Rectangle:
     """A contiguous piece of a flat tensor that is a rectangle of a logical tensor (1-D: a stretch of it).
 
-    Elements [start, start + numel) of the flat tensor are the `size` elements at `offset` of the logical tensor `name` of `shape`.
-    `once`: of all tensor-parallel ranks that hold these same elements, this one counts them in sums.
+    Elements [start, start + numel) of the flat tensor are the `size` elements at `offset` of the logical tensor `name`
+    of `shape`. `once`: of all tensor-parallel ranks that hold these same elements, this one counts them in sums.
     """
 
     name: str
@@ -35,7 +36,8 @@ class Rectangle:
 
 
 def rectangles(parts: Iterable[Part], first: int, count: int, start: int, once: bool) -> list[Rectangle]:
-    """Elements [first, first + count) of a flattened parameter made of `parts`, which lie at `start` of a flat tensor."""
+    """Elements [first, first + count) of a flattened parameter made of `parts`, which lie at `start` of a flat
+    tensor."""
     found = []
     for part in parts:
         at, end = max(first, part.start), min(first + count, part.start + part.block.numel())
@@ -45,7 +47,9 @@ def rectangles(parts: Iterable[Part], first: int, count: int, start: int, once: 
             rows = (end - at) // columns if column == 0 else 0
             size = (rows, columns) if rows else (1, min(columns - column, end - at))
             offset = tuple(o + i for o, i in zip(part.offset, (row, column)[-dimensions:], strict=True))
-            found.append(Rectangle(part.name, part.shape, offset, torch.Size(size[-dimensions:]), start + at - first, once))
+            found.append(
+                Rectangle(part.name, part.shape, offset, torch.Size(size[-dimensions:]), start + at - first, once)
+            )
             at += found[-1].size.numel()
     return found
 

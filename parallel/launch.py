@@ -23,11 +23,14 @@ class Launch:
 
 def launch() -> Launch:
     """Read the launcher's variables; nothing is started."""
-    return Launch(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0)))
+    return Launch(
+        int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    )
 
 
 def start(this: Launch, timeout_s: float) -> None:
-    """Meet the other ranks (NCCL on GPUs, gloo on CPUs); a collective that hears nothing for `timeout_s` seconds fails."""
+    """Meet the other ranks (NCCL on GPUs, gloo on CPUs); a collective that hears nothing for `timeout_s` seconds
+    fails."""
     if dist.is_initialized():
         return
     if this.device.type == "cuda":

@@ -1,4 +1,5 @@
-"""The one object that owns degrees and process groups: world = data x pipeline x tensor, tensor ranks next to each other."""
+"""The one object that owns degrees and process groups: world = data x pipeline x tensor, tensor ranks next to each
+other."""
 
 import torch
 import torch.distributed as dist
@@ -13,21 +14,32 @@ from parallel.launch import Launch, start
 
 
 def check(parallel: ParallelConfig, vit: ViTConfig, mt5: MT5Config, image_size: int, world_size: int) -> None:
-    """Raise ConfigurationError, before anything starts, for a layout that the world or the model cannot be divided into."""
+    """Raise ConfigurationError, before anything starts, for a layout that the world or the model cannot be divided
+    into."""
     tensor, pipeline = parallel.tensor, parallel.pipeline
     if world_size % (tensor * pipeline):
         raise ConfigurationError(
             f"{world_size} processes cannot be divided into parallel.tensor={tensor} x parallel.pipeline={pipeline}; "
-            f"start a multiple of {tensor * pipeline} processes.")
-    divided = {"vit.num_heads": vit.num_heads, "vit.mlp_dim": vit.mlp_dim, "mt5.num_heads": mt5.num_heads, "mt5.d_ff": mt5.d_ff,
-               "mt5.vocab_size": mt5.vocab_size}
+            f"start a multiple of {tensor * pipeline} processes."
+        )
+    divided = {
+        "vit.num_heads": vit.num_heads,
+        "vit.mlp_dim": vit.mlp_dim,
+        "mt5.num_heads": mt5.num_heads,
+        "mt5.d_ff": mt5.d_ff,
+        "mt5.vocab_size": mt5.vocab_size,
+    }
     if parallel.sequence:
         divided["visual tokens per image"] = vit.num_tokens(image_size)
     for name, value in divided.items():
         if value % tensor:
-            raise ConfigurationError(f"{name}={value} is not a multiple of parallel.tensor={tensor}; choose a tensor size that divides it.")
+            raise ConfigurationError(
+                f"{name}={value} is not a multiple of parallel.tensor={tensor}; choose a tensor size that divides it."
+            )
     if parallel.sequence and tensor == 1:
-        raise ConfigurationError("parallel.sequence=true splits sequences over tensor-parallel ranks; set parallel.tensor to 2 or more.")
+        raise ConfigurationError(
+            "parallel.sequence=true splits sequences over tensor-parallel ranks; set parallel.tensor to 2 or more."
+        )
 
 
 class Layout:
@@ -37,9 +49,11 @@ class Layout:
         start(this, parallel.timeout_s)
         if parallel_state.model_parallel_is_initialized():
             parallel_state.destroy_model_parallel()
-        parallel_state.initialize_model_parallel(tensor_model_parallel_size=parallel.tensor,
-                                                 pipeline_model_parallel_size=parallel.pipeline,
-                                                 create_gloo_process_groups=False)
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=parallel.tensor,
+            pipeline_model_parallel_size=parallel.pipeline,
+            create_gloo_process_groups=False,
+        )
         self.config, self.device = parallel, this.device
         self.rank, self.world_size = this.rank, this.world_size
         self.tensor_group = parallel_state.get_tensor_model_parallel_group()

@@ -1,4 +1,5 @@
-"""Logical tensors as PyTorch's distributed checkpoint (DCP) sees them: rectangles that this rank holds of a named whole."""
+"""Logical tensors as PyTorch's distributed checkpoint (DCP) sees them: rectangles that this rank holds of a named
+whole."""
 
 from typing import Any
 
@@ -21,7 +22,8 @@ class LogicalTensor(Tensor):
     @staticmethod
     def __new__(cls, pieces: list[tuple[Rectangle, Tensor]]) -> "LogicalTensor":
         rectangle, values = pieces[0]
-        self = torch.Tensor._make_wrapper_subclass(cls, rectangle.shape, dtype=values.dtype, device=values.device)  # type: ignore[attr-defined]
+        whole: Any = torch.Tensor
+        self = whole._make_wrapper_subclass(cls, rectangle.shape, dtype=values.dtype, device=values.device)
         self.pieces = {torch.Size(r.offset): values for r, values in pieces}
         return self
 
@@ -34,9 +36,14 @@ class LogicalTensor(Tensor):
 
     def __create_write_items__(self, name: str, _: Any) -> list[WriteItem]:
         properties = TensorProperties(dtype=self.dtype)
-        return [WriteItem(index=MetadataIndex(name, chunk.offsets), type=WriteItemType.SHARD,
-                          tensor_data=TensorWriteData(chunk=chunk, properties=properties, size=self.size()))
-                for chunk in self.__create_chunk_list__()]
+        return [
+            WriteItem(
+                index=MetadataIndex(name, chunk.offsets),
+                type=WriteItemType.SHARD,
+                tensor_data=TensorWriteData(chunk=chunk, properties=properties, size=self.size()),
+            )
+            for chunk in self.__create_chunk_list__()
+        ]
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
         assert index.offset is not None

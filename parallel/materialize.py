@@ -11,11 +11,22 @@ from model.pali import PaLI, freeze, initialize, units
 from parallel.layout import Layout
 
 
-def materialize(vit: ViTConfig, mt5: MT5Config, model: ModelConfig, *, layout: Layout, num_objectives: int, dtype: torch.dtype,
-                frozen: Sequence[str], seed: int, place: Callable[[nn.Module], None] = lambda unit: None) -> PaLI:
+def materialize(
+    vit: ViTConfig,
+    mt5: MT5Config,
+    model: ModelConfig,
+    *,
+    layout: Layout,
+    num_objectives: int,
+    dtype: torch.dtype,
+    frozen: Sequence[str],
+    seed: int,
+    place: Callable[[nn.Module], None] = lambda unit: None,
+) -> PaLI:
     """Plan the units on `meta`, freeze, then fill them one by one on this rank's device in `dtype`.
 
-    `place` is called with each filled unit (ZeRO-3 shards it there), so that no more than one unit is ever whole on a rank.
+    `place` is called with each filled unit (ZeRO-3 shards it there), so that no more than one unit is ever whole on a
+    rank.
     """
     with torch.device("meta"):
         pali = PaLI(units(vit, mt5, model, num_objectives, layout.tensor_parallel), layout.config.recompute == "block")

@@ -1,4 +1,5 @@
-"""Plain data parallelism (ZeRO stage 0): every rank holds its tensor-parallel block whole; gradients are summed once a step.
+"""Plain data parallelism (ZeRO stage 0): every rank holds its tensor-parallel block whole; gradients are summed once a
+step.
 
 It needs nothing but torch, so it is also what the sharded engines are compared with.
 """
@@ -24,14 +25,32 @@ BUCKET_ELEMENTS = 2**24  # gradients travel in pieces of at most so many element
 
 
 class ReplicatedEngine(Engine):
-    """Under bf16 each trained parameter has an fp32 copy, in which it is updated and, over several micro-batches, accumulated."""
+    """Under bf16 each trained parameter has an fp32 copy, in which it is updated and, over several micro-batches,
+    accumulated."""
 
-    def __init__(self, vit: ViTConfig, mt5: MT5Config, model: ModelConfig, optimizer: OptimizerConfig, *, layout: Layout,
-                 num_objectives: int, dtype: torch.dtype, frozen: Sequence[str], seed: int) -> None:
-        pali = materialize(vit, mt5, model, layout=layout, num_objectives=num_objectives, dtype=dtype, frozen=frozen, seed=seed)
+    def __init__(
+        self,
+        vit: ViTConfig,
+        mt5: MT5Config,
+        model: ModelConfig,
+        optimizer: OptimizerConfig,
+        *,
+        layout: Layout,
+        num_objectives: int,
+        dtype: torch.dtype,
+        frozen: Sequence[str],
+        seed: int,
+    ) -> None:
+        pali = materialize(
+            vit, mt5, model, layout=layout, num_objectives=num_objectives, dtype=dtype, frozen=frozen, seed=seed
+        )
         reduce_partial_gradients(pali, layout)
         self.trained = [p for p in pali.parameters() if p.requires_grad]
-        self.weights = [p.detach().flatten() if dtype == torch.float32 else p.detach().float().flatten() for p in self.trained]
+        self.weights = [
+            p.detach().flatten() if dtype == torch.float32 else p.detach().float().flatten() for p in self.trained
+        ]
+        for weights in self.weights:
+            weights.grad_dtype = None  # takes the 16-bit gradient of a step's only micro-batch as it is
         self.clipping = optimizer.gradient_clipping
         self.accumulated: list[Tensor] | None = None
         super().__init__(pali, model, make_optimizer(self.trained, optimizer), layout, layout.tensor_group)
@@ -42,7 +61,9 @@ class ReplicatedEngine(Engine):
         return [Shard(next(weights), pieces) for p, pieces in self._pieces() if p.requires_grad]
 
     def frozen_pieces(self) -> list[tuple[Rectangle, Tensor]]:
-        return [(r, r.view(p.detach().flatten())) for p, pieces in self._pieces() if not p.requires_grad for r in pieces]
+        return [
+            (r, r.view(p.detach().flatten())) for p, pieces in self._pieces() if not p.requires_grad for r in pieces
+        ]
 
     def _pieces(self) -> list[tuple[nn.Parameter, list[Rectangle]]]:
         """Every parameter, in the model's order, with the rectangles it is made of."""
@@ -68,7 +89,8 @@ class ReplicatedEngine(Engine):
         loss.backward()
 
     def _accumulate_in_fp32(self) -> None:
-        """Move gradients out of the parameters, so that sums over micro-batches and ranks are not rounded to 16 bits."""
+        """Move gradients out of the parameters, so that sums over micro-batches and ranks are not rounded to 16
+        bits."""
         gradients = [p.new_zeros(p.shape) if p.grad is None else p.grad for p in self.trained]
         if self.accumulated is None:
             self.accumulated = [gradient.float() for gradient in gradients]

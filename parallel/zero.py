@@ -1,12 +1,18 @@
-"""ZeRO stages 1, 2 and 3: one DeepSpeed engine over the data-parallel ranks. Every DeepSpeed peculiarity lives in this file.
+"""ZeRO stages 1, 2 and 3: one DeepSpeed engine over the data-parallel ranks. Every DeepSpeed peculiarity lives in this
+file.
 
-DeepSpeed 0.19.8 shards memory, gathers and reduces; schedule, loss scale, learning rate, optimizer and checkpoints are ours:
+DeepSpeed 0.19.8 shards memory, gathers and reduces; schedule, loss scale, learning rate, optimizer and checkpoints are
+ours:
 
 1. `managed_gradient_accumulation: false`: the caller decides when a step is over, and has scaled the loss already.
-2. Gradients are averaged over the data-parallel ranks; our loss is normalised by the global number of targets, so it is scaled up.
-3. The gradient norm counts a parameter on every model-parallel rank only if `parameter.model_parallel` is true: it is set so that
-   each logical element is counted once. A norm that is not finite is reported as -1 and the step is skipped (`check_grad_overflow`).
-4. One sub-group (`sub_group_size`): the optimizer sees all shards in one step, and reduces its statistics in one collective.
+2. Gradients are averaged over the data-parallel ranks; our loss is normalised by the global number of targets, so it
+   is scaled up.
+3. The gradient norm counts a parameter on every model-parallel rank only if `parameter.model_parallel` is true: it is
+   set so that
+   each logical element is counted once. A norm that is not finite is reported as -1 and the step is skipped
+   (`check_grad_overflow`).
+4. One sub-group (`sub_group_size`): the optimizer sees all shards in one step, and reduces its statistics in one
+   collective.
 5. Shards are found through `grad_position` (stage 3) or `_hp_mapping` (stages 1, 2): DeepSpeed has no public map.
 """
 
@@ -70,34 +76,60 @@ class ModelParallelUnit:
 
 
 class ZeroEngine(Engine):
-    """Optimizer state and fp32 weights (1), gradients (2) and parameters (3) are sharded over the data-parallel ranks."""
+    """Optimizer state and fp32 weights (1), gradients (2) and parameters (3) are sharded over the data-parallel
+    ranks."""
 
-    def __init__(self, vit: ViTConfig, mt5: MT5Config, model: ModelConfig, optimizer: OptimizerConfig, *, layout: Layout,
-                 num_objectives: int, dtype: torch.dtype, frozen: Sequence[str], seed: int) -> None:
+    def __init__(
+        self,
+        vit: ViTConfig,
+        mt5: MT5Config,
+        model: ModelConfig,
+        optimizer: OptimizerConfig,
+        *,
+        layout: Layout,
+        num_objectives: int,
+        dtype: torch.dtype,
+        frozen: Sequence[str],
+        seed: int,
+    ) -> None:
         self.stage, self.gradient_scale = layout.config.zero_stage, float(layout.data_parallel_size)
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
         config = _deepspeed_config(layout, dtype, optimizer.gradient_clipping)
 
         def shard(unit: nn.Module) -> None:
-            deepspeed.zero.Init(module=unit, data_parallel_group=layout.data_group, config_dict_or_path=config, dtype=dtype)
+            deepspeed.zero.Init(
+                module=unit, data_parallel_group=layout.data_group, config_dict_or_path=config, dtype=dtype
+            )
 
-        pali = materialize(vit, mt5, model, layout=layout, num_objectives=num_objectives, dtype=dtype, frozen=frozen, seed=seed,
-                           **({"place": shard} if self.stage == 3 else {}))
+        pali = materialize(
+            vit,
+            mt5,
+            model,
+            layout=layout,
+            num_objectives=num_objectives,
+            dtype=dtype,
+            frozen=frozen,
+            seed=seed,
+            **({"place": shard} if self.stage == 3 else {}),
+        )
         reduce_partial_gradients(pali, layout)
         for parameter in pali.parameters():
             parameter.model_parallel = count_once(parameter, layout.tensor_parallel_rank)  # type: ignore[attr-defined]
         trained = [p for p in pali.parameters() if p.requires_grad]
         self.engine, self.zero, _, _ = deepspeed.initialize(
-            model=pali, optimizer=make_optimizer(trained, optimizer), model_parameters=trained, mpu=ModelParallelUnit(layout),
-            config=config)
+            model=pali,
+            optimizer=make_optimizer(trained, optimizer),
+            model_parameters=trained,
+            mpu=ModelParallelUnit(layout),
+            config=config,
+        )
         super().__init__(pali, model, self.zero.optimizer, layout, layout.stage_group)
 
     def shards(self) -> list[Shard]:
-        if self.stage == 3:
-            flats = self.zero.fp32_partitioned_groups_flat
-        else:
-            flats = self.zero.single_partition_of_fp32_groups
-        shards = [Shard(flat, []) for flat in flats]
+        names = {3: "fp32_partitioned_groups_flat"}
+        shards = [
+            Shard(flat, []) for flat in getattr(self.zero, names.get(self.stage, "single_partition_of_fp32_groups"))
+        ]
         for parameter, part in parts_of(self.model):
             if parameter.requires_grad and (place := self._place(parameter)):
                 group, start, first, count = place
@@ -105,15 +137,20 @@ class ZeroEngine(Engine):
         return shards
 
     def _place(self, parameter: Any) -> tuple[int, int, int, int] | None:
-        """(flat tensor, start in it, first element of the flattened parameter, number of elements) of this rank's shard."""
+        """(flat tensor, start in it, first element of the flattened parameter, number of elements) of this rank's
+        shard."""
         if self.stage == 3:
             group, start, count = self.zero.grad_position[self.zero.get_param_id(parameter)]
             return group, start, self.layout.data_parallel_rank * count, count
         mapping = parameter._hp_mapping
         if mapping is None:
             return None
-        return (mapping.param_group_index, mapping.hp_fragment_address.start, mapping.lp_fragment_address.start,
-                mapping.lp_fragment_address.numel)
+        return (
+            mapping.param_group_index,
+            mapping.hp_fragment_address.start,
+            mapping.lp_fragment_address.start,
+            mapping.lp_fragment_address.numel,
+        )
 
     def frozen_pieces(self) -> list[tuple[Rectangle, Tensor]]:
         found = []
@@ -137,8 +174,12 @@ class ZeroEngine(Engine):
                 self.zero._reassign_or_swap_out_partitioned_parameters(group)
             return
         rank = self.layout.data_parallel_rank
-        for flats, weights, flat in zip(self.zero.parallel_partitioned_bit16_groups, self.zero.single_partition_of_fp32_groups,
-                                        self.zero.bit16_groups_flat, strict=True):
+        for flats, weights, flat in zip(
+            self.zero.parallel_partitioned_bit16_groups,
+            self.zero.single_partition_of_fp32_groups,
+            self.zero.bit16_groups_flat,
+            strict=True,
+        ):
             flats[rank].copy_(weights)
             dist.all_gather_into_tensor(flat, flats[rank].clone(), group=self.layout.data_group)
 
@@ -168,7 +209,8 @@ def _deepspeed_config(layout: Layout, dtype: torch.dtype, clipping: float | None
         "communication_data_type": "fp32",
         "zero_optimization": {
             "stage": stage,
-            "overlap_comm": stage == 2 and layout.device.type == "cuda",  # DeepSpeed allows it with the caller's accumulation in stage 2 only
+            "overlap_comm": stage == 2
+            and layout.device.type == "cuda",  # DeepSpeed allows it with the caller's accumulation in stage 2 only
             "sub_group_size": EVERYTHING,
             "stage3_param_persistence_threshold": 0,
             "round_robin_gradients": False,
