@@ -1,0 +1,115 @@
+"""A mistake in the configuration is one sentence and exit code 2."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from errors import ConfigurationError
+from train.entry import CONF, RunStopped, entry, folder_name, without_injected
+
+
+def outcome(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str) -> tuple[int, str]:
+    """Exit code and what was said, of a program that only reads its configuration."""
+    from train.config import to_run_config
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["program", *arguments])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    with pytest.raises(SystemExit) as end:
+        entry("pretrain", lambda composed: print(to_run_config(composed).run) or sys.exit(0))  # type: ignore[func-returns-value]
+    captured = capsys.readouterr()
+    return int(end.value.code or 0), captured.err if end.value.code else captured.out
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("run.stepz=3", "run.stepz is not a setting; did you mean run.steps?"),
+        ("optimiser=adamw", "did you mean optimizer"),
+        ("run.steps=many", "run.steps: Value 'many' of type 'str' could not be converted to Integer"),
+        ("run.steps=0", "run.steps=0 must be at least 1."),
+        ("run.precision=fp8", "run.precision='fp8' is unknown; choose one of fp32, bf16."),
+        ("model=pali_9b", "model=pali_9b does not exist; did you mean pali_5b? choose one of"),
+        ("schedule.name=rsqr", "schedule.name='rsqr' is unknown; did you mean rsqrt?"),
+        ("stage.phases.0.learning_rate_factor=-1", "learning_rate_factor=-1.0 must be greater than 0."),
+        ("evaluation.split=train", "evaluation.split='train' is unknown"),
+        ("run.steps", "'run.steps' cannot be read as key=value"),
+        ("stage.phases=[]", "stage.phases is empty"),
+    ],
+)
+def test_mistakes(
+    argument: str, sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code, said = outcome(capsys, monkeypatch, tmp_path, argument)
+    assert code == 2
+    assert sentence in said
+    assert said.startswith("Configuration: ") and said.count("\n") == 1
+
+
+def test_injected_ranks_are_dropped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert without_injected(["--local_rank=1", "a=b", "--local-rank", "2", "c=d"]) == ["a=b", "c=d"]
+    code, said = outcome(capsys, monkeypatch, tmp_path, "--local_rank=1", "run.steps=7")
+    assert code == 0 and "steps=7" in said
+
+
+def test_other_ranks_keep_quiet(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert outcome(capsys, monkeypatch, tmp_path, "run.steps=0") == (2, "")
+
+
+def test_each_run_of_a_sweep_has_a_folder_named_by_its_overrides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["program", "-m", "run.steps=1,2", "run.name=sweep"])
+    entry("pretrain", lambda composed: seen.append((composed.run.folder, composed.run.name)))
+    assert seen == [(f"runs/sweep/run.steps={n}", f"sweep/run.steps={n}") for n in (1, 2)]
+
+
+def test_folder_names_are_short_and_flat() -> None:
+    assert folder_name("data.root=/a/b,run.steps=1") == "data.root=_a_b,run.steps=1"
+    assert len(folder_name("x" * 400)) == 150
+    assert folder_name("x" * 400) != folder_name("x" * 401)
+
+
+def test_a_run_that_stops_itself_exits_with_three(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stops(_: object) -> None:
+        raise RunStopped("The run stopped.")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(SystemExit) as end:
+        entry("pretrain", stops)
+    assert end.value.code == 3
+    assert capsys.readouterr().err == "The run stopped.\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "argument", "sentence"),
+    [
+        ("train.pretrain", "parallel.tensor=3", "3"),
+        ("train.evaluate", "run.folder=nowhere", "run.folder=nowhere holds no run (no config.yaml); train one first."),
+    ],
+)
+def test_the_entry_points_themselves(module: str, argument: str, sentence: str, tmp_path: Path, tokenizer_path: Path) -> None:
+    """Before any process group: with a world that nobody else joins, a start would wait."""
+    environment = os.environ | {"RANK": "0", "WORLD_SIZE": "64", "PYTHONPATH": str(CONF.parent)}
+    tokenizer = [f"data.tokenizer={tokenizer_path}"] if module == "train.pretrain" else []
+    done = subprocess.run(
+        [sys.executable, "-m", module, argument, *tokenizer], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2, done.stderr
+    assert sentence in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_mistake_is_a_value_error() -> None:
+    assert issubclass(ConfigurationError, ValueError)

@@ -1,0 +1,55 @@
+"""Which losses are refused, and when a run gives up."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from train.config import GuardConfig
+from train.guard import Guard, save_bad_batch, stopped
+
+SETTINGS = GuardConfig(spike_factor=3.0, spike_margin=1.0, window=5, max_in_a_row=3)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_is_refused_from_the_first_step(loss: float) -> None:
+    assert Guard(SETTINGS).verdict(loss) == "loss is not finite"
+
+
+def test_spikes_are_told_from_noise_once_the_window_is_full() -> None:
+    guard = Guard(SETTINGS)
+    for loss in (9.0, 5.0, 2.0, 2.0, 2.0):
+        assert guard.verdict(100.0) is None
+        guard.accept(loss)
+    assert guard.verdict(5.9) is None
+    assert guard.verdict(6.1) == "loss spikes to 6.1 (median 2)"
+
+
+def test_small_losses_may_grow_by_any_factor_up_to_the_margin() -> None:
+    guard = Guard(SETTINGS, recent=[0.1] * 5)
+    assert guard.verdict(1.05) is None
+    assert guard.verdict(1.15) is not None
+
+
+def test_gives_up_after_bad_steps_in_a_row_only() -> None:
+    guard = Guard(SETTINGS)
+    assert [guard.refuse(), guard.refuse()] == [False, False]
+    guard.accept(1.0)
+    assert [guard.refuse(), guard.refuse(), guard.refuse()] == [False, False, True]
+
+
+def test_a_restored_guard_judges_as_the_old_one() -> None:
+    guard = Guard(SETTINGS)
+    for loss in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0):
+        guard.accept(loss)
+    restored = Guard(SETTINGS, json.loads(json.dumps(guard.state)))
+    assert [restored.verdict(x) for x in (11.9, 12.1)] == [guard.verdict(x) for x in (11.9, 12.1)]
+
+
+def test_the_examples_of_a_bad_step_are_saved(tmp_path: Path) -> None:
+    example = {"source": "webli", "key": "é1", "objective": "ocr"}
+    path = save_bad_batch(tmp_path, 7, "loss is not finite", [example])
+    assert path.name == "bad_batch_step_00000007.json"
+    assert json.loads(path.read_text()) == {"step": 7, "cause": "loss is not finite", "examples": [example]}
+    assert str(tmp_path) in str(stopped(7, 3, "loss is not finite", tmp_path))
