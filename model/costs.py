@@ -1,6 +1,9 @@
 """What a unit costs: parameters, FLOPs, activation bytes. Each formula stands next to the unit it describes."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -8,7 +11,7 @@ class Shape:
     """The size of a batch: `images` x `vision_tokens` patch tokens, and `rows` of encoder and decoder tokens.
 
     One unpacked example of the paper: images=1, rows=1, encoder_tokens = visual + input text, decoder_tokens = target
-    text.
+    text. `element_bytes` is the size of an activation: 2 for bf16, 4 for fp32.
     """
 
     images: int
@@ -16,6 +19,7 @@ class Shape:
     rows: int
     encoder_tokens: int
     decoder_tokens: int
+    element_bytes: int = 2
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,46 @@ class Cost:
     parameters: int = 0
     flops: float = 0.0
     activation_bytes: float = 0.0
-    parts: dict[str, float] = field(default_factory=dict)
+
+
+class Unit(nn.Module):
+    """One step of the forward pass that knows its price; what a pipeline cuts between."""
+
+    def cost(self, shape: Shape) -> Cost:
+        """Of the whole unit, on one tensor-parallel rank of one."""
+        raise NotImplementedError
+
+    @property
+    def trained(self) -> bool:
+        """Whether any of its parameters is."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+
+@dataclass(frozen=True)
+class UnitCost:
+    """A unit's cost in its place: `training_flops` forward and backward, `kept_bytes` until the backward pass."""
+
+    name: str
+    unit: Unit
+    cost: Cost
+    trained: bool
+    training_flops: float
+    kept_bytes: float
+
+
+def costs_of(units: Iterable[tuple[str, Unit]], shape: Shape) -> Iterator[UnitCost]:
+    """The units in their order, frozen or not as they are now: what lies below everything trained keeps nothing."""
+    below_trained = False
+    for name, unit in units:
+        cost, trained = unit.cost(shape), unit.trained
+        kept = cost.activation_bytes if trained or below_trained else 0.0
+        yield UnitCost(name, unit, cost, trained, training_flops(cost.flops, trained, below_trained), kept)
+        below_trained |= trained
+
+
+def training_flops_of(units: Iterable[tuple[str, Unit]], shape: Shape) -> float:
+    """Forward and backward FLOPs of one batch of that shape, for the units as they are frozen now."""
+    return sum(unit.training_flops for unit in costs_of(units, shape))
 
 
 def linear_flops(tokens: int, d_in: int, d_out: int) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model.attention import dropout, flex_t5_attention, relative_bias, segment_blocks, split_heads, t5_attention
 from model.batch import MicroBatch
 from model.config import ModelConfig, MT5Config, ViTConfig
-from model.costs import Cost, Shape, attention_flops, linear_flops
+from model.costs import Cost, Shape, Unit, attention_flops, linear_flops
 from model.layers import (
     ColumnLinear,
     Embedding,
@@ -68,7 +68,7 @@ class RelativeBias(nn.Module):
         return self.weight.clone()  # it travels on: under ZeRO-3 the parameter itself is gone after this call
 
 
-class Bridge(nn.Module):
+class Bridge(Unit):
     """Ends the ViT, begins the mT5: (vision [N, I, width],) -> (encoder, decoder, encoder_bias, decoder_bias).
 
     Visual tokens are normed, projected to d_model (one Linear, as PaLI-3 says) and placed in the encoder's rows;
@@ -108,7 +108,7 @@ class Bridge(nn.Module):
         )
 
 
-class Block(nn.Module):
+class Block(Unit):
     """What encoder and decoder blocks share: pre-norm sub-layers with dropout, self-attention, the gated MLP."""
 
     bidirectional = True
@@ -166,7 +166,7 @@ class EncoderBlock(Block):
         return Cost(4 * d * i + 3 * d * f + 2 * d, flops, activations)
 
 
-class EncoderNorm(nn.Module):
+class EncoderNorm(Unit):
     """The norm after the last encoder block."""
 
     def __init__(self, mt5: MT5Config, model: ModelConfig, parallel: TensorParallel) -> None:
@@ -267,7 +267,7 @@ class VocabularyOutput(nn.Module):
         )  # type: ignore
 
 
-class Head(nn.Module):
+class Head(Unit):
     """The decoder's norm, the vocabulary and the loss: (...) -> (loss, totals fp32 [4, num_objectives])."""
 
     def __init__(self, mt5: MT5Config, model: ModelConfig, num_objectives: int, parallel: TensorParallel) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,12 @@ from torch.utils.checkpoint import checkpoint
 from errors import ConfigurationError
 from model.batch import MicroBatch
 from model.config import ModelConfig, MT5Config, ViTConfig
+from model.costs import Unit
 from model.layers import Part, TensorParallel, parts_of
 from model.mt5 import Bridge, DecoderBlock, EncoderBlock, EncoderNorm, Head
 from model.vit import Patches, ViTBlock
 
-Units = dict[str, nn.Module]
+Units = dict[str, Unit]
 
 
 def units(
@@ -47,17 +49,17 @@ class PaLI(nn.Module):
         for name, unit in units.items():
             self.add_module(name, unit)
 
-    def units(self) -> Iterator[tuple[str, nn.Module]]:
-        return self.named_children()
+    def units(self) -> Iterator[tuple[str, Unit]]:
+        return cast(Iterator[tuple[str, Unit]], self.named_children())
 
     def forward(self, carry: tuple[Tensor, ...], batch: MicroBatch) -> tuple[Tensor, ...]:
         for _, unit in self.units():
             carry = self.run(unit, carry, batch)
         return carry
 
-    def run(self, unit: nn.Module, carry: tuple[Tensor, ...], batch: MicroBatch) -> tuple[Tensor, ...]:
+    def run(self, unit: Unit, carry: tuple[Tensor, ...], batch: MicroBatch) -> tuple[Tensor, ...]:
         """One unit: without autograd where nothing at or before it is trained, recomputed where asked."""
-        trained = any(p.requires_grad for p in unit.parameters()) or any(x.requires_grad for x in carry)
+        trained = unit.trained or any(x.requires_grad for x in carry)
         if not (trained and torch.is_grad_enabled()):
             with torch.no_grad():
                 return unit(carry, batch)
@@ -68,7 +70,7 @@ class PaLI(nn.Module):
     def train(self, mode: bool = True) -> "PaLI":
         """Frozen units stay in evaluation mode."""
         for _, unit in self.units():
-            unit.train(mode and any(p.requires_grad for p in unit.parameters()))
+            unit.train(mode and unit.trained)
         self.training = mode
         return self
 
@@ -84,8 +86,8 @@ def freeze(module: nn.Module, patterns: Iterable[str]) -> None:
         matched = [name for name in names if fnmatchcase(name, pattern)]
         if not matched:
             raise ConfigurationError(
-                f"The freeze pattern {pattern!r} matches no parameter; choose vit, projection, mt5, "
-                f"or a shell pattern of names such as {next(iter(names))!r}."
+                f"The freeze pattern {pattern!r} matches no parameter; write a shell pattern of names such as "
+                f"{next(iter(names))!r}."
             )
         for name in matched:
             names[name].requires_grad_(False)

@@ -6,7 +6,7 @@ from torch import Tensor, empty, float32, nn
 from model.attention import split_heads, vit_attention
 from model.batch import MicroBatch
 from model.config import ViTConfig
-from model.costs import Cost, Shape, attention_flops, linear_flops
+from model.costs import Cost, Shape, Unit, attention_flops, linear_flops
 from model.layers import (
     ColumnLinear,
     LayerNorm,
@@ -20,7 +20,7 @@ from model.layers import (
 )
 
 
-class Patches(nn.Module):
+class Patches(Unit):
     """Images -> patch tokens with their position: (images of the batch) -> (vision [N, I, width],)."""
 
     def __init__(self, config: ViTConfig, image_size: int, parallel: TensorParallel) -> None:
@@ -43,7 +43,7 @@ class Patches(nn.Module):
         return Cost(pixels * d + d + shape.vision_tokens * d, linear_flops(tokens, pixels, d), 2.0 * tokens * pixels)
 
 
-class ViTBlock(nn.Module):
+class ViTBlock(Unit):
     """Pre-norm self-attention and MLP with tanh-GELU, biases everywhere: (vision,) -> (vision,)."""
 
     def __init__(self, config: ViTConfig, parallel: TensorParallel) -> None:

@@ -1,0 +1,159 @@
+"""Prints the units of a model: parameters, FLOPs, activation memory, what is trained, and the totals.
+
+    python -m model.describe model=pali_17b stage=frozen_224 input_tokens=32 target_tokens=32
+
+`input_tokens` and `target_tokens` are the text lengths of the example that is counted (one image, one row); all else
+overrides the run's configuration (conf/pretrain.yaml). Of it, `vit`, `mt5`, `model` and the stage's first phase are used.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.table import Table
+
+from errors import ConfigurationError
+from model.config import ModelConfig, MT5Config, ViTConfig
+from model.costs import Shape, UnitCost, costs_of
+from model.pali import PaLI, freeze, units
+
+CONFIGURATION = Path(__file__).parent.parent / "conf"
+SCHEMA = "run_schema"
+OWN = {"input_tokens": 32, "target_tokens": 32}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a description is made of; `frozen` are patterns of parameter names."""
+
+    vit: ViTConfig
+    mt5: MT5Config
+    model: ModelConfig
+    frozen: Sequence[str] = ()
+
+
+def plan(sizes: Sizes) -> PaLI:
+    """The model on `meta`: shapes without memory, frozen as in the phase."""
+    with torch.device("meta"):
+        planned = PaLI(units(sizes.vit, sizes.mt5, sizes.model, num_objectives=1))
+    freeze(planned, sizes.frozen)
+    return planned
+
+
+def one_example(sizes: Sizes, input_tokens: int, target_tokens: int) -> Shape:
+    """One image and its text in a row of their own, as the paper counts."""
+    vision = sizes.vit.num_tokens(sizes.model.image_size)
+    return Shape(1, vision, 1, vision + input_tokens, target_tokens)
+
+
+def describe(sizes: Sizes, input_tokens: int, target_tokens: int) -> Table:
+    """The table of units; equal blocks in a row share a line."""
+    costs = list(costs_of(plan(sizes).units(), one_example(sizes, input_tokens, target_tokens)))
+    table = Table(
+        title=f"one example: {sizes.vit.num_tokens(sizes.model.image_size)} visual tokens ({sizes.model.image_size} px), "
+        f"{input_tokens} input and {target_tokens} target tokens; activations in bf16",
+        show_footer=True,
+    )
+    table.add_column("unit", footer="total")
+    numbers = {
+        "parameters": _count(sum(c.cost.parameters for c in costs)),
+        "trained": _count(sum(p.numel() for c in costs for p in c.unit.parameters() if p.requires_grad)),
+        "forward": _tflop(sum(c.cost.flops for c in costs)),
+        "forward + backward": _tflop(sum(c.training_flops for c in costs)),
+        "kept for backward": _mib(sum(c.kept_bytes for c in costs)),
+    }
+    for name, total in numbers.items():
+        table.add_column(name, footer=total, justify="right", no_wrap=True)
+    for _, equal in groupby(costs, key=lambda c: (type(c.unit), c.cost, c.trained)):
+        table.add_row(*_line(list(equal)))
+    return table
+
+
+def _line(equal: list[UnitCost]) -> list[str]:
+    first, times = equal[0], len(equal)
+    name = first.name if times == 1 else f"{first.name.rstrip('0123456789').rstrip('_')} x {times}"
+    return [
+        name,
+        _count(times * first.cost.parameters),
+        "yes" if first.trained else "frozen",
+        _tflop(times * first.cost.flops),
+        _tflop(times * first.training_flops),
+        _mib(times * first.kept_bytes),
+    ]
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.3f} B" if parameters >= 1e9 else f"{parameters / 1e6:.3f} M"
+
+
+def _tflop(flops: float) -> str:
+    return f"{flops / 1e12:.3f} TFLOP"
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def read_sizes(overrides: Sequence[str]) -> Sizes:
+    """From conf/pretrain.yaml with overrides; ConfigurationError if they do not compose."""
+    store = ConfigStore.instance()
+    if f"{SCHEMA}.yaml" not in store.repo:
+        # A run's own schema is made by the code that trains, of which nothing is known here: our groups must do.
+        store.store(SCHEMA, {"vit": ViTConfig(), "mt5": MT5Config(), "model": ModelConfig()})
+    try:
+        with initialize_config_dir(str(CONFIGURATION), version_base=None):
+            config = compose("pretrain", list(overrides))
+        phase = config.stage.phases[0]
+        vit, mt5, model = (
+            _checked(kind, config.get(name))
+            for name, kind in (("vit", ViTConfig), ("mt5", MT5Config), ("model", ModelConfig))
+        )
+        return Sizes(vit, mt5, replace(model, image_size=phase.image_size), list(phase.freeze))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigurationError(_sentence(error)) from error
+
+
+def _checked(kind: type, group: DictConfig | None) -> Any:
+    """A group of the configuration as its dataclass; an unknown key or a wrong type raises."""
+    plain = OmegaConf.to_container(group, resolve=True) if group is not None else {}
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), plain))
+
+
+def _sentence(error: Exception) -> str:
+    """Hydra's message on one line, with the choices where there are some."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return f"{group}={option} does not exist; choose one of {', '.join(error.options)}."
+    return " ".join(str(error.__cause__ or error).split("full_key")[0].split())
+
+
+def main(arguments: Sequence[str]) -> None:
+    own, overrides = dict(OWN), []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key not in own:
+            overrides.append(argument)
+        elif value.isdecimal() and int(value) > 0:
+            own[key] = int(value)
+        else:
+            raise ConfigurationError(f"{argument} is not a number of tokens; give at least 1.")
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(describe(read_sizes(overrides), **own))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ConfigurationError as error:
+        print(f"Configuration: {error}", file=sys.stderr)
+        sys.exit(2)
