@@ -1,0 +1,82 @@
+"""Settings that cannot work together are found before anything starts, each in a sentence that says what to change."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data.config import ComponentConfig, DataConfig, MixtureConfig
+from errors import ConfigurationError
+from model.config import MT5Config
+from parallel.config import ParallelConfig
+from train.checks import check
+from train.config import Phase, RunConfig, RunSettings, ScheduleConfig, StageConfig, to_dict, to_run_config, to_yaml
+from train.phases import span_of, spans
+
+
+@pytest.fixture
+def config(tokenizer_path: Path, tmp_path: Path) -> RunConfig:
+    return RunConfig(
+        run=RunSettings(folder=str(tmp_path / "run"), steps=10),
+        mt5=MT5Config(vocab_size=4096),
+        data=DataConfig(
+            root="corpus", tokenizer=str(tokenizer_path), batch_examples=8, num_streams=4, encoder_length=128, decoder_length=32
+        ),
+        mixture=MixtureConfig([ComponentConfig("vq2a", "vqa", 1.0), ComponentConfig("webli", "ocr", 3.0)]),
+        stage=StageConfig([Phase("small", image_size=112)]),
+    )
+
+
+def test_a_good_configuration_passes_and_survives_its_file(config: RunConfig) -> None:
+    from omegaconf import OmegaConf
+
+    check(config, world_size=4)
+    again = to_run_config(OmegaConf.create(to_yaml(config)))
+    assert to_dict(again) == to_dict(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"stage": StageConfig([Phase("odd", image_size=100)])}, "must be a multiple of vit.patch_size=14, e.g. 98."),
+        ({"stage": StageConfig([Phase("big", image_size=224)])}, "256 visual"),
+        ({"stage": StageConfig([Phase("a", 3, 112), Phase("b", 3, 112)])}, "stage.phases take 6 steps; set run.steps=6"),
+        ({"stage": StageConfig([Phase("a", None, 112), Phase("b", None, 112)])}, "only one phase may"),
+        ({"stage": StageConfig([Phase("a", None, 112), Phase("b", 10, 112)])}, "leaves no step for phase 'a'"),
+        ({"stage": StageConfig([Phase("a", image_size=112, objectives={"vqg": 1.0})])}, "asks for vqg"),
+        ({"mt5": MT5Config(vocab_size=300)}, "more than mt5.vocab_size=300"),
+        ({"parallel": ParallelConfig(tensor=3)}, "parallel.tensor=3"),
+        ({"schedule": ScheduleConfig(cooldown_steps=11)}, "longer than the run"),
+    ],
+)
+def test_what_cannot_work_together(config: RunConfig, changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match="(?s)" + sentence.replace("(", r"\(")):
+        check(replace(config, **changes), world_size=4)  # type: ignore[arg-type]
+
+
+def test_streams_must_be_dealt_evenly(config: RunConfig) -> None:
+    with pytest.raises(ConfigurationError, match="num_streams=4 cannot be dealt evenly to 3"):
+        check(config, world_size=3)
+
+
+def test_first_weights_must_exist(config: RunConfig, tmp_path: Path) -> None:
+    config.run.initial = str(tmp_path / "nothing")
+    with pytest.raises(ConfigurationError, match="holds no checkpoints"):
+        check(config, world_size=1)
+
+
+def test_a_folder_keeps_its_model(config: RunConfig) -> None:
+    folder = Path(config.run.folder)
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(config))
+    config.run.steps = 20
+    check(config, world_size=1)
+    with pytest.raises(ConfigurationError, match="holds a run with mt5.d_ff=320, now it is 640; choose another run.name"):
+        check(replace(config, mt5=MT5Config(vocab_size=4096, d_ff=640)), world_size=1)
+
+
+def test_phases_lie_one_after_another(config: RunConfig) -> None:
+    config.stage = StageConfig([Phase("a", 4, 112), Phase("b", None, 112), Phase("c", 1, 112)])
+    laid_out = spans(config)
+    assert [(s.phase.name, s.first, s.last) for s in laid_out] == [("a", 1, 4), ("b", 5, 9), ("c", 10, 10)]
+    assert [span_of(laid_out, step).phase.name for step in (1, 4, 5, 10, 11)] == ["a", "a", "b", "c", "c"]

@@ -1,0 +1,112 @@
+"""The loop over an engine that does as it is told: steps skipped, runs ended, work saved."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from data.examples import ExampleInfo
+from data.objectives import NAMES
+from data.packing import RowShape, pack
+from model.batch import MicroBatch
+from model.loss import LossTotals
+from train.config import CheckpointConfig, GuardConfig, Phase, RunConfig, RunSettings, ScheduleConfig
+from train.entry import Interrupted, RunStopped
+from train.loop import Loop
+from train.phases import Span
+
+SHAPE = RowShape(80, 16, 1, 112, 64)
+
+
+class FakeEngine:
+    """Losses as given, step by step (the first is the dry run's); remembers what it was asked to do."""
+
+    def __init__(self, losses: Sequence[float], norm: float = 1.0) -> None:
+        self.losses, self.norm, self.calls = iter(losses), norm, []  # type: ignore[var-annotated]
+
+    def forward_backward(self, micro_batches: list[MicroBatch], num_targets: int) -> LossTotals:
+        tokens = torch.zeros(4, len(NAMES))
+        tokens[3, 0] = 1
+        tokens[0, 0] = next(self.losses)
+        return LossTotals(*tokens)
+
+    def update(self, rate: float) -> float:
+        self.calls.append(("update", rate))
+        return self.norm
+
+    def discard(self) -> None:
+        self.calls.append(("discard", None))
+
+
+class FakeReader:
+    def read(self, step: int) -> tuple[list[Any], list[ExampleInfo], Any]:
+        rows, _ = pack([], SHAPE)
+        from data.packing import micro_batches
+
+        info = ExampleInfo("vq2a", "vqa", f"key{step}", "shard", "en", "What?", "red", step)
+        return micro_batches(rows, 2, SHAPE), [info], SimpleNamespace(skipped={})
+
+
+def loop(engine: FakeEngine, folder: Path, steps: int, **guard: Any) -> tuple[Loop, SimpleNamespace]:
+    config = RunConfig(
+        run=RunSettings(folder=str(folder), steps=steps, guard=GuardConfig(**guard)),
+        schedule=ScheduleConfig(name="constant", peak=0.5, warmup_steps=0),
+        checkpoint=CheckpointConfig(every_steps=4),
+    )
+    config.model.image_size = 112
+    run = SimpleNamespace(
+        lines=[], saved=[], folder=folder, first_rank=True, interrupt=SimpleNamespace(asked=False), save_due=lambda: False,
+        display=SimpleNamespace(note=lambda text: None),
+        layout=SimpleNamespace(data_parallel_rank=0, data_parallel_size=1, tensor_parallel_rank=0, world_size=1, device=torch.device("cpu")),
+    )  # fmt: skip
+    run.record = run.lines.append
+    run.save = lambda engine, step, extra: run.saved.append((step, extra))
+    validation = SimpleNamespace(due=lambda step: False)
+    span = Span(Phase("mini", image_size=112, learning_rate_factor=0.5), 1, steps)
+    return Loop(config, span, run, engine, FakeReader(), validation, {}), run  # type: ignore[arg-type]
+
+
+def test_steps_are_taken_measured_and_saved(tmp_path: Path) -> None:
+    engine = FakeEngine([9.0, 5.0, 4.0, 3.0, 2.0, 1.0])
+    trained, run = loop(engine, tmp_path, steps=5)
+    assert trained.train(0) == 5
+    assert [line["step"] for line in run.lines] == [1, 2, 3, 4, 5]
+    assert [line["loss"] for line in run.lines] == [5.0, 4.0, 3.0, 2.0, 1.0]
+    assert engine.calls == [("discard", None)] + [("update", 0.25)] * 5
+    assert [step for step, _ in run.saved] == [4, 5]
+    assert run.saved[-1][1] == {"guard": [5.0, 4.0, 3.0, 2.0, 1.0], "phase": "mini"}
+
+
+def test_a_bad_loss_is_skipped_and_its_examples_are_kept(tmp_path: Path) -> None:
+    engine = FakeEngine([9.0, 5.0, math.nan, 3.0])
+    trained, run = loop(engine, tmp_path, steps=3)
+    trained.train(0)
+    assert [call for call, _ in engine.calls] == ["discard", "update", "discard", "update"]
+    assert run.lines[1]["guard"] == "loss is not finite" and run.lines[1]["grad_norm"] is None
+    assert '"key1"' in (tmp_path / "bad_batch_step_00000002.json").read_text()
+
+
+def test_many_bad_steps_in_a_row_end_the_run(tmp_path: Path) -> None:
+    trained, run = loop(FakeEngine([9.0] + [math.inf] * 9), tmp_path, steps=9, max_in_a_row=3)
+    with pytest.raises(RunStopped, match="stopped at step 3: 3 steps in a row"):
+        trained.train(0)
+    assert len(run.lines) == 3 and not run.saved
+
+
+def test_a_gradient_that_is_not_finite_counts_as_a_bad_step(tmp_path: Path) -> None:
+    trained, run = loop(FakeEngine([9.0] * 9, norm=math.nan), tmp_path, steps=9, max_in_a_row=2)
+    with pytest.raises(RunStopped, match="gradient is not finite"):
+        trained.train(0)
+
+
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path: Path) -> None:
+    trained, run = loop(FakeEngine([9.0, 5.0, 4.0, 3.0]), tmp_path, steps=9)
+    record = run.record
+    run.record = lambda line: (record(line), setattr(run.interrupt, "asked", line["step"] == 2))
+    with pytest.raises(Interrupted, match="Interrupted after step 3"):
+        trained.train(0)
+    assert [step for step, _ in run.saved] == [3]
