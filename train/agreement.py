@@ -42,12 +42,18 @@ class Agreed:
 def agree(local: Local, data_parallel_size: int, device: torch.device) -> Agreed:
     """Sum and take maxima over all ranks in one all-reduce (a second one only in steps that skipped records).
 
-    Maxima come out of a sum because every rank has a column of its own. Ranks that share a data-parallel share (tensor or
-    pipeline parallel) count it equally often, so sums are divided by their number.
+    Maxima come out of a sum because every rank has a row of its own. Ranks that read the same rows (tensor or pipeline
+    parallel) count them equally often, so sums are divided by their number.
     """
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-    columns = [local.num_micro_batches, int(local.data_wait_s * 1e6), local.memory_bytes, local.stop, local.save,
-               bool(local.skipped)]
+    columns = [
+        local.num_micro_batches,
+        int(local.data_wait_s * 1e6),
+        local.memory_bytes,
+        local.stop,
+        local.save,
+        bool(local.skipped),
+    ]
     totals = [local.num_targets, local.encoder_tokens, local.images, *local.examples]
     table = torch.zeros(world, len(columns), dtype=torch.int64)
     table[rank] = torch.tensor(columns, dtype=torch.int64)
@@ -60,8 +66,18 @@ def agree(local: Local, data_parallel_size: int, device: torch.device) -> Agreed
         message[table.numel() :] // (world // data_parallel_size)
     ).tolist()
     skipped = _gather_skipped(local.skipped, world, data_parallel_size) if most[5] else {}
-    return Agreed(most[0], num_targets, encoder_tokens, images, examples, most[1] / 1e6, most[2], bool(most[3]),
-                  bool(most[4]), skipped)
+    return Agreed(
+        most[0],
+        num_targets,
+        encoder_tokens,
+        images,
+        examples,
+        most[1] / 1e6,
+        most[2],
+        bool(most[3]),
+        bool(most[4]),
+        skipped,
+    )
 
 
 def _gather_skipped(skipped: dict[str, int], world: int, data_parallel_size: int) -> dict[str, int]:

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 from data.examples import ExampleInfo
 from data.packing import Rows
 from data.tokenizer import Tokenizer
-from model.batch import MicroBatch
 from parallel.engine import Engine
 from train.samples import Sample
+from train.steps import as_tensors
 
 
 def answers(
@@ -22,7 +22,7 @@ def answers(
     A collective: all ranks must hold equally many batches (`data.stream.evaluation_batches` sees to it).
     """
     for rows, infos in batches:
-        batch = MicroBatch.from_rows(rows)
+        batch = as_tensors(rows)
         seen = engine.generate(batch, max_new_tokens).tolist()
         unseen = engine.generate(batch.blanked(), max_new_tokens).tolist() if blind else None
         for info in infos:

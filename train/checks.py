@@ -18,7 +18,8 @@ def check(config: RunConfig, world_size: int) -> None:
         _check_phase(for_phase(config, span.phase), span, world_size)
     if config.schedule.cooldown_steps > config.run.steps:
         raise ConfigurationError(
-            f"schedule.cooldown_steps={config.schedule.cooldown_steps} is longer than the run (run.steps={config.run.steps})."
+            f"schedule.cooldown_steps={config.schedule.cooldown_steps} is longer than the run; "
+            f"set it to run.steps={config.run.steps} or less."
         )
     _check_tokenizer(config)
     _check_initial(config)
@@ -38,8 +39,8 @@ def _check_phase(config: RunConfig, span: Span, world_size: int) -> None:
     data_parallel_size = world_size // (config.parallel.tensor * config.parallel.pipeline)
     if config.data.num_streams % data_parallel_size:
         raise ConfigurationError(
-            f"data.num_streams={config.data.num_streams} cannot be dealt evenly to {data_parallel_size} data-parallel ranks; "
-            f"make it a multiple of {data_parallel_size}."
+            f"data.num_streams={config.data.num_streams} cannot be dealt evenly to {data_parallel_size} data-parallel "
+            f"ranks; make it a multiple of {data_parallel_size}."
         )
 
 
@@ -55,7 +56,9 @@ def _check_tokenizer(config: RunConfig) -> None:
 def _check_initial(config: RunConfig) -> None:
     initial = config.run.initial
     if initial is not None and not Path(initial, "checkpoints").is_dir():
-        raise ConfigurationError(f"run.initial={initial} holds no checkpoints; name the folder of a run that saved one.")
+        raise ConfigurationError(
+            f"run.initial={initial} holds no checkpoints; name the folder of a run that saved one."
+        )
 
 
 def _check_same_model(config: RunConfig) -> None:
@@ -69,5 +72,6 @@ def _check_same_model(config: RunConfig) -> None:
             before = OmegaConf.select(saved, f"{tower}.{key}")
             if before != value:
                 raise ConfigurationError(
-                    f"{config.run.folder} holds a run with {tower}.{key}={before}, now it is {value}; choose another run.name."
+                    f"{config.run.folder} holds a run with {tower}.{key}={before}, now it is {value}; "
+                    "choose another run.name."
                 )

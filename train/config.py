@@ -1,4 +1,4 @@
-"""What a run is told: the settings of `train/`, joined with those of `model`, `parallel` and `data`, and checked as a whole."""
+"""What a run is told: the settings of `train/`, joined with those of `model`, `parallel` and `data`."""
 
 import difflib
 from dataclasses import dataclass, field
@@ -16,8 +16,8 @@ from parallel.config import OptimizerConfig, ParallelConfig
 class GuardConfig:
     """When a step is not trusted: its loss is not finite, or far above the median of the last `window` losses.
 
-    A spike is a loss above both `spike_factor` x median and median + `spike_margin` (nats per target token); it is looked for
-    once `window` steps of a phase have been seen. After `max_in_a_row` bad steps the run stops.
+    A spike is a loss above both `spike_factor` x median and median + `spike_margin` (nats per target token); it is
+    looked for once `window` steps of a phase have been seen. After `max_in_a_row` bad steps the run stops.
     """
 
     spike_factor: float = 3.0
@@ -35,8 +35,9 @@ class GuardConfig:
 class RunSettings:
     """Name, place and length of a run.
 
-    `initial` names the folder of another run whose latest checkpoint gives the first weights. `peak_tflops` is the peak of one
-    device in TFLOP/s for the run's precision; left out, it is looked up by the device's name, and `mfu` is null where it is unknown.
+    `initial` names the folder of another run whose latest checkpoint gives the first weights. `peak_tflops` is the peak
+    of one device in TFLOP/s for the run's precision; left out, it is looked up by the device's name, and `mfu` is null
+    where it is unknown (CPUs).
     """
 
     name: str = "pretrain"
@@ -58,9 +59,9 @@ class RunSettings:
 class Phase:
     """A stretch of a run at one resolution with one set of frozen parameters.
 
-    `steps` may be left out in one phase, which takes what `run.steps` leaves. `freeze` holds patterns of parameter names.
-    `batch_examples`, `encoder_length`, `decoder_length` (of `data`) and `micro_batch` (of `parallel`) replace the run's where
-    given; `objectives` keeps only these objectives of the mixture, at these weights.
+    `steps` may be left out in one phase, which takes what `run.steps` leaves. `freeze` holds shell patterns of
+    parameter names (`vit_block_*`). `batch_examples`, `encoder_length`, `decoder_length` (of `data`) and `micro_batch`
+    (of `parallel`) replace the run's where given; `objectives` keeps only these of the mixture, at these weights.
     """
 
     name: str = "phase"
@@ -93,11 +94,14 @@ class StageConfig:
     def __post_init__(self) -> None:
         if not self.phases:
             raise ConfigurationError("stage.phases is empty; give at least one phase (see conf/stage).")
+        names = [phase.name for phase in self.phases]
+        if len(set(names)) < len(names):
+            raise ConfigurationError(f"stage.phases are named {', '.join(names)}; give each a name of its own.")
 
 
 @dataclass
 class ScheduleConfig:
-    """Learning rate over the steps of a run: linear warm-up to `peak`, then `name`; a linear cool-down to zero may end it."""
+    """Learning rate over the steps of a run: linear warm-up to `peak`, then `name`, then a cool-down to zero."""
 
     name: str = "rsqrt"
     peak: float = 1e-2
@@ -130,7 +134,9 @@ class CheckpointConfig:
         _at_least("checkpoint.", 1, every_steps=self.every_steps, keep_last=self.keep_last)
         _at_least("checkpoint.", 0, keep_every=self.keep_every)
         if self.every_minutes < 0:
-            raise ConfigurationError(f"checkpoint.every_minutes={self.every_minutes} must not be negative; 0 turns it off.")
+            raise ConfigurationError(
+                f"checkpoint.every_minutes={self.every_minutes} must not be negative; 0 turns it off."
+            )
 
 
 @dataclass
@@ -145,9 +151,9 @@ class Component:
 class EvaluationConfig:
     """Validation loss and samples while training, and generation on a held-out split after it.
 
-    While training: every `every_steps` steps (0 = never) the loss of `steps` validation batches and `samples` generated answers.
-    `python -m train.evaluate`: `examples` of `split` per component (none given = all of the mixture), at most `max_new_tokens` each.
-    `batch` is in examples. `languages` keeps only these.
+    While training: every `every_steps` steps (0 = never) the loss of `steps` validation batches, and `samples` answers.
+    `python -m train.evaluate`: `examples` of `split` for each of `components` (none named: all of the mixture).
+    Answers have at most `max_new_tokens` tokens and are generated `batch` at a time; `languages` keeps only these.
     """
 
     every_steps: int = 1000
@@ -161,7 +167,14 @@ class EvaluationConfig:
     languages: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _at_least("evaluation.", 1, steps=self.steps, examples=self.examples, batch=self.batch, max_new_tokens=self.max_new_tokens)
+        _at_least(
+            "evaluation.",
+            1,
+            steps=self.steps,
+            examples=self.examples,
+            batch=self.batch,
+            max_new_tokens=self.max_new_tokens,
+        )
         _at_least("evaluation.", 0, every_steps=self.every_steps, samples=self.samples)
         _one_of("evaluation.split", self.split, ("validation", "test"))
 

@@ -65,7 +65,10 @@ class Progress:
             ("gradient norm", "skipped" if line["grad_norm"] is None else f"{line['grad_norm']:.3g}"),
             ("learning rate", f"{line['lr']:.2e}"),
             ("speed", f"{line['examples_per_s']:.1f} examples/s, {line['tokens_per_s']:.0f} tokens/s"),
-            ("compute", f"{line['tflops_per_device']:.3g} TFLOP/s per device" + _percent(line["mfu"], " of peak", ", ")),
+            (
+                "compute",
+                f"{line['tflops_per_device']:.3g} TFLOP/s per device" + _percent(line["mfu"], " of peak", ", "),
+            ),
             ("padding", _percent(line["padding_fraction"])),
             ("data wait", f"{1000 * line['data_wait_s']:.0f} ms"),
             ("memory", f"{line['memory_gib']:.2f} GiB"),

@@ -99,7 +99,7 @@ def report(folder: Path, split: str, step: int, samples: list[Sample]) -> None:
 
 
 def selection(samples: list[Sample]) -> list[Sample]:
-    """Samples for the sheet: those with pictures, the objectives in turn, languages varied, letters that can be shown first."""
+    """Samples for the sheet: objectives in turn, languages varied, first those whose letters can be shown."""
     by_objective: dict[str, list[Sample]] = {}
     for sample in samples:
         if sample.picture is not None:
@@ -128,7 +128,9 @@ def table(results: dict[str, Any]) -> Table:
         for name, value in scores.items():
             if isinstance(value, dict) and "score" in value:
                 blind = "" if value["blind"] is None else f"{100 * value['blind']:.1f}"
-                shown.add_row(objective, name.replace("_", " "), f"{100 * value['score']:.1f}", blind, str(scores["examples"]))
+                shown.add_row(
+                    objective, name.replace("_", " "), f"{100 * value['score']:.1f}", blind, str(scores["examples"])
+                )
     return shown
 
 

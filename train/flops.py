@@ -20,7 +20,7 @@ PEAK_TFLOPS = {
 
 
 class FlopCounter:
-    """Model FLOPs of a phase: forward, and backward only for what is trained; padding and recomputation do not count."""
+    """Model FLOPs of a phase: backward only for what is trained; padding and recomputation do not count."""
 
     def __init__(self, config: RunConfig, frozen: list[str]) -> None:
         self.config = config
@@ -35,7 +35,7 @@ class FlopCounter:
         return plan
 
     def step(self, examples: int, images: int, encoder_tokens: int, decoder_tokens: int) -> float:
-        """FLOPs of one step of the global batch; tokens are summed over its examples, which are taken to be equally long."""
+        """FLOPs of one step; tokens are summed over its examples, which are taken to be equally long."""
         if not examples:
             return 0.0
         shape = Shape(
@@ -54,7 +54,7 @@ class FlopCounter:
 
 
 def peak_tflops(config: RunConfig, device: torch.device) -> float | None:
-    """Peak of one device in TFLOP/s for the run's precision: as configured, or known by the device's name, or None (CPUs)."""
+    """Peak of one device in TFLOP/s for the run's precision: as configured, or by the device's name, or None (CPUs)."""
     if config.run.peak_tflops is not None:
         return config.run.peak_tflops
     if device.type != "cuda":

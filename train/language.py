@@ -35,7 +35,7 @@ class LanguageIdentifier:
 
 
 def ngrams(text: str) -> list[str]:
-    """The text's letters, pairs and triples of letters; a word's beginning and end count as letters of the longer ones."""
+    """The text's letters, pairs and triples of letters; in these the ends of words count as letters."""
     padded = f" {normalized(text)} "
     longer = [padded[i : i + length] for length in (2, 3) for i in range(len(padded) - length + 1)]
     return [letter for letter in padded if letter != " "] + longer

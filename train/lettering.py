@@ -1,4 +1,4 @@
-"""Text on pictures in the scripts that installed fonts cover: DejaVu comes with matplotlib; others are found on the machine."""
+"""Text on pictures, in scripts that DejaVu (which matplotlib carries) or another font on the machine covers."""
 
 import unicodedata
 from functools import cache
@@ -30,7 +30,7 @@ class Lettering:
         return all(_font_path(letter) for letter in text if not letter.isspace())
 
     def wrapped(self, text: str, width: int) -> list[str]:
-        """Lines of at most `width` pixels; broken at spaces, or anywhere in a word that is too long. Unknown letters are escaped."""
+        """Lines of at most `width` pixels, broken at spaces or in too long a word; unknown letters are escaped."""
         lines, line = [], ""
         for word in self._escaped(text).split(" "):
             candidate = f"{line} {word}" if line else word
@@ -47,7 +47,7 @@ class Lettering:
         return [*lines, line]
 
     def write(self, pen: ImageDraw.ImageDraw, position: tuple[int, int], line: str, colour: Colour) -> None:
-        """Draw one line with its left upper corner at `position`; right-to-left scripts are joined and ordered for the eye."""
+        """Draw one line, its left upper corner at `position`; right-to-left scripts are joined and ordered."""
         x, y = float(position[0]), position[1]
         for font, run in self._runs(_visual(line)):
             pen.text((x, y), run, font=font, fill=colour)

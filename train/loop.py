@@ -24,7 +24,14 @@ class Loop:
     """The steps of one phase."""
 
     def __init__(
-        self, config: RunConfig, span: Span, run: Run, engine: Engine, reader: Reader, validation: Validation, extra: Extra
+        self,
+        config: RunConfig,
+        span: Span,
+        run: Run,
+        engine: Engine,
+        reader: Reader,
+        validation: Validation,
+        extra: Extra,
     ) -> None:
         """`config`: as this phase sees it (`phases.for_phase`); `extra`: what the restored checkpoint held."""
         self.config, self.span, self.run, self.engine = config, span, run, engine
@@ -34,7 +41,7 @@ class Loop:
         self.tokens_per_image = config.vit.num_tokens(config.model.image_size)
         self.flops = FlopCounter(config, span.phase.freeze)
         self.peak_tflops = peak_tflops(config, self.layout.device)
-        self.held: tuple[int, Share] | None = None
+        self.held: dict[int, Share] = {}  # the dry run's share, which the first step reads again
 
     def train(self, done: int) -> int:
         """All steps of the phase after step `done`; returns the last one. Raises Interrupted and RunStopped."""
@@ -45,16 +52,17 @@ class Loop:
             if agreed.save or agreed.stop or step % every == 0 or step == self.span.last:
                 self.run.save(self.engine, step, {"guard": self.guard.state, "phase": self.span.phase.name})
             if agreed.stop and step < self.config.run.steps:
-                raise Interrupted(f"Interrupted after step {step}; it is saved, and the same command goes on from there.")
+                raise Interrupted(
+                    f"Interrupted after step {step}; it is saved, and the same command goes on from there."
+                )
         return self.span.last
 
     def dry_run(self, step: int) -> None:
-        """Forward and backward on the first batch, and forget it: what cannot work fails before the first step is counted."""
-        self.held = (step, self.read(step))
+        """Forward and backward on the first batch, and forget it: what cannot work fails before the first step."""
         share, agreed, _ = self.agreed_share(step)
         self.engine.forward_backward(share.micro_batches(agreed.num_micro_batches), agreed.num_targets)
         self.engine.discard()
-        self.held = (step, share)
+        self.held = {step: share}
 
     def step(self, step: int) -> Agreed:
         """One step of all ranks, from data to the line of metrics."""
@@ -103,16 +111,18 @@ class Loop:
 
     def read(self, step: int) -> Share:
         """This rank's share; step 1 is the first of the mixture."""
+        if step in self.held:
+            return self.held.pop(step)
         rows, infos, statistics = self.reader.read(step - 1)
         return Share(rows, infos, statistics.skipped)
 
     def agreed_share(self, step: int) -> tuple[Share, Agreed, int]:
         """This rank's share, what all ranks agree on, and the positions of all rows of the step."""
         began = time.perf_counter()
-        share = self.held[1] if self.held is not None and self.held[0] == step else self.read(step)
-        self.held = None
+        share = self.read(step)
+        waited = time.perf_counter() - began
         local = share.facts(self.tokens_per_image)
-        local.data_wait_s = time.perf_counter() - began
+        local.data_wait_s = waited
         local.memory_bytes = memory_bytes(self.layout.device)
         local.stop, local.save = self.run.interrupt.asked, self.run.save_due()
         agreed = agree(local, self.layout.data_parallel_size, self.layout.device)

@@ -31,9 +31,11 @@ def step_line(
     world_size: int,
     peak_tflops: float | None,
 ) -> Line:
-    """One step's line. Losses in nats per target token, z-loss included; `data_wait_s` and `memory_gib` of the slowest and fullest rank.
+    """One step's line of metrics, for the global batch unless a unit says otherwise.
 
-    `positions` are those of all rows of the step, empty ones included; tokens_per_s counts real encoder (visual ones too) and decoder tokens of the global batch; `mfu` is null where the peak is unknown.
+    Losses are in nats per target token, z-loss included. `tokens_per_s` counts real encoder (visual ones too) and
+    decoder tokens; `positions` are those of all rows of the step, padding and empty rows included. `data_wait_s` is of
+    the slowest rank, `memory_gib` of the fullest one. `mfu` is null where the peak is unknown.
     """
     real = agreed.encoder_tokens + agreed.num_targets
     tflops = flops / seconds / world_size / 1e12
@@ -54,7 +56,7 @@ def step_line(
 
 
 def losses(totals: LossTotals, objectives: Sequence[str], prefix: str = "") -> Line:
-    """`loss`, `z_loss` (mean over target tokens), and per objective that occurs: `loss/<objective>`, `accuracy/<objective>` of tokens."""
+    """`loss` and `z_loss` per target token; `loss/<objective>` and `accuracy/<objective>` of tokens where it occurs."""
     nll, z_loss, correct, tokens = (
         part.double().tolist() for part in (totals.nll, totals.z_loss, totals.correct, totals.tokens)
     )

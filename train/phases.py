@@ -44,7 +44,11 @@ def span_of(laid_out: list[Span], step: int) -> Span:
 
 def for_phase(config: RunConfig, phase: Phase) -> RunConfig:
     """The run's settings as this phase sees them: its image size, batch and mixture in place."""
-    own = {name: value for name in ("batch_examples", "encoder_length", "decoder_length") if (value := getattr(phase, name))}
+    own = {
+        name: value
+        for name in ("batch_examples", "encoder_length", "decoder_length")
+        if (value := getattr(phase, name))
+    }
     return replace(
         config,
         model=replace(config.model, image_size=phase.image_size),
@@ -55,14 +59,14 @@ def for_phase(config: RunConfig, phase: Phase) -> RunConfig:
 
 
 def _narrowed(mixture: MixtureConfig, phase: Phase) -> MixtureConfig:
-    """The mixture's components of the phase's objectives; an objective's weight is shared in the mixture's proportions."""
+    """The components of the phase's objectives; an objective's weight is shared out as in the mixture."""
     totals: dict[str, float] = {}
     for component in mixture.components:
         totals[component.objective] = totals.get(component.objective, 0.0) + component.weight
     missing = sorted(set(phase.objectives) - set(totals))
     if missing:
         raise ConfigurationError(
-            f"phase {phase.name!r} asks for {', '.join(missing)}, but the mixture holds only {', '.join(sorted(totals))}."
+            f"phase {phase.name!r} asks for {', '.join(missing)}; the mixture has only {', '.join(sorted(totals))}."
         )
     kept = [
         replace(c, weight=phase.objectives[c.objective] * c.weight / totals[c.objective])

@@ -10,7 +10,7 @@ from data.tokenizer import Tokenizer
 from parallel.launch import launch, stop
 from parallel.layout import Layout
 from train.checks import check
-from train.config import RunConfig, to_run_config
+from train.config import to_run_config
 from train.entry import RunStopped, entry
 from train.loop import Loop
 from train.phases import Span, for_phase, span_of, spans

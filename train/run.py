@@ -20,7 +20,7 @@ Extra = dict[str, Any]
 
 
 class Run:
-    """`<folder>/config.yaml`, `metrics.jsonl`, `checkpoints/`, `samples/`, `wandb/`. Every rank has one; the first one writes."""
+    """`config.yaml`, `metrics.jsonl`, `checkpoints/`, `samples/`, `wandb/` in a folder; the first rank writes."""
 
     def __init__(self, config: RunConfig, layout: Layout) -> None:
         self.config, self.layout = config, layout
@@ -41,7 +41,7 @@ class Run:
         self.saved_at = time.monotonic()
 
     def restore(self, engine: Engine) -> tuple[int, Extra]:
-        """Load the newest checkpoint of this run, or the first weights of `run.initial`: (steps done, what was saved with them)."""
+        """Load the newest checkpoint, or the first weights of `run.initial`: (steps done, what was saved with them)."""
         found = self.checkpointer.load_latest(engine)
         if found is None and self.config.run.initial is not None:
             Checkpointer(Path(self.config.run.initial, "checkpoints")).load_latest(engine, weights_only=True)

@@ -9,7 +9,7 @@ def learning_rate(schedule: ScheduleConfig, step: int, total_steps: int) -> floa
     """Learning rate of update `step` (from 1) of `total_steps`.
 
     Linear warm-up reaches `peak` at step `warmup_steps`; then
-    rsqrt: peak * sqrt(warmup / step) (T5X `linear_warmup * rsqrt_normalized_decay`; PaLI: peak 1e-2, 1000 steps of warm-up);
+    rsqrt: peak * sqrt(warmup / step) (T5X `linear_warmup * rsqrt_normalized_decay`; PaLI: peak 1e-2, warm-up 1000);
     linear_decay and cosine: to `end_fraction` * peak at `total_steps`; constant: peak.
     The last `cooldown_steps` are multiplied by a line that falls to zero (ViT-e's recipe).
     """

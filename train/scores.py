@@ -1,4 +1,4 @@
-"""Scores of generated text against references. All of them lie in [0, 1]; all but the error rate are better when higher."""
+"""Scores of generated text against references. All lie in [0, 1]; all but the error rate are better when higher."""
 
 import re
 import unicodedata
@@ -24,7 +24,7 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
 
 
 def vqa_accuracy(prediction: str, references: Sequence[str]) -> float:
-    """min(1, matching references / 3), as in big_vision's VQAv2 evaluator; with fewer than three references, any match is 1."""
+    """min(1, matching references / 3), as big_vision's VQAv2 evaluator; with one reference, exact match."""
     matches = sum(normalized(prediction) == normalized(reference) for reference in references)
     return min(1.0, matches / min(3, len(references))) if references else 0.0
 
@@ -68,7 +68,7 @@ def _bag_f1(a: list[str], b: list[str]) -> float:
 def box_matches(
     predicted: Sequence[tuple[str, Box]], reference: Sequence[tuple[str, Box]], threshold: float = IOU_MATCH
 ) -> int:
-    """How many labelled boxes find a partner: same label, overlap of at least `threshold`; greedy from the largest overlap."""
+    """How many labelled boxes find one of their label, overlapping by `threshold`; greedy, largest overlap first."""
     pairs = sorted(
         (
             (-intersection_over_union(box, other), i, j)
@@ -86,7 +86,9 @@ def box_matches(
     return len(used_predicted)
 
 
-def box_f1(predicted: Sequence[tuple[str, Box]], reference: Sequence[tuple[str, Box]], threshold: float = IOU_MATCH) -> float:
+def box_f1(
+    predicted: Sequence[tuple[str, Box]], reference: Sequence[tuple[str, Box]], threshold: float = IOU_MATCH
+) -> float:
     """2 x matches / (boxes predicted + boxes in the reference); 1 where both are empty."""
     total = len(predicted) + len(reference)
     return 2.0 * box_matches(predicted, reference, threshold) / total if total else 1.0

@@ -41,7 +41,7 @@ def _text(prediction: str, references: Sequence[str]) -> dict[str, Points]:
 
 
 def _characters(prediction: str, references: Sequence[str]) -> dict[str, Points]:
-    """Errors are edits, at most as many as the reference has characters, so that one endless answer does not hide the others."""
+    """Edits, at most as many as the reference has characters: one endless answer must not hide the others."""
     target = normalized(references[0])
     errors = min(edit_distance(normalized(prediction), target), len(target))
     return {"character_error_rate": (errors, len(target)), "exact_match": (exact_match(prediction, references), 1)}
@@ -49,7 +49,8 @@ def _characters(prediction: str, references: Sequence[str]) -> dict[str, Points]
 
 def _boxes(prediction: str, references: Sequence[str]) -> dict[str, Points]:
     predicted, reference = (
-        [(box.label, tuple(box)[:4]) for box in objectives.load("detection").read(text)] for text in (prediction, references[0])
+        [(box.label, tuple(box)[:4]) for box in objectives.load("detection").read(text)]
+        for text in (prediction, references[0])
     )
     return {"box_f1": (2 * box_matches(predicted, reference), len(predicted) + len(reference))}
 
@@ -69,10 +70,10 @@ IN_ASKED_LANGUAGE = ("split_captioning", "captioning", "vqg")
 
 
 def evaluation(samples: Sequence[Sample]) -> dict[str, Any]:
-    """{objective: {examples, <score>: {score, blind}, languages: {code: the same}}}; `blind` is null where it was not asked.
+    """{objective: {examples, <score>: {score, blind}, languages: {code: the same}}}; `blind` is null where not asked.
 
-    `asked_language` is the share of answers in the language that was asked for, told by `train.language` from the references;
-    `references_in_asked_language` says how far that can be trusted: the same share of the references themselves.
+    `asked_language` is the share of answers in the language that was asked for (`train.language` learns languages from
+    the references); `references_in_asked_language`, the same share of the references, says how far to trust it.
     """
     result: dict[str, Any] = {}
     for objective in dict.fromkeys(sample.objective for sample in samples):
@@ -88,7 +89,9 @@ def evaluation(samples: Sequence[Sample]) -> dict[str, Any]:
 
 def _scores(samples: Sequence[Sample], objective: str, identify: LanguageIdentifier) -> dict[str, Any]:
     seen = _ratios(_points(s, s.prediction, objective, identify) for s in samples)
-    blind = _ratios(_points(s, s.blind_prediction, objective, identify) for s in samples if s.blind_prediction is not None)
+    blind = _ratios(
+        _points(s, s.blind_prediction, objective, identify) for s in samples if s.blind_prediction is not None
+    )
     scores: dict[str, Any] = {"examples": len(samples)}
     scores |= {name: {"score": score, "blind": blind.get(name)} for name, score in seen.items()}
     if objective in IN_ASKED_LANGUAGE:

@@ -1,9 +1,9 @@
 """One step's data as the engine takes it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -38,12 +38,17 @@ class Share:
     def micro_batches(self, number: int) -> list[MicroBatch]:
         """The rows as tensors, filled up with empty micro-batches to `number`."""
         rows = self.rows + [empty_micro_batch(self.rows[0])] * (number - len(self.rows))
-        return [MicroBatch.from_rows(each) for each in rows]
+        return [as_tensors(each) for each in rows]
 
     @property
     def positions(self) -> int:
         """Encoder and decoder positions of one micro-batch, padding included."""
         return self.rows[0]["encoder_segments"].size + self.rows[0]["decoder_segments"].size
+
+
+def as_tensors(rows: Rows) -> MicroBatch:
+    """Packed rows as the model takes them, on the host."""
+    return MicroBatch.from_rows(cast(Mapping[str, np.ndarray], rows))
 
 
 def identities(infos: Sequence[ExampleInfo]) -> list[dict[str, Any]]:
@@ -53,6 +58,6 @@ def identities(infos: Sequence[ExampleInfo]) -> list[dict[str, Any]]:
 
 
 def seed_generators(seed: int, step: int, data_parallel_rank: int) -> None:
-    """Torch's random state is a function of the step, so that a resumed run draws what the interrupted one would have."""
+    """Torch's random state is a function of the step: a resumed run draws what the interrupted one would have."""
     mixed = np.random.SeedSequence([seed, step, data_parallel_rank]).generate_state(1, np.uint64)
     torch.manual_seed(int(mixed[0]))

@@ -1,4 +1,4 @@
-"""Weights & Biases: one rank talks to it, a resumed run goes on as the same run, and its failing never stops training."""
+"""Weights & Biases: one rank talks to it, a resumed run stays the same run, its failing never stops training."""
 
 import os
 import warnings
@@ -67,9 +67,17 @@ class WandbTracker:
         home.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("WANDB_DATA_DIR", str(home))  # pictures of tables wait here for `wandb sync`
         self.run = wandb.init(
-            project=settings.project, group=settings.group, tags=settings.tags, notes=settings.notes, mode=mode,  # type: ignore[arg-type]
-            name=config.run.name, dir=str(folder), id=self.run_id, resume="allow" if mode == "online" else None,
-            config=to_dict(config), settings=wandb.Settings(silent=True),
+            project=settings.project,
+            group=settings.group,
+            tags=settings.tags,
+            notes=settings.notes,
+            mode=mode,  # type: ignore[arg-type]
+            name=config.run.name,
+            dir=str(folder),
+            id=self.run_id,
+            resume="allow" if mode == "online" else None,
+            config=to_dict(config),
+            settings=wandb.Settings(silent=True),
         )
         self.run_id = self.run.id
 

@@ -31,7 +31,11 @@ class Validation:
         if self.settings.every_steps:
             self.stream = open_stream(config, tokenizer, config.mixture, SPLIT)
             self.reader = Reader(
-                self.stream, layout.data_parallel_rank, layout.data_parallel_size, config.parallel.micro_batch, prefetch=0
+                self.stream,
+                layout.data_parallel_rank,
+                layout.data_parallel_size,
+                config.parallel.micro_batch,
+                prefetch=0,
             )
 
     def due(self, step: int) -> bool:
@@ -51,7 +55,7 @@ class Validation:
         return losses(LossTotals(*(sum(each[1:], each[0]) for each in zip(*parts, strict=True))), NAMES, "validation/")
 
     def samples(self, engine: Engine) -> list[Sample]:
-        """Answers to `evaluation.samples` validation examples, dealt over the components of the mixture; on every rank."""
+        """Answers to `evaluation.samples` validation examples, from all components of the mixture; on every rank."""
         if not self.settings.samples:
             return []
         per_component = math.ceil(self.settings.samples / len(self.stream.components))
@@ -70,7 +74,9 @@ def open_stream(config: RunConfig, tokenizer: Tokenizer, mixture: MixtureConfig,
 
 def chosen(mixture: MixtureConfig, settings: EvaluationConfig) -> MixtureConfig:
     """The components to evaluate: those named in `evaluation.components`, or all of the mixture, each once."""
-    wanted = [(c.source, c.objective) for c in settings.components] or [(c.source, c.objective) for c in mixture.components]
+    wanted = [(c.source, c.objective) for c in settings.components] or [
+        (c.source, c.objective) for c in mixture.components
+    ]
     known = {(c.source, c.objective): c for c in mixture.components}
     template = mixture.components[0]
     return replace(

@@ -21,7 +21,7 @@ def composed(*overrides: str) -> RunConfig:
         return to_run_config(compose("pretrain", overrides=["data.root=corpus", *overrides]))
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS, ids="/".join)
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}/{option}" for group, option in OPTIONS])
 def test_every_option_composes(group: str, option: str) -> None:
     composed(f"{group}={option}")
 
@@ -47,9 +47,16 @@ def test_every_experiment_fits_together(experiment: str, tokenizer_path: Path, t
         ("pali_17b", 1792, 56, 4096, 10240),
     ],
 )
-def test_presets_join_the_towers_of_the_paper(model: str, vit_width: int, vit_depth: int, d_model: int, d_ff: int) -> None:
+def test_presets_join_the_towers_of_the_paper(
+    model: str, vit_width: int, vit_depth: int, d_model: int, d_ff: int
+) -> None:
     config = composed(f"model={model}")
-    assert (config.vit.width, config.vit.depth, config.mt5.d_model, config.mt5.d_ff) == (vit_width, vit_depth, d_model, d_ff)
+    assert (config.vit.width, config.vit.depth, config.mt5.d_model, config.mt5.d_ff) == (
+        vit_width,
+        vit_depth,
+        d_model,
+        d_ff,
+    )
     assert config.mt5.vocab_size == 250112
 
 

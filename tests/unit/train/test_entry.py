@@ -11,7 +11,9 @@ from errors import ConfigurationError
 from train.entry import CONF, RunStopped, entry, folder_name, without_injected
 
 
-def outcome(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str) -> tuple[int, str]:
+def outcome(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str
+) -> tuple[int, str]:
     """Exit code and what was said, of a program that only reads its configuration."""
     from train.config import to_run_config
 
@@ -64,7 +66,9 @@ def test_other_ranks_keep_quiet(
     assert outcome(capsys, monkeypatch, tmp_path, "run.steps=0") == (2, "")
 
 
-def test_each_run_of_a_sweep_has_a_folder_named_by_its_overrides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_each_run_of_a_sweep_has_a_folder_named_by_its_overrides(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     seen = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["program", "-m", "run.steps=1,2", "run.name=sweep"])
@@ -99,12 +103,19 @@ def test_a_run_that_stops_itself_exits_with_three(
         ("train.evaluate", "run.folder=nowhere", "run.folder=nowhere holds no run (no config.yaml); train one first."),
     ],
 )
-def test_the_entry_points_themselves(module: str, argument: str, sentence: str, tmp_path: Path, tokenizer_path: Path) -> None:
+def test_the_entry_points_themselves(
+    module: str, argument: str, sentence: str, tmp_path: Path, tokenizer_path: Path
+) -> None:
     """Before any process group: with a world that nobody else joins, a start would wait."""
     environment = os.environ | {"RANK": "0", "WORLD_SIZE": "64", "PYTHONPATH": str(CONF.parent)}
     tokenizer = [f"data.tokenizer={tokenizer_path}"] if module == "train.pretrain" else []
     done = subprocess.run(
-        [sys.executable, "-m", module, argument, *tokenizer], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", module, argument, *tokenizer],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 2, done.stderr
     assert sentence in done.stderr and "Traceback" not in done.stderr

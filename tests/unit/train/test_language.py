@@ -6,7 +6,11 @@ from train.language import LanguageIdentifier
 
 REFERENCES = {
     "en": ["a big red circle and a small blue square", "a sign with the word hello", "a small green star"],
-    "de": ["ein großer roter Kreis und ein kleines blaues Quadrat", "ein Schild mit dem Wort Haus", "ein kleiner grüner Stern"],
+    "de": [
+        "ein großer roter Kreis und ein kleines blaues Quadrat",
+        "ein Schild mit dem Wort Haus",
+        "ein kleiner grüner Stern",
+    ],
     "fr": ["un grand cercle rouge et un petit carré bleu", "un panneau avec le mot maison", "une petite étoile verte"],
     "ru": ["большой красный круг и маленький синий квадрат", "маленькая зелёная звезда"],
     "uk": ["великий червоний круг і маленький синій квадрат", "маленька зелена зірка"],

@@ -59,9 +59,12 @@ def loop(engine: FakeEngine, folder: Path, steps: int, **guard: Any) -> tuple[Lo
     )
     config.model.image_size = 112
     run = SimpleNamespace(
-        lines=[], saved=[], folder=folder, first_rank=True, interrupt=SimpleNamespace(asked=False), save_due=lambda: False,
+        lines=[], saved=[], folder=folder, first_rank=True, save_due=lambda: False,
+        interrupt=SimpleNamespace(asked=False),
         display=SimpleNamespace(note=lambda text: None),
-        layout=SimpleNamespace(data_parallel_rank=0, data_parallel_size=1, tensor_parallel_rank=0, world_size=1, device=torch.device("cpu")),
+        layout=SimpleNamespace(
+            data_parallel_rank=0, data_parallel_size=1, tensor_parallel_rank=0, world_size=1, device=torch.device("cpu")
+        ),
     )  # fmt: skip
     run.record = run.lines.append
     run.save = lambda engine, step, extra: run.saved.append((step, extra))
@@ -98,7 +101,7 @@ def test_many_bad_steps_in_a_row_end_the_run(tmp_path: Path) -> None:
 
 
 def test_a_gradient_that_is_not_finite_counts_as_a_bad_step(tmp_path: Path) -> None:
-    trained, run = loop(FakeEngine([9.0] * 9, norm=math.nan), tmp_path, steps=9, max_in_a_row=2)
+    trained, _ = loop(FakeEngine([9.0] * 9, norm=math.nan), tmp_path, steps=9, max_in_a_row=2)
     with pytest.raises(RunStopped, match="gradient is not finite"):
         trained.train(0)
 

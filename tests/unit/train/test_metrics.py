@@ -20,7 +20,15 @@ AGREED = Agreed(
 
 
 def line(**changes: object) -> dict[str, object]:
-    settings = {"grad_norm": 1.5, "lr": 0.1, "seconds": 2.0, "positions": 200, "flops": 8e12, "world_size": 2, "peak_tflops": 100.0}
+    settings = {
+        "grad_norm": 1.5,
+        "lr": 0.1,
+        "seconds": 2.0,
+        "positions": 200,
+        "flops": 8e12,
+        "world_size": 2,
+        "peak_tflops": 100.0,
+    }
     return step_line(7, TOTALS, AGREED, OBJECTIVES, **(settings | changes))  # type: ignore[arg-type]
 
 

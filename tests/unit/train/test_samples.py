@@ -14,7 +14,14 @@ from train.scoring import evaluation
 
 def sample(objective: str = "vqa", language: str = "en", prediction: str = "red", **changes: object) -> Sample:
     picture = np.full((28, 28, 3), 200, np.uint8)
-    fields = {"source": "s", "key": "k", "prompt": "What?", "references": ["red"], "picture": picture, "blind_prediction": "blue"}
+    fields = {
+        "source": "s",
+        "key": "k",
+        "prompt": "What?",
+        "references": ["red"],
+        "picture": picture,
+        "blind_prediction": "blue",
+    }
     return Sample(objective=objective, language=language, prediction=prediction, **(fields | changes))  # type: ignore[arg-type]
 
 
@@ -55,8 +62,19 @@ def test_what_cannot_be_drawn_comes_last() -> None:
 
 
 def test_the_sheet_mixes_objectives_and_languages() -> None:
-    samples = [sample("vqa", "en"), sample("vqa", "en"), sample("vqa", "de"), sample("ocr", "ru"), sample("span_corruption", picture=None)]
-    assert [(s.objective, s.language) for s in selection(samples)] == [("vqa", "en"), ("ocr", "ru"), ("vqa", "de"), ("vqa", "en")]
+    samples = [
+        sample("vqa", "en"),
+        sample("vqa", "en"),
+        sample("vqa", "de"),
+        sample("ocr", "ru"),
+        sample("span_corruption", picture=None),
+    ]
+    assert [(s.objective, s.language) for s in selection(samples)] == [
+        ("vqa", "en"),
+        ("ocr", "ru"),
+        ("vqa", "de"),
+        ("vqa", "en"),
+    ]
     assert [s.language for s in varied(samples[:3])] == ["en", "de", "en"]
 
 
@@ -77,7 +95,9 @@ def test_scores_stand_beside_their_blind_ones_per_objective_and_language() -> No
     assert scores["captioning"]["references_in_asked_language"] == 1.0
 
 
-def test_the_report_writes_scores_and_picture_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_writes_scores_and_picture_and_says_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     report(tmp_path, "test", 7, [sample(), sample("ocr", "ru")])
     assert (tmp_path / "evaluation.json").exists() and (tmp_path / "samples.png").exists()
     said = "".join(capsys.readouterr().out.split())

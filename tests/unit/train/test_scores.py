@@ -10,12 +10,16 @@ def test_exact_match_forgives_case_unicode_form_and_spaces() -> None:
     assert scores.exact_match("red", ["blue", "green"]) == 0
 
 
-@pytest.mark.parametrize(("matching", "of", "accuracy"), [(0, 10, 0), (1, 10, 1 / 3), (2, 10, 2 / 3), (3, 10, 1), (7, 10, 1), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("matching", "of", "accuracy"), [(0, 10, 0), (1, 10, 1 / 3), (2, 10, 2 / 3), (3, 10, 1), (7, 10, 1), (1, 1, 1)]
+)
 def test_vqa_accuracy(matching: int, of: int, accuracy: float) -> None:
     assert scores.vqa_accuracy("red", ["red"] * matching + ["blue"] * (of - matching)) == pytest.approx(accuracy)
 
 
-@pytest.mark.parametrize(("a", "b", "distance"), [("kitten", "sitting", 3), ("", "abc", 3), ("abc", "abc", 0), ("flaw", "lawn", 2)])
+@pytest.mark.parametrize(
+    ("a", "b", "distance"), [("kitten", "sitting", 3), ("", "abc", 3), ("abc", "abc", 0), ("flaw", "lawn", 2)]
+)
 def test_edit_distance(a: str, b: str, distance: int) -> None:
     assert scores.edit_distance(a, b) == scores.edit_distance(b, a) == distance
 

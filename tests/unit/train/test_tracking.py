@@ -19,7 +19,9 @@ TEXT_SAMPLE = Sample("text", "span_corruption", "k2", "th", "…", ["…"], "…
 def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RunConfig:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
-    return RunConfig(run=RunSettings(name="tracked"), stage=StageConfig([Phase()]), tracker=TrackerConfig(project="test"))
+    return RunConfig(
+        run=RunSettings(name="tracked"), stage=StageConfig([Phase()]), tracker=TrackerConfig(project="test")
+    )
 
 
 def test_an_offline_run_goes_on_under_its_id_and_logs_no_step_twice(config: RunConfig, tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+"""The paper's arithmetic: TFLOP per training example, counted as forward plus backward of what is trained."""
+
+import pytest
+import torch
+
+from data.config import DataConfig
+from model.config import ModelConfig, MT5Config, ViTConfig
+from train.config import RunConfig
+from train.flops import FlopCounter, peak_tflops
+
+VIT_G = ViTConfig(1664, 48, 8192, 16)
+VIT_E = ViTConfig(1792, 56, 15360, 16)
+MT5_LARGE = MT5Config(1024, 2816, 64, 16, 24, 24)
+MT5_XXL = MT5Config(4096, 10240, 64, 64, 24, 24)
+FROZEN = ["patches.*", "vit_block_*", "bridge.vit_norm.*"]
+
+
+@pytest.mark.parametrize(
+    ("vit", "mt5", "image_size", "frozen", "tflop"),
+    [
+        (VIT_G, MT5_LARGE, 224, FROZEN, 1.73),
+        (VIT_G, MT5_LARGE, 224, [], 3.66),
+        (VIT_E, MT5_XXL, 224, FROZEN, 12.7),
+        (VIT_E, MT5_XXL, 588, [], 107.8),
+    ],
+)
+def test_an_example_of_32_input_and_32_target_tokens(
+    vit: ViTConfig, mt5: MT5Config, image_size: int, frozen: list[str], tflop: float
+) -> None:
+    config = RunConfig(vit=vit, mt5=mt5, model=ModelConfig(image_size=image_size), data=DataConfig())
+    visual = vit.num_tokens(image_size)
+    counted = FlopCounter(config, frozen).step(2, 2, 2 * (visual + 32), 2 * 32)
+    assert counted / 2 / 1e12 == pytest.approx(tflop, rel=0.01)
+
+
+def test_the_peak_is_configured_or_unknown_on_a_cpu() -> None:
+    config = RunConfig()
+    assert peak_tflops(config, torch.device("cpu")) is None
+    config.run.peak_tflops = 3.5
+    assert peak_tflops(config, torch.device("cpu")) == 3.5
