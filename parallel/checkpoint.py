@@ -136,7 +136,7 @@ class Checkpointer:
 
 def _state(engine: Engine, optimizer: bool) -> dict[str, Tensor]:
     """Everything that is saved, by logical name; the values share the engine's memory, so loading fills them."""
-    pieces = [(f"weights/{r.name}", r, values) for r, values in _weights(engine)]
+    pieces = [(f"weights/{r.name}", r, values) for r, values in held_weights(engine)]
     whole: dict[str, Tensor] = {}
     if optimizer:
         for name, where, values in engine.optimizer.state_pieces():
@@ -147,13 +147,14 @@ def _state(engine: Engine, optimizer: bool) -> dict[str, Tensor]:
     return {**logical_tensors(pieces), **whole}
 
 
-def _weights(engine: Engine) -> list[tuple[Rectangle, Tensor]]:
+def held_weights(engine: Engine) -> list[tuple[Rectangle, Tensor]]:
+    """What this rank holds of every parameter, trained (fp32) or frozen (as computed with)."""
     trained = [(r, r.view(shard.weights.detach())) for shard in engine.shards() for r in shard.rectangles]
     return trained + engine.frozen_pieces()
 
 
 def _scatter_position(engine: Engine, saved: Tensor) -> None:
-    for r, values in _weights(engine):
+    for r, values in held_weights(engine):
         if f"weights/{r.name}" == POSITION:
             resampled = resample_position(saved, r.shape[0])
             values.copy_(resampled[tuple(slice(o, o + n) for o, n in zip(r.offset, r.size, strict=True))])

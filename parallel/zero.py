@@ -24,6 +24,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch import Tensor, nn
 
 from model.batch import MicroBatch
@@ -126,15 +127,24 @@ class ZeroEngine(Engine):
         super().__init__(pali, model, self.zero.optimizer, layout, layout.stage_group)
 
     def shards(self) -> list[Shard]:
-        names = {3: "fp32_partitioned_groups_flat"}
-        shards = [
-            Shard(flat, []) for flat in getattr(self.zero, names.get(self.stage, "single_partition_of_fp32_groups"))
-        ]
+        shards = [Shard(flat, []) for flat in self._flat_weights()]
         for parameter, part in parts_of(self.model):
             if parameter.requires_grad and (place := self._place(parameter)):
                 group, start, first, count = place
                 shards[group].rectangles += self._rectangles(parameter, part, first, count, start)
         return shards
+
+    def _flat_weights(self) -> list[Tensor]:
+        if self.stage == 3:
+            return self.zero.fp32_partitioned_groups_flat
+        return (
+            self.zero.fp32_groups_flat_partition if self.bf16_optimizer else self.zero.single_partition_of_fp32_groups
+        )
+
+    @property
+    def bf16_optimizer(self) -> bool:
+        """DeepSpeed runs stage 1 with bf16 parameters and fp32 accumulation in a class of its own."""
+        return isinstance(self.zero, BF16_Optimizer)
 
     def _place(self, parameter: Any) -> tuple[int, int, int, int] | None:
         """(flat tensor, start in it, first element of the flattened parameter, number of elements) of this rank's
@@ -172,6 +182,9 @@ class ZeroEngine(Engine):
         if self.stage == 3:
             for group in range(len(self.zero.fp16_groups)):
                 self.zero._reassign_or_swap_out_partitioned_parameters(group)
+            return
+        if self.bf16_optimizer:
+            self.zero.update_lp_params()
             return
         rank = self.layout.data_parallel_rank
         for flats, weights, flat in zip(

@@ -1,0 +1,180 @@
+"""Saved under any layout, resumed under any other: one continuous curve; damage is found, the one before taken."""
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from errors import ConfigurationError
+from model.config import ModelConfig
+from model.vit import resample_position
+from parallel.checkpoint import Checkpointer
+from parallel.config import OptimizerConfig
+from parallel.engine import build_engine
+from tests.distributed import problem
+from tests.distributed.problem import FROZEN_VIT, Case, train, weights
+from tests.distributed.world import results_file, run_world
+
+STEPS_EACH = 3
+CHAIN = [
+    (4, Case(tensor=2, sequence=True, zero_stage=3)),
+    (1, Case()),
+    (2, Case(zero_stage=1)),
+    (4, Case(tensor=4)),
+    (2, Case(zero_stage=2)),
+]
+
+
+def uninterrupted(folder: Path) -> None:
+    for optimizer in ("adafactor", "adamw"):
+        case = Case(optimizer=optimizer)
+        torch.save(train(case.engine(case.layout()), range(STEPS_EACH * len(CHAIN))), results_file(folder, optimizer))
+
+
+def link(folder: Path, number: int, case: Case) -> None:
+    for optimizer in ("adafactor", "adamw"):
+        layout = case.layout()
+        engine = replace(case, optimizer=optimizer).engine(layout)
+        checkpointer = Checkpointer(folder / optimizer, keep_last=2)
+        loaded = checkpointer.load_latest(engine)
+        first = 0 if loaded is None else loaded[0]
+        assert first == number * STEPS_EACH
+        if loaded is not None:
+            assert loaded[1] == {"note": number - 1}
+        curve = train(engine, range(first, first + STEPS_EACH))
+        checkpointer.save(engine, first + STEPS_EACH, {"note": number})
+        if layout.rank == 0:
+            torch.save(curve, results_file(folder, f"{optimizer}_{number}"))
+
+
+def test_the_curve_continues_under_any_layout(tmp_path: Path) -> None:
+    run_world(1, uninterrupted, tmp_path)
+    for number, (size, case) in enumerate(CHAIN):
+        run_world(size, link, tmp_path, number, case)
+    for optimizer in ("adafactor", "adamw"):
+        curve = [torch.load(results_file(tmp_path, f"{optimizer}_{number}")) for number in range(len(CHAIN))]
+        flat = [pair for part in curve for pair in part]
+        for found, expected in zip(flat, torch.load(results_file(tmp_path, optimizer)), strict=True):
+            assert found == pytest.approx(expected, rel=1e-4 if optimizer == "adamw" else 3e-5)
+        assert [f.name for f in sorted((tmp_path / optimizer).iterdir())] == [
+            "latest",
+            f"step_{STEPS_EACH * 4:08d}",
+            f"step_{STEPS_EACH * 5:08d}",
+        ]
+
+
+def everything_else(folder: Path) -> None:
+    """Checks that need two ranks, in one world."""
+    case = Case(zero_stage=3)
+    layout = case.layout()
+    engine = case.engine(layout)
+    checkpointer = Checkpointer(folder / "run", keep_last=3)
+    for step in (1, 2, 3):
+        train(engine, range(step - 1, step))
+        checkpointer.save(engine, step, {"step": step})
+    after = {3: weights(engine)}
+
+    # A crash while saving leaves a folder that is never looked at.
+    if layout.rank == 0:
+        (folder / "run" / "step_00000009.partial").mkdir()
+    layout.barrier()
+    assert checkpointer.steps() == [1, 2, 3] and checkpointer.latest_step() == 3
+
+    # Cut short, then altered: the one before is taken, and every rank agrees.
+    for step, damage in ((3, _truncate), (2, _flip_a_bit)):
+        if layout.rank == 0:
+            damage(folder / "run" / f"step_{step:08d}" / "__1_0.distcp")
+        layout.barrier()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            loaded = checkpointer.load_latest(case.engine(layout))
+        assert loaded == (step - 1, {"step": step - 1})
+        mine = sum("is damaged (__1_0.distcp)" in str(w.message) for w in caught)
+        assert bool(layout.all_reduce_data(torch.tensor(mine)))
+
+    # Another resolution: positions are resampled, the rest is as saved; what was frozen starts moments of its own.
+    last = Checkpointer(folder / "phases")
+    frozen = replace(case, freeze=FROZEN_VIT).engine(layout)
+    train(frozen, range(2))
+    last.save(frozen, 2, {})
+    larger = build_engine(
+        problem.VIT,
+        problem.MT5,
+        ModelConfig(image_size=56),
+        OptimizerConfig(),
+        layout=layout,
+        num_objectives=problem.NUM_OBJECTIVES,
+        seed=5,
+    )
+    assert last.load_latest(larger) == (2, {})
+    before, now = weights(frozen), weights(larger)
+    for name, values in now.items():
+        expected = resample_position(before[name], 16) if name == "patches.position" else before[name]
+        assert torch.equal(values, expected), name
+    assert larger.optimizer.ages["vit_block_0.mlp_in.hidden.weight"] == 0
+    assert larger.optimizer.ages["head.output.weight"] == 2
+
+    # Weights alone, as the start of another run.
+    other = case.engine(layout)
+    assert Checkpointer(folder / "phases").load_latest(other, weights_only=True) == (2, {})
+    assert torch.equal(weights(other)["head.output.weight"], before["head.output.weight"])
+    assert set(other.optimizer.ages.values()) == {0}
+
+    # A checkpoint of another model is refused in one sentence.
+    wider = build_engine(
+        problem.VIT,
+        replace(problem.MT5, d_ff=256),
+        problem.MODEL,
+        OptimizerConfig(),
+        layout=layout,
+        num_objectives=1,
+    )
+    with pytest.raises(ConfigurationError, match=r"another model.*256 x 128 here"):
+        last.load_latest(wider)
+
+    # Gradients that are not finite, and discarded steps, change nothing, on any rank.
+    for zero_stage in (0, 1, 2, 3):
+        for precision in ("fp32", "bf16"):
+            guarded = Case(zero_stage=zero_stage, precision=precision).engine(Case(zero_stage=zero_stage).layout())
+            unchanged = weights(guarded)
+            (batch, *_) = problem.micro_batches(0)
+            parameter = next(p for p in guarded.model.parameters() if p.requires_grad)
+            hook = parameter.register_hook(lambda gradient: gradient * float("nan") if layout.rank == 1 else gradient)
+            guarded.forward_backward([batch], batch.num_targets)
+            assert not 0 <= guarded.update(1.0) < float("inf")
+            hook.remove()
+            guarded.forward_backward([batch], batch.num_targets)
+            guarded.discard()
+            assert all(torch.equal(values, unchanged[name]) for name, values in weights(guarded).items())
+            assert set(guarded.optimizer.ages.values()) == {0}
+            fresh = Case(zero_stage=zero_stage, precision=precision).engine(Case(zero_stage=zero_stage).layout())
+            assert train(guarded, range(2)) == train(fresh, range(2)), "the discarded gradients left a trace"
+    assert after
+
+
+def test_damage_phases_other_models_and_skipped_steps(tmp_path: Path) -> None:
+    run_world(2, everything_else, tmp_path)
+
+
+def test_what_a_checkpoint_holds(tmp_path: Path) -> None:
+    run_world(1, link, tmp_path, 0, Case())
+    folder = tmp_path / "adafactor" / f"step_{STEPS_EACH:08d}"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert set(manifest) == {f.name for f in folder.iterdir()} - {"manifest.json"}
+    assert all(manifest[name]["bytes"] == (folder / name).stat().st_size for name in manifest)
+
+
+def _truncate(file: Path) -> None:
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size // 2)
+
+
+def _flip_a_bit(file: Path) -> None:
+    with file.open("r+b") as opened:
+        opened.seek(file.stat().st_size // 2)
+        (byte,) = opened.read(1)
+        opened.seek(-1, 1)
+        opened.write(bytes([byte ^ 1]))

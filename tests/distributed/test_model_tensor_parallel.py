@@ -1,0 +1,121 @@
+"""Tensor parallelism, with and without sequence parallelism, changes nothing: losses, every gradient, generation."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from model.batch import MicroBatch
+from model.config import ModelConfig, MT5Config, ViTConfig
+from model.generation import generate
+from model.layers import TensorParallel, parts_of
+from model.pali import PaLI, freeze, local_block, units
+from model.weights import load, logical_tensors
+from parallel.config import ParallelConfig
+from parallel.launch import launch
+from parallel.layout import Layout
+from tests.distributed.world import run_world
+from tests.unit.model import examples
+from tests.unit.model.examples import (
+    NUM_OBJECTIVES,
+    example,
+    gradients,
+    largest_error,
+    micro_batch,
+    relative_error,
+    small_model,
+)
+
+TOLERANCE = 1e-5
+VIT = ViTConfig(width=24, depth=2, mlp_dim=40, num_heads=4, patch_size=4)
+MT5 = MT5Config(d_model=32, d_ff=56, d_kv=12, num_heads=4, num_encoder_layers=2, num_decoder_layers=2, vocab_size=104)
+MODEL = ModelConfig(image_size=16, z_loss=1e-2, loss_chunk=7)  # 16 visual tokens, which 2 and 4 ranks divide
+FROZEN_VIT = ["patches.*", "vit_block_*", "bridge.vit_norm.*"]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_any_tensor_parallel_size_equals_one(size: int) -> None:
+    run_world(size, _all_checks, size)
+
+
+def _all_checks(size: int) -> None:
+    examples.TOKENS_PER_IMAGE, examples.MODEL = VIT.num_tokens(MODEL.image_size), MODEL
+    reference = small_model(model=MODEL, vit=VIT, mt5=MT5)
+    for sequence in (False, True):
+        layout = Layout(ParallelConfig(tensor=size, sequence=sequence), launch())
+        for frozen in ([], FROZEN_VIT, ["*_block_*_in.weight"]):
+            for parameter in reference.parameters():
+                parameter.requires_grad_(True)
+            parallel = PaLI(units(VIT, MT5, MODEL, NUM_OBJECTIVES, layout.tensor_parallel))
+            load(parallel, logical_tensors(reference))
+            for model in (reference, parallel):
+                freeze(model, frozen)
+            for batch in _batches():
+                _check_training(parallel, reference, batch, layout.tensor_parallel)
+        _check_recomputation(parallel, layout.tensor_parallel)
+        _check_generation(parallel, reference, layout.tensor_parallel)
+
+
+def _batches() -> list[MicroBatch]:
+    """Packed rows with several images and text alone; and rows without any image. Lengths divide by 4."""
+    mixed = [[example(1), example(2, pictures=0, inputs=9)], [example(3, pictures=2), example(4, targets=9)]]
+    text = [[example(5, pictures=0)], [example(6, pictures=0), example(7, pictures=0)]]
+    return [micro_batch(mixed, 60, 20), micro_batch(text, 20, 16, image_slots=2)]
+
+
+def _check_training(parallel: PaLI, reference: PaLI, batch: MicroBatch, tensor_parallel: TensorParallel) -> None:
+    batch.loss_scale = 1 / batch.num_targets
+    reference.zero_grad()
+    expected_loss, expected_totals = reference((), batch)
+    expected_loss.backward()
+    loss, totals = _step(parallel, batch)
+    assert relative_error(loss, expected_loss) < TOLERANCE
+    torch.testing.assert_close(totals, expected_totals, rtol=TOLERANCE, atol=1e-6)
+
+    whole = gradients(reference)
+    ours, theirs = {}, {}
+    for parameter, part in parts_of(parallel):
+        assert (parameter.grad is None) == (part.name not in whole), part.name
+        if parameter.grad is None:
+            continue
+        block = tuple(slice(start, start + count) for start, count in zip(part.offset, part.block, strict=True))
+        ours[part.name] = local_block(_summed(parameter, tensor_parallel), part)
+        theirs[part.name] = whole[part.name][block]
+    error, name = largest_error(ours, theirs)
+    assert error < TOLERANCE, f"{name}: {error:.1e} with sequence={tensor_parallel.sequence}"
+
+
+def _step(model: PaLI, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    model.zero_grad()
+    loss, totals = model((), batch)
+    loss.backward()
+    return loss, totals
+
+
+def _summed(parameter: Tensor, tensor_parallel: TensorParallel) -> Tensor:
+    """The gradient; over the group, where each rank has seen its part of the sequence alone."""
+    assert parameter.grad is not None
+    gradient = parameter.grad.clone()
+    if parameter.partial_gradient:  # type: ignore[attr-defined]
+        dist.all_reduce(gradient, group=tensor_parallel.group)
+    return gradient
+
+
+def _check_recomputation(parallel: PaLI, tensor_parallel: TensorParallel) -> None:
+    batch = _batches()[0]
+    _step(parallel, batch)
+    expected = {name: p.grad.clone() for name, p in parallel.named_parameters() if p.grad is not None}
+    parallel.recompute = True
+    _step(parallel, batch)
+    for name, parameter in parallel.named_parameters():
+        if name in expected:
+            assert torch.equal(parameter.grad, expected[name]), f"{name} with sequence={tensor_parallel.sequence}"
+
+
+def _check_generation(parallel: PaLI, reference: PaLI, tensor_parallel: TensorParallel) -> None:
+    """Prompts of several lengths, none of which sequence parallelism has to divide while decoding."""
+    batch = micro_batch([[example(seed, inputs=length)] for seed, length in enumerate((5, 2, 12))], 28, 1)
+    expected = generate(reference, batch, 11)
+    for together in (None, tensor_parallel.group):
+        assert torch.equal(generate(parallel, batch, 11, tensor_parallel, together), expected)
+    assert parallel.bridge.parallel.sequence == tensor_parallel.sequence, "sequence parallelism is on again"

@@ -1,0 +1,45 @@
+"""Starts a world of processes once, and lets many checks run in it."""
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as multiprocessing
+
+
+def run_world(size: int, function: Callable[..., None], *arguments: Any) -> None:
+    """Run `function(*arguments)` on `size` ranks with torchrun's variables set; a failure of any rank is raised here.
+
+    Ranks use one thread each; GPUs are used where there are enough of them.
+    """
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    multiprocessing.start_processes(_rank, (size, port, function, arguments), nprocs=size, start_method="spawn")  # type: ignore
+
+
+def _rank(rank: int, size: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    if torch.cuda.device_count() < size:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    torch.set_num_threads(1)
+    try:
+        function(*arguments)
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        from parallel.launch import stop
+
+        stop()
+
+
+def results_file(folder: Path, name: str) -> Path:
+    """Where a world leaves tensors for the test that started it."""
+    return folder / f"{name}.pt"
