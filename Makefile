@@ -1,0 +1,33 @@
+# make setup | demo | test: each does all that it needs on a fresh machine (Python 3.10 or newer) and nothing twice.
+PYTHON ?= python3
+BIN := .venv/bin
+RANKS = $(shell $(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)")
+DEMO := runs/demo
+export OMP_NUM_THREADS ?= 1
+export WANDB_MODE ?= offline
+
+.PHONY: setup demo test clean
+
+setup: .venv/ready
+
+# torch comes first and by exactly one version: anything looser, or a package that asks for it, may bring another build.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[wandb,mpi,test]"
+	touch $@
+
+demo: setup
+	$(BIN)/python -m data.miniature folder=runs/corpus
+	$(BIN)/python -m data.tokenizer root=runs/corpus
+	$(BIN)/torchrun --nproc_per_node $(RANKS) -m train.pretrain experiment=demo run.folder=$(DEMO)
+	$(BIN)/torchrun --nproc_per_node $(RANKS) -m train.evaluate run.folder=$(DEMO)
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv runs
