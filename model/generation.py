@@ -15,13 +15,7 @@ PAD, EOS = 0, 1
 
 
 @torch.no_grad()
-def generate(
-    model: PaLI,
-    batch: MicroBatch,
-    max_new_tokens: int,
-    parallel: TensorParallel | None = None,
-    together: dist.ProcessGroup | None = None,
-) -> Tensor:
+def generate(model: PaLI, batch: MicroBatch, max_new_tokens: int, together: dist.ProcessGroup | None = None) -> Tensor:
     """The most probable next token, again and again: int64 [B, <= max_new_tokens], EOS included, then pad.
 
     One example per row of `batch` (segment 1 of the encoder); its decoder arrays are not read. `together`: ranks whose
@@ -32,7 +26,7 @@ def generate(
     units = dict(model.units())
     bridge, head = cast(Bridge, units["bridge"]), cast(Head, units["head"])
     decoder_blocks = [unit for unit in units.values() if isinstance(unit, DecoderBlock)]
-    with whole_sequences(model, parallel or head.parallel):
+    with whole_sequences(model, head.parallel):
         carry: tuple[Tensor, ...] = ()
         for unit in units.values():
             if isinstance(unit, DecoderBlock):
@@ -69,10 +63,15 @@ def _argmax(logits: Tensor, parallel: TensorParallel) -> Tensor:
     if parallel.size == 1:
         return index
     index = index + parallel.rank * logits.shape[1]
-    values, indices = (x.new_empty(parallel.size, *x.shape) for x in (value, index))
-    dist.all_gather_into_tensor(values, value, group=parallel.group)
-    dist.all_gather_into_tensor(indices, index, group=parallel.group)
+    values, indices = _gathered(value, parallel), _gathered(index, parallel)
     return indices.gather(0, values.argmax(0, keepdim=True)).squeeze(0)
+
+
+def _gathered(x: Tensor, parallel: TensorParallel) -> Tensor:
+    """[B] on every rank -> [tensor, B]."""
+    ranks = x.new_empty(parallel.size * x.shape[0])
+    dist.all_gather_into_tensor(ranks, x, group=parallel.group)
+    return ranks.view(parallel.size, -1)
 
 
 def _all(ended: Tensor, group: dist.ProcessGroup | None) -> bool:

@@ -13,7 +13,6 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import ModelParallelConfig
 from megatron.core.tensor_parallel import (
@@ -34,11 +33,10 @@ if not torch.cuda.is_available():
 
 
 class OneProcess:
-    """A tensor-parallel group of this process alone: Megatron asks a group of one only for these two."""
+    """A tensor-parallel group of this process alone, which needs no torch.distributed.
 
-    def __init__(self) -> None:
-        if not dist.is_initialized():  # megatron-core 0.16.1 passes no group on where torch.distributed is not started
-            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    A layer that holds all of its matrix computes by itself: megatron-core 0.16.1 cannot before a group is started.
+    """
 
     def size(self) -> int:
         return 1
@@ -78,6 +76,8 @@ class TensorParallel:
 
     def gather(self, x: Tensor, partial_gradient: bool) -> Tensor:
         """Undo `scatter`; `partial_gradient`: ranks go on with different numbers, so gradients add up backwards."""
+        if self.size == 1:
+            return x
         if not self.sequence:
             return copy_to_tensor_model_parallel_region(x, group=self.group) if partial_gradient else x
         return gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=partial_gradient, group=self.group)
@@ -150,6 +150,7 @@ class ColumnLinear(ColumnParallelLinear):
             skip_bias_add=True,
             tp_group=parallel.group,
         )
+        self.whole = parallel.size == 1
         self.sizes = [size // parallel.size for size in outputs.values()]
         starts = [0, *accumulate(self.sizes)]
 
@@ -171,9 +172,12 @@ class ColumnLinear(ColumnParallelLinear):
             describe_parameter(self.bias, parts("bias", (), bias_init or zeros), split=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        y, bias = super().forward(x)
-        if bias is not None:  # added here: megatron-core 0.16.1 forgets its gradient where the weight is frozen
-            y = y + bias
+        if self.whole:
+            y = F.linear(x, self.weight, self.bias)
+        else:
+            y, bias = super().forward(x)
+            if bias is not None:  # added here: megatron-core 0.16.1 forgets its gradient where the weight is frozen
+                y = y + bias
         return y.split(self.sizes, dim=-1)
 
 
@@ -204,6 +208,7 @@ class RowLinear(RowParallelLinear):
             skip_bias_add=False,
             tp_group=parallel.group,
         )
+        self.whole = parallel.size == 1
         local = d_in // parallel.size
         part = Part(
             f"{name}.weight",
@@ -217,7 +222,7 @@ class RowLinear(RowParallelLinear):
             replicated(self.bias, f"{name}.bias", bias_init or zeros, partial_gradient=parallel.sequence)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(x)[0]
+        return F.linear(x, self.weight, self.bias) if self.whole else super().forward(x)[0]
 
 
 class Embedding(VocabParallelEmbedding):
@@ -227,12 +232,13 @@ class Embedding(VocabParallelEmbedding):
         super().__init__(
             vocab_size, d_model, init_method=nn.init.zeros_, config=parallel.megatron(), tp_group=parallel.group
         )
+        self.whole = parallel.size == 1
         describe_parameter(
             self.weight, [vocabulary_part("weight", vocab_size, d_model, parallel, weight_init)], split=True
         )
 
     def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(tokens.t())
+        return F.embedding(tokens.t(), self.weight) if self.whole else super().forward(tokens.t())
 
 
 def vocabulary_part(

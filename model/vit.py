@@ -1,4 +1,4 @@
-"""The vision transformer of big_vision `models/vit.py` as units: patches, then blocks (the last norm is the bridge's)."""
+"""The vision transformer of big_vision `models/vit.py`, as units: patches and blocks; the bridge has its last norm."""
 
 import torch.nn.functional as F
 from torch import Tensor, empty, float32, nn

@@ -1,12 +1,13 @@
 """Tensor parallelism, with and without sequence parallelism, changes nothing: losses, every gradient, generation."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from model.batch import MicroBatch
-from model.config import ModelConfig, MT5Config, ViTConfig
 from model.generation import generate
 from model.layers import TensorParallel, parts_of
 from model.pali import PaLI, freeze, local_block, units
@@ -15,9 +16,11 @@ from parallel.config import ParallelConfig
 from parallel.launch import launch
 from parallel.layout import Layout
 from tests.distributed.world import run_world
-from tests.unit.model import examples
 from tests.unit.model.examples import (
+    MODEL,
+    MT5,
     NUM_OBJECTIVES,
+    VIT,
     example,
     gradients,
     largest_error,
@@ -27,9 +30,6 @@ from tests.unit.model.examples import (
 )
 
 TOLERANCE = 1e-5
-VIT = ViTConfig(width=24, depth=2, mlp_dim=40, num_heads=4, patch_size=4)
-MT5 = MT5Config(d_model=32, d_ff=56, d_kv=12, num_heads=4, num_encoder_layers=2, num_decoder_layers=2, vocab_size=104)
-MODEL = ModelConfig(image_size=16, z_loss=1e-2, loss_chunk=7)  # 16 visual tokens, which 2 and 4 ranks divide
 FROZEN_VIT = ["patches.*", "vit_block_*", "bridge.vit_norm.*"]
 
 
@@ -39,21 +39,21 @@ def test_any_tensor_parallel_size_equals_one(size: int) -> None:
 
 
 def _all_checks(size: int) -> None:
-    examples.TOKENS_PER_IMAGE, examples.MODEL = VIT.num_tokens(MODEL.image_size), MODEL
-    reference = small_model(model=MODEL, vit=VIT, mt5=MT5)
+    model = replace(MODEL, z_loss=1e-2)
+    reference = small_model(model=model)
     for sequence in (False, True):
-        layout = Layout(ParallelConfig(tensor=size, sequence=sequence), launch())
+        tensor_parallel = Layout(ParallelConfig(tensor=size, sequence=sequence), launch()).tensor_parallel
         for frozen in ([], FROZEN_VIT, ["*_block_*_in.weight"]):
             for parameter in reference.parameters():
                 parameter.requires_grad_(True)
-            parallel = PaLI(units(VIT, MT5, MODEL, NUM_OBJECTIVES, layout.tensor_parallel))
+            parallel = PaLI(units(VIT, MT5, model, NUM_OBJECTIVES, tensor_parallel))
             load(parallel, logical_tensors(reference))
-            for model in (reference, parallel):
-                freeze(model, frozen)
+            for either in (reference, parallel):
+                freeze(either, frozen)
             for batch in _batches():
-                _check_training(parallel, reference, batch, layout.tensor_parallel)
-        _check_recomputation(parallel, layout.tensor_parallel)
-        _check_generation(parallel, reference, layout.tensor_parallel)
+                _check_training(parallel, reference, batch, tensor_parallel)
+        _check_recomputation(parallel, tensor_parallel)
+        _check_generation(parallel, reference, tensor_parallel)
 
 
 def _batches() -> list[MicroBatch]:
@@ -117,5 +117,5 @@ def _check_generation(parallel: PaLI, reference: PaLI, tensor_parallel: TensorPa
     batch = micro_batch([[example(seed, inputs=length)] for seed, length in enumerate((5, 2, 12))], 28, 1)
     expected = generate(reference, batch, 11)
     for together in (None, tensor_parallel.group):
-        assert torch.equal(generate(parallel, batch, 11, tensor_parallel, together), expected)
+        assert torch.equal(generate(parallel, batch, 11, together), expected)
     assert parallel.bridge.parallel.sequence == tensor_parallel.sequence, "sequence parallelism is on again"

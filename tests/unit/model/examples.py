@@ -10,9 +10,9 @@ from model.config import ModelConfig, MT5Config, ViTConfig
 from model.pali import PaLI, build
 
 VIT = ViTConfig(width=24, depth=2, mlp_dim=40, num_heads=4, patch_size=4)
-# d_kv * heads (48) differs from d_model (32), as in mT5-small; encoder and decoder differ in depth.
-MT5 = MT5Config(d_model=32, d_ff=56, d_kv=8, num_heads=6, num_encoder_layers=3, num_decoder_layers=2, vocab_size=104)
-MODEL = ModelConfig(image_size=12, z_loss=0.0, loss_chunk=7)
+# d_kv * heads (48) differs from d_model (32), as in mT5-small; encoder and decoder differ in depth; 4 divides.
+MT5 = MT5Config(d_model=32, d_ff=56, d_kv=12, num_heads=4, num_encoder_layers=3, num_decoder_layers=2, vocab_size=104)
+MODEL = ModelConfig(image_size=16, z_loss=0.0, loss_chunk=7)
 TOKENS_PER_IMAGE = VIT.num_tokens(MODEL.image_size)
 NUM_OBJECTIVES = 3
 

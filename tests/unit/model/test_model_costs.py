@@ -1,4 +1,4 @@
-"""Parameters and FLOPs against the paper's numbers and against what is really built; activation bytes against a measure."""
+"""Parameters, FLOPs and activation bytes: against the paper's numbers, and against what is built and measured."""
 
 import subprocess
 import sys
