@@ -21,6 +21,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from errors import ConfigurationError
 from parallel.launch import launch
+from parallel.launch import stop as leave
 from train.config import RunConfig
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -53,11 +54,14 @@ def entry(config_name: str, main: Callable[[DictConfig], None]) -> None:
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     def job(composed: DictConfig) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            composed.run.folder = os.path.relpath(HydraConfig.get().runtime.output_dir)
-            composed.run.name = f"{composed.run.name}/{folder_name(HydraConfig.get().job.override_dirname)}"
+            own = folder_name(HydraConfig.get().job.override_dirname)
+            composed.run.folder, composed.run.name = f"{composed.run.folder}/{own}", f"{composed.run.name}/{own}"
         in_one_sentence(lambda: main(composed))
 
-    in_one_sentence(job)
+    try:
+        in_one_sentence(job)
+    finally:
+        leave()  # after all jobs of a sweep: processes can meet only once
 
 
 def in_one_sentence(work: Callable[[], None]) -> None:

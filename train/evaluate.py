@@ -15,7 +15,7 @@ from data.stream import evaluation_batches
 from data.tokenizer import Tokenizer
 from errors import ConfigurationError
 from parallel.checkpoint import Checkpointer
-from parallel.launch import launch, stop
+from parallel.launch import launch
 from parallel.layout import Layout
 from train.agreement import gather
 from train.answers import answers
@@ -38,12 +38,9 @@ def main(composed: DictConfig) -> None:
     this = launch()
     check(config, this.world_size)
     layout = Layout(config.parallel, this)
-    try:
-        step, samples = answer(config, layout)
-        if layout.rank == 0:
-            report(Path(config.run.folder), config.evaluation.split, step, samples)
-    finally:
-        stop()
+    step, samples = answer(config, layout)
+    if layout.rank == 0:
+        report(Path(config.run.folder), config.evaluation.split, step, samples)
 
 
 def saved_config(composed: DictConfig, overrides: list[str]) -> RunConfig:

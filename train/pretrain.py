@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from data.ledger import ErrorBudgetExceeded
 from data.stream import Reader
 from data.tokenizer import Tokenizer
-from parallel.launch import launch, stop
+from parallel.launch import launch
 from parallel.layout import Layout
 from train.checks import check
 from train.config import to_run_config
@@ -23,17 +23,14 @@ def main(composed: DictConfig) -> None:
     config = to_run_config(composed)
     this = launch()
     check(config, this.world_size)
-    layout = Layout(config.parallel, this)
-    try:
-        with closing(Run(config, layout)) as run:
+    with closing(Run(config, Layout(config.parallel, this))) as run:
+        try:
             done = run.checkpointer.latest_step() or 0
             while done < config.run.steps:
                 done = train_phase(run, span_of(spans(config), done + 1))
-            run.display.note(f"{run.folder}: all {config.run.steps} steps are done.")
-    except ErrorBudgetExceeded as error:
-        raise RunStopped(str(error), alone=True) from error
-    finally:
-        stop()
+        except ErrorBudgetExceeded as error:
+            raise RunStopped(str(error), alone=True) from error
+        run.display.note(f"{run.folder}: all {config.run.steps} steps are done.")
 
 
 def train_phase(run: Run, span: Span) -> int:

@@ -1,0 +1,81 @@
+"""The whole way in one process: corpus, tokenizer, training in two phases, a restart, evaluation."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.corpus_text import corpus_texts
+from data.miniature.config import MiniatureConfig
+from data.miniature.corpus import make_corpus
+from data.tokenizer import train_tokenizer
+from parallel.engine import Engine
+from train import evaluate, pretrain
+from train.entry import entry
+from train.run import Extra, Run
+
+FROZEN_THEN_ALL = (
+    "stage.phases=[{name: low, image_size: 112, freeze: ['patches.*', 'vit_block_*', 'bridge.vit_norm.*']},"
+    "{name: high, steps: 2, image_size: 140, objectives: {vqa: 1, ocr: 1}}]"
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    make_corpus(MiniatureConfig(folder=str(folder), scale=0.01, languages=["en", "de", "ru", "ja"], workers=1))
+    train_tokenizer(corpus_texts(folder, "train"), folder / "tokenizer.model", 1024)
+    return folder
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", *arguments])
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_trained_resumed_and_evaluated(corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = [
+        "experiment=equivalence", f"data.root={corpus}", "run.steps=4", FROZEN_THEN_ALL, "model.dropout_rate=0.1",
+        "data.batch_examples=8", "data.num_streams=2", "evaluation.every_steps=2", "evaluation.steps=1",
+        "evaluation.samples=4", "evaluation.max_new_tokens=4", "checkpoint.every_steps=1",
+    ]  # fmt: skip
+    command(monkeypatch, *settings, "run.folder=straight")
+    entry("pretrain", pretrain.main)
+    straight = lines(tmp_path / "straight")
+    assert [line["step"] for line in straight] == [1, 2, 3, 4]
+    assert {"loss", "z_loss", "grad_norm", "lr", "examples_per_s", "tokens_per_s", "tflops_per_device", "mfu",
+            "padding_fraction", "data_wait_s", "memory_gib"} <= straight[0].keys()  # fmt: skip
+    assert "validation/loss" in straight[1] and "validation/loss" not in straight[0]
+    assert {key for key in straight[3] if key.startswith("loss/")} <= {"loss/vqa", "loss/ocr"}
+    assert (tmp_path / "straight" / "samples" / "step_00000004.png").exists()
+
+    save = Run.save
+
+    def dies_at_step_3(run: Run, engine: Engine, step: int, extra: Extra) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+        save(run, engine, step, extra)
+
+    command(monkeypatch, *settings, "run.folder=resumed")
+    with monkeypatch.context() as patched:  # the third step is done, but not saved
+        patched.setattr(Run, "save", dies_at_step_3)
+        with pytest.raises(KeyboardInterrupt):
+            entry("pretrain", pretrain.main)
+    assert len(lines(tmp_path / "resumed")) == 3
+    entry("pretrain", pretrain.main)
+    for line, expected in zip(lines(tmp_path / "resumed"), straight, strict=True):
+        assert [line[key] for key in ("step", "loss", "grad_norm", "lr")] == [
+            expected[key] for key in ("step", "loss", "grad_norm", "lr")
+        ]
+
+    command(monkeypatch, "run.folder=resumed", "evaluation.examples=2", "evaluation.split=validation")
+    entry("evaluate", evaluate.main)
+    result = json.loads((tmp_path / "resumed" / "evaluation.json").read_text())
+    assert result["step"] == 4 and result["split"] == "validation"
+    assert {"score", "blind"} == result["objectives"]["vqa"]["exact_match"].keys()
+    assert (tmp_path / "resumed" / "samples.png").exists()
