@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from data import objectives
 from train.lettering import Lettering
 
-PICTURE, TEXT_WIDTH, MARGIN, COLUMNS = 196, 380, 12, 2  # pixels, pixels, pixels, samples side by side
+PICTURE, TEXT_WIDTH, MARGIN, COLUMNS = 168, 300, 12, 3  # pixels, pixels, pixels, samples side by side
 TEXT_SIZE = 14
 MOST_LINES = 4  # of one prompt, reference or prediction
 INK, GREY, RIGHT, WRONG = (20, 20, 20), (120, 120, 120), (0, 120, 60), (180, 40, 30)
@@ -50,7 +51,7 @@ def draw(samples: list[Sample], path: Path) -> None:
 
 
 def _cell(sample: Sample, lettering: Lettering) -> Image.Image:
-    """One sample: the picture left, its lines of text right."""
+    """One sample: the picture left (boxes of the reference green, predicted ones red), its lines of text right."""
     lines: list[tuple[str, tuple[int, int, int]]] = []
     for text, colour in (
         (f"{sample.objective} · {sample.language}", GREY),
@@ -66,6 +67,12 @@ def _cell(sample: Sample, lettering: Lettering) -> Image.Image:
     if sample.picture is not None:
         cell.paste(Image.fromarray(sample.picture).resize((PICTURE, PICTURE), Image.Resampling.LANCZOS), (0, 0))
     pen = ImageDraw.Draw(cell)
+    if sample.objective == "detection":
+        for text, colour in ((sample.references[0], RIGHT), (sample.prediction, WRONG)):
+            for ymin, xmin, ymax, xmax, _ in objectives.load("detection").read(text):
+                left, right = sorted((xmin * PICTURE, xmax * PICTURE))
+                top, bottom = sorted((ymin * PICTURE, ymax * PICTURE))
+                pen.rectangle((left, top, right, bottom), outline=colour, width=2)
     for i, (line, colour) in enumerate(lines):
         lettering.write(pen, (PICTURE + MARGIN, i * lettering.line_height), line, colour)
     return cell

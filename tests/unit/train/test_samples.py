@@ -49,6 +49,7 @@ def test_lines_fit_and_lose_nothing() -> None:
 
 def test_a_sheet_has_a_cell_for_every_sample(tmp_path: Path) -> None:
     samples = [sample(prediction="خطأ"), sample(prompt="long " * 200), sample(picture=None), sample(prediction="")]
+    samples += [sample("detection", prediction="900 900 100 100 cat", references=["0 0 500 500 cat"])]
     draw(samples, tmp_path / "samples" / "sheet.png")
     with Image.open(tmp_path / "samples" / "sheet.png") as sheet:
         assert sheet.width > 1000
