@@ -1,9 +1,8 @@
 """PaLI as a list of units: patches, vit_block x N, bridge, encoder_block x N, encoder_norm, decoder_block x N, head."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +39,8 @@ class PaLI(nn.Module):
     """Some consecutive units: the whole model, or one pipeline stage.
 
     Forward: (what the unit before passed on, nothing before `patches`), batch -> what the last unit passes on; after
-    `head` that is (loss, totals [4, num_objectives]). `recompute` keeps only the inputs of trained blocks.
+    `head` that is (loss, totals [4, num_objectives]). `names` runs only these units: one of several stages on a rank.
+    `recompute` keeps only the inputs of trained blocks.
     """
 
     def __init__(self, units: Units, recompute: bool = False) -> None:
@@ -50,11 +50,14 @@ class PaLI(nn.Module):
             self.add_module(name, unit)
 
     def units(self) -> Iterator[tuple[str, Unit]]:
-        return cast(Iterator[tuple[str, Unit]], self.named_children())
+        return ((name, child) for name, child in self.named_children() if isinstance(child, Unit))
 
-    def forward(self, carry: tuple[Tensor, ...], batch: MicroBatch) -> tuple[Tensor, ...]:
-        for _, unit in self.units():
-            carry = self.run(unit, carry, batch)
+    def forward(
+        self, carry: tuple[Tensor, ...], batch: MicroBatch, names: Sequence[str] | None = None
+    ) -> tuple[Tensor, ...]:
+        for name, unit in self.units():
+            if names is None or name in names:
+                carry = self.run(unit, carry, batch)
         return carry
 
     def run(self, unit: Unit, carry: tuple[Tensor, ...], batch: MicroBatch) -> tuple[Tensor, ...]:

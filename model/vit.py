@@ -25,10 +25,10 @@ class Patches(Unit):
 
     def __init__(self, config: ViTConfig, image_size: int, parallel: TensorParallel) -> None:
         super().__init__()
-        self.config, self.parallel = config, parallel
+        self.config, self.parallel, self.tokens = config, parallel, config.num_tokens(image_size)
         pixels = config.patch_size**2 * 3
         self.embedding = Linear(pixels, config.width, weight_init=fan_in_truncated, partial_gradient=False)
-        self.position = nn.Parameter(empty(config.num_tokens(image_size), config.width))
+        self.position = nn.Parameter(empty(self.tokens, config.width))
         replicated(self.position, "position", normal(config.width**-0.5))
 
     def forward(self, carry: tuple[Tensor, ...], batch: MicroBatch) -> tuple[Tensor, ...]:

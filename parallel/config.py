@@ -1,6 +1,6 @@
 """How the world is divided, and which optimizer updates the shards."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from errors import ConfigurationError
 
@@ -10,30 +10,41 @@ class ParallelConfig:
     """Degrees of parallelism; data parallelism is what remains of the world: world = data x pipeline x tensor.
 
     `zero_stage`: 0 replicates, 1 shards optimizer state and fp32 weights over the data-parallel ranks, 2 gradients too,
-    3 parameters too (DeepSpeed ZeRO). `sequence`: Megatron sequence parallelism between tensor-parallel layers.
+    3 parameters too (DeepSpeed ZeRO), of which tensors of less than `persistent_elements` stay gathered. `schedule` is
+    "1f1b" or "gpipe"; with `virtual_stages` > 1 every rank holds that many stages and the schedule is interleaved
+    1F1B. `cut` names the first unit of every stage but the first; left empty, stages are balanced, each within
+    `memory_gib` if that is given. `sequence`: Megatron sequence parallelism between tensor-parallel layers.
     `micro_batch` is in rows per forward pass. `recompute`: "none", or "block" to keep only the inputs of trained
     blocks. A rank that hears nothing from its peers for `timeout_s` seconds gives up.
     """
 
     tensor: int = 1
     pipeline: int = 1
+    virtual_stages: int = 1
+    schedule: str = "1f1b"
+    cut: list[str] = field(default_factory=list)
+    memory_gib: float | None = None
     sequence: bool = False
     zero_stage: int = 0
+    persistent_elements: int = 100_000
     micro_batch: int = 8
     recompute: str = "none"
     timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
-        for name in ("tensor", "pipeline", "micro_batch"):
+        for name in ("tensor", "pipeline", "virtual_stages", "micro_batch"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"parallel.{name}={getattr(self, name)} must be at least 1.")
         if self.zero_stage not in (0, 1, 2, 3):
             raise ConfigurationError(f"parallel.zero_stage={self.zero_stage} is unknown; choose 0, 1, 2 or 3.")
         if self.recompute not in ("none", "block"):
             raise ConfigurationError(f"parallel.recompute={self.recompute!r} is unknown; choose none or block.")
-        if self.pipeline > 1:
+        if self.schedule not in ("1f1b", "gpipe"):
+            raise ConfigurationError(f"parallel.schedule={self.schedule!r} is unknown; choose 1f1b or gpipe.")
+        if self.virtual_stages > 1 and (self.pipeline == 1 or self.schedule != "1f1b"):
             raise ConfigurationError(
-                f"parallel.pipeline={self.pipeline}: pipeline stages are not supported yet; set it to 1."
+                f"parallel.virtual_stages={self.virtual_stages} interleaves the stages of a 1f1b pipeline; set "
+                "parallel.pipeline to 2 or more and parallel.schedule to 1f1b."
             )
         if self.timeout_s <= 0:
             raise ConfigurationError(f"parallel.timeout_s={self.timeout_s} must be greater than 0.")

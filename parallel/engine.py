@@ -23,25 +23,27 @@ from parallel.adamw import AdamW
 from parallel.config import OptimizerConfig
 from parallel.fragments import Rectangle
 from parallel.layout import Layout
+from parallel.materialize import Ballast, Blueprint, draw
 from parallel.optimizer import Shard, ShardedOptimizer
 
 
 class Engine(ABC):
     """A model that can be trained, whoever holds its parameters.
 
-    Subclasses give `model`, `optimizer`, `backward` and the shards. Every method is a collective of all ranks.
+    Subclasses say how gradients are accumulated and applied, and where the shards are. Every method is a collective.
     """
 
     def __init__(
-        self,
-        model: PaLI,
-        model_config: ModelConfig,
-        optimizer: ShardedOptimizer,
-        layout: Layout,
-        sharing_group: dist.ProcessGroup,
+        self, blueprint: Blueprint, model: PaLI, optimizer: ShardedOptimizer, sharing_group: dist.ProcessGroup
     ) -> None:
         """`sharing_group`: the ranks over which the elements of each trained logical tensor are divided."""
-        self.model, self.model_config, self.optimizer, self.layout = model, model_config, optimizer, layout
+        self.blueprint, self.layout = blueprint, blueprint.layout
+        self.model, self.optimizer = model, optimizer
+        self.pipeline = None
+        if len(blueprint.stages) > 1:
+            from parallel.pipeline import Pipeline
+
+            self.pipeline = Pipeline(blueprint, model, self.backward)
         trained = [part for parameter, part in parts_of(model) if parameter.requires_grad]
         optimizer.bind(self.shards(), {part.name: part.shape for part in trained}, sharing_group)
 
@@ -60,10 +62,6 @@ class Engine(ABC):
         """Bring the fp32 weights, after they were loaded, into the parameters that the model computes with."""
 
     @abstractmethod
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(loss, totals [4, num_objectives]) of one micro-batch."""
-
-    @abstractmethod
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of one micro-batch."""
 
@@ -77,13 +75,17 @@ class Engine(ABC):
         `num_targets`: target tokens of the step on all ranks, so that the gradient is that of the mean over all of
         them.
         """
-        scale = self.gradient_scale / (max(num_targets, 1) if self.model_config.loss_reduction == "mean" else 1)
-        self.model.train()
-        totals = []
-        for batch in micro_batches:
-            batch = batch.to(self.layout.device)
+        mean = self.blueprint.model.loss_reduction == "mean"
+        scale = self.gradient_scale / (max(num_targets, 1) if mean else 1)
+        batches = [batch.to(self.layout.device) for batch in micro_batches]
+        for batch in batches:
             batch.loss_scale = scale
-            loss, total = self.forward(batch)
+        self.model.train()
+        if self.pipeline is not None:
+            return self._reduced(self.pipeline.run(batches, train=True))
+        totals = []
+        for batch in batches:
+            loss, total = self.model((), batch)
             self.backward(loss)
             totals.append(total)
         return self._reduced(totals)
@@ -91,13 +93,15 @@ class Engine(ABC):
     def update(self, learning_rate: float) -> float:
         """Update every trained parameter; returns the global gradient norm before clipping (skipped if not finite)."""
         self.optimizer.set_learning_rate(learning_rate)
+        if isinstance(ballast := getattr(self.model, "ballast", None), Ballast):
+            self.backward(ballast())
         return self.apply_update()
 
     def discard(self) -> None:
         """Forget the accumulated gradients: a step in which the optimizer does nothing."""
         self.optimizer.skip = True
         try:
-            self.apply_update()
+            self.update(0.0)
         finally:
             self.optimizer.skip = False
 
@@ -105,7 +109,10 @@ class Engine(ABC):
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossTotals:
         """Totals over the micro-batches of all data-parallel ranks, without gradients."""
         self.model.eval()
-        return self._reduced([self.forward(batch.to(self.layout.device))[1] for batch in micro_batches])
+        batches = [batch.to(self.layout.device) for batch in micro_batches]
+        if self.pipeline is not None:
+            return self._reduced(self.pipeline.run(batches, train=False))
+        return self._reduced([self.model((), batch)[1] for batch in batches])
 
     @torch.no_grad()
     def generate(self, batch: MicroBatch, max_new_tokens: int) -> Tensor:
@@ -114,7 +121,12 @@ class Engine(ABC):
         return generate(self.model, batch.to(self.layout.device), max_new_tokens, together=self.layout.data_group)
 
     def _reduced(self, totals: list[Tensor]) -> LossTotals:
-        return LossTotals.from_tensor(self.layout.all_reduce_data(torch.stack(totals).sum(0)))
+        """Summed over micro-batches and data-parallel ranks, on every rank; only a last stage has any."""
+        nothing = torch.zeros(4, self.blueprint.num_objectives, device=self.layout.device)
+        summed = self.layout.all_reduce_data(torch.stack([nothing, *totals]).sum(0))
+        if self.pipeline is not None:
+            dist.all_reduce(summed, group=self.layout.pipeline_group)
+        return LossTotals.from_tensor(summed)
 
 
 def make_optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> ShardedOptimizer:
@@ -157,13 +169,7 @@ def build_engine(
     """
     from parallel.replicated import ReplicatedEngine  # DeepSpeed is slow to import: only who shards pays for it
 
-    if layout.config.zero_stage == 0:
-        kind: type = ReplicatedEngine
-    else:
-        from parallel.zero import ZeroEngine
-
-        kind = ZeroEngine
-    return kind(
+    blueprint = draw(
         vit,
         mt5,
         model,
@@ -174,3 +180,8 @@ def build_engine(
         frozen=freeze,
         seed=seed,
     )
+    if layout.config.zero_stage == 0:
+        return ReplicatedEngine(blueprint)
+    from parallel.zero import ZeroEngine
+
+    return ZeroEngine(blueprint)

@@ -75,6 +75,11 @@ class Layout:
         return self.tensor_group.rank()
 
     @property
+    def speaks(self) -> bool:
+        """Of the ranks that read the same rows, this one tells the others what they hold."""
+        return self.model_group.rank() == 0
+
+    @property
     def tensor_parallel(self) -> TensorParallel:
         return TensorParallel(self.tensor_group, self.config.sequence)
 

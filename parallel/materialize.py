@@ -1,43 +1,97 @@
 """From a plan on `meta` to initialised parameters, one unit at a time."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from errors import ConfigurationError
 from model.config import ModelConfig, MT5Config, ViTConfig
+from model.costs import Shape, costs_of
+from model.layers import describe_parameter
 from model.pali import PaLI, freeze, initialize, units
+from parallel.config import OptimizerConfig
 from parallel.layout import Layout
+from parallel.partition import StageCost, cut
+
+TEXT_TOKENS = 32  # input and target text of the example that stages are balanced for (the paper's tables)
 
 
-def materialize(
+@dataclass(frozen=True)
+class Blueprint:
+    """What an engine is built from: all units on `meta`, frozen, and the stages that they are cut into."""
+
+    plan: PaLI
+    stages: list[StageCost]
+    num_objectives: int
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    layout: Layout
+    dtype: torch.dtype
+    seed: int
+
+    @property
+    def local_stages(self) -> list[int]:
+        """Numbers of this rank's stages; more than one when interleaved."""
+        group = self.layout.pipeline_group
+        return list(range(group.rank(), len(self.stages), group.size()))
+
+
+def draw(
     vit: ViTConfig,
     mt5: MT5Config,
     model: ModelConfig,
+    optimizer: OptimizerConfig,
     *,
     layout: Layout,
     num_objectives: int,
     dtype: torch.dtype,
     frozen: Sequence[str],
     seed: int,
-    place: Callable[[nn.Module], None] = lambda unit: None,
-) -> PaLI:
-    """Plan the units on `meta`, freeze, then fill them one by one on this rank's device in `dtype`.
+) -> Blueprint:
+    """Plan the whole model on `meta` and cut it. Raises ConfigurationError if nothing is left to train."""
+    with torch.device("meta"):
+        plan = PaLI(units(vit, mt5, model, num_objectives, layout.tensor_parallel))
+    freeze(plan, frozen)
+    if not any(p.requires_grad for p in plan.parameters()):
+        raise ConfigurationError(f"The freeze patterns {list(frozen)} leave nothing to train; remove one.")
+    vision = vit.num_tokens(model.image_size)
+    shape = Shape(1, vision, 1, vision + TEXT_TOKENS, TEXT_TOKENS, dtype.itemsize)
+    stages = cut(list(costs_of(plan.units(), shape)), layout.config, layout.data_parallel_size)
+    return Blueprint(plan, stages, num_objectives, model, optimizer, layout, dtype, seed)
+
+
+def materialize(blueprint: Blueprint, place: Callable[[nn.Module], None] = lambda unit: None) -> PaLI:
+    """Fill this rank's units one by one on its device.
 
     `place` is called with each filled unit (ZeRO-3 shards it there), so that no more than one unit is ever whole on a
     rank.
     """
-    with torch.device("meta"):
-        pali = PaLI(units(vit, mt5, model, num_objectives, layout.tensor_parallel), layout.config.recompute == "block")
-    freeze(pali, frozen)
+    device, dtype = blueprint.layout.device, blueprint.dtype
+    everything = dict(blueprint.plan.units())
+    names = [name for stage in blueprint.local_stages for name in blueprint.stages[stage].units]
+    for name in names:
+        _to_empty(everything[name], device, dtype)
+        initialize(everything[name], blueprint.seed, name)
+        place(everything[name])
+    pali = PaLI({name: everything[name] for name in names}, blueprint.layout.config.recompute == "block")
     if not any(p.requires_grad for p in pali.parameters()):
-        raise ConfigurationError(f"The freeze patterns {list(frozen)} leave nothing to train; remove one.")
-    for name, unit in pali.units():
-        _to_empty(unit, layout.device, dtype)
-        initialize(unit, seed, name)
-        place(unit)
+        pali.ballast = Ballast(device, dtype)
     return pali
+
+
+class Ballast(nn.Module):
+    """Lets a stage of frozen parameters take part in the optimizer's collectives: a parameter whose gradient is
+    zero."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(8, device=device, dtype=dtype))
+        describe_parameter(self.weight, [], split=False)
+
+    def forward(self) -> Tensor:
+        return 0 * self.weight.sum()
 
 
 def _to_empty(unit: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

@@ -5,20 +5,16 @@ It needs nothing but torch, so it is also what the sharded engines are compared 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.batch import MicroBatch
-from model.config import ModelConfig, MT5Config, ViTConfig
 from model.layers import parts_of
-from parallel.config import OptimizerConfig
 from parallel.engine import Engine, make_optimizer, reduce_partial_gradients
 from parallel.fragments import Rectangle, count_once, rectangles
-from parallel.layout import Layout
-from parallel.materialize import materialize
+from parallel.materialize import Blueprint, materialize
 from parallel.optimizer import Shard
 
 BUCKET_ELEMENTS = 2**24  # gradients travel in pieces of at most so many elements (64 MiB of fp32)
@@ -28,22 +24,9 @@ class ReplicatedEngine(Engine):
     """Under bf16 each trained parameter has an fp32 copy, in which it is updated and, over several micro-batches,
     accumulated."""
 
-    def __init__(
-        self,
-        vit: ViTConfig,
-        mt5: MT5Config,
-        model: ModelConfig,
-        optimizer: OptimizerConfig,
-        *,
-        layout: Layout,
-        num_objectives: int,
-        dtype: torch.dtype,
-        frozen: Sequence[str],
-        seed: int,
-    ) -> None:
-        pali = materialize(
-            vit, mt5, model, layout=layout, num_objectives=num_objectives, dtype=dtype, frozen=frozen, seed=seed
-        )
+    def __init__(self, blueprint: Blueprint) -> None:
+        layout, dtype = blueprint.layout, blueprint.dtype
+        pali = materialize(blueprint)
         reduce_partial_gradients(pali, layout)
         self.trained = [p for p in pali.parameters() if p.requires_grad]
         self.weights = [
@@ -51,9 +34,9 @@ class ReplicatedEngine(Engine):
         ]
         for weights in self.weights:
             weights.grad_dtype = None  # takes the 16-bit gradient of a step's only micro-batch as it is
-        self.clipping = optimizer.gradient_clipping
+        self.clipping = blueprint.optimizer.gradient_clipping
         self.accumulated: list[Tensor] | None = None
-        super().__init__(pali, model, make_optimizer(self.trained, optimizer), layout, layout.tensor_group)
+        super().__init__(blueprint, pali, make_optimizer(self.trained, blueprint.optimizer), layout.tensor_group)
         self.optimizer.param_groups[0]["params"] = self.weights
 
     def shards(self) -> list[Shard]:
@@ -78,10 +61,6 @@ class ReplicatedEngine(Engine):
         for p, w in zip(self.trained, self.weights, strict=True):
             if p.dtype != w.dtype:
                 p.copy_(w.view_as(p))
-
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        loss, totals = self.model((), batch)
-        return loss, totals
 
     def backward(self, loss: Tensor) -> None:
         if any(p.grad is not None for p in self.trained) and self.trained[0].dtype != torch.float32:
@@ -128,12 +107,18 @@ class ReplicatedEngine(Engine):
 
     def _norm(self, gradients: list[Tensor]) -> float:
         """Of the whole model: every logical element is counted once over the tensor-parallel ranks."""
-        squares = torch.zeros((), device=self.layout.device)
+        squares = torch.zeros((), dtype=torch.float64, device=self.layout.device)
         for p, gradient in zip(self.trained, gradients, strict=True):
             if count_once(p, self.layout.tensor_parallel_rank):
-                squares += torch.linalg.vector_norm(gradient, dtype=torch.float32).square()
+                squares += squared_norm(gradient)
         dist.all_reduce(squares, group=self.layout.model_group)
         return float(squares.sqrt())
+
+
+def squared_norm(x: Tensor) -> Tensor:
+    """Sum of squares in fp64; torch's own norm on a CPU adds in fp32, one after another, and is off by 1e-5."""
+    pieces = x.flatten().split(2**26 if x.is_cuda else 2**18)
+    return torch.stack([piece.float().square().sum(dtype=torch.float64) for piece in pieces]).sum()
 
 
 def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:

@@ -13,33 +13,34 @@ ours:
    (`check_grad_overflow`).
 4. One sub-group (`sub_group_size`): the optimizer sees all shards in one step, and reduces its statistics in one
    collective.
-5. Shards are found through `grad_position` (stage 3) or `_hp_mapping` (stages 1, 2): DeepSpeed has no public map.
+5. ZeRO-3 compares parameter ids over the whole world, but pipeline stages differ: confined to the stage.
+6. DeepSpeed counts micro-batches in `engine.forward`; two backwards in a row (1F1B's cool-down, GPipe) would overwrite
+   gradients. `clear_backward_seen_flag` before each backward counts them there, and `engine.forward` is not needed.
+7. Shards are found through `grad_position` (stage 3) or `_hp_mapping` (stages 1, 2): DeepSpeed has no public map.
 """
 
 import logging
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.zero import partition_parameters, partitioned_param_coordinator, stage3
 from torch import Tensor, nn
 
-from model.batch import MicroBatch
-from model.config import ModelConfig, MT5Config, ViTConfig
 from model.layers import Part, parts_of
-from parallel.config import OptimizerConfig
 from parallel.engine import Engine, make_optimizer, reduce_partial_gradients
 from parallel.fragments import Rectangle, count_once, rectangles
 from parallel.layout import Layout
-from parallel.materialize import materialize
+from parallel.materialize import Blueprint, materialize
 from parallel.optimizer import Shard
 
 EVERYTHING = 10**15  # elements: larger than any model
 
-deepspeed.utils.logger.setLevel(logging.WARNING)
+for name in ("DeepSpeed", "deepspeed"):  # it announces itself on every rank
+    logging.getLogger(name).setLevel(logging.ERROR)
 
 
 class ModelParallelUnit:
@@ -80,51 +81,31 @@ class ZeroEngine(Engine):
     """Optimizer state and fp32 weights (1), gradients (2) and parameters (3) are sharded over the data-parallel
     ranks."""
 
-    def __init__(
-        self,
-        vit: ViTConfig,
-        mt5: MT5Config,
-        model: ModelConfig,
-        optimizer: OptimizerConfig,
-        *,
-        layout: Layout,
-        num_objectives: int,
-        dtype: torch.dtype,
-        frozen: Sequence[str],
-        seed: int,
-    ) -> None:
+    def __init__(self, blueprint: Blueprint) -> None:
+        layout = blueprint.layout
         self.stage, self.gradient_scale = layout.config.zero_stage, float(layout.data_parallel_size)
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
-        config = _deepspeed_config(layout, dtype, optimizer.gradient_clipping)
+        _compare_within(layout.stage_group)
+        config = _deepspeed_config(blueprint)
 
         def shard(unit: nn.Module) -> None:
             deepspeed.zero.Init(
-                module=unit, data_parallel_group=layout.data_group, config_dict_or_path=config, dtype=dtype
+                module=unit, data_parallel_group=layout.data_group, config_dict_or_path=config, dtype=blueprint.dtype
             )
 
-        pali = materialize(
-            vit,
-            mt5,
-            model,
-            layout=layout,
-            num_objectives=num_objectives,
-            dtype=dtype,
-            frozen=frozen,
-            seed=seed,
-            **({"place": shard} if self.stage == 3 else {}),
-        )
+        pali = materialize(blueprint, **({"place": shard} if self.stage == 3 else {}))
         reduce_partial_gradients(pali, layout)
         for parameter in pali.parameters():
             parameter.model_parallel = count_once(parameter, layout.tensor_parallel_rank)  # type: ignore[attr-defined]
         trained = [p for p in pali.parameters() if p.requires_grad]
         self.engine, self.zero, _, _ = deepspeed.initialize(
             model=pali,
-            optimizer=make_optimizer(trained, optimizer),
+            optimizer=make_optimizer(trained, blueprint.optimizer),
             model_parameters=trained,
             mpu=ModelParallelUnit(layout),
             config=config,
         )
-        super().__init__(pali, model, self.zero.optimizer, layout, layout.stage_group)
+        super().__init__(blueprint, pali, self.zero.optimizer, layout.stage_group)
 
     def shards(self) -> list[Shard]:
         shards = [Shard(flat, []) for flat in self._flat_weights()]
@@ -196,11 +177,8 @@ class ZeroEngine(Engine):
             flats[rank].copy_(weights)
             dist.all_gather_into_tensor(flat, flats[rank].clone(), group=self.layout.data_group)
 
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        loss, totals = self.engine((), batch)
-        return loss, totals
-
     def backward(self, loss: Tensor) -> None:
+        self.zero.clear_backward_seen_flag()
         self.engine.backward(loss, scale_wrt_gas=False)
 
     def apply_update(self) -> float:
@@ -209,7 +187,23 @@ class ZeroEngine(Engine):
         return norm if norm >= 0 and not self.zero.overflow else math.nan
 
 
-def _deepspeed_config(layout: Layout, dtype: torch.dtype, clipping: float | None) -> dict[str, Any]:
+def _compare_within(group: dist.ProcessGroup) -> None:
+    """Confine ZeRO-3's comparison of parameter ids to the ranks that hold the same stage."""
+
+    def compare(numbers: list[int]) -> None:
+        mine = torch.tensor(numbers, dtype=torch.int64)
+        least, largest = mine.clone(), mine.clone()
+        dist.all_reduce(least, dist.ReduceOp.MIN, group=group)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
+        if not torch.equal(least, largest):
+            raise RuntimeError(f"ranks of one pipeline stage run different modules: {numbers} here")
+
+    for module in (partition_parameters, partitioned_param_coordinator, stage3):
+        module.assert_ints_same_as_other_ranks = compare
+
+
+def _deepspeed_config(blueprint: Blueprint) -> dict[str, Any]:
+    layout, dtype, clipping = blueprint.layout, blueprint.dtype, blueprint.optimizer.gradient_clipping
     stage = layout.config.zero_stage
     return {
         "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants a number; rows are counted by us
@@ -225,7 +219,7 @@ def _deepspeed_config(layout: Layout, dtype: torch.dtype, clipping: float | None
             "overlap_comm": stage == 2
             and layout.device.type == "cuda",  # DeepSpeed allows it with the caller's accumulation in stage 2 only
             "sub_group_size": EVERYTHING,
-            "stage3_param_persistence_threshold": 0,
+            "stage3_param_persistence_threshold": layout.config.persistent_elements,
             "round_robin_gradients": False,
         },
     }

@@ -81,7 +81,7 @@ def answer(config: RunConfig, layout: Layout) -> tuple[int, list[Sample]]:
         if settings.languages and sample.language not in settings.languages:
             continue
         own.append(sample if kept[component] <= PICTURED_PER_COMPONENT else replace(sample, picture=None))
-    return restored[0], gather(own if layout.tensor_parallel_rank == 0 else [])
+    return restored[0], gather(own if layout.speaks else [])
 
 
 def report(folder: Path, split: str, step: int, samples: list[Sample]) -> None:

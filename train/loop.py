@@ -102,7 +102,7 @@ class Loop:
 
     def refuse(self, step: int, cause: str, share: Share) -> None:
         """Keep the ids of a skipped step's examples; stop the run if there were too many in a row."""
-        examples = gather(identities(share.infos) if self.layout.tensor_parallel_rank == 0 else [])
+        examples = gather(identities(share.infos) if self.layout.speaks else [])
         if self.run.first_rank:
             path = save_bad_batch(self.run.folder, step, cause, examples)
             self.run.display.note(f"Step {step} is skipped: the {cause}; its examples are in {path}.")

@@ -63,7 +63,7 @@ class Validation:
             self.stream, per_component, per_component, self.layout.data_parallel_rank, self.layout.data_parallel_size
         )
         own = list(answers(engine, batches, self.tokenizer, self.settings.max_new_tokens))
-        return gather(own if self.layout.tensor_parallel_rank == 0 else [])[: self.settings.samples]
+        return gather(own if self.layout.speaks else [])[: self.settings.samples]
 
 
 def open_stream(config: RunConfig, tokenizer: Tokenizer, mixture: MixtureConfig, split: str) -> Stream:
