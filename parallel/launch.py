@@ -36,8 +36,10 @@ def start(this: Launch, timeout_s: float) -> None:
     if this.device.type == "cuda":
         torch.cuda.set_device(this.device)
     backend = "cpu:gloo,cuda:nccl" if this.device.type == "cuda" else "gloo"
-    alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if this.world_size == 1 else {}
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), **alone)
+    if this.world_size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 
 
 def stop() -> None:

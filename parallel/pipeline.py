@@ -7,7 +7,7 @@ of the tensors carry gradients are known beforehand, so stages never negotiate.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -125,7 +125,7 @@ class _Stage(PipelineStage):
             for x in inputs:
                 if x.requires_grad:
                     x.retain_grad()
-            self.submod.backward(output)
+            cast(_Forward, self.submod).backward(output)
         return tuple(_gradient(x) for x in inputs), None
 
 

@@ -15,7 +15,8 @@ ours:
    collective.
 5. ZeRO-3 compares parameter ids over the whole world, but pipeline stages differ: confined to the stage.
 6. DeepSpeed counts micro-batches in `engine.forward`; two backwards in a row (1F1B's cool-down, GPipe) would overwrite
-   gradients. `clear_backward_seen_flag` before each backward counts them there, and `engine.forward` is not needed.
+   gradients. `clear_backward_seen_flag` before each backward counts them there; with `backward_prologue`, which clears
+   16-bit gradients, `engine.forward` is not needed.
 7. Shards are found through `grad_position` (stage 3) or `_hp_mapping` (stages 1, 2): DeepSpeed has no public map.
 """
 
@@ -179,6 +180,7 @@ class ZeroEngine(Engine):
 
     def backward(self, loss: Tensor) -> None:
         self.zero.clear_backward_seen_flag()
+        self.zero.backward_prologue()
         self.engine.backward(loss, scale_wrt_gas=False)
 
     def apply_update(self) -> float:
