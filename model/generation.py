@@ -1,5 +1,6 @@
 """Greedy decoding, a batch at a time, with a key-value cache."""
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -14,37 +15,70 @@ from model.pali import PaLI
 PAD, EOS = 0, 1
 
 
+class Decoder:
+    """The units of a model as greedy search calls them: the encoder once, then one token after another."""
+
+    def __init__(self, model: PaLI, batch: MicroBatch) -> None:
+        self.model, self.batch, self.units = model, batch, dict(model.units())
+        self.blocks = {name: unit for name, unit in self.units.items() if isinstance(unit, DecoderBlock)}
+        self.caches: dict[str, Cache] = {}
+
+    def start(self) -> None:
+        """Encode the batch, and take every decoder block's keys and values of it."""
+        carry: tuple[Tensor, ...] = ()
+        for name, unit in self.units.items():
+            if name in self.blocks:
+                break
+            carry = unit(carry, self.batch)
+        self.remember(carry)
+
+    def remember(self, carry: tuple[Tensor, ...]) -> None:
+        memory, self.decoder_bias = carry[0], carry[3]
+        self.cross_mask = (self.batch.encoder_segments == 1)[:, None, None, :]
+        self.caches = {name: _empty_cache(block, memory) for name, block in self.blocks.items()}
+
+    def next(self, token: Tensor) -> Tensor:
+        """The most probable token after `token` [B, 1] and those before it: int64 [B]."""
+        return self.predict(self.decode(self.embed(token), list(self.blocks)))
+
+    def embed(self, token: Tensor) -> Tensor:
+        return cast(Bridge, self.units["bridge"]).embedding(token)
+
+    def decode(self, x: Tensor, names: Sequence[str]) -> Tensor:
+        """Through these decoder blocks: [1, B, d]."""
+        for name in names:
+            x = self.blocks[name].decode(x, self.decoder_bias, self.caches[name], self.cross_mask)
+        return x
+
+    def predict(self, x: Tensor) -> Tensor:
+        head = cast(Head, self.units["head"])
+        (logits,) = head.output(head.norm(x)[0])
+        return _argmax(logits, head.parallel)
+
+
 @torch.no_grad()
-def generate(model: PaLI, batch: MicroBatch, max_new_tokens: int, together: dist.ProcessGroup | None = None) -> Tensor:
+def generate(
+    model: PaLI,
+    batch: MicroBatch,
+    max_new_tokens: int,
+    together: dist.ProcessGroup | None = None,
+    decoder: Decoder | None = None,
+) -> Tensor:
     """The most probable next token, again and again: int64 [B, <= max_new_tokens], EOS included, then pad.
 
     One example per row of `batch` (segment 1 of the encoder); its decoder arrays are not read. `together`: ranks whose
-    parameters are sharded over each other must take the same number of steps; they stop when all are done.
-    The model is left in evaluation mode.
+    parameters are sharded over each other must take the same number of steps; they stop when all are done. `decoder`
+    knows where the units are, if not all here. The model is left in evaluation mode.
     """
     model.eval()
-    units = dict(model.units())
-    bridge, head = cast(Bridge, units["bridge"]), cast(Head, units["head"])
-    decoder_blocks = [unit for unit in units.values() if isinstance(unit, DecoderBlock)]
-    with whole_sequences(model, head.parallel):
-        carry: tuple[Tensor, ...] = ()
-        for unit in units.values():
-            if isinstance(unit, DecoderBlock):
-                break
-            carry = unit(carry, batch)
-        memory, decoder_bias = carry[0], carry[3]
-        cross_mask = (batch.encoder_segments == 1)[:, None, None, :]
-        caches = [_empty_cache(block, memory) for block in decoder_blocks]
-        rows = batch.num_rows
-        token = torch.full((rows, 1), PAD, device=memory.device)
-        ended = torch.zeros(rows, dtype=torch.bool, device=memory.device)
+    decoder = decoder or Decoder(model, batch)
+    with whole_sequences(model):
+        decoder.start()
+        token = torch.full((batch.num_rows, 1), PAD, device=batch.encoder_tokens.device)
+        ended = torch.zeros(batch.num_rows, dtype=torch.bool, device=token.device)
         generated: list[Tensor] = []
         for _ in range(max_new_tokens):
-            x = bridge.embedding(token)
-            for block, cache in zip(decoder_blocks, caches, strict=True):
-                x = block.decode(x, decoder_bias, cache, cross_mask)
-            (logits,) = head.output(head.norm(x)[0])
-            token = _argmax(logits, head.parallel).masked_fill(ended, PAD).unsqueeze(1)
+            token = decoder.next(token).masked_fill(ended, PAD).unsqueeze(1)
             generated.append(token)
             ended |= token.squeeze(1) == EOS
             if _all(ended, together):

@@ -282,13 +282,16 @@ class RMSNorm(nn.Module):
 
 
 @contextmanager
-def whole_sequences(model: nn.Module, parallel: TensorParallel) -> Iterator[None]:
+def whole_sequences(model: nn.Module) -> Iterator[None]:
     """Turn sequence parallelism off for a while: a decoding step has one token, which cannot be split."""
     layers = [m for m in model.modules() if isinstance(m, ColumnParallelLinear | RowParallelLinear)]
-    was = parallel.sequence
+    seen = (getattr(m, "parallel", None) for m in model.modules())
+    parallels = [parallel for parallel in seen if isinstance(parallel, TensorParallel)]
+    was = any(layer.sequence_parallel for layer in layers)
 
     def switch(on: bool) -> None:
-        parallel.sequence = on
+        for parallel in parallels:
+            parallel.sequence = on
         for layer in layers:
             layer.sequence_parallel = on
 

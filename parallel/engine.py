@@ -117,8 +117,13 @@ class Engine(ABC):
     @torch.no_grad()
     def generate(self, batch: MicroBatch, max_new_tokens: int) -> Tensor:
         """Greedy answers, int64 [B, <= max_new_tokens], EOS included then pad; one example per row of the batch."""
-        self.model.eval()
-        return generate(self.model, batch.to(self.layout.device), max_new_tokens, together=self.layout.data_group)
+        batch = batch.to(self.layout.device)
+        decoder = None
+        if self.pipeline is not None:
+            from parallel.pipeline_decoder import PipelineDecoder
+
+            decoder = PipelineDecoder(self.pipeline, batch)
+        return generate(self.model, batch, max_new_tokens, together=self.layout.data_group, decoder=decoder)
 
     def _reduced(self, totals: list[Tensor]) -> LossTotals:
         """Summed over micro-batches and data-parallel ranks, on every rank; only a last stage has any."""

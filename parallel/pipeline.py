@@ -145,14 +145,16 @@ class Travel:
         self.vision_tokens, self.width, self.d_model = patches.tokens, bridge.vit.width, bridge.mt5.d_model
         self.table = (bridge.mt5.relative_attention_num_buckets, bridge.mt5.num_heads // layout.config.tensor)
         self.num_objectives = head.num_objectives
-        self.split = layout.config.tensor if layout.config.sequence else 1
+        self.split_sequence = layout.config.tensor if layout.config.sequence else 1
         self.trained: dict[str, dict[str, bool]] = {}
         now = dict.fromkeys(("vision", "encoder", "decoder", "encoder_bias", "decoder_bias"), False)
         for name, unit in plan.units():
             self._pass(unit, now)
             self.trained[name] = dict(now)
 
-    def after(self, name: str | None, sizes: Sizes, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    def after(
+        self, name: str | None, sizes: Sizes, dtype: torch.dtype, whole_sequences: bool = False
+    ) -> tuple[Tensor, ...]:
         """Empty tensors on `meta`, as they are after the unit `name`; none before the first."""
         if name is None:
             return ()
@@ -160,7 +162,7 @@ class Travel:
             return _empty((), torch.float32, True), _empty((4, self.num_objectives), torch.float32, False)
         order = list(self.trained)
         vision = order.index(name) < order.index("bridge")
-        shapes = self._shapes(sizes)
+        shapes = self._shapes(sizes, 1 if whole_sequences else self.split_sequence)
         return tuple(_empty(shapes[n], dtype, self.trained[name][n]) for n in shapes if (n == "vision") == vision)
 
     @staticmethod
@@ -187,11 +189,11 @@ class Travel:
             trained["encoder"] |= own
             trained["vision"] |= own
 
-    def _shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
+    def _shapes(self, sizes: Sizes, split: int) -> dict[str, tuple[int, ...]]:
         return {
-            "vision": (self.vision_tokens // self.split, sizes.images, self.width),
-            "encoder": (sizes.encoder_length // self.split, sizes.rows, self.d_model),
-            "decoder": (sizes.decoder_length // self.split, sizes.rows, self.d_model),
+            "vision": (self.vision_tokens // split, sizes.images, self.width),
+            "encoder": (sizes.encoder_length // split, sizes.rows, self.d_model),
+            "decoder": (sizes.decoder_length // split, sizes.rows, self.d_model),
             "encoder_bias": self.table,
             "decoder_bias": self.table,
         }

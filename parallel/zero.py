@@ -17,7 +17,9 @@ ours:
 6. DeepSpeed counts micro-batches in `engine.forward`; two backwards in a row (1F1B's cool-down, GPipe) would overwrite
    gradients. `clear_backward_seen_flag` before each backward counts them there; with `backward_prologue`, which clears
    16-bit gradients, `engine.forward` is not needed.
-7. Shards are found through `grad_position` (stage 3) or `_hp_mapping` (stages 1, 2): DeepSpeed has no public map.
+7. ZeRO-3 overwrites gradients in the first backward of a step and adds in the others; where a rank holds several
+   (interleaved) stages, the first backward of the second stage is not the first, so gradients are zeroed and added.
+8. Shards are found through `grad_position` (stage 3) or `_hp_mapping` (stages 1, 2): DeepSpeed has no public map.
 """
 
 import logging
@@ -106,6 +108,7 @@ class ZeroEngine(Engine):
             mpu=ModelParallelUnit(layout),
             config=config,
         )
+        self.fresh = True  # no backward since the last update
         super().__init__(blueprint, pali, self.zero.optimizer, layout.stage_group)
 
     def shards(self) -> list[Shard]:
@@ -181,10 +184,19 @@ class ZeroEngine(Engine):
     def backward(self, loss: Tensor) -> None:
         self.zero.clear_backward_seen_flag()
         self.zero.backward_prologue()
+        if self.fresh and self.stage == 3 and len(self.blueprint.local_stages) > 1:
+            self._zero_gradients()
+        self.fresh = False
         self.engine.backward(loss, scale_wrt_gas=False)
+
+    def _zero_gradients(self) -> None:
+        for gradient in self.zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values():
+            gradient.zero_()
+        self.zero.micro_step_id = 1  # anything but 0: add to the gradients
 
     def apply_update(self) -> float:
         self.engine.step()
+        self.fresh = True
         norm = float(self.zero._global_grad_norm)
         return norm if norm >= 0 and not self.zero.overflow else math.nan
 
