@@ -1,9 +1,11 @@
 """What a unit costs: parameters, FLOPs, activation bytes. Each formula stands next to the unit it describes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,19 @@ class Cost:
 
 
 class Unit(nn.Module):
-    """One step of the forward pass that knows its price; what a pipeline cuts between."""
+    """One step of the forward pass that knows its price; what a pipeline cuts between.
+
+    `recompute`: what is computed again in the backward pass instead of kept: "none", "attention" (scores and their
+    softmax, whose size is the square of the length), or "block" (everything but the unit's inputs).
+    """
+
+    recompute = "none"
+
+    def attend(self, attention: Callable[..., Tensor], *inputs: object) -> Tensor:
+        """attention(*inputs), recomputed where that is asked."""
+        if self.recompute == "attention" and torch.is_grad_enabled():
+            return checkpoint(attention, *inputs, use_reentrant=False)
+        return attention(*inputs)
 
     def cost(self, shape: Shape) -> Cost:
         """Of the whole unit, on one tensor-parallel rank of one."""

@@ -137,10 +137,11 @@ class Block(Unit):
         query, key, value = self.project(x)
         if self.flex:
             blocks = segment_blocks(segments, segments, causal=not self.bidirectional)
-            attended = flex_t5_attention(query, key, value, table, self.mt5, self.bidirectional, blocks)
+            attended = self.attend(flex_t5_attention, query, key, value, table, self.mt5, self.bidirectional, blocks)
         else:
             bias = relative_bias(table, self.mt5, query.shape[0], key.shape[0], self.bidirectional)
-            attended = t5_attention(query, key, value, bias, mask, self.rate if self.training else 0.0)
+            rate = self.rate if self.training else 0.0
+            attended = self.attend(t5_attention, query, key, value, bias, mask, rate)
         return x + dropout(self.attention_out(attended), self.rate, self)
 
     def mlp(self, x: Tensor) -> Tensor:
@@ -204,9 +205,10 @@ class DecoderBlock(Block):
         query, key, value = self.cross_query_of(decoder), *self.memory(encoder)
         if self.flex:
             blocks = segment_blocks(batch.decoder_segments, batch.encoder_segments, causal=False)
-            attended = flex_t5_attention(query, key, value, None, self.mt5, False, blocks)
+            attended = self.attend(flex_t5_attention, query, key, value, None, self.mt5, False, blocks)
         else:
-            attended = t5_attention(query, key, value, None, batch.cross_mask, self.rate if self.training else 0.0)
+            rate = self.rate if self.training else 0.0
+            attended = self.attend(t5_attention, query, key, value, None, batch.cross_mask, rate)
         decoder = decoder + dropout(self.cross_out(attended), self.rate, self)
         return encoder, self.mlp(decoder), encoder_bias, decoder_bias
 

@@ -40,12 +40,10 @@ class PaLI(nn.Module):
 
     Forward: (what the unit before passed on, nothing before `patches`), batch -> what the last unit passes on; after
     `head` that is (loss, totals [4, num_objectives]). `names` runs only these units: one of several stages on a rank.
-    `recompute` keeps only the inputs of trained blocks.
     """
 
-    def __init__(self, units: Units, recompute: bool = False) -> None:
+    def __init__(self, units: Units) -> None:
         super().__init__()
-        self.recompute = recompute
         for name, unit in units.items():
             self.add_module(name, unit)
 
@@ -66,7 +64,7 @@ class PaLI(nn.Module):
         if not (trained and torch.is_grad_enabled()):
             with torch.no_grad():
                 return unit(carry, batch)
-        if self.recompute and isinstance(unit, ViTBlock | EncoderBlock | DecoderBlock):
+        if unit.recompute == "block":
             return checkpoint(unit, carry, batch, use_reentrant=False)
         return unit(carry, batch)
 

@@ -67,7 +67,7 @@ class ViTBlock(Unit):
         (vision,) = carry
         head_dim = self.config.width // self.config.num_heads
         query, key, value = (split_heads(x, head_dim) for x in self.attention_in(self.attention_norm(vision)))
-        vision = vision + self.attention_out(vit_attention(query, key, value))
+        vision = vision + self.attention_out(self.attend(vit_attention, query, key, value))
         (hidden,) = self.mlp_in(self.mlp_norm(vision))
         return (vision + self.mlp_out(F.gelu(hidden, approximate="tanh")),)
 

@@ -1,8 +1,12 @@
 """How the world is divided, and which optimizer updates the shards."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from errors import ConfigurationError
+
+STACKS = ("vit", "encoder", "decoder")
+RECOMPUTE = ("none", "block", "every_n", "attention")
 
 
 @dataclass
@@ -14,8 +18,12 @@ class ParallelConfig:
     "1f1b" or "gpipe"; with `virtual_stages` > 1 every rank holds that many stages and the schedule is interleaved
     1F1B. `cut` names the first unit of every stage but the first; left empty, stages are balanced, each within
     `memory_gib` if that is given. `sequence`: Megatron sequence parallelism between tensor-parallel layers.
-    `micro_batch` is in rows per forward pass. `recompute`: "none", or "block" to keep only the inputs of trained
-    blocks. A rank that hears nothing from its peers for `timeout_s` seconds gives up.
+    `micro_batch` is in rows per forward pass. A rank that hears nothing from its peers for `timeout_s` seconds gives
+    up.
+
+    `recompute` trades time for memory in trained blocks of `recompute_stacks`: "none" keeps all activations, "block"
+    only the inputs of blocks, "every_n" so for one block of every `recompute_every`, "attention" all but the scores and
+    weights of attention.
     """
 
     tensor: int = 1
@@ -29,18 +37,20 @@ class ParallelConfig:
     persistent_elements: int = 100_000
     micro_batch: int = 8
     recompute: str = "none"
+    recompute_every: int = 2
+    recompute_stacks: list[str] = field(default_factory=lambda: list(STACKS))
     timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
-        for name in ("tensor", "pipeline", "virtual_stages", "micro_batch"):
+        for name in ("tensor", "pipeline", "virtual_stages", "micro_batch", "recompute_every"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"parallel.{name}={getattr(self, name)} must be at least 1.")
         if self.zero_stage not in (0, 1, 2, 3):
             raise ConfigurationError(f"parallel.zero_stage={self.zero_stage} is unknown; choose 0, 1, 2 or 3.")
-        if self.recompute not in ("none", "block"):
-            raise ConfigurationError(f"parallel.recompute={self.recompute!r} is unknown; choose none or block.")
-        if self.schedule not in ("1f1b", "gpipe"):
-            raise ConfigurationError(f"parallel.schedule={self.schedule!r} is unknown; choose 1f1b or gpipe.")
+        one_of("parallel.recompute", self.recompute, RECOMPUTE)
+        for stack in self.recompute_stacks:
+            one_of("parallel.recompute_stacks", stack, STACKS)
+        one_of("parallel.schedule", self.schedule, ("1f1b", "gpipe"))
         if self.virtual_stages > 1 and (self.pipeline == 1 or self.schedule != "1f1b"):
             raise ConfigurationError(
                 f"parallel.virtual_stages={self.virtual_stages} interleaves the stages of a 1f1b pipeline; set "
@@ -73,8 +83,7 @@ class OptimizerConfig:
     gradient_clipping: float | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in ("adafactor", "adamw"):
-            raise ConfigurationError(f"optimizer.name={self.name!r} is unknown; choose adafactor or adamw.")
+        one_of("optimizer.name", self.name, ("adafactor", "adamw"))
         for name in ("decay_exponent", "epsilon", "epsilon_scale"):
             if getattr(self, name) <= 0:
                 raise ConfigurationError(f"optimizer.{name}={getattr(self, name)} must be greater than 0.")
@@ -87,3 +96,9 @@ class OptimizerConfig:
                 raise ConfigurationError(f"optimizer.{name}={value} must be greater than 0, or null to turn it off.")
         if self.weight_decay < 0:
             raise ConfigurationError(f"optimizer.weight_decay={self.weight_decay} must not be negative.")
+
+
+def one_of(where: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ConfigurationError unless `value` is one of the choices."""
+    if value not in choices:
+        raise ConfigurationError(f"{where}={value!r} is unknown; choose {', '.join(choices[:-1])} or {choices[-1]}.")

@@ -14,6 +14,7 @@ from model.pali import PaLI, freeze, initialize, units
 from parallel.config import OptimizerConfig
 from parallel.layout import Layout
 from parallel.partition import StageCost, cut
+from parallel.recompute import mark_recomputed
 
 TEXT_TOKENS = 32  # input and target text of the example that stages are balanced for (the paper's tables)
 
@@ -54,6 +55,7 @@ def draw(
     with torch.device("meta"):
         plan = PaLI(units(vit, mt5, model, num_objectives, layout.tensor_parallel))
     freeze(plan, frozen)
+    mark_recomputed(plan, layout.config)
     if not any(p.requires_grad for p in plan.parameters()):
         raise ConfigurationError(f"The freeze patterns {list(frozen)} leave nothing to train; remove one.")
     vision = vit.num_tokens(model.image_size)
@@ -75,7 +77,7 @@ def materialize(blueprint: Blueprint, place: Callable[[nn.Module], None] = lambd
         _to_empty(everything[name], device, dtype)
         initialize(everything[name], blueprint.seed, name)
         place(everything[name])
-    pali = PaLI({name: everything[name] for name in names}, blueprint.layout.config.recompute == "block")
+    pali = PaLI({name: everything[name] for name in names})
     if not any(p.requires_grad for p in pali.parameters()):
         pali.ballast = Ballast(device, dtype)
     return pali

@@ -1,0 +1,14 @@
+"""Which blocks compute again in the backward pass what they did not keep of the forward pass."""
+
+from model.pali import PaLI
+from parallel.config import ParallelConfig
+
+
+def mark_recomputed(plan: PaLI, config: ParallelConfig) -> None:
+    """Set `Unit.recompute` of the blocks that `parallel.recompute` and `parallel.recompute_stacks` choose."""
+    kind = "attention" if config.recompute == "attention" else "block"
+    every = {"none": 0, "every_n": config.recompute_every}.get(config.recompute, 1)
+    prefixes = tuple(f"{stack}_block_" for stack in config.recompute_stacks)
+    for name, unit in plan.units():
+        if every and name.startswith(prefixes) and int(name.rsplit("_", 1)[1]) % every == 0:
+            unit.recompute = kind

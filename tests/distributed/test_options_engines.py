@@ -1,0 +1,66 @@
+"""What may be chosen within a layout changes memory, speed or the update that was asked for, and nothing else."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from parallel.config import OptimizerConfig, ParallelConfig
+from parallel.engine import Engine, build_engine
+from parallel.launch import launch
+from parallel.layout import Layout
+from tests.distributed.problem import MODEL, MT5, NUM_OBJECTIVES, VIT, train, weights
+from tests.distributed.world import results_file, run_world
+
+
+@dataclass
+class Options:
+    """Settings of `parallel` and of `optimizer` over two ranks, and the case whose curve they must give."""
+
+    parallel: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    same_as: str | None = None
+
+    def engine(self) -> Engine:
+        layout = Layout(ParallelConfig(**self.parallel, timeout_s=120), launch())
+        optimizer = OptimizerConfig(**{"gradient_clipping": 0.5, **self.optimizer})
+        return build_engine(VIT, MT5, MODEL, optimizer, layout=layout, num_objectives=NUM_OBJECTIVES, seed=1)
+
+
+SEQUENCE = {"tensor": 2, "sequence": True}
+ZERO3 = {"zero_stage": 3, "persistent_elements": 100}
+CASES = {
+    "sequence": Options(SEQUENCE),
+    "sequence_attention": Options({**SEQUENCE, "recompute": "attention"}, same_as="sequence"),
+    "sequence_block": Options({**SEQUENCE, "recompute": "block"}, same_as="sequence"),
+    "sequence_every_2_of_the_decoder": Options(
+        {**SEQUENCE, "recompute": "every_n", "recompute_stacks": ["decoder"]}, same_as="sequence"
+    ),
+    "zero3": Options(ZERO3),
+    "zero3_attention": Options({**ZERO3, "recompute": "attention"}, same_as="zero3"),
+    "zero3_every_2": Options({**ZERO3, "recompute": "every_n"}, same_as="zero3"),
+}
+
+
+def train_all(folder: Path) -> None:
+    for name, options in CASES.items():
+        engine = options.engine()
+        result = {"curve": train(engine, range(3)), "weights": weights(engine)}
+        if engine.layout.rank == 0:
+            torch.save(result, results_file(folder, name))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("options")
+    run_world(2, train_all, folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", [name for name, options in CASES.items() if options.same_as])
+def test_the_curve_is_the_same(results: Path, name: str) -> None:
+    expected, found = (torch.load(results_file(results, n))["curve"] for n in (CASES[name].same_as, name))
+    for pair, wanted in zip(found, expected, strict=True):
+        assert pair == pytest.approx(wanted, rel=1e-6)
