@@ -2,18 +2,21 @@
 
 Second moments of a matrix are kept as the means of its rows and of its columns (Shazeer & Stern 2018), of the whole
 logical matrix: each rank sums its own elements, one all-reduce adds the sums of all matrices, a second one the sizes
-of the updates.
+of the updates. What is too small to factor keeps all second moments, and is updated by few kernels over many tensors.
+
+big_vision's variant (`optax.py::scale_by_adafactor`) is the same with a momentum and a bound on beta2.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from parallel.config import OptimizerConfig
 from parallel.fragments import Rectangle
-from parallel.optimizer import ShardedOptimizer
+from parallel.optimizer import Piece, ShardedOptimizer
 
 EPSILON = 1e-30  # added to every squared gradient (T5X epsilon1)
 
@@ -26,120 +29,145 @@ class Moments:
     columns: Tensor
 
 
-@dataclass
-class Sums:
-    """A tensor's sums, views of one buffer: of squared weights, of squared gradients by row and by column."""
-
-    weights: Tensor
-    rows: Tensor
-    columns: Tensor
-
-
 class Adafactor(ShardedOptimizer):
-    """No momentum; beta2_t = 1 - (t + 1)^-decay_exponent; step scaled by the RMS of the weights; update RMS clipped."""
+    """beta2_t = 1 - (t + 1)^-decay_exponent; step scaled by the RMS of the weights; update RMS clipped."""
 
     def make_state(self) -> None:
         device = self.shards[0].weights.device
+        self.index = {name: i for i, name in enumerate(self.shapes)}
         self.moments = {
             name: Moments(*(torch.zeros(n, device=device) for n in shape))
             for name, shape in self.shapes.items()
-            if self._factored(shape)
+            if factored(shape, self.config)
         }
-        self.full = {
-            r: torch.zeros(r.size, device=device)
-            for shard in self.shards
-            for r in shard.rectangles
-            if r.name not in self.moments
-        }
+        held = [r for shard in self.shards for r in shard.rectangles]
+        self.full = {r: torch.zeros(r.size, device=device) for r in held if r.name not in self.moments}
+        kept = held if self.config.momentum else []
+        self.momenta = {r: torch.zeros(r.size, device=device, dtype=torch.bfloat16) for r in kept}
 
-    def _factored(self, shape: torch.Size) -> bool:
-        return len(shape) == 2 and min(shape) >= self.config.min_dim_size_to_factor
+    def update(self, pieces: list[Piece]) -> None:
+        matrices = [piece for piece in pieces if piece[0].name in self.moments]
+        others = [piece for piece in pieces if piece[0].name not in self.moments]
 
-    def update(self, pieces: list[tuple[Rectangle, Tensor, Tensor]], learning_rate: float) -> None:
-        buffer, sums = self._sum_buffer()
-        for r, weights, gradient in pieces:
+        weight_sums, moment_sums = self._sum(matrices, others)
+        factors = {name: self._update_moments(name, *sums) for name, sums in moment_sums.items()}
+        updates = self._updates(others)
+        update_sums = torch.zeros_like(weight_sums)
+        for r, _, gradient in matrices:
             if r.once:
-                self._add_sums(sums[r.name], r, weights, gradient)
-        dist.all_reduce(buffer, group=self.group)
-
-        factors = {name: self._update_moments(name, sums[name]) for name in self.moments}
-        for r, _, gradient in pieces:
-            if r.name not in factors:
-                mixing = self._mixing(r.name)
-                self.full[r].mul_(1 - mixing).add_(gradient.float().square().add_(EPSILON), alpha=mixing)
-
-        index = {name: i for i, name in enumerate(self.shapes)}
-        update_sums = buffer.new_zeros(len(index))
-        for r, _, gradient in pieces:
-            if r.once:
-                update_sums[index[r.name]] += self._squared_update(r, gradient, factors)
+                update_sums[self.index[r.name]] += _squared_update(r, gradient, *factors[r.name])
+        self._add(update_sums, [(r, u) for (r, _, _), u in zip(others, updates, strict=True)])
         dist.all_reduce(update_sums, group=self.group)
 
-        scales = self._scales(sums, update_sums, learning_rate)
-        for r, weights, gradient in pieces:
-            if self.config.weight_decay and len(r.shape) == 2:
-                weights.mul_(1 - learning_rate * self.config.weight_decay)
-            self._apply(r, weights, gradient, factors, scales[index[r.name]])
+        steps, clips = self._steps(weight_sums, update_sums)
+        for r, weights, _ in pieces:
+            if decay := self.decay(r):
+                weights.mul_(1 - self.rate(r.name) * decay)
+        for r, weights, gradient in matrices:
+            self._apply(r, weights, gradient, *factors[r.name], steps[r.name], clips[r.name])
+        self._apply_all(others, updates, steps, clips)
 
-    def _sum_buffer(self) -> tuple[Tensor, dict[str, Sums]]:
-        sizes = {name: (1, *(shape if name in self.moments else (0, 0))) for name, shape in self.shapes.items()}
-        buffer = torch.zeros(sum(map(sum, sizes.values())), device=self.shards[0].weights.device)
-        pieces = iter(buffer.split([n for size in sizes.values() for n in size]))
-        return buffer, {name: Sums(next(pieces), next(pieces), next(pieces)) for name in sizes}
+    def _sum(self, matrices: list[Piece], others: list[Piece]) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """Over all ranks: of every tensor the sum of squared weights; of matrices those of squared gradients by row and
+        by column."""
+        shapes = [shape for name, shape in self.shapes.items() if name in self.moments]
+        sizes = [len(self.shapes), *(n for shape in shapes for n in shape)]
+        buffer = torch.zeros(sum(sizes), device=self.shards[0].weights.device)
+        weight_sums, *rest = buffer.split(sizes)
+        moment_sums = dict(zip(self.moments, zip(rest[::2], rest[1::2], strict=True), strict=True))
+        for r, weights, gradient in matrices:
+            if r.once:
+                row_sums, column_sums = moment_sums[r.name]
+                for rows, w, g in _chunks(r, weights, gradient):
+                    squared = g.float().square()
+                    row_sums[rows] += squared.sum(1)
+                    column_sums[_columns(r)] += squared.sum(0)
+                    weight_sums[self.index[r.name]] += w.square().sum()
+        self._add(weight_sums, [(r, weights) for r, weights, _ in others])
+        dist.all_reduce(buffer, group=self.group)
+        return weight_sums, moment_sums
 
-    def _add_sums(self, sums: Sums, r: Rectangle, weights: Tensor, gradient: Tensor) -> None:
-        for rows, w, g in _chunks(r, weights, gradient):
-            sums.weights += w.square().sum()
-            if r.name in self.moments:
-                squared = g.float().square()
-                sums.rows[rows] += squared.sum(1)
-                sums.columns[_columns(r)] += squared.sum(0)
+    def _add(self, sums: Tensor, values: list[tuple[Rectangle, Tensor]]) -> None:
+        """Add, for each tensor, the squares of the values that this rank counts."""
+        counted = [(self.index[r.name], x) for r, x in values if r.once]
+        if counted:
+            index, tensors = zip(*counted, strict=True)
+            sums.index_put_((torch.tensor(index, device=sums.device),), _squared_sums(tensors), accumulate=True)
 
     def _mixing(self, name: str) -> float:
         """1 - beta2 of this step."""
-        return (self.ages[name] + 1.0) ** -self.config.decay_exponent
+        return max((self.ages[name] + 1.0) ** -self.config.decay_exponent, 1 - self.config.beta2_cap)
 
-    def _update_moments(self, name: str, sums: Sums) -> tuple[Tensor, Tensor]:
+    def _update_moments(self, name: str, row_sums: Tensor, column_sums: Tensor) -> tuple[Tensor, Tensor]:
         """New moments, and the factors (of rows, of columns) by which a gradient is multiplied."""
         num_rows, num_columns = self.shapes[name]
         moments, mixing = self.moments[name], self._mixing(name)
-        moments.rows.lerp_(sums.rows / num_columns + EPSILON, mixing)
-        moments.columns.lerp_(sums.columns / num_rows + EPSILON, mixing)
+        moments.rows.lerp_(row_sums / num_columns + EPSILON, mixing)
+        moments.columns.lerp_(column_sums / num_rows + EPSILON, mixing)
         return (moments.rows / moments.rows.mean()).rsqrt(), moments.columns.rsqrt()
 
-    def _squared_update(self, r: Rectangle, gradient: Tensor, factors: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
-        if r.name not in factors:
-            return (gradient.float().square() / self.full[r]).sum()
-        row_factor, column_factor = factors[r.name]
-        column_factor = column_factor[_columns(r)].square()
-        return torch.stack(
-            [
-                (g.float().square() @ column_factor) @ row_factor[rows].square()
-                for rows, _, g in _chunks(r, gradient, gradient)
-            ]
-        ).sum()
+    def _updates(self, others: list[Piece]) -> list[Tensor]:
+        """New moments of the tensors that are not factored, and the gradients divided by their roots."""
+        if not others:
+            return []
+        gradients = [gradient.float() for _, _, gradient in others]
+        squared = torch._foreach_mul(gradients, gradients)
+        torch._foreach_add_(squared, EPSILON)
+        moments = [self.full[r] for r, _, _ in others]
+        torch._foreach_lerp_(moments, squared, [self._mixing(r.name) for r, _, _ in others])
+        updates = torch._foreach_rsqrt(moments)
+        torch._foreach_mul_(updates, gradients)
+        return list(updates)
 
-    def _scales(self, sums: dict[str, Sums], update_sums: Tensor, learning_rate: float) -> Tensor:
-        """Of every logical tensor: learning rate x max(RMS(weights), epsilon) / max(1, RMS(update) / clipping)."""
-        counts = update_sums.new_tensor([shape.numel() for shape in self.shapes.values()])
-        scales = torch.full_like(update_sums, learning_rate)
+    def _steps(self, weight_sums: Tensor, update_sums: Tensor) -> tuple[dict[str, float], dict[str, float]]:
+        """Of every logical tensor: learning rate x max(RMS(weights), epsilon), and 1 / max(1, RMS(update) /
+        clipping)."""
+        counts = weight_sums.new_tensor([shape.numel() for shape in self.shapes.values()])
+        steps = weight_sums.new_tensor([self.rate(name) for name in self.shapes])
+        clips = torch.ones_like(steps)
         if self.config.multiply_by_parameter_scale:
-            weights = torch.cat([sums[name].weights for name in self.shapes])
-            scales *= (weights / counts).sqrt().clamp(min=self.config.epsilon_scale)
+            steps *= (weight_sums / counts).sqrt().clamp(min=self.config.epsilon_scale)
         if self.config.update_clipping is not None:
-            scales /= ((update_sums / counts).sqrt() / self.config.update_clipping).clamp(min=1.0)
-        return scales
+            clips /= ((update_sums / counts).sqrt() / self.config.update_clipping).clamp(min=1.0)
+        both = torch.stack([steps, clips]).tolist()
+        return dict(zip(self.shapes, both[0], strict=True)), dict(zip(self.shapes, both[1], strict=True))
 
     def _apply(
-        self, r: Rectangle, weights: Tensor, gradient: Tensor, factors: dict[str, tuple[Tensor, Tensor]], scale: Tensor
+        self,
+        r: Rectangle,
+        weights: Tensor,
+        gradient: Tensor,
+        row_factor: Tensor,
+        column_factor: Tensor,
+        step: float,
+        clip: float,
     ) -> None:
-        if r.name not in factors:
-            weights.sub_(gradient.float() * self.full[r].rsqrt() * scale)
-            return
-        row_factor, column_factor = factors[r.name]
-        column_factor = column_factor[_columns(r)]
+        row_factor, column_factor = row_factor * clip, column_factor[_columns(r)]
         for rows, w, g in _chunks(r, weights, gradient):
-            w.addcmul_(g.float() * (row_factor[rows] * scale).unsqueeze(1), column_factor, value=-1)
+            update = g.float() * row_factor[rows].unsqueeze(1)
+            if not self.momenta:
+                w.addcmul_(update, column_factor, value=-step)
+                continue
+            at = rows.start - r.offset[0]
+            w.sub_(self._averaged(self.momenta[r][at : at + len(w)], update * column_factor), alpha=step)
+
+    def _apply_all(
+        self, others: list[Piece], updates: list[Tensor], steps: dict[str, float], clips: dict[str, float]
+    ) -> None:
+        if not others:
+            return
+        names = [r.name for r, _, _ in others]
+        torch._foreach_mul_(updates, [clips[name] for name in names])
+        if self.momenta:
+            updates = [self._averaged(self.momenta[r], u) for (r, _, _), u in zip(others, updates, strict=True)]
+        torch._foreach_mul_(updates, [-steps[name] for name in names])
+        torch._foreach_add_([weights for _, weights, _ in others], updates)
+
+    def _averaged(self, memory: Tensor, update: Tensor) -> Tensor:
+        """The update with those before (optax `ema` without debiasing), of which the memory keeps 16 bits."""
+        mean = update.lerp(memory.float(), self.config.momentum)
+        memory.copy_(mean)
+        return mean
 
     def state_pieces(self) -> Iterator[tuple[str, Rectangle | torch.Size, Tensor]]:
         for name, moments in self.moments.items():
@@ -147,6 +175,38 @@ class Adafactor(ShardedOptimizer):
             yield f"{name}/columns", moments.columns.shape, moments.columns
         for r, values in self.full.items():
             yield f"{r.name}/second_moment", r, values
+        for r, values in self.momenta.items():
+            yield f"{r.name}/momentum", r, values
+
+
+def factored(shape: torch.Size, config: OptimizerConfig) -> bool:
+    """Whether second moments are kept as row and column means."""
+    return len(shape) == 2 and min(shape) >= config.min_dim_size_to_factor
+
+
+def state_bytes(shapes: Mapping[str, torch.Size], config: OptimizerConfig) -> int:
+    """Adafactor's state of these logical tensors in bytes: fp32 second moments, bf16 momentum if there is any.
+
+    Moments of matrices, nearly all of it, are on every rank.
+    """
+    moments = sum(sum(shape) if factored(shape, config) else shape.numel() for shape in shapes.values())
+    return 4 * moments + (2 * sum(shape.numel() for shape in shapes.values()) if config.momentum else 0)
+
+
+def _squared_update(r: Rectangle, gradient: Tensor, row_factor: Tensor, column_factor: Tensor) -> Tensor:
+    column_factor = column_factor[_columns(r)].square()
+    return torch.stack(
+        [
+            (g.float().square() @ column_factor) @ row_factor[rows].square()
+            for rows, _, g in _chunks(r, gradient, gradient)
+        ]
+    ).sum()
+
+
+def _squared_sums(tensors: tuple[Tensor, ...]) -> Tensor:
+    if tensors[0].is_cuda:
+        return torch.stack(torch._foreach_norm(tensors)).square()
+    return torch.stack([x.square().sum() for x in tensors])  # a CPU's norm adds one by one, and is off by 1e-5
 
 
 def _columns(r: Rectangle) -> slice:
@@ -156,7 +216,7 @@ def _columns(r: Rectangle) -> slice:
 def _chunks(r: Rectangle, weights: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """(logical rows, weights, gradient) of pieces small enough for a CPU's cache; a GPU takes larger ones."""
     limit = 2**26 if weights.is_cuda else 2**17
-    step = max(1, limit // r.size[-1]) if len(r.size) == 2 else max(1, r.size[0])
+    step = max(1, limit // r.size[-1])
     for at in range(0, r.size[0], step):
         end = min(at + step, r.size[0])
         yield slice(r.offset[0] + at, r.offset[0] + end), weights[at:end], gradient[at:end]

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from parallel.fragments import Rectangle
-from parallel.optimizer import ShardedOptimizer
+from parallel.optimizer import Piece, ShardedOptimizer
 
 
 class AdamW(ShardedOptimizer):
@@ -18,9 +18,11 @@ class AdamW(ShardedOptimizer):
         self.first = {r: torch.zeros(r.size, device=device) for r, device in everything}
         self.second = {r: torch.zeros(r.size, device=device) for r, device in everything}
 
-    def update(self, pieces: list[tuple[Rectangle, Tensor, Tensor]], learning_rate: float) -> None:
-        for decayed in (True, False):
-            chosen = [piece for piece in pieces if (len(piece[0].shape) == 2) == decayed]
+    def update(self, pieces: list[Piece]) -> None:
+        alike: dict[tuple[float, float], list[Piece]] = {}
+        for piece in pieces:
+            alike.setdefault((self.rate(piece[0].name), self.decay(piece[0])), []).append(piece)
+        for (learning_rate, decay), chosen in alike.items():
             adamw(
                 [w for _, w, _ in chosen],
                 [g.float() for _, _, g in chosen],
@@ -33,7 +35,7 @@ class AdamW(ShardedOptimizer):
                 beta1=self.config.beta1,
                 beta2=self.config.beta2,
                 lr=learning_rate,
-                weight_decay=self.config.weight_decay if decayed else 0.0,
+                weight_decay=decay,
                 eps=self.config.epsilon,
                 maximize=False,
             )

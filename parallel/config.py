@@ -61,13 +61,36 @@ class ParallelConfig:
 
 
 @dataclass
+class ParameterGroup:
+    """How the logical tensors whose names match the shell pattern (`vit_block_*.weight`) are updated.
+
+    Their learning rate is the schedule's times `learning_rate_factor`, approached linearly over a tensor's own first
+    `warmup_steps` updates. `weight_decay` replaces the optimizer's (null = does not).
+    """
+
+    pattern: str = ""
+    learning_rate_factor: float = 1.0
+    weight_decay: float | None = None
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate_factor", "weight_decay", "warmup_steps"):
+            if (getattr(self, name) or 0) < 0:
+                raise ConfigurationError(
+                    f"optimizer.groups: {name}={getattr(self, name)} of {self.pattern!r} must not be negative."
+                )
+
+
+@dataclass
 class OptimizerConfig:
     """Adafactor exactly as T5X's (`t5x/adafactor.py`), or AdamW. The learning rate comes from the schedule.
 
     Adafactor: beta2 of step t is 1 - (t + 1)^-`decay_exponent`; the step is scaled by max(RMS(parameter),
     `epsilon_scale`) and its RMS clipped at `update_clipping`; matrices of at least `min_dim_size_to_factor` on both
-    sides keep row and column means only. AdamW: `beta1`, `beta2`, `epsilon`. `gradient_clipping` bounds the global
-    gradient norm (null = off). `weight_decay` is decoupled, times the learning rate, on matrices only.
+    sides keep row and column means only. big_vision's has besides: beta2 of at most `beta2_cap`, and the update
+    averaged with those before by `momentum`, kept in bf16. AdamW: `beta1`, `beta2`, `epsilon`. `gradient_clipping`
+    bounds the global gradient norm (null = off). `weight_decay` is decoupled, times the learning rate, on matrices
+    only. Of several `groups` that match a tensor, the last holds.
     """
 
     name: str = "adafactor"
@@ -76,18 +99,23 @@ class OptimizerConfig:
     multiply_by_parameter_scale: bool = True
     epsilon_scale: float = 1e-3
     min_dim_size_to_factor: int = 128
+    beta2_cap: float = 1.0
+    momentum: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.0
     gradient_clipping: float | None = None
+    groups: list[ParameterGroup] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         one_of("optimizer.name", self.name, ("adafactor", "adamw"))
         for name in ("decay_exponent", "epsilon", "epsilon_scale"):
             if getattr(self, name) <= 0:
                 raise ConfigurationError(f"optimizer.{name}={getattr(self, name)} must be greater than 0.")
-        for name in ("beta1", "beta2"):
+        if not 0 < self.beta2_cap <= 1:
+            raise ConfigurationError(f"optimizer.beta2_cap={self.beta2_cap} must lie in (0, 1].")
+        for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigurationError(f"optimizer.{name}={getattr(self, name)} must lie in [0, 1).")
         for name in ("update_clipping", "gradient_clipping"):

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from errors import ConfigurationError
 from model.config import ModelConfig, MT5Config, ViTConfig
 from model.costs import Shape, costs_of
-from model.layers import describe_parameter
+from model.layers import describe_parameter, parts_of
 from model.pali import PaLI, freeze, initialize, units
 from parallel.config import OptimizerConfig
+from parallel.groups import check_groups
 from parallel.layout import Layout
 from parallel.partition import StageCost, cut
 from parallel.recompute import mark_recomputed
@@ -51,11 +52,12 @@ def draw(
     frozen: Sequence[str],
     seed: int,
 ) -> Blueprint:
-    """Plan the whole model on `meta` and cut it. Raises ConfigurationError if nothing is left to train."""
+    """Plan the whole model on `meta` and cut it. Raises ConfigurationError where a pattern matches nothing, or all."""
     with torch.device("meta"):
         plan = PaLI(units(vit, mt5, model, num_objectives, layout.tensor_parallel))
     freeze(plan, frozen)
     mark_recomputed(plan, layout.config)
+    check_groups(optimizer.groups, [part.name for _, part in parts_of(plan)])
     if not any(p.requires_grad for p in plan.parameters()):
         raise ConfigurationError(f"The freeze patterns {list(frozen)} leave nothing to train; remove one.")
     vision = vit.num_tokens(model.image_size)

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from parallel.config import OptimizerConfig
 from parallel.fragments import Rectangle
+from parallel.groups import group_of
+
+Piece = tuple[Rectangle, Tensor, Tensor]  # where it lies, its weights, its gradient
 
 
 @dataclass
@@ -40,13 +43,14 @@ class ShardedOptimizer(torch.optim.Optimizer):
         order on each."""
         self.shards, self.shapes, self.group = shards, shapes, group
         self.ages = dict.fromkeys(shapes, 0)
+        self.groups = {name: group_of(name, self.config.groups) for name in shapes}
         self.make_state()
 
     def make_state(self) -> None:
         raise NotImplementedError
 
-    def update(self, pieces: list[tuple[Rectangle, Tensor, Tensor]], learning_rate: float) -> None:
-        """Update the weights of (rectangle, weights, gradient) in place."""
+    def update(self, pieces: list[Piece]) -> None:
+        """Update the weights in place."""
         raise NotImplementedError
 
     def state_pieces(self) -> Iterator[tuple[str, Rectangle | torch.Size, Tensor]]:
@@ -66,9 +70,20 @@ class ShardedOptimizer(torch.optim.Optimizer):
             if id(shard.weights) in given and shard.weights.grad is not None
             for r in shard.rectangles
         ]
-        self.update(pieces, self.param_groups[0]["lr"])
+        self.update(pieces)
         for name in self.ages:
             self.ages[name] += 1
+
+    def rate(self, name: str) -> float:
+        """The learning rate of a logical tensor's next update."""
+        group = self.groups[name]
+        warmed_up = min(1.0, (self.ages[name] + 1) / group.warmup_steps) if group.warmup_steps else 1.0
+        return self.param_groups[0]["lr"] * group.learning_rate_factor * warmed_up
+
+    def decay(self, r: Rectangle) -> float:
+        """Weight decay, to be multiplied by the learning rate."""
+        own = self.groups[r.name].weight_decay
+        return (self.config.weight_decay if own is None else own) if len(r.shape) == 2 else 0.0
 
     def set_learning_rate(self, learning_rate: float) -> None:
         for group in self.param_groups:

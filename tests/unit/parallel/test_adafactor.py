@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 from transformers.optimization import Adafactor as ReferenceAdafactor
 
-from model.layers import OneProcess, Part, zeros
-from parallel.adafactor import Adafactor
+from model.describe import plan, read_sizes
+from model.layers import Part, parts_of, zeros
+from parallel.adafactor import Adafactor, state_bytes
 from parallel.config import OptimizerConfig
 from parallel.fragments import rectangles
 from parallel.optimizer import Shard
@@ -27,7 +28,6 @@ def make(parts: dict[str, Tensor], cuts: list[int], config: OptimizerConfig) -> 
         shards.append(Shard(flat[first:last].clone(), found))
     optimizer = Adafactor([torch.nn.Parameter(shard.weights) for shard in shards], config)
     optimizer.param_groups[0]["params"] = [shard.weights for shard in shards]
-    OneProcess()  # the optimizer's collectives need a process group
     optimizer.bind(shards, {name: values.shape for name, values in parts.items()}, torch.distributed.group.WORLD)
     return optimizer, shards
 
@@ -82,3 +82,69 @@ def test_skipped_steps_change_nothing() -> None:
     optimizer.step()
     assert optimizer.ages == {"matrix": 1}
     assert not torch.equal(shard.weights, torch.ones(130 * 130))
+
+
+def test_big_visions_variant_equals_the_plain_one() -> None:
+    """No scaling by the weights, no update clipping, beta2 at most 0.999, a momentum kept in bf16, decoupled decay."""
+    config = OptimizerConfig(
+        multiply_by_parameter_scale=False,
+        update_clipping=None,
+        min_dim_size_to_factor=4,
+        decay_exponent=2.0,
+        beta2_cap=0.999,
+        momentum=0.9,
+        weight_decay=0.1,
+    )
+    generator = torch.Generator().manual_seed(0)
+    whole = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    optimizer, shards = make(whole, [12, 100, 101, 240, 359], config)
+    optimizer.set_learning_rate(1e-2)
+    wanted = {name: values.clone() for name, values in whole.items()}
+    moments = dict.fromkeys(whole, (0.0, 0.0))
+    momenta = {name: torch.zeros_like(values, dtype=torch.bfloat16) for name, values in whole.items()}
+    for step in range(60):  # 1 - 60^-2 is above the cap
+        gradients = {name: torch.randn(values.shape, generator=generator) for name, values in whole.items()}
+        flat = torch.cat([gradient.flatten() for gradient in gradients.values()])
+        for shard, piece in zip(shards, flat.split([len(s.weights) for s in shards]), strict=True):
+            shard.weights.grad = piece.clone()
+        optimizer.step()
+        beta2 = min(0.999, 1 - (step + 1.0) ** -2)
+        for name, g in gradients.items():
+            squared, (rows, columns) = g.square() + 1e-30, moments[name]
+            if g.dim() == 2 and min(g.shape) >= 4:
+                rows = beta2 * rows + (1 - beta2) * squared.mean(1)
+                columns = beta2 * columns + (1 - beta2) * squared.mean(0)
+                update = g / (rows / rows.mean()).sqrt()[:, None] / columns.sqrt()
+            else:
+                rows = beta2 * rows + (1 - beta2) * squared
+                update = g / rows.sqrt()
+            moments[name] = rows, columns
+            mean = 0.9 * momenta[name].float() + 0.1 * update
+            momenta[name] = mean.bfloat16()
+            wanted[name] -= 1e-2 * (mean + (0.1 * wanted[name] if g.dim() == 2 else 0.0))
+    found = torch.cat([shard.weights for shard in shards])
+    expected = torch.cat([values.flatten() for values in wanted.values()])
+    assert torch.linalg.vector_norm(found - expected) <= 1e-5 * torch.linalg.vector_norm(expected)
+    assert {values.dtype for name, _, values in optimizer.state_pieces() if name.endswith("momentum")} == {
+        torch.bfloat16
+    }
+
+
+def test_the_state_of_mt5_xxl_takes_22_mb_and_that_of_pali_17b_40() -> None:
+    """5.4 M floats beside 12.9 G parameters (no momentum, factored from 128 rows and columns)."""
+    pali = plan(read_sizes(["model=pali_17b"]))
+    shapes = {part.name: part.shape for _, part in parts_of(pali)}
+    own = ("bridge.embedding", "bridge.encoder_bias", "bridge.decoder_bias", "encoder", "decoder", "head")
+    language = {name: shape for name, shape in shapes.items() if name.startswith(own)}
+    assert sum(shape.numel() for shape in language.values()) == pytest.approx(12.92e9, rel=1e-3)
+    assert state_bytes(language, OptimizerConfig()) / 1e6 == pytest.approx(21.7, abs=0.3)
+    assert state_bytes(shapes, OptimizerConfig()) / 1e6 == pytest.approx(40.2, abs=0.1)
+
+
+def test_the_size_of_a_state_is_what_it_takes() -> None:
+    whole = {name: torch.ones(shape) for name, shape in SHAPES.items()}
+    for momentum in (0.0, 0.9):
+        config = OptimizerConfig(min_dim_size_to_factor=4, momentum=momentum)
+        optimizer, _ = make(whole, [], config)
+        found = sum(values.nbytes for _, _, values in optimizer.state_pieces())
+        assert found == state_bytes({name: values.shape for name, values in whole.items()}, config)
