@@ -1,7 +1,8 @@
 """Attention of both towers: the ViT's (scaled, no mask) and T5's (unscaled, relative bias, packed rows)."""
 
 import math
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,35 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from model.config import MT5Config
+
+
+@dataclass
+class Mask:
+    """Who may attend to whom: equal segment ids, and the past alone if `causal`; padding (0) attends to padding.
+
+    `queries` [B, Lq] and `keys` [B, Lk] are segment ids. Both forms are made once, for all layers.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    causal: bool = False
+
+    @cached_property
+    def allowed(self) -> Tensor:
+        """bool [B, 1, Lq, Lk]."""
+        same = self.queries[:, :, None] == self.keys[:, None, :]
+        return (same.tril() if self.causal else same).unsqueeze(1)
+
+    @cached_property
+    def blocks(self) -> BlockMask:
+        """The block-sparse form: blocks between two packed examples are never computed."""
+
+        def may(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            same = self.queries[batch, query] == self.keys[batch, key]
+            return same & (query >= key) if self.causal else same
+
+        (rows, num_queries), num_keys = self.queries.shape, self.keys.shape[1]
+        return create_block_mask(may, rows, None, num_queries, num_keys, device=self.queries.device)
 
 
 @lru_cache(maxsize=32)
@@ -58,18 +88,18 @@ def relative_bias(
 
 
 def t5_attention(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, mask: Tensor, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, allowed: Tensor, dropout: float
 ) -> Tensor:
     """softmax(q k^T + bias) v without 1/sqrt(d) scaling; masked scores are the least finite number; softmax in fp32.
 
-    query [Lq, B, H, D]; key, value [Lk, B, H, D]; bias [H, Lq, Lk] or None; mask bool [B, 1, Lq, Lk]. Returns [Lq, B,
-    H * D].
+    query [Lq, B, H, D]; key, value [Lk, B, H, D]; bias [H, Lq, Lk] or None; allowed bool [B, 1, Lq, Lk].
+    Returns [Lq, B, H * D].
     """
     q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
     scores = q @ k.transpose(2, 3)
     if bias is not None:
         scores = scores + bias
-    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
     weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
     if dropout:  # one mask for all queries (T5X `broadcast_dropout`)
         weights = weights * F.dropout(torch.ones_like(weights[:, :, :1]), dropout)
@@ -109,19 +139,6 @@ def flex_t5_attention(
 
     attend = _compiled_flex() if q.is_cuda else flex_attention
     return attend(q, k, v, score_mod=score, block_mask=blocks, scale=1.0).permute(2, 0, 1, 3).flatten(2)
-
-
-def segment_blocks(queries: Tensor, keys: Tensor, causal: bool) -> BlockMask:
-    """The block-sparse form of a segment mask: blocks between two packed examples are never computed.
-
-    queries [B, Lq] and keys [B, Lk] are segment ids.
-    """
-
-    def same(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        allowed = queries[batch, i] == keys[batch, j]
-        return allowed & (i >= j) if causal else allowed
-
-    return create_block_mask(same, queries.shape[0], None, queries.shape[1], keys.shape[1], device=queries.device)
 
 
 @lru_cache(maxsize=1)

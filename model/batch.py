@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.attention import Mask
+
 ARRAYS = (
     "images",
     "encoder_tokens",
@@ -68,22 +70,14 @@ class MicroBatch:
         return self.target_positions.numel()
 
     @cached_property
-    def encoder_mask(self) -> Tensor:
-        """bool [B, 1, L, L]: who may attend to whom; padding attends to padding."""
-        return _same(self.encoder_segments, self.encoder_segments)
+    def encoder_mask(self) -> Mask:
+        return Mask(self.encoder_segments, self.encoder_segments)
 
     @cached_property
-    def decoder_mask(self) -> Tensor:
-        """bool [B, 1, M, M]: causal within a segment."""
-        length = self.decoder_segments.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=self.decoder_segments.device).tril()
-        return _same(self.decoder_segments, self.decoder_segments) & causal
+    def decoder_mask(self) -> Mask:
+        return Mask(self.decoder_segments, self.decoder_segments, causal=True)
 
     @cached_property
-    def cross_mask(self) -> Tensor:
-        """bool [B, 1, M, L]: a decoder segment sees the encoder segment of the same number."""
-        return _same(self.decoder_segments, self.encoder_segments)
-
-
-def _same(queries: Tensor, keys: Tensor) -> Tensor:
-    return (queries[:, :, None] == keys[:, None, :]).unsqueeze(1)
+    def cross_mask(self) -> Mask:
+        """A decoder segment sees the encoder segment of the same number."""
+        return Mask(self.decoder_segments, self.encoder_segments)

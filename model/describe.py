@@ -3,7 +3,7 @@
     python -m model.describe model=pali_17b stage=frozen_224 input_tokens=32 target_tokens=32
 
 `input_tokens` and `target_tokens` are the text lengths of the example that is counted (one image, one row); all else
-overrides the run's configuration (conf/pretrain.yaml). Of it, `vit`, `mt5`, `model` and the stage's first phase are used.
+overrides the run's configuration (conf/pretrain.yaml), of which `vit`, `mt5`, `model` and the stage's first phase
 """
 
 import sys
@@ -60,7 +60,7 @@ def describe(sizes: Sizes, input_tokens: int, target_tokens: int) -> Table:
     """The table of units; equal blocks in a row share a line."""
     costs = list(costs_of(plan(sizes).units(), one_example(sizes, input_tokens, target_tokens)))
     table = Table(
-        title=f"one example: {sizes.vit.num_tokens(sizes.model.image_size)} visual tokens ({sizes.model.image_size} px), "
+        title=f"one example: {sizes.vit.num_tokens(sizes.model.image_size)} visual ({sizes.model.image_size} px), "
         f"{input_tokens} input and {target_tokens} target tokens; activations in bf16",
         show_footer=True,
     )

@@ -238,7 +238,8 @@ class Embedding(VocabParallelEmbedding):
         )
 
     def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
-        return F.embedding(tokens.t(), self.weight) if self.whole else super().forward(tokens.t())
+        tokens = tokens.t().contiguous()  # so that what is looked up is too
+        return F.embedding(tokens, self.weight) if self.whole else super().forward(tokens)
 
 
 def vocabulary_part(

@@ -51,11 +51,12 @@ class VocabularyLoss(torch.autograd.Function):
         shard = weight.shape[0]
         first = group.rank() * shard
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        grad_hidden = torch.zeros_like(hidden) if need_hidden else None
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
         several = targets.shape[0] > chunk
-        grad_weight = (
-            torch.zeros_like(weight, dtype=torch.float32 if several else weight.dtype) if need_weight else None
-        )
+        grad_weight: Tensor | None = None
+        if need_weight:  # of one chunk it is written, of several summed up in fp32
+            new = torch.empty_like if 0 < targets.shape[0] <= chunk else torch.zeros_like
+            grad_weight = new(weight, dtype=torch.float32 if several else weight.dtype)
         statistics = torch.empty(3, targets.shape[0], device=hidden.device)
 
         for start in range(0, targets.shape[0], chunk):

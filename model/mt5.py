@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import dropout, flex_t5_attention, relative_bias, segment_blocks, split_heads, t5_attention
+from model.attention import Mask, dropout, flex_t5_attention, relative_bias, split_heads, t5_attention
 from model.batch import MicroBatch
 from model.config import ModelConfig, MT5Config, ViTConfig
 from model.costs import Cost, Shape, Unit, attention_flops, linear_flops
@@ -92,19 +92,20 @@ class Bridge(Unit):
         # One look-up for both, because each would make a dense gradient of the whole table.
         words = self.embedding(torch.cat([batch.encoder_tokens, batch.decoder_tokens], dim=1))
         encoder, decoder = words.split([batch.encoder_tokens.shape[1], batch.decoder_tokens.shape[1]])
-        index = batch.visual_index.t()
+        decoder = decoder.clone()  # a view would keep the encoder's look-ups until the backward pass
+        index = batch.visual_index.t().contiguous()
         encoder = torch.where((index >= 0).unsqueeze(-1), visual[index.clamp(min=0)], encoder)
         encoder, decoder = (self.parallel.scatter(dropout(x, self.rate, self)) for x in (encoder, decoder))
         return encoder, decoder, self.encoder_bias(), self.decoder_bias()
 
     def cost(self, shape: Shape) -> Cost:
+        """Kept: the norm's input and output; per text position the ids, the visual index, and which it is."""
         w, d, tokens = self.vit.width, self.mt5.d_model, shape.images * shape.vision_tokens
         tables = 2 * self.mt5.relative_attention_num_buckets * self.mt5.num_heads
-        text = shape.rows * (shape.encoder_tokens + shape.decoder_tokens)
         return Cost(
             2 * w + w * d + d + self.mt5.vocab_size * d + tables,
             linear_flops(tokens, w, d),
-            2.0 * (2 * tokens * w + text * d),
+            shape.element_bytes * 2 * tokens * w + shape.rows * (17 * shape.encoder_tokens + 8 * shape.decoder_tokens),
         )
 
 
@@ -133,16 +134,23 @@ class Block(Unit):
     def project(self, x: Tensor) -> list[Tensor]:
         return [split_heads(y, self.mt5.d_kv) for y in self.attention_in(self.attention_norm(x))]
 
-    def self_attention(self, x: Tensor, table: Tensor, mask: Tensor, segments: Tensor) -> Tensor:
-        query, key, value = self.project(x)
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, table: Tensor | None, mask: Mask) -> Tensor:
         if self.flex:
-            blocks = segment_blocks(segments, segments, causal=not self.bidirectional)
-            attended = self.attend(flex_t5_attention, query, key, value, table, self.mt5, self.bidirectional, blocks)
-        else:
+            return self.attend(flex_t5_attention, query, key, value, table, self.mt5, self.bidirectional, mask.blocks)
+        bias = None
+        if table is not None:
             bias = relative_bias(table, self.mt5, query.shape[0], key.shape[0], self.bidirectional)
-            rate = self.rate if self.training else 0.0
-            attended = self.attend(t5_attention, query, key, value, bias, mask, rate)
+        return self.attend(t5_attention, query, key, value, bias, mask.allowed, self.rate if self.training else 0.0)
+
+    def self_attention(self, x: Tensor, table: Tensor, mask: Mask) -> Tensor:
+        query, key, value = self.project(x)
+        attended = self.attention(query, key, value, table, mask)
         return x + dropout(self.attention_out(attended), self.rate, self)
+
+    def kept_weights(self, shape: Shape, queries: int, keys: int) -> int:
+        """Bytes of attention weights kept: fp32 softmax and its 16-bit copy per head, a mask per row; none if fused."""
+        per_head = 0 if self.flex else 4 + (shape.element_bytes if shape.element_bytes < 4 else 0)
+        return shape.rows * queries * keys * (self.mt5.num_heads * per_head + (not self.flex))
 
     def mlp(self, x: Tensor) -> Tensor:
         gate, up = self.mlp_in(self.mlp_norm(x))
@@ -155,16 +163,16 @@ class EncoderBlock(Block):
 
     def forward(self, carry: Carry, batch: MicroBatch) -> Carry:
         encoder, decoder, encoder_bias, decoder_bias = carry
-        encoder = self.self_attention(encoder, encoder_bias, batch.encoder_mask, batch.encoder_segments)
+        encoder = self.self_attention(encoder, encoder_bias, batch.encoder_mask)
         return self.mlp(encoder), decoder, encoder_bias, decoder_bias
 
     def cost(self, shape: Shape) -> Cost:
-        """Activations: norm inputs and outputs, q k v, attended, gate, up and product; scores and weights [H, L, L]."""
+        """Kept: two norms' inputs and outputs, q k v, attended, gate, its GELU, up, and their product."""
         d, i, f, length = self.mt5.d_model, self.mt5.inner, self.mt5.d_ff, shape.encoder_tokens
         tokens = shape.rows * length
         flops = linear_flops(tokens, d, 4 * i + 3 * f) + attention_flops(shape.rows, length, length, i)
-        activations = 2.0 * tokens * (4 * d + 4 * i + 4 * f) + 4.0 * shape.rows * self.mt5.num_heads * length**2
-        return Cost(4 * d * i + 3 * d * f + 2 * d, flops, activations)
+        kept = shape.element_bytes * tokens * (4 * d + 4 * i + 4 * f) + self.kept_weights(shape, length, length)
+        return Cost(4 * d * i + 3 * d * f + 2 * d, flops, kept)
 
 
 class EncoderNorm(Unit):
@@ -179,7 +187,8 @@ class EncoderNorm(Unit):
         return (dropout(self.norm(carry[0]), self.rate, self), *carry[1:])
 
     def cost(self, shape: Shape) -> Cost:
-        return Cost(self.mt5.d_model, 0.0, 2.0 * 2 * shape.rows * shape.encoder_tokens * self.mt5.d_model)
+        kept = shape.element_bytes * 2 * shape.rows * shape.encoder_tokens * self.mt5.d_model
+        return Cost(self.mt5.d_model, 0.0, kept)
 
 
 class DecoderBlock(Block):
@@ -201,14 +210,9 @@ class DecoderBlock(Block):
 
     def forward(self, carry: Carry, batch: MicroBatch) -> Carry:
         encoder, decoder, encoder_bias, decoder_bias = carry
-        decoder = self.self_attention(decoder, decoder_bias, batch.decoder_mask, batch.decoder_segments)
-        query, key, value = self.cross_query_of(decoder), *self.memory(encoder)
-        if self.flex:
-            blocks = segment_blocks(batch.decoder_segments, batch.encoder_segments, causal=False)
-            attended = self.attend(flex_t5_attention, query, key, value, None, self.mt5, False, blocks)
-        else:
-            rate = self.rate if self.training else 0.0
-            attended = self.attend(t5_attention, query, key, value, None, batch.cross_mask, rate)
+        decoder = self.self_attention(decoder, decoder_bias, batch.decoder_mask)
+        key, value = self.memory(encoder)
+        attended = self.attention(self.cross_query_of(decoder), key, value, None, batch.cross_mask)
         decoder = decoder + dropout(self.cross_out(attended), self.rate, self)
         return encoder, self.mlp(decoder), encoder_bias, decoder_bias
 
@@ -230,7 +234,7 @@ class DecoderBlock(Block):
         return self.mlp(x + self.cross_out(attended))
 
     def cost(self, shape: Shape) -> Cost:
-        """Cross-attention keys and values are taken of every encoder token. Activations as in the encoder, twice."""
+        """Cross-attention takes keys and values of every encoder token. Kept: as in the encoder, and the cross ones."""
         d, i, f, n, m = self.mt5.d_model, self.mt5.inner, self.mt5.d_ff, shape.encoder_tokens, shape.decoder_tokens
         flops = (
             linear_flops(shape.rows * n, d, 2 * i)
@@ -238,10 +242,9 @@ class DecoderBlock(Block):
             + attention_flops(shape.rows, m, m, i)
             + attention_flops(shape.rows, m, n, i)
         )
-        activations = 2.0 * shape.rows * (
-            m * (6 * d + 6 * i + 4 * f) + 2 * n * i
-        ) + 4.0 * shape.rows * self.mt5.num_heads * m * (m + n)
-        return Cost(8 * d * i + 3 * d * f + 3 * d, flops, activations)
+        kept = shape.element_bytes * shape.rows * (m * (6 * d + 6 * i + 4 * f) + 2 * n * i)
+        kept += self.kept_weights(shape, m, m) + self.kept_weights(shape, m, n)
+        return Cost(8 * d * i + 3 * d * f + 3 * d, flops, kept)
 
 
 class VocabularyOutput(nn.Module):
@@ -290,6 +293,7 @@ class Head(Unit):
         return loss, totals_by_objective(statistics, batch.objectives.t().reshape(-1)[at], self.num_objectives)
 
     def cost(self, shape: Shape) -> Cost:
-        """Gradients are taken in the forward pass, a chunk of logits at a time, so hidden states are all that stays."""
+        """Kept: the norm's input, the gradient of its output, and which tokens are targets; no logits."""
         d, tokens = self.mt5.d_model, shape.rows * shape.decoder_tokens
-        return Cost(d + self.mt5.vocab_size * d, linear_flops(tokens, d, self.mt5.vocab_size), 2.0 * 3 * tokens * d)
+        kept = (shape.element_bytes * 2 * d + 12) * tokens
+        return Cost(d + self.mt5.vocab_size * d, linear_flops(tokens, d, self.mt5.vocab_size), kept)

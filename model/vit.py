@@ -35,12 +35,14 @@ class Patches(Unit):
         weight = self.embedding.weight
         pixels = batch.images.to(weight.dtype) / 127.5 - 1.0  # [0, 255] -> [-1, 1]
         vision = self.embedding(patchify(pixels, self.config.patch_size)) + self.position
-        return (self.parallel.scatter(vision.transpose(0, 1)),)
+        # Contiguous, or every block would go on in the transposed order and copy before each matrix product.
+        return (self.parallel.scatter(vision.transpose(0, 1).contiguous()),)
 
     def cost(self, shape: Shape) -> Cost:
         d, tokens = self.config.width, shape.images * shape.vision_tokens
         pixels = self.config.patch_size**2 * 3
-        return Cost(pixels * d + d + shape.vision_tokens * d, linear_flops(tokens, pixels, d), 2.0 * tokens * pixels)
+        kept = shape.element_bytes * tokens * pixels
+        return Cost(pixels * d + d + shape.vision_tokens * d, linear_flops(tokens, pixels, d), kept)
 
 
 class ViTBlock(Unit):
@@ -72,12 +74,12 @@ class ViTBlock(Unit):
         return (vision + self.mlp_out(F.gelu(hidden, approximate="tanh")),)
 
     def cost(self, shape: Shape) -> Cost:
-        """Activations: two norm inputs and outputs, q k v, attention output, MLP before and after GELU (16 bits)."""
+        """Kept: two norms' inputs and outputs, q k v, attended, MLP before and after GELU."""
         d, m, tokens = self.config.width, self.config.mlp_dim, shape.images * shape.vision_tokens
         flops = linear_flops(tokens, d, 4 * d + 2 * m) + attention_flops(
             shape.images, shape.vision_tokens, shape.vision_tokens, d
         )
-        return Cost(4 * d * d + 2 * d * m + 9 * d + m, flops, 2.0 * tokens * (8 * d + 2 * m))
+        return Cost(4 * d * d + 2 * d * m + 9 * d + m, flops, shape.element_bytes * tokens * (8 * d + 2 * m))
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from transformers.models.mt5.modeling_mt5 import MT5Attention
 
 from errors import ConfigurationError
-from model.attention import flex_t5_attention, relative_bias, relative_buckets, segment_blocks, t5_attention
+from model.attention import Mask, flex_t5_attention, relative_bias, relative_buckets, t5_attention
 from model.config import ModelConfig
 from model.vit import patchify, resample_position
 from tests.unit.model.examples import MODEL, MT5, example, micro_batch, small_model
@@ -32,16 +32,11 @@ def test_fused_attention_equals_the_plain_one(bidirectional: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, length, rows, 4, 16, generator=generator)
     table = torch.randn(32, 4, generator=generator)
-    mask = (
-        batch.encoder_mask
-        if bidirectional
-        else batch.encoder_mask & torch.ones(length, length, dtype=torch.bool).tril()
-    )
+    mask = Mask(segments, segments, causal=not bidirectional)
     bias = relative_bias(table, MT5, length, length, bidirectional)
-    plain = t5_attention(query, key, value, bias, mask, 0.0)
-    blocks = segment_blocks(segments, segments, causal=not bidirectional)
+    plain = t5_attention(query, key, value, bias, mask.allowed, 0.0)
     with torch.no_grad():
-        fused = flex_t5_attention(query, key, value, table, MT5, bidirectional, blocks)
+        fused = flex_t5_attention(query, key, value, table, MT5, bidirectional, mask.blocks)
     torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
 
 

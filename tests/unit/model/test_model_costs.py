@@ -9,9 +9,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from errors import ConfigurationError
+from model.attention import relative_buckets
+from model.batch import MicroBatch
+from model.config import ModelConfig, MT5Config, ViTConfig
 from model.costs import Shape, costs_of, training_flops_of
 from model.describe import Sizes, describe, main, one_example, plan, read_sizes
-from model.pali import PaLI, freeze, units
+from model.pali import PaLI, build, freeze, units
 from tests.unit.model.examples import MODEL, MT5, VIT, example, micro_batch
 
 PRESETS = {"pali_3b": 3.074, "pali_5b": 5.037, "pali_15b": 14.771, "pali_17b": 16.734}  # billions of parameters
@@ -149,3 +152,67 @@ def test_mistakes_name_what_is_wrong(override: str, said: str) -> None:
 def test_sizes_hold_the_stages_image_size_and_freeze_patterns() -> None:
     sizes = read_sizes(["model=pali_3b", "stage=full_588"])
     assert isinstance(sizes, Sizes) and sizes.model.image_size == 588 and list(sizes.frozen) == []
+
+
+class _FusedRMSNorm(torch.autograd.Function):
+    """Keeps what CUDA's kernel keeps (input and root mean square); torch's CPU form keeps the normalised input too."""
+
+    @staticmethod
+    def forward(ctx, x, shape, weight, eps):  # type: ignore[no-untyped-def]
+        scale = (x.float().square().mean(-1, keepdim=True) + eps).rsqrt()
+        ctx.save_for_backward(x, scale)
+        return (x * scale * weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        raise NotImplementedError
+
+
+def _kept_bytes(pali: PaLI, batch: MicroBatch) -> dict[str, int]:
+    """Of every unit: bytes of the distinct storages that autograd keeps, parameters and masks left out."""
+    length, targets, cpu = batch.encoder_tokens.shape[1], batch.decoder_tokens.shape[1], torch.device("cpu")
+    buckets = [relative_buckets(n, n, both, 32, 128, cpu, 0) for n, both in ((length, True), (targets, False))]
+    masks = (batch.encoder_mask.allowed, batch.decoder_mask.allowed, batch.cross_mask.allowed, *buckets)
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage() for x in (*pali.parameters(), *masks)}
+    kept: dict[str, int] = {}
+    carry: tuple[torch.Tensor, ...] = ()
+    for name, unit in pali.units():
+        kept[name] = 0
+
+        def keep(x: torch.Tensor, name: str = name) -> torch.Tensor:
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in storages:
+                storages[storage.data_ptr()] = storage
+                kept[name] += storage.nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            carry = unit(carry, batch)
+        if name == "encoder_norm":  # its output is kept by the decoder's first block, for all of them
+            keep(carry[0])
+    return kept
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("length", "targets"), [(96, 32), (160, 96)])
+def test_activation_formulas_are_what_autograd_keeps(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, length: int, targets: int
+) -> None:
+    """Within 2 %: the formulas leave out the statistics of norms."""
+    monkeypatch.setattr(torch.nn.functional, "rms_norm", _FusedRMSNorm.apply)
+    vit = ViTConfig(width=96, depth=2, mlp_dim=384, num_heads=4, patch_size=14)
+    mt5 = MT5Config(
+        d_model=128, d_ff=256, d_kv=32, num_heads=6, num_encoder_layers=2, num_decoder_layers=2, vocab_size=512
+    )
+    model, rows = ModelConfig(image_size=112), 3
+    pali = build(vit, mt5, model).to(dtype)
+    segments, ids = torch.ones(rows, length, dtype=torch.long), torch.ones(rows, targets, dtype=torch.long)
+    visual = torch.full((rows, length), -1)
+    visual[:, :64] = torch.arange(rows * 64).view(rows, 64)
+    images = torch.zeros(rows, 112, 112, 3, dtype=torch.uint8)
+    batch = MicroBatch(images, segments, segments, visual, ids, ids, ids, torch.zeros_like(ids))
+    kept = _kept_bytes(pali, batch)
+    shape = Shape(rows, 64, rows, length, targets, dtype.itemsize)
+    for unit in costs_of(pali.units(), shape):
+        gradient = shape.element_bytes * rows * targets * mt5.d_model if unit.name == "head" else 0  # not autograd's
+        assert kept[unit.name] + gradient == pytest.approx(unit.kept_bytes, rel=0.02), unit.name

