@@ -1,0 +1,168 @@
+"""The two sides of a comparison: this system, and Hugging Face's MT5 + ViT wired the same way.
+
+Both take rows of one image and text, train all parameters (or all but the ViT) with Adafactor, in fp32 or in bf16 with
+fp32 weights. A side is made in a process of its own.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from model.batch import MicroBatch
+from model.describe import Sizes
+
+LEARNING_RATE = 1e-3
+NUM_OBJECTIVES = 8
+
+
+@dataclass
+class Example:
+    """One picture, uint8 [S, S, 3] (or none), the ids of the input and of the target text."""
+
+    picture: Tensor | None
+    inputs: list[int] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+
+
+def ours(sizes: Sizes, precision: str) -> Callable[[list[MicroBatch]], float]:
+    """A step of this system's engine in one process; gives the loss, nats per target token."""
+    from parallel.config import OptimizerConfig, ParallelConfig
+    from parallel.engine import build_engine
+    from parallel.launch import launch
+    from parallel.layout import Layout
+
+    layout = Layout(ParallelConfig(), launch())
+    engine = build_engine(
+        sizes.vit,
+        sizes.mt5,
+        sizes.model,
+        OptimizerConfig(),
+        layout=layout,
+        num_objectives=NUM_OBJECTIVES,
+        precision=precision,
+        freeze=list(sizes.frozen),
+    )
+
+    def step(batches: list[MicroBatch]) -> float:
+        totals = engine.forward_backward(batches, sum(batch.num_targets for batch in batches))
+        engine.update(LEARNING_RATE)
+        return float(totals.loss)
+
+    return step
+
+
+class HuggingFace(nn.Module):
+    """ViTModel -> linear -> MT5ForConditionalGeneration, visual tokens in front of the text's embeddings."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        from transformers import MT5Config, MT5ForConditionalGeneration, ViTConfig, ViTModel
+
+        super().__init__()
+        vit, mt5 = sizes.vit, sizes.mt5
+        self.vision = ViTModel(
+            ViTConfig(
+                hidden_size=vit.width,
+                num_hidden_layers=vit.depth,
+                num_attention_heads=vit.num_heads,
+                intermediate_size=vit.mlp_dim,
+                hidden_act="gelu_pytorch_tanh",
+                image_size=sizes.model.image_size,
+                patch_size=vit.patch_size,
+            ),
+            add_pooling_layer=False,
+        )
+        self.projection = nn.Linear(vit.width, mt5.d_model)
+        self.language = MT5ForConditionalGeneration(
+            MT5Config(
+                d_model=mt5.d_model,
+                d_ff=mt5.d_ff,
+                d_kv=mt5.d_kv,
+                num_heads=mt5.num_heads,
+                num_layers=mt5.num_encoder_layers,
+                num_decoder_layers=mt5.num_decoder_layers,
+                vocab_size=mt5.vocab_size,
+                dropout_rate=0.0,
+            )
+        )
+        # mT5's output matrix is one of its own; transformers 5 ties it to the embedding.
+        self.language.lm_head.weight = nn.Parameter(torch.randn_like(self.language.shared.weight) * mt5.d_model**-0.5)
+        if sizes.frozen:
+            self.vision.requires_grad_(False)
+
+    def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """pixels fp32 [B, 3, S, S], tokens and mask int64 [B, L], labels int64 [B, M] -> mean loss."""
+        visual = self.projection(self.vision(pixels).last_hidden_state[:, 1:])
+        embeddings = torch.cat([visual, self.language.shared(tokens).to(visual.dtype)], dim=1)
+        mask = torch.cat([mask.new_ones(visual.shape[:2]), mask], dim=1)
+        return self.language(inputs_embeds=embeddings, attention_mask=mask, labels=labels).loss  # type: ignore[no-any-return]
+
+
+def hugging_face(sizes: Sizes, precision: str) -> Callable[[list[dict[str, Tensor]]], float]:
+    """A step as the Trainer takes it with `bf16=True`: autocast over fp32 weights, transformers' Adafactor.
+
+    Gradients of several batches are accumulated.
+    """
+    from transformers import Adafactor
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = HuggingFace(sizes).to(device).train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = Adafactor(trained, lr=LEARNING_RATE, scale_parameter=True, relative_step=False, warmup_init=False)
+
+    def precise() -> AbstractContextManager:
+        return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+    def step(batches: list[dict[str, Tensor]]) -> float:
+        total = 0.0
+        for batch in batches:
+            with precise():
+                loss = model(**{name: tensor.to(device) for name, tensor in batch.items()}) / len(batches)
+            loss.backward()
+            total += float(loss)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return total
+
+    return step
+
+
+def one_per_row(examples: list[Example], sizes: Sizes) -> MicroBatch:
+    """Our arrays of examples that each have a row, padded to the longest."""
+    visual = sizes.vit.num_tokens(sizes.model.image_size)
+    size = sizes.model.image_size
+    length = max(visual * (e.picture is not None) + len(e.inputs) for e in examples)
+    targets = max(len(e.targets) for e in examples)
+    encoder = torch.zeros(3, len(examples), length, dtype=torch.long)
+    decoder = torch.zeros(4, len(examples), targets, dtype=torch.long)
+    encoder[2] = -1
+    images = torch.zeros(len(examples), size, size, 3, dtype=torch.uint8)
+    for row, e in enumerate(examples):
+        at = 0
+        if e.picture is not None:
+            images[row], at = e.picture, visual
+            encoder[2, row, :visual] = row * visual + torch.arange(visual)
+        end, last = at + len(e.inputs), len(e.targets)
+        encoder[0, row, at:end] = torch.tensor(e.inputs)
+        encoder[1, row, :end] = 1
+        decoder[0, row, 1:last] = torch.tensor(e.targets[:-1])
+        decoder[1, row, :last] = torch.tensor(e.targets)
+        decoder[2, row, :last] = 1
+    return MicroBatch(images, *encoder, *decoder)
+
+
+def padded(examples: list[Example], image_size: int) -> dict[str, Tensor]:
+    """Hugging Face's arrays of the same examples; a text without a picture gets a blank one, as its collators do."""
+    blank = torch.full((image_size, image_size, 3), 127, dtype=torch.uint8)
+    pixels = torch.stack([blank if e.picture is None else e.picture for e in examples])
+    tokens = nn.utils.rnn.pad_sequence([torch.tensor(e.inputs) for e in examples], batch_first=True)
+    mask = nn.utils.rnn.pad_sequence([torch.ones(len(e.inputs), dtype=torch.long) for e in examples], batch_first=True)
+    labels = [torch.tensor(e.targets) for e in examples]
+    return {
+        "pixels": pixels.permute(0, 3, 1, 2).float() / 127.5 - 1,
+        "tokens": tokens,
+        "mask": mask,
+        "labels": nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100),
+    }

@@ -1,0 +1,63 @@
+"""A side of a comparison in a process of its own, so that its memory is its own and the two sides can take turns."""
+
+import multiprocessing
+import os
+import resource
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+
+class Worker:
+    """`make(*arguments)` is called in a fresh process and gives a step; steps are asked for one at a time."""
+
+    def __init__(self, make: Callable[..., Callable[[], float]], *arguments: Any, threads: int | None = None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, make, arguments, threads), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.pipe.recv()
+
+    def step(self) -> float:
+        """Take a step; its seconds."""
+        self.pipe.send("step")
+        return float(self.pipe.recv())
+
+    def close(self) -> int:
+        """End the process; the most memory it ever held, bytes (of the GPU where there is one)."""
+        self.pipe.send("close")
+        peak = int(self.pipe.recv())
+        self.process.join()
+        return peak
+
+
+def _serve(pipe: Connection, make: Callable[..., Callable[[], float]], arguments: tuple, threads: int | None) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    step = make(*arguments)
+    pipe.send("ready")
+    while pipe.recv() == "step":
+        _synchronize()
+        start = time.perf_counter()
+        step()
+        _synchronize()
+        pipe.send(time.perf_counter() - start)
+    pipe.send(peak_bytes())
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process, or peak memory allocated on the GPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
