@@ -7,8 +7,9 @@ import numpy as np
 from data.miniature.language import sign_words
 from data.miniature.scene import (
     BOARDS,
-    EXTENTS,
+    GRID,
     HELD_OUT,
+    JITTER,
     MARGIN,
     MAX_TURN,
     PAIRS,
@@ -71,10 +72,10 @@ def _lay_out(rng: np.random.Generator, pairs: list[Pair], signed: bool, split: s
     shapes = []
     for colour, kind in pairs:
         size = SIZES[rng.integers(2)]
-        reach = EXTENTS[size] / 2 + MARGIN + 0.02  # a turned square reaches a little further than its half side
         turn = float(rng.uniform(-MAX_TURN, MAX_TURN))
         for _ in range(ATTEMPTS):
-            y, x = (float(value) for value in rng.uniform(reach, 1 - reach, 2))
+            crossing = rng.integers(1, GRID, 2) / GRID
+            y, x = (float(value) for value in crossing + rng.uniform(-JITTER, JITTER, 2))
             shape = Shape(colour, kind, size, y, x, turn)
             box = shape.box
             if not any(_touch(box, other) for other in taken):
