@@ -4,7 +4,6 @@ BIN := .venv/bin
 RANKS = $(shell $(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)")
 DEMO := runs/demo
 export OMP_NUM_THREADS ?= 1
-export WANDB_MODE ?= offline
 
 .PHONY: setup demo test clean
 

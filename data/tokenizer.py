@@ -127,6 +127,7 @@ def _in_two_forms(texts: Iterable[str]) -> Iterator[str]:
 def main(arguments: Sequence[str]) -> None:
     """Trains on all text of the training shards below `root` (`key=value` arguments; see the module's docstring)."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     from data.corpus_text import corpus_texts
 
@@ -135,9 +136,9 @@ def main(arguments: Sequence[str]) -> None:
     OmegaConf.set_struct(config, True)
     try:
         config.merge_with_dotlist(list(arguments))
-    except Exception as error:
+    except OmegaConfBaseException as error:
         raise ConfigurationError(
-            f"python -m data.tokenizer takes {', '.join(settings)} as key=value: {error}"
+            f"python -m data.tokenizer takes {', '.join(settings)} as key=value: {str(error).splitlines()[0]}."
         ) from error
     tokenizer = train_tokenizer(corpus_texts(config.root, config.split), config.output, int(config.vocab_size))
     print(f"{config.output}: {tokenizer.vocab_size} pieces, {NUM_SENTINELS} of them sentinels")
@@ -147,4 +148,5 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except ConfigurationError as error:
-        sys.exit(f"error: {error}")
+        print(f"Configuration: {error}", file=sys.stderr)
+        sys.exit(2)
