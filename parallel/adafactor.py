@@ -33,17 +33,17 @@ class Adafactor(ShardedOptimizer):
     """beta2_t = 1 - (t + 1)^-decay_exponent; step scaled by the RMS of the weights; update RMS clipped."""
 
     def make_state(self) -> None:
-        device = self.shards[0].weights.device
+        like = self.shards[0].weights
         self.index = {name: i for i, name in enumerate(self.shapes)}
         self.moments = {
-            name: Moments(*(torch.zeros(n, device=device) for n in shape))
+            name: Moments(*(torch.zeros(n, device=like.device) for n in shape))
             for name, shape in self.shapes.items()
             if factored(shape, self.config)
         }
         held = [r for shard in self.shards for r in shard.rectangles]
-        self.full = {r: torch.zeros(r.size, device=device) for r in held if r.name not in self.moments}
+        self.full = {r: self.zeros(r, like) for r in held if r.name not in self.moments}
         kept = held if self.config.momentum else []
-        self.momenta = {r: torch.zeros(r.size, device=device, dtype=torch.bfloat16) for r in kept}
+        self.momenta = {r: self.zeros(r, like, torch.bfloat16) for r in kept}
 
     def update(self, pieces: list[Piece]) -> None:
         matrices = [piece for piece in pieces if piece[0].name in self.moments]

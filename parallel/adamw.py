@@ -14,9 +14,9 @@ class AdamW(ShardedOptimizer):
     """First and second moments of every element, where its weights are."""
 
     def make_state(self) -> None:
-        everything = [(r, shard.weights.device) for shard in self.shards for r in shard.rectangles]
-        self.first = {r: torch.zeros(r.size, device=device) for r, device in everything}
-        self.second = {r: torch.zeros(r.size, device=device) for r, device in everything}
+        everything = [(r, shard.weights) for shard in self.shards for r in shard.rectangles]
+        self.first = {r: self.zeros(r, weights) for r, weights in everything}
+        self.second = {r: self.zeros(r, weights) for r, weights in everything}
 
     def update(self, pieces: list[Piece]) -> None:
         alike: dict[tuple[float, float], list[Piece]] = {}

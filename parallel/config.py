@@ -21,6 +21,15 @@ class ParallelConfig:
     `micro_batch` is in rows per forward pass. A rank that hears nothing from its peers for `timeout_s` seconds gives
     up.
 
+    What ZeRO may do besides: `gather`: ZeRO-3's parameters are gathered anew for every "micro_batch", or once and kept
+    over all micro-batches of a "step". `offload_optimizer`: the fp32 weights, their gradients and the optimizer's state
+    live on the "cpu" and are updated there; "nvme" maps weights and state into files in `offload_folder` as well.
+    (Under bf16 DeepSpeed then adds up gradients of micro-batches in 16 bits.) `offload_parameters`: ZeRO-3's shards of
+    parameters live on the "cpu". Both are tested on CPUs only. ZeRO++: `hpz_partition_size` ranks next to each other
+    (of one machine) keep a second copy of ZeRO-3's parameters, gathered from in the backward pass;
+    `quantized_weights` and `quantized_gradients` (int8 and int4 on the wire; losses change) need CUDA, and are not
+    tested here.
+
     `recompute` trades time for memory in trained blocks of `recompute_stacks`: "none" keeps all activations, "block"
     only the inputs of blocks, "every_n" so for one block of every `recompute_every`, "attention" all but the scores and
     weights of attention.
@@ -36,13 +45,20 @@ class ParallelConfig:
     zero_stage: int = 0
     persistent_elements: int = 100_000
     micro_batch: int = 8
+    gather: str = "micro_batch"
+    offload_optimizer: str = "none"
+    offload_parameters: str = "none"
+    offload_folder: str | None = None
+    hpz_partition_size: int = 1
+    quantized_weights: bool = False
+    quantized_gradients: bool = False
     recompute: str = "none"
     recompute_every: int = 2
     recompute_stacks: list[str] = field(default_factory=lambda: list(STACKS))
     timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
-        for name in ("tensor", "pipeline", "virtual_stages", "micro_batch", "recompute_every"):
+        for name in ("tensor", "pipeline", "virtual_stages", "micro_batch", "recompute_every", "hpz_partition_size"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"parallel.{name}={getattr(self, name)} must be at least 1.")
         if self.zero_stage not in (0, 1, 2, 3):
@@ -58,6 +74,33 @@ class ParallelConfig:
             )
         if self.timeout_s <= 0:
             raise ConfigurationError(f"parallel.timeout_s={self.timeout_s} must be greater than 0.")
+        self._check_zero()
+
+    def _check_zero(self) -> None:
+        one_of("parallel.gather", self.gather, ("micro_batch", "step"))
+        one_of("parallel.offload_optimizer", self.offload_optimizer, ("none", "cpu", "nvme"))
+        one_of("parallel.offload_parameters", self.offload_parameters, ("none", "cpu"))
+        least_stage = {
+            "gather": 3 if self.gather == "step" else 0,
+            "offload_optimizer": 1 if self.offload_optimizer != "none" else 0,
+            "offload_parameters": 3 if self.offload_parameters != "none" else 0,
+            "hpz_partition_size": 3 if self.hpz_partition_size > 1 else 0,
+            "quantized_weights": 3 if self.quantized_weights else 0,
+            "quantized_gradients": 3 if self.quantized_gradients else 0,
+        }
+        for name, least in least_stage.items():
+            if self.zero_stage < least:
+                raise ConfigurationError(
+                    f"parallel.{name}={getattr(self, name)} is a matter of ZeRO stage {least}; set "
+                    f"parallel.zero_stage={least} (it is {self.zero_stage})."
+                )
+        if self.offload_optimizer == "nvme" and not self.offload_folder:
+            raise ConfigurationError("parallel.offload_optimizer=nvme needs a place; set parallel.offload_folder.")
+        if self.quantized_gradients and self.tensor * self.pipeline > 1:
+            raise ConfigurationError(
+                "parallel.quantized_gradients exchanges gradients between all ranks of a machine, which must be "
+                "data-parallel; set parallel.tensor=1 and parallel.pipeline=1."
+            )
 
 
 @dataclass

@@ -22,6 +22,16 @@ def check(parallel: ParallelConfig, vit: ViTConfig, mt5: MT5Config, image_size: 
             f"{world_size} processes cannot be divided into parallel.tensor={tensor} x parallel.pipeline={pipeline}; "
             f"start a multiple of {tensor * pipeline} processes."
         )
+    data = world_size // (tensor * pipeline)
+    if data % parallel.hpz_partition_size:
+        raise ConfigurationError(
+            f"parallel.hpz_partition_size={parallel.hpz_partition_size} does not divide the data-parallel size {data}; "
+            "choose a divisor."
+        )
+    if (parallel.quantized_weights or parallel.quantized_gradients) and not torch.cuda.is_available():
+        raise ConfigurationError(
+            "parallel.quantized_weights and quantized_gradients need DeepSpeed's CUDA kernels; set both to false here."
+        )
     divided = {
         "vit.num_heads": vit.num_heads,
         "vit.mlp_dim": vit.mlp_dim,

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel.config import OptimizerConfig
+from parallel.disk import Disk
 from parallel.fragments import Rectangle
 from parallel.groups import group_of
 
@@ -36,6 +37,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         super().__init__(list(parameters), {"lr": 0.0})
         self.config = config
         self.skip = False
+        self.disk: Disk | None = None  # where state lives that is as large as the weights
         self.ages: dict[str, int] = {}
 
     def bind(self, shards: list[Shard], shapes: dict[str, torch.Size], group: dist.ProcessGroup) -> None:
@@ -45,6 +47,10 @@ class ShardedOptimizer(torch.optim.Optimizer):
         self.ages = dict.fromkeys(shapes, 0)
         self.groups = {name: group_of(name, self.config.groups) for name in shapes}
         self.make_state()
+
+    def zeros(self, r: Rectangle, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """New state of the size of a rectangle, where `like` is, or on the disk."""
+        return self.disk.zeros(r.size, dtype) if self.disk else torch.zeros(r.size, dtype=dtype, device=like.device)
 
     def make_state(self) -> None:
         raise NotImplementedError

@@ -19,11 +19,20 @@ ours:
    16-bit gradients, `engine.forward` is not needed.
 7. ZeRO-3 overwrites gradients in the first backward of a step and adds in the others; where a rank holds several
    (interleaved) stages, the first backward of the second stage is not the first, so gradients are zeroed and added.
-8. Shards are found through `grad_position` (stage 3) or `_hp_mapping` (stages 1, 2): DeepSpeed has no public map.
+8. ZeRO-3 releases a parameter when no module that is at work uses it, at the latest when the optimizer steps. To keep
+   parameters gathered over the micro-batches of a step, the step itself is entered as such a module:
+   `stage3_max_live_parameters`, `stage3_max_reuse_distance` and the persistence threshold count only while DeepSpeed
+   knows the order of modules beforehand, which the first steps and a pipeline's schedule make it forget.
+9. ZeRO++'s groups of nearby ranks are made by us: DeepSpeed takes neighbours in the world, who may be tensor-parallel,
+   and makes them anew for every unit that is sharded.
+10. DeepSpeed's NVMe offload reads state back sub-group by sub-group, but there is one only, and our optimizers keep
+   their state themselves. So it offloads to the CPU, and that memory is mapped into files.
+11. Shards are found through `grad_position` (stage 3) or `_hp_mapping` (stages 1, 2): DeepSpeed has no public map.
 """
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import deepspeed
@@ -31,9 +40,13 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.zero import partition_parameters, partitioned_param_coordinator, stage3
+from deepspeed.utils import groups
 from torch import Tensor, nn
 
+from model.batch import MicroBatch
 from model.layers import Part, parts_of
+from model.loss import LossTotals
+from parallel.disk import Disk
 from parallel.engine import Engine, make_optimizer, reduce_partial_gradients
 from parallel.fragments import Rectangle, count_once, rectangles
 from parallel.layout import Layout
@@ -41,6 +54,7 @@ from parallel.materialize import Blueprint, materialize
 from parallel.optimizer import Shard
 
 EVERYTHING = 10**15  # elements: larger than any model
+THE_STEP = -1  # the id of a module that no model has
 
 for name in ("DeepSpeed", "deepspeed"):  # it announces itself on every rank
     logging.getLogger(name).setLevel(logging.ERROR)
@@ -90,10 +104,15 @@ class ZeroEngine(Engine):
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
         _compare_within(layout.stage_group)
         config = _deepspeed_config(blueprint)
+        nearby = _nearby_ranks(layout)
 
         def shard(unit: nn.Module) -> None:
             deepspeed.zero.Init(
-                module=unit, data_parallel_group=layout.data_group, config_dict_or_path=config, dtype=blueprint.dtype
+                module=unit,
+                data_parallel_group=layout.data_group,
+                zero_param_parallel_group=nearby,
+                config_dict_or_path=config,
+                dtype=blueprint.dtype,
             )
 
         pali = materialize(blueprint, **({"place": shard} if self.stage == 3 else {}))
@@ -109,6 +128,10 @@ class ZeroEngine(Engine):
             config=config,
         )
         self.fresh = True  # no backward since the last update
+        if layout.config.offload_optimizer == "nvme":
+            self.zero.optimizer.disk = disk = Disk(layout.config.offload_folder or "")
+            for flat in self._flat_weights():
+                flat.data = disk.copy(flat.data)
         super().__init__(blueprint, pali, self.zero.optimizer, layout.stage_group)
 
     def shards(self) -> list[Shard]:
@@ -181,6 +204,12 @@ class ZeroEngine(Engine):
             flats[rank].copy_(weights)
             dist.all_gather_into_tensor(flat, flats[rank].clone(), group=self.layout.data_group)
 
+    def forward_backward(self, micro_batches: Sequence[MicroBatch], num_targets: int) -> LossTotals:
+        if self.stage == 3 and self.layout.config.gather == "step":
+            for parameter in self.model.parameters():
+                parameter.ds_active_sub_modules.add(THE_STEP)  # type: ignore[attr-defined]
+        return super().forward_backward(micro_batches, num_targets)
+
     def backward(self, loss: Tensor) -> None:
         self.zero.clear_backward_seen_flag()
         self.zero.backward_prologue()
@@ -216,11 +245,25 @@ def _compare_within(group: dist.ProcessGroup) -> None:
         module.assert_ints_same_as_other_ranks = compare
 
 
+def _nearby_ranks(layout: Layout) -> dist.ProcessGroup | None:
+    """The group of `hpz_partition_size` data-parallel ranks that this one shares a second copy of parameters with."""
+    size, ranks = layout.config.hpz_partition_size, dist.get_process_group_ranks(layout.data_group)
+    if size == 1:
+        return None
+    first = layout.data_parallel_rank // size * size
+    groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = dist.new_group(
+        ranks[first : first + size], use_local_synchronization=True
+    )
+    return groups._ZERO_PARAM_INTRA_PARALLEL_GROUP
+
+
 def _deepspeed_config(blueprint: Blueprint) -> dict[str, Any]:
     layout, dtype, clipping = blueprint.layout, blueprint.dtype, blueprint.optimizer.gradient_clipping
     stage = layout.config.zero_stage
+    offload = {"device": "cpu", "pin_memory": layout.device.type == "cuda"}
     return {
         "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants a number; rows are counted by us
+        "zero_force_ds_cpu_optimizer": False,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": clipping or 0.0,
@@ -235,5 +278,10 @@ def _deepspeed_config(blueprint: Blueprint) -> dict[str, Any]:
             "sub_group_size": EVERYTHING,
             "stage3_param_persistence_threshold": layout.config.persistent_elements,
             "round_robin_gradients": False,
+            **({"offload_optimizer": offload} if layout.config.offload_optimizer != "none" else {}),
+            **({"offload_param": offload} if layout.config.offload_parameters != "none" else {}),
+            "zero_hpz_partition_size": layout.config.hpz_partition_size,
+            "zero_quantized_weights": layout.config.quantized_weights,
+            "zero_quantized_gradients": layout.config.quantized_gradients,
         },
     }

@@ -1,5 +1,6 @@
 """What may be chosen within a layout changes memory, speed or the update that was asked for, and nothing else."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from parallel.config import OptimizerConfig, ParallelConfig, ParameterGroup
 from parallel.engine import Engine, build_engine
 from parallel.launch import launch
 from parallel.layout import Layout
-from tests.distributed.problem import MODEL, MT5, NUM_OBJECTIVES, VIT, train, weights
+from tests.distributed.problem import MODEL, MT5, NUM_OBJECTIVES, VIT, micro_batches, train, weights
 from tests.distributed.world import results_file, run_world
 
 
@@ -33,6 +34,8 @@ class Options:
 
 SEQUENCE = {"tensor": 2, "sequence": True}
 ZERO3 = {"zero_stage": 3, "persistent_elements": 100}
+CPU = {"offload_optimizer": "cpu", "offload_parameters": "cpu"}
+DISK = {"offload_optimizer": "nvme", "offload_folder": "offloaded"}
 GROUPS = {
     "weight_decay": 0.1,
     "groups": [
@@ -57,18 +60,39 @@ CASES = {
     "data_big_vision": Options(optimizer=BIG_VISION),
     "sequence_big_vision": Options(SEQUENCE, BIG_VISION, same_as="data_big_vision"),
     "zero2_big_vision": Options({"zero_stage": 2}, BIG_VISION, same_as="data_big_vision"),
+    "zero1_on_disk": Options({"zero_stage": 1, **DISK}, ADAMW, same_as="data_adamw"),
+    "zero2_on_the_cpu": Options({"zero_stage": 2, "offload_optimizer": "cpu"}, GROUPS, same_as="data_groups"),
+    "zero3_on_the_cpu": Options({**ZERO3, **CPU}, GROUPS, same_as="data_groups"),
+    "zero3_on_disk": Options({**ZERO3, **DISK}, BIG_VISION, same_as="data_big_vision"),
     "zero3": Options(ZERO3),
+    "zero3_step": Options({**ZERO3, "gather": "step"}, same_as="zero3"),
+    "zero3_nearby": Options({**ZERO3, "hpz_partition_size": 2}, same_as="zero3"),
     "zero3_attention": Options({**ZERO3, "recompute": "attention"}, same_as="zero3"),
     "zero3_every_2": Options({**ZERO3, "recompute": "every_n"}, same_as="zero3"),
+    # Last, because DeepSpeed numbers the modules of a process: after this, ranks would count from different numbers.
+    "pipeline_zero3_step": Options({"pipeline": 2, **ZERO3, "gather": "step"}, same_as="zero3"),
 }
 
 
 def train_all(folder: Path) -> None:
+    os.chdir(folder)
     for name, options in CASES.items():
         engine = options.engine()
-        result = {"curve": train(engine, range(3)), "weights": weights(engine)}
+        result: dict[str, Any] = {"curve": train(engine, range(3))}
+        if engine.pipeline is None:
+            result["weights"] = weights(engine)
+        if name in ("zero3", "zero3_step"):
+            result["gathers"] = [gathers(engine, number) for number in (1, 2, 4)]
         if engine.layout.rank == 0:
             torch.save(result, results_file(folder, name))
+
+
+def gathers(engine: Engine, number: int) -> int:
+    """All-gathers in a step of so many micro-batches."""
+    with torch.profiler.profile() as profile:
+        engine.forward_backward(micro_batches(0)[:number], num_targets=100)
+    engine.discard()
+    return sum(event.count for event in profile.key_averages() if event.key == "c10d::_allgather_base_")
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +107,17 @@ def test_the_curve_is_the_same(results: Path, name: str) -> None:
     expected, found = (torch.load(results_file(results, n))["curve"] for n in (CASES[name].same_as, name))
     for pair, wanted in zip(found, expected, strict=True):
         assert pair == pytest.approx(wanted, rel=1e-5)
+
+
+def test_zero3_gathers_for_every_micro_batch_or_once_a_step(results: Path) -> None:
+    each, once = (torch.load(results_file(results, name))["gathers"] for name in ("zero3", "zero3_step"))
+    assert each == [each[0], 2 * each[0], 4 * each[0]]
+    assert once == [once[0]] * 3
+    assert 0 < once[0] <= each[0]
+
+
+def test_nothing_is_left_on_the_disk(results: Path) -> None:
+    assert list((results / "offloaded").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["zero3_groups", "zero1_adamw"])

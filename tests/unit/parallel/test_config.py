@@ -1,0 +1,45 @@
+"""What does not combine is said in one sentence, before anything starts."""
+
+from typing import Any
+
+import pytest
+
+from errors import ConfigurationError
+from parallel.config import ParallelConfig
+from parallel.layout import check
+from tests.distributed.problem import MODEL, MT5, VIT
+
+ZERO3: dict[str, Any] = {"zero_stage": 3}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"gather": "never"}, "choose micro_batch or step"),
+        ({"zero_stage": 2, "gather": "step"}, r"set parallel.zero_stage=3 \(it is 2\)"),
+        ({"offload_optimizer": "cpu"}, r"set parallel.zero_stage=1 \(it is 0\)"),
+        ({"zero_stage": 2, "offload_parameters": "cpu"}, "set parallel.zero_stage=3"),
+        ({"zero_stage": 1, "hpz_partition_size": 2}, "set parallel.zero_stage=3"),
+        ({"zero_stage": 1, "quantized_weights": True}, "set parallel.zero_stage=3"),
+        (ZERO3 | {"offload_optimizer": "nvme"}, "set parallel.offload_folder"),
+        (ZERO3 | {"offload_parameters": "nvme"}, "choose none or cpu"),
+        (ZERO3 | {"quantized_gradients": True, "tensor": 2}, "set parallel.tensor=1"),
+    ],
+)
+def test_impossible_on_their_own(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        ParallelConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"hpz_partition_size": 3}, "does not divide the data-parallel size 4"),
+        ({"quantized_weights": True}, "need DeepSpeed's CUDA kernels"),
+        ({"quantized_gradients": True}, "need DeepSpeed's CUDA kernels"),
+    ],
+)
+def test_impossible_in_this_world(options: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigurationError, match=said):
+        check(ParallelConfig(**ZERO3, **options), VIT, MT5, MODEL.image_size, 4)
