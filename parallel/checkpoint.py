@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
@@ -48,25 +49,24 @@ class Checkpointer:
         layout.barrier()
         writer = dcp.FileSystemWriter(partial, single_file_per_rank=True, sync_files=True)
         dcp.save(_state(engine, optimizer=True), storage_writer=writer)
-        _write_json(
-            partial / f"checksums_{layout.rank}.json",
-            {f.name: _checksum(f) for f in partial.glob(f"__{layout.rank}_*")},
-        )
+        files = {f.name: _checksum(f) for f in partial.glob(f"__{layout.rank}_*")}
+        _write_json(partial / f"rank_{layout.rank}.json", {"files": files, "ages": engine.optimizer.ages})
         layout.barrier()
         if layout.rank == 0:
-            self._publish(
-                partial, name, {"step": step, "ages": engine.optimizer.ages, "extra": extra}, layout.world_size
-            )
+            self._publish(partial, name, {"step": step, "extra": extra}, layout.world_size)
             self._prune()
         layout.barrier()
 
     def _publish(self, partial: Path, name: str, state: dict[str, Any], world_size: int) -> None:
-        manifest = {".metadata": _checksum(partial / ".metadata")}
+        """Join what the ranks wrote (a pipeline stage knows the ages of its own tensors only) and move `latest`."""
+        manifest, ages = {".metadata": _checksum(partial / ".metadata")}, {}
         for rank in range(world_size):
-            checksums = partial / f"checksums_{rank}.json"
-            manifest.update(json.loads(checksums.read_text()))
-            checksums.unlink()
-        _write_json(partial / "state.json", state)
+            left = partial / f"rank_{rank}.json"
+            content = json.loads(left.read_text())
+            manifest.update(content["files"])
+            ages.update(content["ages"])
+            left.unlink()
+        _write_json(partial / "state.json", state | {"ages": ages})
         manifest["state.json"] = _checksum(partial / "state.json")
         _write_json(partial / "manifest.json", manifest)
         shutil.rmtree(self.folder / name, ignore_errors=True)
@@ -113,13 +113,13 @@ class Checkpointer:
         state = _state(engine, optimizer=not weights_only)
         shapes = {name: v.size for name, v in saved.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
         wanted = {name: tensor for name, tensor in state.items() if shapes.get(name) == tensor.shape}
-        for name, tensor in state.items():
-            if name.startswith("weights/") and name not in wanted and name != POSITION:
-                raise ConfigurationError(
-                    f"{path} is a checkpoint of another model: {name.removeprefix('weights/')} is "
-                    f"{_shape(shapes.get(name))} there and {_shape(tensor.shape)} here; give the same vit and mt5, or "
-                    "another run.folder."
-                )
+        different = next((n for n in state if n.startswith("weights/") and n not in wanted and n != POSITION), None)
+        _raise_anywhere(
+            different
+            and f"{path} is a checkpoint of another model: {different.removeprefix('weights/')} is "
+            f"{_shape(shapes.get(different))} there and {_shape(state[different].shape)} here; give the same vit and "
+            "mt5, or another run.folder."
+        )
         resampled = POSITION in state and POSITION not in wanted
         if resampled:
             wanted[POSITION] = torch.empty(shapes[POSITION])
@@ -158,6 +158,14 @@ def _scatter_position(engine: Engine, saved: Tensor) -> None:
         if f"weights/{r.name}" == POSITION:
             resampled = resample_position(saved, r.shape[0])
             values.copy_(resampled[tuple(slice(o, o + n) for o, n in zip(r.offset, r.size, strict=True))])
+
+
+def _raise_anywhere(mistake: str | None) -> None:
+    """Raise on every rank the ConfigurationError of the first rank that has one: stages differ in what they hold."""
+    everywhere: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, mistake)
+    for found in filter(None, everywhere):
+        raise ConfigurationError(found)
 
 
 def _broken_file(path: Path, layout: Layout) -> str | None:
