@@ -38,6 +38,7 @@ class MicroBatch:
     decoder_segments: Tensor  # int64 [B, M]
     objectives: Tensor  # int64 [B, M]: index of the objective a target token belongs to
     target_positions: Tensor | None = None  # int64 [T]: where targets are, in the flattened [M, B] order
+    statistics: Tensor | None = None  # fp32 [3, T]: nll, z-loss and correctness of every target, left here by the head
     loss_scale: float = 1.0  # multiplies the summed loss: one over the target tokens of the whole step, say
 
     def __post_init__(self) -> None:
@@ -68,6 +69,18 @@ class MicroBatch:
         """Target tokens of this micro-batch."""
         assert self.target_positions is not None
         return self.target_positions.numel()
+
+    def totals_by_example(self) -> Tensor:
+        """nll, z-loss (nats), correct and targets of every packed example: fp32 [4, B, most examples in a row].
+
+        Segment s of a row is at s - 1. To be asked for after a forward pass that went through the head.
+        """
+        assert self.statistics is not None and self.target_positions is not None
+        rows, most = self.num_rows, int(self.decoder_segments.amax())
+        segments = self.decoder_segments.t().reshape(-1)[self.target_positions]
+        example = self.target_positions % rows * most + segments - 1
+        values = torch.cat([self.statistics, torch.ones_like(self.statistics[:1])])
+        return values.new_zeros(4, rows * most).index_add_(1, example, values).view(4, rows, most)
 
     @cached_property
     def encoder_mask(self) -> Mask:

@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+ROWS_AT_ONCE = 2**15  # of the vocabulary, whose fp32 gradient of a chunk exists beside the sum
+
 
 @dataclass
 class LossTotals:
@@ -129,7 +131,12 @@ def totals_by_objective(statistics: Tensor, objectives: Tensor, num_objectives: 
 def _accumulate(total: Tensor, gradient: Tensor, hidden: Tensor, several: bool) -> Tensor:
     if not several:
         return torch.mm(gradient.t(), hidden, out=total)
-    return total.addmm_(gradient.t().float(), hidden.float())
+    if not gradient.is_cuda or gradient.dtype == torch.float32:
+        return total.addmm_(gradient.t().float(), hidden.float())
+    for some in range(0, total.shape[0], ROWS_AT_ONCE):  # on the matrix units, which fp32 operands would not reach
+        rows = slice(some, some + ROWS_AT_ONCE)
+        total[rows] += torch.mm(gradient[:, rows].t(), hidden, out_dtype=torch.float32)
+    return total
 
 
 def _all_reduce(x: Tensor, op: Any, group: Any) -> None:

@@ -290,6 +290,7 @@ class Head(Unit):
         loss, statistics = self.output(
             decoder.flatten(0, 1)[at], batch.decoder_targets.t().reshape(-1)[at], batch.loss_scale
         )
+        batch.statistics = statistics
         return loss, totals_by_objective(statistics, batch.objectives.t().reshape(-1)[at], self.num_objectives)
 
     def cost(self, shape: Shape) -> Cost:

@@ -67,6 +67,22 @@ def test_totals_add_up_by_objective() -> None:
         assert totals.tokens[objective] == sum(len(e.targets) + 1 for e in members)
 
 
+def test_totals_by_example_come_out_of_the_same_pass() -> None:
+    pali, rows = small_model(), [[MIXED[0], MIXED[1]], [], [MIXED[2], MIXED[3], MIXED[4]]]
+    batch = micro_batch(rows)
+    _run(pali, batch)
+    found = batch.totals_by_example()
+    assert found.shape == (4, 3, 3)
+    for row, members in enumerate(rows):
+        for place in range(3):
+            if place >= len(members):
+                assert not found[:, row, place].any()
+                continue
+            alone = _run(pali, micro_batch([[members[place]]]))[1]
+            expected = torch.stack([x.sum() for x in (alone.nll, alone.z_loss, alone.correct, alone.tokens)])
+            torch.testing.assert_close(found[:, row, place], expected, rtol=TOLERANCE, atol=1e-6)
+
+
 def test_images_of_other_rows_do_not_matter() -> None:
     """A text-only example's loss is the same beside images, blank slots, or nothing."""
     pali = small_model()
