@@ -2,7 +2,7 @@
 file.
 
 DeepSpeed 0.19.8 shards memory, gathers and reduces; schedule, loss scale, learning rate, optimizer and checkpoints are
-ours:
+ours. What that takes (tests/distributed/test_options_workarounds.py tells when one of these is no longer needed):
 
 1. `managed_gradient_accumulation: false`: the caller decides when a step is over, and has scaled the loss already.
 2. Gradients are averaged over the data-parallel ranks; our loss is normalised by the global number of targets, so it
