@@ -131,14 +131,16 @@ def main() -> None:
             setting = Sizes(sizes.vit, sizes.mt5, sizes.model, FROZEN if vision == "frozen" else [])
             flops = shape[0] * training_flops_of(plan(setting).units(), one_example(setting, *shape[1:]))
             medians, memory, ratio = compare(setting, precision, shape, chosen.repeats)
-            table.add_row(
+            row = [
                 precision,
                 vision,
                 *(f"{seconds:.3f} s" for seconds in medians),
                 f"{ratio:.2f}",
                 f"{flops / medians[0] / peaks[precision] / 1e9:.0%}",
                 *(f"{size / 2**30:.2f} GiB" for size in memory),
-            )
+            ]
+            console.print("  ".join(row))  # already, for it takes a while
+            table.add_row(*row)
     console.print(table)
 
 
