@@ -1,0 +1,169 @@
+"""What to run when one GPU is at hand: bf16 steps beside Hugging Face's, and flex attention beside the plain one.
+
+    python -m benchmarks.gpu                           # everything: pali_3b frozen at 224 px, blocks of pali_17b
+    python -m benchmarks.gpu steps --batch 32 --repeats 20
+    python -m benchmarks.gpu attention
+
+TFLOP/s are the model's own (`model/costs.py`: backward only for what is trained, no recomputation, no padding); MFU
+divides them by the vendor's dense bf16 peak. The sides run one after the other, each in a process of its own.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.step import make_hugging_face, make_ours
+from benchmarks.worker import Worker
+from model.attention import Mask, flex_t5_attention, relative_bias, t5_attention
+from model.config import MT5Config
+from model.costs import training_flops_of
+from model.describe import Sizes, one_example, plan, read_sizes
+from train.flops import PEAK_TFLOPS
+
+SECTIONS = ("steps", "attention")
+BLOCKS = 2  # of each kind stand for all of pali_17b, which is too large for one GPU
+LENGTHS = ((288, 32, 16), (1024, 128, 8), (2048, 256, 4))  # encoder, decoder positions and rows
+
+
+def settings() -> dict[str, Sizes]:
+    """What is timed: one whole model of the paper, and a few blocks as wide as its largest."""
+    whole = read_sizes(["model=pali_3b", "stage=frozen_224"])
+    wide = read_sizes(["model=pali_17b", "stage=frozen_224"])
+    few = Sizes(
+        replace(wide.vit, depth=BLOCKS),
+        replace(wide.mt5, num_encoder_layers=BLOCKS, num_decoder_layers=BLOCKS, vocab_size=8192),
+        wide.model,
+        wide.frozen,
+    )
+    return {
+        "pali_3b, ViT frozen, 224 px": whole,
+        f"pali_17b, {BLOCKS} blocks of each kind, ViT frozen": few,
+        f"pali_17b, {BLOCKS} blocks of each kind, all trained": replace(few, frozen=[]),
+    }
+
+
+def peak_of_this_gpu() -> float | None:
+    """Dense bf16 TFLOP/s by the vendor's data sheet, or None where the device is not listed."""
+    name = torch.cuda.get_device_name()
+    return next((bf16 for known, (bf16, _) in PEAK_TFLOPS.items() if known in name), None)
+
+
+def steps(console: Console, shape: tuple[int, int, int], repeats: int) -> None:
+    peak = peak_of_this_gpu()
+    table = Table(title=f"one bf16 step: batch {shape[0]}, text {shape[1]}/{shape[2]} tokens, median of {repeats}")
+    for name in ("model", "side", "step", "examples/s", "TFLOP/s", "MFU", "peak memory"):
+        table.add_column(name, justify="left" if name in ("model", "side") else "right", no_wrap=True)
+    for name, sizes in settings().items():
+        tflop = shape[0] * training_flops_of(plan(sizes).units(), one_example(sizes, *shape[1:])) / 1e12
+        sides: dict[str, Callable[..., Callable[[], float]]] = {"ours": make_ours, "Hugging Face": make_hugging_face}
+        for side, make in sides.items():
+            try:
+                seconds, memory = timed(make, sizes, shape, repeats)
+            except EOFError:  # the process ended: its own message says why, most likely out of memory
+                table.add_row(name, side, "failed", *["-"] * 4)
+                continue
+            table.add_row(
+                name,
+                side,
+                f"{seconds * 1e3:.0f} ms",
+                f"{shape[0] / seconds:.1f}",
+                f"{tflop / seconds:.1f}",
+                f"{tflop / seconds / peak:.1%}" if peak else "unknown peak",
+                f"{memory / 2**30:.1f} GiB",
+            )
+    console.print(table)
+
+
+def timed(
+    make: Callable[..., Callable[[], float]], sizes: Sizes, shape: tuple[int, int, int], repeats: int
+) -> tuple[float, int]:
+    """(median seconds of a step, peak bytes on the GPU); the first steps, which compile, do not count."""
+    worker = Worker(make, sizes, "bf16", *shape)
+    for _ in range(3):
+        worker.step()
+    seconds = statistics.median(worker.step() for _ in range(repeats))
+    return seconds, worker.close()
+
+
+def attention(console: Console, repeats: int) -> None:
+    """The encoder's self-attention of mT5-XXL, forward and backward, in packed rows of two examples."""
+    mt5 = read_sizes(["model=pali_17b", "stage=frozen_224"]).mt5
+    table = Table(
+        title=f"T5 attention, {mt5.num_heads} heads of {mt5.d_kv}, bf16, forward and backward, median of {repeats}"
+    )
+    for name in ("positions", "rows", "kind", "plain", "flex", "plain / flex", "plain memory", "flex memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for encoder, decoder, rows in LENGTHS:
+        for kind, length in (("encoder", encoder), ("decoder", decoder)):
+            found = {name: pass_of(name, mt5, rows, length, kind == "decoder", repeats) for name in ("plain", "flex")}
+            (plain_s, plain_bytes), (flex_s, flex_bytes) = found["plain"], found["flex"]
+            table.add_row(
+                str(length),
+                str(rows),
+                kind,
+                f"{plain_s * 1e3:.2f} ms",
+                f"{flex_s * 1e3:.2f} ms",
+                f"{plain_s / flex_s:.2f}",
+                f"{plain_bytes / 2**20:.0f} MiB",
+                f"{flex_bytes / 2**20:.0f} MiB",
+            )
+    console.print(table)
+
+
+def pass_of(name: str, mt5: MT5Config, rows: int, length: int, causal: bool, repeats: int) -> tuple[float, int]:
+    """(median seconds, peak bytes beyond the inputs) of one forward and backward pass."""
+    torch.manual_seed(0)
+    options = {"device": "cuda", "dtype": torch.bfloat16, "requires_grad": True}
+    query, key, value = (torch.randn(length, rows, mt5.num_heads, mt5.d_kv, **options) for _ in range(3))
+    bias_table = torch.randn(mt5.relative_attention_num_buckets, mt5.num_heads, **options)
+    segments = (torch.arange(length, device="cuda") >= length // 2).long().expand(rows, length) + 1
+    mask = Mask(segments, segments, causal)
+
+    def forward() -> Tensor:
+        if name == "flex":
+            return flex_t5_attention(query, key, value, bias_table, mt5, not causal, mask.blocks)
+        bias = relative_bias(bias_table, mt5, length, length, not causal)
+        return t5_attention(query, key, value, bias, mask.allowed, 0.0)
+
+    gradient = torch.randn_like(forward())
+    taken = []
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    for _ in range(repeats + 3):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        forward().backward(gradient)
+        torch.cuda.synchronize()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken[3:]), torch.cuda.max_memory_allocated() - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", default=list(SECTIONS), help=f"of {', '.join(SECTIONS)}")
+    parser.add_argument("--batch", type=int, default=16, help="examples, one per row")
+    parser.add_argument("--input-tokens", type=int, default=32)
+    parser.add_argument("--target-tokens", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=10)
+    chosen = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks.gpu needs a GPU and torch finds none here; benchmarks.step measures on CPUs.")
+    console = Console(width=130)
+    console.print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    if "steps" in chosen.sections:
+        steps(console, (chosen.batch, chosen.input_tokens, chosen.target_tokens), chosen.repeats)
+    if "attention" in chosen.sections:
+        attention(console, chosen.repeats)
+
+
+if __name__ == "__main__":
+    main()
