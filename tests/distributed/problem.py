@@ -1,13 +1,16 @@
 """A small PaLI and its batches, the same for every layout: what one process computes is what all layouts must."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
 from torch import Tensor
 
 from model.batch import MicroBatch
 from model.config import ModelConfig, MT5Config, ViTConfig
+from model.layers import parts_of
 from parallel.checkpoint import held_weights
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.engine import Engine, build_engine
@@ -18,33 +21,66 @@ VIT = ViTConfig(width=64, depth=2, mlp_dim=160, num_heads=4, patch_size=14)
 MT5 = MT5Config(d_model=128, d_ff=192, d_kv=16, num_heads=4, num_encoder_layers=2, num_decoder_layers=2, vocab_size=256)
 MODEL = ModelConfig(image_size=28, loss_chunk=7)
 FROZEN_VIT = ["patches.*", "vit_block_*", "bridge.vit_norm.*"]
-STEPS, MICRO_BATCHES, NUM_OBJECTIVES = 5, 4, 3
+STEPS, MICRO_BATCHES, NUM_OBJECTIVES = 5, 8, 3
 LEARNING_RATES = {"adafactor": 1e-2, "adamw": 1e-3}
 
 
 @dataclass
 class Case:
-    """One way to train: a layout, and what is trained how."""
+    """One way to train: a layout over tensor x pipeline x data ranks, and what is trained how."""
 
     tensor: int = 1
-    sequence: bool = False
+    pipeline: int = 1
+    data: int = 1
     zero_stage: int = 0
+    sequence: bool = False
     recompute: str = "none"
+    schedule: str = "1f1b"  # or gpipe, or interleaved: two stages on each rank
     freeze: list[str] = field(default_factory=list)
     optimizer: str = "adafactor"
     precision: str = "fp32"
+    cut: list[str] = field(default_factory=list)
+    persistent_elements: int = 0  # ZeRO-3 gathers even the smallest tensor
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor * self.pipeline * self.data
+
+    @property
+    def name(self) -> str:
+        """What differs from one process, e.g. "tensor2 data4 zero1 sequence"."""
+        numbers = {"tensor": self.tensor, "pipeline": self.pipeline, "data": self.data}
+        words = [f"{name}{number}" for name, number in numbers.items() if number > 1]
+        words += [self.schedule] * (self.pipeline > 1) + [f"zero{self.zero_stage}"] * (self.zero_stage > 0)
+        words += ["sequence"] * self.sequence + [f"recompute-{self.recompute}"] * (self.recompute != "none")
+        words += ["frozen"] * bool(self.freeze) + [self.optimizer] * (self.optimizer != "adafactor")
+        words += [self.precision] * (self.precision != "fp32") + ["cut-" + "-".join(self.cut)] * bool(self.cut)
+        return " ".join(words + ["persistent"] * (self.persistent_elements > 0)) or "one process"
+
+    def alone(self) -> "Case":
+        """The same training in one process."""
+        return Case(freeze=self.freeze, optimizer=self.optimizer, precision=self.precision)
 
     def layout(self) -> Layout:
+        interleaved = self.schedule == "interleaved"
         parallel = ParallelConfig(
             tensor=self.tensor,
+            pipeline=self.pipeline,
+            virtual_stages=2 if interleaved else 1,
+            schedule="1f1b" if interleaved else self.schedule,
+            cut=self.cut,
             sequence=self.sequence,
             zero_stage=self.zero_stage,
+            persistent_elements=self.persistent_elements,
             recompute=self.recompute,
             timeout_s=120,
         )
         return Layout(parallel, launch())
 
     def engine(self, layout: Layout) -> Engine:
+        if self.zero_stage == 3:  # DeepSpeed numbers on from the engine before, of which ranks held different stages
+            deepspeed.zero.Init.param_id = 0
+            DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__[0][0] = 0
         optimizer = OptimizerConfig(name=self.optimizer, gradient_clipping=0.5)
         return build_engine(
             VIT,
@@ -89,36 +125,52 @@ def _micro_batch(generator: torch.Generator, with_images: bool) -> MicroBatch:
     )
 
 
+def share(engine: Engine, batches: list[MicroBatch]) -> list[MicroBatch]:
+    """What this data-parallel rank takes of a global batch."""
+    size = len(batches) // engine.layout.data_parallel_size
+    first = engine.layout.data_parallel_rank * size
+    return batches[first : first + size]
+
+
 def train(engine: Engine, steps: range = range(STEPS)) -> list[tuple[float, float]]:
-    """(loss, gradient norm) of each step; every data-parallel rank takes its share of the micro-batches."""
+    """(loss, gradient norm) of each step."""
     curve = []
     for step in steps:
         batches = micro_batches(step)
         num_targets = sum(batch.num_targets for batch in batches)
-        share = len(batches) // engine.layout.data_parallel_size
-        first = engine.layout.data_parallel_rank * share
-        totals = engine.forward_backward(batches[first : first + share], num_targets)
+        totals = engine.forward_backward(share(engine, batches), num_targets)
         curve.append((float(totals.loss), engine.update(LEARNING_RATES[type(engine.optimizer).__name__.lower()])))
     return curve
 
 
+def validate(engine: Engine) -> Tensor:
+    """Totals [4, objectives] of a step's batches that no training step had."""
+    totals = engine.evaluate(share(engine, micro_batches(STEPS)))
+    return torch.stack([totals.nll, totals.z_loss, totals.correct, totals.tokens])
+
+
+def answers(engine: Engine) -> Tensor:
+    """Greedy tokens [3, 6] after prompts of three lengths, two with images and one without."""
+    batch = micro_batches(STEPS + 1)[0]
+    found = engine.generate(replace(batch, encoder_segments=batch.encoder_segments.clamp(max=1)), 6)
+    return torch.nn.functional.pad(found, (0, 6 - found.shape[1]))
+
+
 def weights(engine: Engine) -> dict[str, Tensor]:
-    """Every logical weight, whole, fp32; gathered from all ranks (a collective)."""
+    """Every logical weight, whole, fp32; gathered from all ranks (a collective): no rank, or stage, has them all."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
-    for name, shape in _shapes(engine):
-        found[name] = torch.zeros(shape), torch.zeros(shape)
+    for _, part in parts_of(engine.blueprint.plan):
+        found[part.name] = torch.zeros(part.shape), torch.zeros(part.shape)
     for rectangle, values in held_weights(engine):
         where = tuple(slice(o, o + n) for o, n in zip(rectangle.offset, rectangle.size, strict=True))
         found[rectangle.name][0][where] += values.float().cpu()
         found[rectangle.name][1][where] += 1
-    for total, count in found.values():
-        dist.all_reduce(total)
-        dist.all_reduce(count)
-    assert all(bool((count > 0).all()) for _, count in found.values()), "an element is on no rank"
-    return {name: total / count for name, (total, count) in found.items()}
-
-
-def _shapes(engine: Engine) -> list[tuple[str, torch.Size]]:
-    from model.layers import parts_of
-
-    return [(part.name, part.shape) for _, part in parts_of(engine.model)]
+    everything = torch.cat([x.flatten() for pair in found.values() for x in pair])
+    dist.all_reduce(everything)
+    pieces = iter(everything.split([total.numel() for total, _ in found.values() for _ in range(2)]))
+    whole = {}
+    for name, (total, _) in found.items():
+        summed, count = next(pieces), next(pieces)
+        assert bool((count > 0).all()), f"an element of {name} is on no rank"
+        whole[name] = (summed / count).view_as(total)
+    return whole

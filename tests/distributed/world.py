@@ -4,6 +4,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ import torch.multiprocessing as multiprocessing
 def run_world(size: int, function: Callable[..., None], *arguments: Any) -> None:
     """Run `function(*arguments)` on `size` ranks with torchrun's variables set; a failure of any rank is raised here.
 
-    Ranks use one thread each; GPUs are used where there are enough of them.
+    Ranks use one thread each; GPUs are used where there are enough of them. On CPUs ranks are forked from one server
+    that has imported everything: an import takes seconds, and there are many ranks.
     """
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    multiprocessing.start_processes(_rank, (size, port, function, arguments), nprocs=size, start_method="spawn")  # type: ignore
+    method = "spawn" if torch.cuda.device_count() else "forkserver"  # CUDA does not survive a fork
+    get_context("forkserver").set_forkserver_preload(["tests.distributed.problem", "parallel.zero"])
+    multiprocessing.start_processes(_rank, (size, port, function, arguments), nprocs=size, start_method=method)  # type: ignore
 
 
 def _rank(rank: int, size: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
