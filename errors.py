@@ -2,4 +2,4 @@
 
 
 class ConfigurationError(ValueError):
-    """A setting that cannot work: the message is one sentence that says what to change (entry points exit with code 2)."""
+    """A setting that cannot work: the message is one sentence that says what to change (entry points exit with 2)."""

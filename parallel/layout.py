@@ -63,6 +63,7 @@ class Layout:
             tensor_model_parallel_size=parallel.tensor,
             pipeline_model_parallel_size=parallel.pipeline,
             create_gloo_process_groups=False,
+            distributed_timeout_minutes=parallel.timeout_s / 60,
         )
         self.config, self.device = parallel, this.device
         self.rank, self.world_size = this.rank, this.world_size

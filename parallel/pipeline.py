@@ -56,11 +56,9 @@ class Pipeline:
         self.batches, self.totals = list(batches), []
         schedule = self._schedule(Sizes.of(batches[0]), len(batches), train)
         numbers = torch.arange(len(batches))
-        if train:
-            last = len(self.stages) - 1 in self.local_stages
-            schedule.step(number=numbers, return_outputs=False, **({"target": numbers, "losses": []} if last else {}))
-        else:
-            schedule.eval(number=numbers, return_outputs=False)
+        last = len(self.stages) - 1 in self.local_stages
+        loss = {"target": numbers, "losses": []} if last else {}  # a schedule takes the loss in evaluation too
+        (schedule.step if train else schedule.eval)(number=numbers, return_outputs=False, **loss)
         return self.totals
 
     def _schedule(self, sizes: Sizes, number: int, train: bool) -> Any:
@@ -68,7 +66,8 @@ class Pipeline:
         if key not in self.schedules:
             stages = [self._stage(index, sizes) for index in self.local_stages]
             interleaved = len(self.stages) > self.layout.pipeline_group.size()
-            kind: Any = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[self.layout.config.schedule]
+            few = number < len(self.stages)  # too few for 1F1B, and then GPipe holds no more activations
+            kind: Any = ScheduleGPipe if few or self.layout.config.schedule == "gpipe" else Schedule1F1B
             kind = ScheduleInterleaved1F1B if interleaved else kind
             self.schedules[key] = kind(
                 stages if interleaved else stages[0], number, loss_fn=lambda output, _: output[0], scale_grads=False

@@ -59,6 +59,9 @@ def _check_initial(config: RunConfig) -> None:
         raise ConfigurationError(
             f"run.initial={initial} holds no checkpoints; name the folder of a run that saved one."
         )
+    for file in config.run.initial_weights:
+        if not Path(file).is_file():
+            raise ConfigurationError(f"run.initial_weights names {file}, which is no file; make it or leave it out.")
 
 
 def _check_same_model(config: RunConfig) -> None:

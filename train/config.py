@@ -35,7 +35,8 @@ class GuardConfig:
 class RunSettings:
     """Name, place and length of a run.
 
-    `initial` names the folder of another run whose latest checkpoint gives the first weights. `peak_tflops` is the peak
+    `initial` names the folder of another run whose latest checkpoint gives the first weights; `initial_weights` are
+    safetensors files of logical names, such as towers that were pretrained apart. `peak_tflops` is the peak
     of one device in TFLOP/s for the run's precision; left out, it is looked up by the device's name, and `mfu` is null
     where it is unknown (CPUs).
     """
@@ -46,6 +47,7 @@ class RunSettings:
     seed: int = 0
     precision: str = "bf16"
     initial: str | None = None
+    initial_weights: list[str] = field(default_factory=list)
     peak_tflops: float | None = None
     guard: GuardConfig = field(default_factory=GuardConfig)
 
@@ -53,6 +55,25 @@ class RunSettings:
         _at_least("run.", 1, steps=self.steps)
         _at_least("run.", 0, seed=self.seed)
         _one_of("run.precision", self.precision, ("fp32", "bf16"))
+
+
+@dataclass
+class ViTPretrainingConfig:
+    """`python -m train.pretrain_vit`: the ViT as a classifier of the words in the object labels of a source.
+
+    `output` is a safetensors file for `run.initial_weights`; `batch` is in images.
+    """
+
+    source: str = "objects"
+    steps: int = 400
+    batch: int = 64
+    learning_rate: float = 1e-3
+    output: str = "runs/vit.safetensors"
+
+    def __post_init__(self) -> None:
+        _at_least("vit_pretraining.", 1, steps=self.steps, batch=self.batch)
+        if self.learning_rate <= 0:
+            raise ConfigurationError(f"vit_pretraining.learning_rate={self.learning_rate} must be greater than 0.")
 
 
 @dataclass
@@ -212,6 +233,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    vit_pretraining: ViTPretrainingConfig = field(default_factory=ViTPretrainingConfig)
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:

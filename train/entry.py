@@ -1,7 +1,7 @@
 """What stands around every entry point: Hydra, and one clear sentence for a configuration that cannot work.
 
-Exit codes: 0 done, 2 a mistake in the configuration, 3 a run that stopped itself (`RunStopped`), 75 a run that was
-interrupted by a signal and saved (start it again to go on).
+Exit codes: 0 done, 2 a mistake in the configuration, 3 a run that stopped itself (`RunStopped`), 4 a run that hung
+(`train/watchdog.py`), 75 a run that was interrupted by a signal and saved (start it again to go on).
 """
 
 import difflib

@@ -18,6 +18,7 @@ from train.run import Extra, Run
 from train.schedule import learning_rate
 from train.steps import Share, identities, seed_generators
 from train.validation import Validation
+from train.watchdog import Watchdog
 
 
 class Loop:
@@ -41,20 +42,24 @@ class Loop:
         self.tokens_per_image = config.vit.num_tokens(config.model.image_size)
         self.flops = FlopCounter(config, span.phase.freeze)
         self.peak_tflops = peak_tflops(config, self.layout.device)
+        self.watchdog = Watchdog(config.parallel.timeout_s)
         self.held: dict[int, Share] = {}  # the dry run's share, which the first step reads again
 
     def train(self, done: int) -> int:
         """All steps of the phase after step `done`; returns the last one. Raises Interrupted and RunStopped."""
-        self.dry_run(done + 1)
-        for step in range(done + 1, self.span.last + 1):
-            agreed = self.step(step)
-            every = self.config.checkpoint.every_steps
-            if agreed.save or agreed.stop or step % every == 0 or step == self.span.last:
-                self.run.save(self.engine, step, {"guard": self.guard.state, "phase": self.span.phase.name})
-            if agreed.stop and step < self.config.run.steps:
-                raise Interrupted(
-                    f"Interrupted after step {step}; it is saved, and the same command goes on from there."
-                )
+        with self.watchdog:
+            self.dry_run(done + 1)
+            for step in range(done + 1, self.span.last + 1):
+                self.watchdog.beat(f"step {step - 1}")
+                agreed = self.step(step)
+                every = self.config.checkpoint.every_steps
+                if agreed.save or agreed.stop or step % every == 0 or step == self.span.last:
+                    self.watchdog.beat(f"step {step}, in its checkpoint")
+                    self.run.save(self.engine, step, {"guard": self.guard.state, "phase": self.span.phase.name})
+                if agreed.stop and step < self.config.run.steps:
+                    raise Interrupted(
+                        f"Interrupted after step {step}; it is saved, and the same command goes on from there."
+                    )
         return self.span.last
 
     def dry_run(self, step: int) -> None:
@@ -79,9 +84,11 @@ class Loop:
             flops=self.flops.step(sum(agreed.examples), agreed.images, agreed.encoder_tokens, agreed.num_targets),
         )  # fmt: skip
         if self.validation.due(step):
+            self.watchdog.beat(f"the update of step {step}, in validation")
             line |= self.validation.losses(self.engine)
         self.run.record(line if cause is None else line | {"guard": cause})
         if self.validation.due(step):
+            self.watchdog.beat(f"the validation loss of step {step}, in generation")
             self.run.show(step, self.validation.samples(self.engine))
         if cause is not None:
             self.refuse(step, cause, share)

@@ -8,6 +8,7 @@ from typing import Any
 from data.objectives import NAMES
 from parallel.checkpoint import Checkpointer
 from parallel.engine import Engine, build_engine
+from parallel.initial import load_files
 from parallel.layout import Layout
 from train.config import Phase, RunConfig, to_yaml
 from train.display import open_display
@@ -41,10 +42,12 @@ class Run:
         self.saved_at = time.monotonic()
 
     def restore(self, engine: Engine) -> tuple[int, Extra]:
-        """Load the newest checkpoint, or the first weights of `run.initial`: (steps done, what was saved with them)."""
+        """Load the newest checkpoint, else the first weights that are given: (steps done, what was saved with them)."""
         found = self.checkpointer.load_latest(engine)
         if found is None and self.config.run.initial is not None:
             Checkpointer(Path(self.config.run.initial, "checkpoints")).load_latest(engine, weights_only=True)
+        if found is None and self.config.run.initial_weights:
+            load_files(engine, self.config.run.initial_weights)
         return found or (0, {})
 
     def begin(self, step: int, extra: Extra) -> None:

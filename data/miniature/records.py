@@ -18,9 +18,8 @@ Maker = Callable[[np.random.Generator, str, Sequence[str]], tuple[Record, Scene 
 
 ENGLISH_SHARE = 0.35  # of questions, and of alt-texts; the other languages share the rest
 MOSTLY_SIGNS = SceneOptions(sign_share=0.8)
-SOME_SIGNS = SceneOptions(sign_share=0.25)
-# A quarter has a sign and then one or two shapes; these weights make 1, 2 and 3 equally frequent over all.
-COUNTABLE = SceneOptions(sign_share=0.25, num_shapes=(5 / 18, 5 / 18, 4 / 9))
+SIMPLE = (0.55, 0.27, 0.18)  # shares of scenes with 1, 2 and 3 shapes: one shape alone teaches what its name means
+SOME_SIGNS = SceneOptions(sign_share=0.2, num_shapes=SIMPLE)
 
 
 def _webli(rng: np.random.Generator, split: str, codes: Sequence[str]) -> tuple[Record, Scene]:
@@ -42,7 +41,7 @@ def _cc3m_35l(rng: np.random.Generator, split: str, codes: Sequence[str]) -> tup
 
 
 def _vq2a(rng: np.random.Generator, split: str, codes: Sequence[str]) -> tuple[Record, Scene]:
-    scene = draw_scene(rng, COUNTABLE, split)
+    scene = draw_scene(rng, SOME_SIGNS, split)
     questions = []
     for question in ask(rng, scene, split):
         code = _draw_language(rng, codes)

@@ -30,7 +30,7 @@ def test_scenes_follow_the_held_out_rule() -> None:
             scene = draw_scene(rng, SOME_SIGNS, split)
             assert uses_held_out(scene) == (split == "test")
             for shape in scene.shapes:
-                assert 0 < min(shape.box) and max(shape.box) < 1
+                assert min(shape.box) > 0 and max(shape.box) < 1
 
 
 def test_blind_guessing_gains_little() -> None:

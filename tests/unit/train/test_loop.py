@@ -63,7 +63,12 @@ def loop(engine: FakeEngine, folder: Path, steps: int, **guard: Any) -> tuple[Lo
         interrupt=SimpleNamespace(asked=False),
         display=SimpleNamespace(note=lambda text: None),
         layout=SimpleNamespace(
-            data_parallel_rank=0, data_parallel_size=1, tensor_parallel_rank=0, world_size=1, device=torch.device("cpu")
+            data_parallel_rank=0,
+            data_parallel_size=1,
+            tensor_parallel_rank=0,
+            speaks=True,
+            world_size=1,
+            device=torch.device("cpu"),
         ),
     )  # fmt: skip
     run.record = run.lines.append

@@ -1,0 +1,100 @@
+"""Pretrain the ViT alone, as a classifier: `python -m train.pretrain_vit experiment=demo`. One process.
+
+PaLI's ViT was a classifier of JFT's labels before it saw a text (paper section 3.1; sigmoid cross-entropy as in
+big_vision `train_vit_g.py`), and from scratch the whole is far worse (the paper's ablation). Here the classes are the
+words of the object labels ("red", "circle"), and the patch tokens are averaged: each of them shall say what it sees.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from rich.progress import track
+from torch import Tensor, nn
+
+from data.images import decode
+from data.ledger import Ledger
+from data.objectives.base import Skip
+from data.shards import Record, ShardSource
+from model.batch import MicroBatch
+from model.pali import PaLI, initialize, units
+from model.weights import logical_tensors, write_tensors
+from train.config import RunConfig, to_run_config
+from train.entry import entry
+
+
+class Classifier(nn.Module):
+    """Patches, ViT blocks, the final norm, mean pooling, a linear head: uint8 [I, S, S, 3] -> logits [I, classes]."""
+
+    def __init__(self, config: RunConfig, image_size: int, num_classes: int) -> None:
+        super().__init__()
+        model = config.model
+        model.image_size = image_size
+        everything = units(config.vit, config.mt5, model, num_objectives=1)
+        self.vit = PaLI({n: u for n, u in everything.items() if n == "patches" or n.startswith("vit_block")})
+        initialize(self.vit, config.run.seed)
+        self.norm = nn.LayerNorm(config.vit.width, eps=1e-6)
+        self.head = nn.Linear(config.vit.width, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        (tokens,) = self.vit((), _images_only(images))
+        return self.head(self.norm(tokens).mean(0))
+
+    def weights(self) -> dict[str, Tensor]:
+        """What PaLI takes over, by logical name; the head is left behind."""
+        norm = {f"bridge.vit_norm.{name}": p.detach() for name, p in self.norm.named_parameters()}
+        return {name: tensor.contiguous() for name, tensor in (logical_tensors(self.vit) | norm).items()}
+
+
+def main(composed: DictConfig) -> None:
+    """Train, and write the weights to `vit_pretraining.output`."""
+    config = to_run_config(composed)
+    settings, size = config.vit_pretraining, config.stage.phases[0].image_size
+    torch.set_num_threads(os.cpu_count() or 1)
+    source = ShardSource(settings.source, config.data.location(settings.source), "train", Ledger(1.0, 0))
+    records = list(_labelled(source))
+    words = sorted({word for _, found in records for word in found})
+    classifier = Classifier(config, size, len(words))
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+    rng = np.random.default_rng(config.run.seed)
+    right: list[float] = []
+    for step in track(range(settings.steps), f"ViT: {len(words)} classes, {len(records)} images"):
+        chosen = [records[i] for i in rng.integers(len(records), size=settings.batch)]
+        images = torch.from_numpy(np.stack([decode(image, size) for image, _ in chosen]))
+        targets = torch.tensor([[float(word in found) for word in words] for _, found in chosen])
+        logits = classifier(images)
+        loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(chosen)
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * min(
+            1.0, (step + 1) / 50, (settings.steps - step) / 100
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        right.append(float(((logits > 0) == (targets > 0)).all(1).float().mean()))
+    Path(settings.output).parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(classifier.weights(), settings.output)
+    print(f"{settings.output}: all words of an image right in {np.mean(right[-20:]):.1%} of the last images")
+
+
+def _labelled(source: ShardSource) -> Iterator[tuple[bytes, set[str]]]:
+    """(image, words of its labels) of every readable record."""
+    for number in range(len(source)):
+        try:
+            record: Record = source[number]
+        except Skip:
+            continue
+        if record.image is not None and record.fields.get("objects"):
+            yield record.image, {word for item in record.fields["objects"] for word in str(item["label"]).split()}
+
+
+def _images_only(images: Tensor) -> MicroBatch:
+    nothing = torch.zeros(1, 1, dtype=torch.long)
+    return MicroBatch(images, nothing, nothing, nothing, nothing, nothing, nothing, nothing)
+
+
+if __name__ == "__main__":
+    entry("pretrain", main)
