@@ -235,7 +235,8 @@ def _compare_within(group: dist.ProcessGroup) -> None:
 
     def compare(numbers: list[int]) -> None:
         mine = torch.tensor(numbers, dtype=torch.int64)
-        mine -= mine.min()  # DeepSpeed counts modules over the life of a process, and stages have different numbers
+        if numbers:
+            mine -= mine.min()  # DeepSpeed counts modules over the life of a process, and stages have different numbers
         least, largest = mine.clone(), mine.clone()
         dist.all_reduce(least, dist.ReduceOp.MIN, group=group)
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
