@@ -1,4 +1,4 @@
-# make setup | demo | test: each does all that it needs on a fresh machine (Python 3.10 or newer) and nothing twice.
+# make setup | demo | test: each does all that it needs on a fresh machine (Python 3.11 or newer) and nothing twice.
 PYTHON ?= python3
 BIN := .venv/bin
 RANKS = $(shell $(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)")

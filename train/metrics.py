@@ -40,7 +40,7 @@ def step_line(
     real = agreed.encoder_tokens + agreed.num_targets
     tflops = flops / seconds / world_size / 1e12
     line: Line = {"step": step, **losses(totals, objectives)}
-    line |= {f"examples/{name}": count for name, count in zip(objectives, agreed.examples, strict=True) if count}
+    line |= {f"examples/{name}": count for name, count in zip(objectives, agreed.examples, strict=True)}
     line |= {
         "grad_norm": grad_norm,
         "lr": lr,

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from data import objectives
 from train.lettering import Lettering
+from train.scores import exact_match
 
 PICTURE, TEXT_WIDTH, MARGIN, COLUMNS = 168, 300, 12, 3  # pixels, pixels, pixels, samples side by side
 TEXT_SIZE = 14
@@ -31,7 +32,7 @@ class Sample:
 
     @property
     def correct(self) -> bool:
-        return self.prediction.strip() in {reference.strip() for reference in self.references}
+        return exact_match(self.prediction, self.references) == 1.0
 
 
 def draw(samples: list[Sample], path: Path) -> None:

@@ -53,7 +53,7 @@ def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, 
         asked = base.shuffled(rng, [*asked, *base.shuffled(rng, absent)[:num_absent]])
         return _example(WHICH, asked, SEPARATOR.join(label for label in asked if label in present), options)
     positive = bool(rng.integers(2))
-    num_asked = 1 if kind == "one" else int(rng.integers(2, options.max_objects + 1))
+    num_asked = 1 if kind == "one" else int(rng.integers(2, min(options.max_objects, len(present)) + 1))
     asked = base.shuffled(rng, present)[:num_asked]
     if not positive:
         asked = base.shuffled(rng, [*asked[: num_asked - 1], base.choose(rng, absent, "")])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from data.objectives import base
 from data.objectives.base import Example, Vocabulary
+from errors import ConfigurationError
 
 PROMPTS = ()
 NUM_SENTINELS = 100
@@ -29,6 +30,14 @@ class Options(base.Options):
     noise_density: float = 0.15
     mean_span_length: float = 3.0
     input_length: int = 512
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.noise_density < 1 or self.mean_span_length < 1 or self.input_length < 3:
+            raise ConfigurationError(
+                f"span_corruption: noise_density={self.noise_density} must lie in (0, 1), mean_span_length="
+                f"{self.mean_span_length} be 1 or more, input_length={self.input_length} be 3 or more."
+            )
 
 
 def num_noise(length: int, noise_density: float, mean_span_length: float) -> tuple[int, int]:
