@@ -20,6 +20,8 @@ ENGLISH_SHARE = 0.35  # of questions, and of alt-texts; the other languages shar
 MOSTLY_SIGNS = SceneOptions(sign_share=0.8)
 SIMPLE = (0.55, 0.27, 0.18)  # shares of scenes with 1, 2 and 3 shapes: one shape alone teaches what its name means
 SOME_SIGNS = SceneOptions(sign_share=0.2, num_shapes=SIMPLE)
+# A quarter has a sign and then one or two shapes; these weights make 1, 2 and 3 equally frequent over all.
+COUNTABLE = SceneOptions(sign_share=0.25, num_shapes=(5 / 18, 5 / 18, 4 / 9))
 
 
 def _webli(rng: np.random.Generator, split: str, codes: Sequence[str]) -> tuple[Record, Scene]:
@@ -41,7 +43,7 @@ def _cc3m_35l(rng: np.random.Generator, split: str, codes: Sequence[str]) -> tup
 
 
 def _vq2a(rng: np.random.Generator, split: str, codes: Sequence[str]) -> tuple[Record, Scene]:
-    scene = draw_scene(rng, SOME_SIGNS, split)
+    scene = draw_scene(rng, COUNTABLE, split)
     questions = []
     for question in ask(rng, scene, split):
         code = _draw_language(rng, codes)
