@@ -19,6 +19,7 @@ setup: .venv/ready
 demo: setup
 	$(BIN)/python -m data.miniature folder=runs/corpus
 	$(BIN)/python -m data.tokenizer root=runs/corpus
+	$(BIN)/python -m train.pretrain_vit experiment=demo
 	$(BIN)/torchrun --nproc_per_node $(RANKS) -m train.pretrain experiment=demo run.folder=$(DEMO)
 	$(BIN)/torchrun --nproc_per_node $(RANKS) -m train.evaluate run.folder=$(DEMO)
 
