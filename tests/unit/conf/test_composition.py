@@ -32,6 +32,9 @@ def test_every_experiment_fits_together(experiment: str, tokenizer_path: Path, t
     (initial / "checkpoints").mkdir(parents=True)
     stage2 = [f"run.initial={initial}"] if experiment.endswith("stage2") else []
     config = composed(f"experiment={experiment}", f"data.tokenizer={tokenizer_path}", *stage2)
+    pretrained = tmp_path / "vit.safetensors"  # an earlier command makes the real one
+    pretrained.touch()
+    config.run.initial_weights = [str(pretrained) for _ in config.run.initial_weights]
     check(config, world_size=2 if experiment == "demo" else 8)
     assert config.run.folder == f"runs/{config.run.name}"
 
