@@ -49,7 +49,8 @@ def examples_of(rows: Rows, tokens_per_image: int) -> list[Example]:
 def make_ours(overrides: Sequence[str], precision: str, steps: int, micro_batch: int) -> Callable[[], float]:
     stream, step = open_stream(overrides, "train"), ours(read_sizes(overrides), precision)
     packed = [micro_batches(rows_of(stream, number), micro_batch, stream.shape) for number in range(steps)]
-    batches = cycle([[MicroBatch.from_rows(rows) for rows in of_step] for of_step in packed])  # type: ignore[arg-type]
+    tokens = stream.shape.tokens_per_image
+    batches = cycle([[MicroBatch.from_rows(rows).trimmed(tokens, 16) for rows in of_step] for of_step in packed])  # type: ignore
     return lambda: step(next(batches))
 
 

@@ -90,17 +90,18 @@ def relative_bias(
 def t5_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, allowed: Tensor, dropout: float
 ) -> Tensor:
-    """softmax(q k^T + bias) v without 1/sqrt(d) scaling; masked scores are the least finite number; softmax in fp32.
+    """softmax(q k^T + bias) v without 1/sqrt(d) scaling; masked scores are the least finite number.
 
     query [Lq, B, H, D]; key, value [Lk, B, H, D]; bias [H, Lq, Lk] or None; allowed bool [B, 1, Lq, Lk].
-    Returns [Lq, B, H * D].
+    Returns [Lq, B, H * D]. Softmax sums in fp32 whatever the type.
     """
     q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
     scores = q @ k.transpose(2, 3)
     if bias is not None:
-        scores = scores + bias
-    scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
+        scores += bias
+    with torch.no_grad():  # a masked score has no weight, so softmax gives it no gradient: nothing to keep for later
+        scores.masked_fill_(~allowed, torch.finfo(scores.dtype).min)
+    weights = F.softmax(scores, dim=-1)
     if dropout:  # one mask for all queries (T5X `broadcast_dropout`)
         weights = weights * F.dropout(torch.ones_like(weights[:, :, :1]), dropout)
     return (weights @ v).permute(2, 0, 1, 3).flatten(2)

@@ -56,6 +56,27 @@ class MicroBatch:
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in (*ARRAYS, "target_positions")}
         return replace(self, **moved)
 
+    def trimmed(self, tokens_per_image: int, multiple: int = 1) -> "MicroBatch":
+        """Without what no example uses: image slots (one stays), and positions behind the longest row.
+
+        Lengths are rounded up to a `multiple`. For batches on the host, where counting makes no device wait.
+        """
+        encoder, decoder = (_longest(x, multiple) for x in (self.encoder_segments, self.decoder_segments))
+        index = self.visual_index[:, :encoder]
+        slot, token = index.clamp(min=0) // tokens_per_image, index % tokens_per_image
+        used = slot[index >= 0].unique()
+        place = torch.zeros(len(self.images), dtype=torch.long)
+        place[used] = torch.arange(len(used))
+        decoded = (self.decoder_tokens, self.decoder_targets, self.decoder_segments, self.objectives)
+        return MicroBatch(
+            self.images[used] if len(used) else self.images[:1],
+            self.encoder_tokens[:, :encoder],
+            self.encoder_segments[:, :encoder],
+            torch.where(index >= 0, place[slot] * tokens_per_image + token, -1),
+            *(x[:, :decoder] for x in decoded),
+            loss_scale=self.loss_scale,
+        )
+
     def blanked(self) -> "MicroBatch":
         """The same rows with every image mid-grey: what a blind model sees."""
         return replace(self, images=torch.full_like(self.images, 127))
@@ -94,3 +115,10 @@ class MicroBatch:
     def cross_mask(self) -> Mask:
         """A decoder segment sees the encoder segment of the same number."""
         return Mask(self.decoder_segments, self.encoder_segments)
+
+
+def _longest(segments: Tensor, multiple: int) -> int:
+    """Positions up to the last that is used in any row of segment ids [B, S], rounded up, at most S."""
+    used = (segments > 0).any(0).nonzero()
+    length = int(used.amax()) + 1 if len(used) else 1
+    return min(-(-length // multiple) * multiple, segments.shape[1])

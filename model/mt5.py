@@ -148,9 +148,8 @@ class Block(Unit):
         return x + dropout(self.attention_out(attended), self.rate, self)
 
     def kept_weights(self, shape: Shape, queries: int, keys: int) -> int:
-        """Bytes of attention weights kept: fp32 softmax and its 16-bit copy per head, a mask per row; none if fused."""
-        per_head = 0 if self.flex else 4 + (shape.element_bytes if shape.element_bytes < 4 else 0)
-        return shape.rows * queries * keys * (self.mt5.num_heads * per_head + (not self.flex))
+        """Bytes of attention weights kept: none if the attention is fused."""
+        return 0 if self.flex else shape.element_bytes * shape.rows * self.mt5.num_heads * queries * keys
 
     def mlp(self, x: Tensor) -> Tensor:
         gate, up = self.mlp_in(self.mlp_norm(x))

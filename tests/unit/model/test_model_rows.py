@@ -12,6 +12,7 @@ from model.pali import PaLI, freeze
 from tests.unit.model.examples import (
     MODEL,
     NUM_OBJECTIVES,
+    TOKENS_PER_IMAGE,
     Example,
     example,
     gradients,
@@ -52,6 +53,24 @@ def test_packed_rows_equal_the_same_examples_unpacked() -> None:
         torch.testing.assert_close(packed_totals.nll, totals.nll, rtol=TOLERANCE, atol=0)
         assert torch.equal(packed_totals.tokens, totals.tokens)
         assert largest_error(packed, expected) < (TOLERANCE,)
+
+
+def test_trimming_changes_nothing_that_counts() -> None:
+    pali, (a, b, c, d, e) = small_model(), MIXED
+    wide = micro_batch([[b], [a, c], [d, e], []], encoder_length=70, decoder_length=33, image_slots=9)
+    wide.images = wide.images.roll(3, 0)  # unused slots in front, between and behind
+    wide.visual_index = torch.where(wide.visual_index >= 0, wide.visual_index + 3 * TOKENS_PER_IMAGE, -1)
+    loss, totals, expected = _run(pali, wide)
+    for multiple, lengths in ((1, (58, 17)), (16, (64, 32)), (1000, (70, 33))):
+        narrow = wide.trimmed(TOKENS_PER_IMAGE, multiple)
+        assert (narrow.encoder_tokens.shape[1], narrow.decoder_tokens.shape[1]) == lengths
+        assert len(narrow.images) == 5
+        found_loss, found_totals, found = _run(pali, narrow)
+        torch.testing.assert_close(found_loss, loss, rtol=TOLERANCE, atol=0)
+        torch.testing.assert_close(found_totals.nll, totals.nll, rtol=TOLERANCE, atol=0)
+        assert largest_error(found, expected) < (TOLERANCE,)
+    empty = micro_batch([[]], encoder_length=6, decoder_length=4, image_slots=3).trimmed(TOKENS_PER_IMAGE)
+    assert (len(empty.images), *empty.encoder_tokens.shape) == (1, 1, 1)
 
 
 def test_totals_add_up_by_objective() -> None:
