@@ -85,14 +85,15 @@ def answer(config: RunConfig, layout: Layout) -> tuple[int, list[Sample]]:
 
 
 def report(folder: Path, split: str, step: int, samples: list[Sample]) -> None:
-    """Write `evaluation.json` and `samples.png` into the run's folder, and print what they hold."""
+    """Write `evaluation.json`, `predictions.jsonl` (every answer) and `samples.png`; print scores and places."""
     results = {"step": step, "split": split, "examples": len(samples), "objectives": evaluation(samples)}
-    scores_at, picture_at = folder / "evaluation.json", folder / "samples.png"
+    scores_at, answers_at, picture_at = (folder / n for n in ("evaluation.json", "predictions.jsonl", "samples.png"))
     scores_at.write_text(json.dumps(results, indent=1, ensure_ascii=False))
+    answers_at.write_text("".join(f"{sample.line}\n" for sample in samples))
     draw(selection(samples), picture_at)
     console = Console()
     console.print(table(results))
-    console.print(f"scores: {scores_at}\nsamples: {picture_at}", highlight=False)
+    console.print(f"scores: {scores_at}\nanswers: {answers_at}\nsamples: {picture_at}", highlight=False)
 
 
 def selection(samples: list[Sample]) -> list[Sample]:
