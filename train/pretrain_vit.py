@@ -1,12 +1,14 @@
 """Pretrain the ViT alone, as a classifier: `python -m train.pretrain_vit experiment=demo`. One process.
 
 PaLI's ViT was a classifier of JFT's labels before it saw a text (paper section 3.1; sigmoid cross-entropy as in
-big_vision `train_vit_g.py`), and from scratch the whole is far worse (the paper's ablation). Here the classes are the
-words of the object labels ("red", "circle"), and the patch tokens are averaged: each of them shall say what it sees.
+big_vision `train_vit_g.py`), and from scratch the whole is far worse (the paper's ablation). JFT has a billion images;
+where there are thousands, boxes make up for it: each patch is to name the words ("red", "circle") of the label of the
+object that it lies in, so that one image teaches as many times as it has patches.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +29,16 @@ from train.config import RunConfig, to_run_config
 from train.entry import entry
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """An encoded image, and the (words, box) of each object in it; a box is in fractions of the image."""
+
+    image: bytes
+    objects: list[tuple[set[str], Sequence[float]]]
+
+
 class Classifier(nn.Module):
-    """Patches, ViT blocks, the final norm, mean pooling, a linear head: uint8 [I, S, S, 3] -> logits [I, classes]."""
+    """Patches, ViT blocks, the final norm, a linear head: uint8 [I, S, S, 3] -> logits [N, I, classes]."""
 
     def __init__(self, config: RunConfig, image_size: int, num_classes: int) -> None:
         super().__init__()
@@ -42,7 +52,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         (tokens,) = self.vit((), _images_only(images))
-        return self.head(self.norm(tokens).mean(0))
+        return self.head(self.norm(tokens))
 
     def weights(self) -> dict[str, Tensor]:
         """What PaLI takes over, by logical name; the head is left behind."""
@@ -57,38 +67,54 @@ def main(composed: DictConfig) -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     source = ShardSource(settings.source, config.data.location(settings.source), "train", Ledger(1.0, 0))
     records = list(_labelled(source))
-    words = sorted({word for _, found in records for word in found})
+    words = sorted({word for record in records for found, _ in record.objects for word in found})
     classifier = Classifier(config, size, len(words))
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     rng = np.random.default_rng(config.run.seed)
     right: list[float] = []
     for step in track(range(settings.steps), f"ViT: {len(words)} classes, {len(records)} images"):
         chosen = [records[i] for i in rng.integers(len(records), size=settings.batch)]
-        images = torch.from_numpy(np.stack([decode(image, size) for image, _ in chosen]))
-        targets = torch.tensor([[float(word in found) for word in words] for _, found in chosen])
+        images = torch.from_numpy(np.stack([decode(record.image, size) for record in chosen]))
+        targets = torch.from_numpy(
+            np.stack([_targets(record, words, size // config.vit.patch_size) for record in chosen], 1)
+        )
         logits = classifier(images)
         loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(chosen)
-        optimizer.param_groups[0]["lr"] = settings.learning_rate * min(
-            1.0, (step + 1) / 50, (settings.steps - step) / 100
-        )
+        warmup, decay = (step + 1) / 50, (settings.steps - step) / (0.2 * settings.steps)
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * min(1.0, warmup, decay)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        right.append(float(((logits > 0) == (targets > 0)).all(1).float().mean()))
+        right.append(float(((logits > 0) == (targets > 0)).all(2).float().mean()))
     Path(settings.output).parent.mkdir(parents=True, exist_ok=True)
     write_tensors(classifier.weights(), settings.output)
-    print(f"{settings.output}: all words of an image right in {np.mean(right[-20:]):.1%} of the last images")
+    print(f"{settings.output}: all words right at {np.mean(right[-20:]):.1%} of the last patches")
 
 
-def _labelled(source: ShardSource) -> Iterator[tuple[bytes, set[str]]]:
-    """(image, words of its labels) of every readable record."""
+def _labelled(source: ShardSource) -> Iterator[Labelled]:
+    """Every readable record of the source that has objects."""
     for number in range(len(source)):
         try:
             record: Record = source[number]
         except Skip:
             continue
         if record.image is not None and record.fields.get("objects"):
-            yield record.image, {word for item in record.fields["objects"] for word in str(item["label"]).split()}
+            objects = [(set(str(item["label"]).split()), item["box"]) for item in record.fields["objects"]]
+            yield Labelled(record.image, objects)
+
+
+def _targets(record: Labelled, words: Sequence[str], grid: int) -> np.ndarray:
+    """fp32 [grid * grid, words]: 1 for the words of an object whose box the patch lies in, up to a third of a patch."""
+    centre = (np.arange(grid) + 0.5) / grid
+    targets = np.zeros((grid, grid, len(words)), np.float32)
+    for found, (ymin, xmin, ymax, xmax) in record.objects:
+        rows, columns = (
+            np.abs(centre - (low + high) / 2) < (high - low) / 2 + 1 / (3 * grid)
+            for low, high in ((ymin, ymax), (xmin, xmax))
+        )
+        named = np.array([word in found for word in words])
+        targets[np.ix_(rows, columns, named)] = 1.0
+    return targets.reshape(grid * grid, len(words))
 
 
 def _images_only(images: Tensor) -> MicroBatch:
