@@ -67,13 +67,15 @@ class MicroBatch:
         used = slot[index >= 0].unique()
         place = torch.zeros(len(self.images), dtype=torch.long)
         place[used] = torch.arange(len(used))
-        decoded = (self.decoder_tokens, self.decoder_targets, self.decoder_segments, self.objectives)
         return MicroBatch(
             self.images[used] if len(used) else self.images[:1],
             self.encoder_tokens[:, :encoder],
             self.encoder_segments[:, :encoder],
             torch.where(index >= 0, place[slot] * tokens_per_image + token, -1),
-            *(x[:, :decoder] for x in decoded),
+            self.decoder_tokens[:, :decoder],
+            self.decoder_targets[:, :decoder],
+            self.decoder_segments[:, :decoder],
+            self.objectives[:, :decoder],
             loss_scale=self.loss_scale,
         )
 
