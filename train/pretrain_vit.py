@@ -40,7 +40,7 @@ class Labelled:
 
 
 class Classifier(nn.Module):
-    """Patches, ViT blocks, the final norm, a linear head: uint8 [I, S, S, 3] -> logits and a box, [N, I, classes + 4]."""
+    """Patches, ViT blocks, a norm, a linear head: uint8 [I, S, S, 3] -> logits and a box, [N, I, classes + 4]."""
 
     def __init__(self, config: RunConfig, image_size: int, num_classes: int) -> None:
         super().__init__()
