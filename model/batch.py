@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.attention import Mask
@@ -77,6 +78,20 @@ class MicroBatch:
             self.decoder_segments[:, :decoder],
             self.objectives[:, :decoder],
             loss_scale=self.loss_scale,
+        )
+
+    def padded(self, multiple: int) -> "MicroBatch":
+        """With both lengths rounded up to a multiple, by positions that belong to no example."""
+        encoder, decoder = (-x.shape[1] % multiple for x in (self.encoder_segments, self.decoder_segments))
+        if not (encoder or decoder):
+            return self
+        decoded = ("decoder_tokens", "decoder_targets", "decoder_segments", "objectives")
+        return replace(
+            self,
+            encoder_tokens=F.pad(self.encoder_tokens, (0, encoder)),
+            encoder_segments=F.pad(self.encoder_segments, (0, encoder)),
+            visual_index=F.pad(self.visual_index, (0, encoder), value=-1),
+            **{name: F.pad(getattr(self, name), (0, decoder)) for name in decoded},
         )
 
     def blanked(self) -> "MicroBatch":

@@ -57,6 +57,7 @@ class Loop:
                     self.watchdog.beat(f"step {step}, in its checkpoint")
                     self.run.save(self.engine, step, {"guard": self.guard.state, "phase": self.span.phase.name})
                 if agreed.stop and step < self.config.run.steps:
+                    self.run.settle()
                     raise Interrupted(
                         f"Interrupted after step {step}; it is saved, and the same command goes on from there."
                     )
