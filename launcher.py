@@ -54,6 +54,14 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
     return Place()
 
 
+def first_rank() -> bool:
+    """Whether this process speaks for all; where the launcher's variables make no sense, every process does."""
+    try:
+        return place().rank == 0
+    except ConfigurationError:
+        return True
+
+
 def in_step(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether srun started this process as a task; false in a job's script and in an interactive shell."""
     return "SLURM_PROCID" in environment and 0 <= _integer(environment, "SLURM_STEP_ID", -1) < RESERVED_STEPS

@@ -38,14 +38,6 @@ def launch(environment: Mapping[str, str] = os.environ) -> Launch:
     return Launch(**vars(place(environment)))
 
 
-def speaks_for_all() -> bool:
-    """Whether this is the first rank; where the launcher's variables make no sense, every process speaks."""
-    try:
-        return launch().rank == 0
-    except ConfigurationError:
-        return True
-
-
 def start(this: Launch, timeout_s: float) -> None:
     """Meet the other ranks (NCCL on GPUs, gloo on CPUs); a collective that hears nothing for `timeout_s` seconds
     fails."""

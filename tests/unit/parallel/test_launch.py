@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import pytest
 
 from errors import ConfigurationError
-from launcher import Place, first_host, in_step, place
-from parallel.launch import launch, num_threads, speaks_for_all
+from launcher import Place, first_host, first_rank, in_step, place
+from parallel.launch import launch, num_threads
 from parallel.meeting import PORTS, interface_towards, meet, slurm_meeting_point
 
 JOB = {"SLURM_JOB_ID": "41", "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_PROCID": "0",
@@ -63,11 +63,11 @@ def test_contradictions(environment: dict[str, str], said: str) -> None:
 
 
 def test_who_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert speaks_for_all()
+    assert first_rank()
     monkeypatch.setenv("RANK", "1")
-    assert not speaks_for_all()
+    assert not first_rank()
     monkeypatch.setenv("RANK", "first")
-    assert speaks_for_all()
+    assert first_rank()
 
 
 def test_steps() -> None:
