@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from errors import ConfigurationError
-from parallel.launch import launch
+from launcher import first_rank
 from parallel.launch import stop as leave
 from train.config import RunConfig
 from train.sweep import FailedRuns, Sweep, become_one_of, folder_name
@@ -106,7 +106,7 @@ def without_injected(arguments: list[str]) -> list[str]:
 
 def stop(message: str, code: int, every_rank: bool = False) -> None:
     """End the process; unless told otherwise, one rank alone speaks."""
-    if every_rank or launch().rank == 0:
+    if every_rank or first_rank():
         print(message, file=sys.stderr, flush=True)
     sys.exit(code)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig
 
-from parallel.launch import launch
+from launcher import place
 
 FOLDER_NAME_LIMIT = 150  # characters; file systems allow 255
 
@@ -40,13 +40,13 @@ class Sweep:
             return 0
         except SystemExit as end:
             of_all_ranks = not getattr(end.__context__, "alone", False)
-            if end.code not in (2, 3) or not (of_all_ranks or launch().world_size == 1):
+            if end.code not in (2, 3) or not (of_all_ranks or place().world_size == 1):
                 raise
             code = end.code
         except Exception:
             traceback.print_exc()
             code = 1
-            if launch().world_size > 1:
+            if place().world_size > 1:
                 sys.exit(code)
         self.failed[name] = int(code)
         return int(code)
