@@ -86,7 +86,7 @@ class SlurmArrayLauncher(SlurmLauncher):
         )
         if self.wait:
             self._wait(array)
-            self._report(folder, array, names)
+            self._report(folder, jobs, names)
         return []
 
     @property
@@ -141,7 +141,9 @@ class SlurmArrayLauncher(SlurmLauncher):
         own = {"submitit_folder", "max_num_timeout"}
         parameters = {k if k in common else f"slurm_{k}": v for k, v in self.params.items() if k not in own}
         executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
-        executor.update_parameters(**parameters, slurm_teardown=_teardown(folder))
+        before, after = _frame(folder)
+        parameters["slurm_setup"] = [*before, *(self.params["setup"] or [])]
+        executor.update_parameters(**parameters, slurm_teardown=after)
         numbers = range(first, first + len(job_overrides))
         try:
             return executor.map_array(
@@ -163,31 +165,31 @@ class SlurmArrayLauncher(SlurmLauncher):
             print(f"Slurm job {array} goes on; `scancel {array}` ends it.", file=sys.stderr)
             sys.exit(130)
 
-    def _report(self, folder: Path, array: str, names: list[str]) -> None:
+    def _report(self, folder: Path, jobs: list[Any], names: list[str]) -> None:
         failed, first = {}, 0
-        for index, name in enumerate(names):
-            ended = folder / f"{array}_{index}.exit"
+        for index, (name, job) in enumerate(zip(names, jobs, strict=True)):
+            ended = folder / f"{_array_of(job)}_{index}.exit"
             code = int(ended.read_text()) if ended.exists() else None
             if code != 0:
-                log = next(iter(sorted(folder.glob(f"{array}*_{index}_0_log.out"))), folder)
                 how = "ended from outside" if code is None else f"exit code {code}"
-                failed[name] = f"{how}, {log}"
+                failed[name] = f"{how}, {job.task(0).paths.stdout}"
                 first = first or code or 1
         if failed:
             raise FailedRuns(failed, len(names), first)
 
 
-def _teardown(folder: Path) -> list[str]:
-    """The end of the job's script: what became of the run is written down, and a run that was saved is queued again.
+def _frame(folder: Path) -> tuple[list[str], list[str]]:
+    """The lines of the job's script before and after srun: how the run ended is kept, and it may be queued again.
 
-    Bash's status of srun is the highest exit code of its tasks.
+    Bash's status of srun is the highest exit code of its tasks. 0 to 3: to start the run again would change nothing.
+    All else goes on from the last checkpoint: a signal (75), a hang (4), a rank that was killed (from 128).
     """
-    place = f'{shlex.quote(str(folder))}/"${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}_${{SLURM_ARRAY_TASK_ID:-0}}.exit"'
-    return [
+    file = f'{shlex.quote(str(folder))}/"${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}_${{SLURM_ARRAY_TASK_ID:-0}}.exit"'
+    return [f"rm -f {file}"], [
         "code=$?",
-        f'if [ "$code" -eq {entry.EXIT_INTERRUPTED} ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
-        f'echo "$code" > {place}',
-        'exit "$code"',
+        f'echo "$code" > {file}',
+        'case "$code" in 0 | 1 | 2 | 3) exit "$code" ;; esac',
+        'exec scontrol requeue "$SLURM_JOB_ID"',
     ]
 
 
