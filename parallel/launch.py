@@ -1,31 +1,41 @@
-"""Who am I: rank, world and device, from torchrun's variables, or one process alone."""
+"""Who am I, on which device, and how the ranks meet, whoever launched them."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from errors import ConfigurationError
+from launcher import Place, place
+from parallel.meeting import meet
+
 
 @dataclass(frozen=True)
-class Launch:
-    """This process among its peers; `local_rank` counts within the machine."""
-
-    rank: int
-    world_size: int
-    local_rank: int
+class Launch(Place):
+    """This process among its peers, with its device."""
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        """The CPU, or the GPU of the local rank, or the only one that the launcher shows to this rank.
+
+        Raises ConfigurationError where there are more ranks than GPUs.
+        """
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        count = torch.cuda.device_count()
+        if self.local_rank >= count > 1:
+            raise ConfigurationError(
+                f"{self.local_rank + 1} or more processes on this machine share {count} GPUs; start one per GPU."
+            )
+        return torch.device("cuda", self.local_rank if count > 1 else 0)
 
 
-def launch() -> Launch:
-    """Read the launcher's variables; nothing is started."""
-    return Launch(
-        int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    )
+def launch(environment: Mapping[str, str] = os.environ) -> Launch:
+    """Read the launcher's variables; nothing is started. Raises ConfigurationError where they make no sense."""
+    return Launch(**vars(place(environment)))
 
 
 def start(this: Launch, timeout_s: float) -> None:
@@ -38,11 +48,24 @@ def start(this: Launch, timeout_s: float) -> None:
     backend = "cpu:gloo,cuda:nccl" if this.device.type == "cuda" else "gloo"
     if this.world_size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    else:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        return
+    torch.set_num_threads(num_threads(this, os.environ, len(os.sched_getaffinity(0)), os.cpu_count() or 1))
+    meet(this, os.environ)
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 
 
 def stop() -> None:
     """Leave the other ranks."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def num_threads(this: Place, environment: Mapping[str, str], allowed: int, cores: int) -> int:
+    """CPU threads of one rank of several: what was said, else its share of the machine.
+
+    `allowed` of the machine's `cores` are this process's; fewer than all means that the launcher has bound it.
+    """
+    for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
+        if environment.get(name, "").isdigit():
+            return max(1, int(environment[name]))
+    return allowed if allowed < cores else max(1, cores // this.local_world_size)

@@ -1,4 +1,4 @@
-"""`python -m data.miniature folder=runs/corpus seed=0` makes the miniature corpus."""
+"""`python -m data.miniature folder=runs/corpus seed=0` makes the miniature corpus, alone or by many MPI ranks."""
 
 import sys
 import time
@@ -7,24 +7,36 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data.miniature.config import parse
 from data.miniature.corpus import make_corpus
+from data.miniature.ranks import Ranks, ranks
 from errors import ConfigurationError
+from launcher import first_rank
 
 
 def main(arguments: list[str]) -> int:
     """Makes the corpus and returns the exit code: 0, or 2 after a user's mistake."""
     try:
-        config = parse(arguments)
-        start = time.monotonic()
-        columns = TextColumn("records"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        with Progress(*columns, transient=True) as display:
-            task = display.add_task("records", total=None)
-            made = make_corpus(config, lambda done, total: display.update(task, completed=done, total=total))
+        with ranks() as together:
+            said = make(arguments, together)
     except ConfigurationError as error:
-        print(error, file=sys.stderr)
+        if first_rank():
+            print(error, file=sys.stderr)
         return 2
-    seconds = time.monotonic() - start
-    print(f"{config.folder}: " + (f"made in {seconds:.0f} s" if made else "the same corpus is there already"))
+    if together.rank == 0:
+        print(said)
     return 0
+
+
+def make(arguments: list[str], together: Ranks) -> str:
+    """Makes the corpus and returns what there is to say; a collective of `together`."""
+    config = parse(arguments)
+    start = time.monotonic()
+    columns = TextColumn("records"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, transient=True, disable=together.rank > 0) as display:
+        task = display.add_task("records", total=None)
+        made = make_corpus(config, lambda done, total: display.update(task, completed=done, total=total), together)
+    seconds = time.monotonic() - start
+    by = f" by {together.size} ranks" if together.size > 1 else ""
+    return f"{config.folder}: " + (f"made in {seconds:.0f} s{by}" if made else "the same corpus is there already")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Writes the corpus: each shard is a pure function of (seed, source, split, shard), whatever the number of workers."""
+"""Writes the corpus: each shard is a pure function of (seed, source, split, shard), whatever the number of workers
+and ranks."""
 
 import io
 import json
@@ -16,37 +17,51 @@ from typing import Any
 import numpy as np
 
 from data.miniature.config import SOURCES, SPLITS, VERSION, MiniatureConfig
+from data.miniature.ranks import Ranks
 from data.miniature.records import MAKERS
 from data.miniature.render import encode, render
 from errors import ConfigurationError
 
 MANIFEST = "corpus.json"
+ALONE = Ranks()
 Shard = tuple[str, str, int]  # source, split, index
 
 
-def make_corpus(config: MiniatureConfig, progress: Callable[[int, int], None] = lambda done, total: None) -> bool:
+def make_corpus(
+    config: MiniatureConfig, progress: Callable[[int, int], None] = lambda done, total: None, ranks: Ranks = ALONE
+) -> bool:
     """Makes the corpus in `config.folder`; False if the same corpus is there already.
 
     All is written beside the folder and renamed at the end: a folder with a `corpus.json` is whole. A corpus of other
     settings is replaced; a folder that holds anything else raises ConfigurationError. `progress(done, total)` is told
-    of records.
+    of this rank's records. A collective of `ranks`, who share the file system and deal the shards out.
     """
     folder = Path(config.folder)
-    manifest = _manifest(config)
+    staging = folder.with_name(folder.name + ".partial")
+    if not ranks.first_only(lambda: _prepare(config, folder, staging)):
+        return False
+    _write_shards(config, staging, ranks, progress)
+    ranks.first_only(lambda: _publish(config, folder, staging))
+    return True
+
+
+def _prepare(config: MiniatureConfig, folder: Path, staging: Path) -> bool:
+    """Makes the folders to write in; False if the corpus is there already."""
     if (folder / MANIFEST).exists():
-        if json.loads((folder / MANIFEST).read_text()) == manifest:
+        if json.loads((folder / MANIFEST).read_text()) == _manifest(config):
             return False
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigurationError(f"{folder} exists and is no miniature corpus; choose another folder or remove it.")
-    staging = folder.with_name(folder.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)
     for source in SOURCES:
         (staging / source).mkdir(parents=True)
-    _write_shards(config, staging, progress)
-    (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return True
+
+
+def _publish(config: MiniatureConfig, folder: Path, staging: Path) -> None:
+    (staging / MANIFEST).write_text(json.dumps(_manifest(config), indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(staging, folder)
-    return True
 
 
 def shards(config: MiniatureConfig) -> list[Shard]:
@@ -59,13 +74,19 @@ def shards(config: MiniatureConfig) -> list[Shard]:
     ]
 
 
+def num_shard_records(config: MiniatureConfig, shard: Shard) -> int:
+    """The last shard of a split may hold fewer than the others."""
+    source, split, index = shard
+    return min(config.shard_records, config.num_records(source, split) - index * config.shard_records)
+
+
 def write_shard(config: MiniatureConfig, shard: Shard, folder: Path) -> int:
     """Writes `<folder>/<source>/<split>-<index>.tar` and returns its number of records."""
     source, split, index = shard
     seed = np.random.SeedSequence([config.seed, *(zlib.crc32(name.encode()) for name in (source, split)), index])
     rng = np.random.default_rng(seed)
     first = index * config.shard_records
-    last = min(first + config.shard_records, config.num_records(source, split))
+    last = first + num_shard_records(config, shard)
     path = folder / source / f"{split}-{index:05d}.tar"
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for position in range(first, last):
@@ -77,17 +98,18 @@ def write_shard(config: MiniatureConfig, shard: Shard, folder: Path) -> int:
     return last - first
 
 
-def _write_shards(config: MiniatureConfig, folder: Path, progress: Callable[[int, int], None]) -> None:
-    todo = shards(config)
-    total = sum(config.num_records(source, split) for source in SOURCES for split in SPLITS)
-    workers = config.workers or os.cpu_count() or 1
+def _write_shards(config: MiniatureConfig, folder: Path, ranks: Ranks, progress: Callable[[int, int], None]) -> None:
+    """This rank's shards: every `size`-th, so that each rank gets its part of every source."""
+    todo = shards(config)[ranks.rank :: ranks.size]
+    total = sum(num_shard_records(config, shard) for shard in todo)
+    workers = min(len(todo), config.workers or ((os.cpu_count() or 1) if ranks.size == 1 else 1))
     done = 0
-    if workers == 1:
+    if workers <= 1:
         for shard in todo:
             done += write_shard(config, shard, folder)
             progress(done, total)
         return
-    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for future in as_completed([pool.submit(write_shard, config, shard, folder) for shard in todo]):
             done += future.result()
             progress(done, total)

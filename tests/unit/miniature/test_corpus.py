@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from errors import ConfigurationError
 
 Sample = tuple[dict[str, Any], Image.Image | None]
 SCALE = 0.02
+MPIRUN = Path(sys.executable).parent / "mpirun"
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,33 @@ def digest(folder: Path) -> dict[str, str]:
 def test_bytes_do_not_depend_on_the_number_of_workers(corpus: Path, tmp_path: Path) -> None:
     make_corpus(MiniatureConfig(str(tmp_path / "other"), scale=SCALE, workers=2, shard_records=100))
     assert digest(tmp_path / "other") == digest(corpus)
+
+
+@pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this python: pip install mpich")
+@pytest.mark.parametrize("size", [2, 3])
+def test_bytes_do_not_depend_on_the_number_of_ranks(size: int, corpus: Path, tmp_path: Path) -> None:
+    """The folder is cleaned first of what a killed job has left."""
+    (tmp_path / "other.partial").mkdir()
+    (tmp_path / "other.partial" / "left").write_text("over")
+    arguments = [f"folder={tmp_path / 'other'}", f"scale={SCALE}", "shard_records=100"]
+    said = under_mpirun(size, *arguments)
+    assert said.returncode == 0 and f"by {size} ranks" in said.stdout, said.stderr
+    assert digest(tmp_path / "other") == digest(corpus)
+    assert "is there already" in under_mpirun(size, *arguments).stdout
+
+
+@pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this python: pip install mpich")
+def test_what_is_wrong_is_said_once_by_all_ranks(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    said = under_mpirun(2, f"folder={tmp_path}", "scale=0.0005")
+    assert said.returncode == 2 and said.stderr.count("no miniature corpus") == 1, said.stderr
+
+
+def under_mpirun(size: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [MPIRUN, "-np", str(size), sys.executable, "-m", "data.miniature", *arguments],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
 
 
 def test_the_seed_changes_the_corpus_and_replaces_it(tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""The processes that make one corpus together: those of mpirun or srun, joined by MPI, or this one alone."""
+
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+from errors import ConfigurationError
+from launcher import in_step, place
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """This process is `rank` of `size`. Entered, an error of one rank ends all: none is left waiting for it."""
+
+    def __init__(self, world: "MPI.Intracomm | None" = None) -> None:
+        self.world = world
+        self.rank, self.size = (world.Get_rank(), world.Get_size()) if world else (0, 1)
+
+    def first_only(self, work: Callable[[], T]) -> T:
+        """What `work` returns on rank 0, once all have come here; its ConfigurationError is raised on all alike."""
+        if self.world is None:
+            return work()
+        self.world.Barrier()
+        done: tuple[T | None, str | None] = (None, None)
+        if self.rank == 0:
+            try:
+                done = work(), None
+            except ConfigurationError as error:
+                done = None, str(error)
+        result, mistake = self.world.bcast(done)
+        if mistake is not None:
+            raise ConfigurationError(mistake)
+        return result  # type: ignore[return-value]
+
+    def __enter__(self) -> "Ranks":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self.world is not None and error is not None and not isinstance(error, ConfigurationError):
+            traceback.print_exception(error)
+            self.world.Abort(1)
+
+
+def ranks() -> Ranks:
+    """The processes that were started together. Raises ConfigurationError where MPI does not see what was started."""
+    try:
+        here = place()
+    except ConfigurationError:
+        if in_step():
+            raise
+        return Ranks()  # a job's script makes a corpus by itself
+    if here.world_size == 1:
+        return Ranks()
+    if here.launcher == "torchrun":
+        raise ConfigurationError("A corpus is made by one process or by ranks of MPI; start it with mpirun or srun.")
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise ConfigurationError(
+            f"{here.launcher} started {here.world_size} processes, but mpi4py cannot be used ({error}); "
+            'pip install ".[mpi]", or start one process.'
+        ) from error
+    if MPI.COMM_WORLD.Get_size() != here.world_size:
+        how = (
+            "srun and the MPI library speak different languages, so give srun --mpi=pmi2 (MPICH, Intel MPI) or "
+            "--mpi=pmix (Open MPI); `srun --mpi=list` shows which there are"
+            if here.launcher == "srun"
+            else "mpi4py loads another MPI than mpirun's, so use the mpirun beside your python or set MPI4PY_MPIABI"
+        )
+        raise ConfigurationError(
+            f"MPI's size is {MPI.COMM_WORLD.Get_size()} in a world of {here.world_size} processes: {how}."
+        )
+    return Ranks(MPI.COMM_WORLD)

@@ -1,0 +1,161 @@
+"""Rank, world, machine and meeting point from the variables of every launcher; contradictions are one sentence."""
+
+import socket
+from collections.abc import Mapping
+
+import pytest
+
+from errors import ConfigurationError
+from launcher import Place, first_host, first_rank, in_step, place
+from parallel.launch import launch, num_threads
+from parallel.meeting import PORTS, interface_towards, meet, slurm_meeting_point
+
+JOB = {"SLURM_JOB_ID": "41", "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_PROCID": "0",
+       "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "n[1-2]",
+       "SLURM_TASKS_PER_NODE": "2(x2)"}  # fmt: skip
+STEP = JOB | {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "3",
+              "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}  # fmt: skip
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "n1",
+            "MASTER_PORT": "29400", "TORCHELASTIC_RUN_ID": "none"}  # fmt: skip
+MPICH = {"PMI_RANK": "2", "PMI_SIZE": "4", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "2"}
+OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+            "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}  # fmt: skip
+# MPICH's mpirun starts one proxy a node through srun, whose variables the ranks inherit.
+PROXY = STEP | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, Place()),
+        (STEP, Place(3, 4, 1, 2, "srun")),
+        (STEP | {"PMI_RANK": "3", "PMI_SIZE": "4", "PMI_FD": "11"}, Place(3, 4, 1, 2, "srun")),  # srun --mpi=pmi2
+        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "3,1", "SLURM_LOCALID": "0"}, Place(3, 4, 0, 1, "srun")),
+        (STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, Place(0, 1, 1, 2, "srun")),  # a step of one task
+        (TORCHRUN, Place(5, 8, 1, 4, "torchrun")),
+        (STEP | TORCHRUN, Place(5, 8, 1, 4, "torchrun")),  # one torchrun a node, started by srun
+        (STEP | {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, Place(3, 4, 1, 2, "torchrun")),  # said twice
+        (MPICH, Place(2, 4, 0, 2, "mpirun")),
+        (OPEN_MPI, Place(2, 4, 0, 2, "mpirun")),
+        (PROXY | MPICH, Place(2, 4, 0, 2, "mpirun")),
+        (JOB | OPEN_MPI, Place(2, 4, 0, 2, "mpirun")),  # mpirun in a job's script
+        (JOB | {"SLURM_NTASKS": "1", "SLURM_NNODES": "1"}, Place()),  # the script of a job of one task
+    ],
+)
+def test_places(environment: dict[str, str], expected: Place) -> None:
+    assert place(environment) == expected
+    assert vars(launch(environment)) == vars(expected)
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        (JOB, "script of a Slurm job of 4 tasks, not one of its tasks; start them with `srun"),
+        ({k: v for k, v in JOB.items() if k != "SLURM_NTASKS"}, "script of a Slurm job of 2 tasks"),
+        (JOB | {"SLURM_STEP_ID": "4294967290"}, "script of a Slurm job of 4 tasks"),  # salloc's interactive shell
+        (STEP | {"RANK": "0", "WORLD_SIZE": "1"}, "RANK=0 and WORLD_SIZE=1 are set in task 3 of 4"),
+        ({"RANK": "first"}, "RANK='first' in the environment is not a number"),
+    ],
+)
+def test_contradictions(environment: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        place(environment)
+
+
+def test_who_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert first_rank()
+    monkeypatch.setenv("RANK", "1")
+    assert not first_rank()
+    monkeypatch.setenv("RANK", "first")
+    assert first_rank()
+
+
+def test_steps() -> None:
+    assert in_step(STEP) and not in_step(JOB) and not in_step(JOB | {"SLURM_STEP_ID": "4294967290"})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n1", "n1"),
+        ("n[1-2]", "n1"),
+        ("gpu-[0007,0009-0012],cpu3", "gpu-0007"),
+        ("a,b[1-2]", "a"),
+        ("rack[2-3]node[05-06]", "rack2node05"),
+    ],
+)
+def test_first_hosts(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
+
+
+def met(environment: Mapping[str, str]) -> dict[str, str]:
+    result = dict(environment)
+    meet(place(result), result)
+    return result
+
+
+def test_a_step_meets_at_its_first_node() -> None:
+    here = STEP | {"SLURM_STEP_NODELIST": f"{socket.gethostname()},n2"}
+    found = met(here)
+    assert found["MASTER_ADDR"] == socket.gethostname() and int(found["MASTER_PORT"]) in PORTS
+    assert [found[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["3", "4", "1"]
+    assert met(here) == found
+    others = [
+        met(here | {name: "7"})["MASTER_PORT"] for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    ]
+    assert len({found["MASTER_PORT"], *others}) == 4
+
+
+def test_one_node_meets_at_home() -> None:
+    assert met(STEP | {"SLURM_STEP_NUM_NODES": "1"})["MASTER_ADDR"] == "127.0.0.1"
+
+
+def test_what_was_set_by_hand_stays() -> None:
+    found = met(STEP | {"MASTER_ADDR": "n9", "MASTER_PORT": "5555", "GLOO_SOCKET_IFNAME": "ib0"})
+    assert [found[n] for n in ("MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME")] == ["n9", "5555", "ib0"]
+
+
+def test_torchruns_meeting_point_is_its_own() -> None:
+    assert met(TORCHRUN) == TORCHRUN
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        (
+            STEP | {"MASTER_ADDR": "localhost"},
+            "MASTER_ADDR=localhost is another machine on each node",
+        ),
+        (
+            STEP | {"SLURM_STEP_NODELIST": "no-such-host[1-2]"},
+            "no-such-host1, cannot be found; set MASTER_ADDR",
+        ),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "RANK is set but MASTER_ADDR, MASTER_PORT not"),
+    ],
+)
+def test_nowhere_to_meet(environment: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")  # no scontrol to ask
+    with pytest.raises(ConfigurationError, match=said):
+        meet(place(environment), dict(environment))
+
+
+def test_localhost_is_fine_on_one_node() -> None:
+    assert slurm_meeting_point(STEP | {"SLURM_STEP_NUM_NODES": "1", "MASTER_ADDR": "localhost"})
+
+
+def test_interfaces() -> None:
+    assert interface_towards("127.0.0.1") == "lo"
+    assert interface_towards("no.such.host.invalid") is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "allowed", "expected"),
+    [
+        ({}, 16, 4),  # a share of the machine
+        ({}, 6, 6),  # bound by the launcher
+        ({"SLURM_CPUS_PER_TASK": "8"}, 16, 8),
+        ({"SLURM_CPUS_PER_TASK": "8", "OMP_NUM_THREADS": "2"}, 16, 2),
+    ],
+)
+def test_threads(environment: dict[str, str], allowed: int, expected: int) -> None:
+    assert num_threads(Place(1, 8, 1, 4), environment, allowed, 16) == expected
