@@ -85,13 +85,15 @@ class MicroBatch:
         encoder, decoder = (-x.shape[1] % multiple for x in (self.encoder_segments, self.decoder_segments))
         if not (encoder or decoder):
             return self
-        decoded = ("decoder_tokens", "decoder_targets", "decoder_segments", "objectives")
         return replace(
             self,
             encoder_tokens=F.pad(self.encoder_tokens, (0, encoder)),
             encoder_segments=F.pad(self.encoder_segments, (0, encoder)),
             visual_index=F.pad(self.visual_index, (0, encoder), value=-1),
-            **{name: F.pad(getattr(self, name), (0, decoder)) for name in decoded},
+            decoder_tokens=F.pad(self.decoder_tokens, (0, decoder)),
+            decoder_targets=F.pad(self.decoder_targets, (0, decoder)),
+            decoder_segments=F.pad(self.decoder_segments, (0, decoder)),
+            objectives=F.pad(self.objectives, (0, decoder)),
         )
 
     def blanked(self) -> "MicroBatch":
