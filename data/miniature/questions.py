@@ -10,8 +10,8 @@ from data.miniature.language import Language
 from data.miniature.scene import PAIRS, Pair, Scene, Shape
 
 SEPARATION = 0.12  # of the image: how much further left (…) than all else the thing “on the left” (…) must be
-SIZE_SHARE = 0.4  # of the records that could ask for a size do so
-EXISTS_SHARE = 0.5
+SIZE_SHARE = 0.15  # of the records that could ask for a size do so
+EXISTS_SHARE = 0.15
 # Three shapes of one colour are rarer than one: asked this often, the answers 1, 2 and 3 come out alike.
 COUNT_COLOUR_SHARE = {1: 0.09, 2: 0.4, 3: 1.0}
 
