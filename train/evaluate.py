@@ -26,6 +26,7 @@ from train.phases import for_phase, span_of, spans
 from train.run import engine_of
 from train.samples import Sample, draw, drawable_first
 from train.scoring import evaluation
+from train.steps import trimmer
 from train.validation import chosen, open_stream
 
 PICTURED_PER_COMPONENT = 24  # samples whose pictures are kept to choose from
@@ -75,7 +76,7 @@ def answer(config: RunConfig, layout: Layout) -> tuple[int, list[Sample]]:
     batches = evaluation_batches(
         stream, settings.batch, settings.examples, layout.data_parallel_rank, layout.data_parallel_size, config.run.seed
     )
-    for sample in answers(engine, batches, tokenizer, settings.max_new_tokens, blind=True):
+    for sample in answers(engine, batches, tokenizer, settings.max_new_tokens, trimmer(config), blind=True):
         component = (sample.source, sample.objective)
         kept[component] = kept.get(component, 0) + 1
         if settings.languages and sample.language not in settings.languages:
