@@ -9,7 +9,7 @@ import numpy as np
 from data.miniature.language import Language
 from data.miniature.scene import PAIRS, Pair, Scene, Shape
 
-SEPARATION = 0.12  # of the image: how much further left (…) than all else the thing “on the left” (…) must be
+SEPARATION = 0.3  # of the image: how much further left (…) than all else the thing “on the left” (…) must be
 SIZE_SHARE = 0.15  # of the records that could ask for a size do so
 EXISTS_SHARE = 0.15
 # Three shapes of one colour are rarer than one: asked this often, the answers 1, 2 and 3 come out alike.
@@ -40,21 +40,21 @@ class Question:
 
 
 def ask(rng: np.random.Generator, scene: Scene) -> list[Question]:
-    """Four to six different questions about the scene (three or more where there is little to ask)."""
-    wanted = int(rng.integers(4, 7)) if len(scene.shapes) > 1 else 4
+    """Different questions about the scene: two or three about one shape, one or two more for each further shape."""
+    wanted = sum(int(rng.integers(1, 3)) for _ in scene.shapes) + 1
     chosen: list[Question] = []
     if rng.random() < EXISTS_SHARE:
         chosen.append(_exists(rng, scene))
     sizes = _sizes(scene)
     if sizes and rng.random() < SIZE_SHARE:
         chosen.append(_pick(rng, sizes))
-    families = [family(rng, scene) for family in _FAMILIES]
-    order = rng.permutation(len(families))
-    while len(chosen) < wanted and any(families):
-        for index in order:
-            if families[index] and len(chosen) < wanted:
-                question = _pick(rng, families[index])
-                families[index].remove(question)
+    families = [(family(rng, scene), share) for family, share in _FAMILIES]
+    while len(chosen) < wanted and any(questions for questions, _ in families):
+        for index in rng.permutation(len(families)):
+            questions, share = families[index]
+            if questions and len(chosen) < wanted and rng.random() < share:
+                question = _pick(rng, questions)
+                questions.remove(question)
                 chosen.append(question)
     return [chosen[index] for index in rng.permutation(len(chosen))]
 
@@ -92,7 +92,13 @@ def _counts(rng: np.random.Generator, scene: Scene) -> list[Question]:
     return questions
 
 
-_FAMILIES: tuple[Callable[[np.random.Generator, Scene], list[Question]], ...] = (_colours, _shapes, _positions, _counts)
+# What is asked, and how readily: most of all what needs a word of the question to be found in the picture.
+_FAMILIES: tuple[tuple[Callable[[np.random.Generator, Scene], list[Question]], float], ...] = (
+    (_colours, 1.0),
+    (_shapes, 1.0),
+    (_positions, 0.5),
+    (_counts, 0.3),
+)
 
 
 def _exists(rng: np.random.Generator, scene: Scene) -> Question:

@@ -16,12 +16,11 @@ from data.miniature.scene import PAIRS, SIZES, Box, Pair, Scene, Shape, uses_hel
 Record = dict[str, Any]
 Maker = Callable[[np.random.Generator, str, Sequence[str]], tuple[Record, Scene | None]]
 
-ENGLISH_SHARE = 0.35  # of questions, and of alt-texts; the other languages share the rest
+ENGLISH_SHARE = 0.5  # of questions, and of alt-texts; the other languages share the rest
 MOSTLY_SIGNS = SceneOptions(sign_share=0.8)
 SIMPLE = (0.55, 0.27, 0.18)  # shares of scenes with 1, 2 and 3 shapes: one shape alone teaches what its name means
 SOME_SIGNS = SceneOptions(sign_share=0.2, num_shapes=SIMPLE)
-# A quarter has a sign and then one or two shapes; these weights make 1, 2 and 3 equally frequent over all.
-COUNTABLE = SceneOptions(sign_share=0.25, num_shapes=(5 / 18, 5 / 18, 4 / 9))
+COUNTABLE = SceneOptions(sign_share=0.25, num_shapes=(0.25, 0.5, 0.25))
 
 
 def _webli(rng: np.random.Generator, split: str, codes: Sequence[str]) -> tuple[Record, Scene]:
