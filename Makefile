@@ -14,7 +14,7 @@ setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[wandb,mpi,test]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[wandb,mpi,slurm,test]"
 	touch $@
 
 demo: setup

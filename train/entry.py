@@ -5,10 +5,11 @@ Exit codes: 0 done, 2 a mistake in the configuration, 3 a run that stopped itsel
 """
 
 import difflib
-import hashlib
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import hydra
@@ -24,11 +25,11 @@ from launcher import first_rank
 from parallel.launch import stop as leave
 from train.cluster import SubmitConfig
 from train.config import RunConfig
+from train.sweep import FailedRuns, Sweep, become_one_of, folder_name
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 EXIT_CONFIGURATION, EXIT_STOPPED = 2, 3
 EXIT_INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: try again
-FOLDER_NAME_LIMIT = 150  # characters; file systems allow 255
 
 
 class RunStopped(RuntimeError):
@@ -47,22 +48,25 @@ class Interrupted(Exception):
 
 
 def entry(config_name: str, main: Callable[[DictConfig], None]) -> None:
-    """Compose `conf/<config_name>.yaml` with the command line and run `main` on it (once per job of a multirun)."""
+    """Compose `conf/<config_name>.yaml` with the command line and run `main` on it (once per run of a multirun)."""
     register()
     sys.argv[1:] = without_injected(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing: the sentences below are ours
+    sweep = Sweep()
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
-    def job(composed: DictConfig) -> None:
+    def job(composed: DictConfig) -> int:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            own = folder_name(HydraConfig.get().job.override_dirname)
-            composed.run.folder, composed.run.name = f"{composed.run.folder}/{own}", f"{composed.run.name}/{own}"
+            own = become_one_of(composed, HydraConfig.get().job.override_dirname)
+            return sweep.run(own, lambda: in_one_sentence(lambda: main(composed)))
         in_one_sentence(lambda: main(composed))
+        return 0
 
     try:
         in_one_sentence(job)
+        in_one_sentence(sweep.check)
     finally:
-        leave()  # after all jobs of a sweep: processes can meet only once
+        leave()  # after all runs of a sweep: processes can meet only once
 
 
 def in_one_sentence(work: Callable[[], None]) -> None:
@@ -75,21 +79,17 @@ def in_one_sentence(work: Callable[[], None]) -> None:
         stop(str(error), EXIT_STOPPED, error.alone)
     except Interrupted as error:
         stop(str(error), EXIT_INTERRUPTED)
+    except FailedRuns as error:
+        stop(str(error), error.code)
 
 
 def register() -> None:
-    """Make the typed schema and the resolvers known to Hydra."""
+    """Make the typed schema, the resolvers and the launcher of sweeps known to Hydra."""
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
     ConfigStore.instance().store(name="submit_schema", node=SubmitConfig)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
-
-
-def folder_name(overrides: str) -> str:
-    """A sweep's overrides as the name of one folder: no slashes, and a digest in place of what is too long."""
-    name = overrides.replace("/", "_")
-    if len(name) > FOLDER_NAME_LIMIT:
-        name = name[: FOLDER_NAME_LIMIT - 9] + "~" + hashlib.sha256(name.encode()).hexdigest()[:8]
-    return name
+    with suppress(ModuleNotFoundError):  # the extra `slurm`
+        import_module("hydra_plugins._slurm_array")
 
 
 def without_injected(arguments: list[str]) -> list[str]:
@@ -144,6 +144,8 @@ def _missing_option(error: MissingConfigException) -> str:
     if not error.missing_cfg_file or not error.options:
         return _one_line(str(error))
     group, _, option = error.missing_cfg_file.rpartition("/")
+    if option == "slurm_array":
+        return "hydra/launcher=slurm needs the extra `slurm`: pip install '.[slurm]'."
     near = difflib.get_close_matches(option, error.options, 1)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"{group}={option} does not exist; {hint}choose one of {', '.join(error.options)}."

@@ -34,8 +34,9 @@ def step_line(
     """One step's line of metrics, for the global batch unless a unit says otherwise.
 
     Losses are in nats per target token, z-loss included. `tokens_per_s` counts real encoder (visual ones too) and
-    decoder tokens; `positions` are those of all rows of the step, padding and empty rows included. `data_wait_s` is of
-    the slowest rank, `memory_gib` of the fullest one. `mfu` is null where the peak is unknown.
+    decoder tokens; `positions` are those of all rows of the step, padding and empty rows included. `tflop` is the
+    step's model arithmetic. `data_wait_s` is of the slowest rank, `memory_gib` of the fullest one. `mfu` is null where
+    the peak is unknown.
     """
     real = agreed.encoder_tokens + agreed.num_targets
     tflops = flops / seconds / world_size / 1e12
@@ -46,6 +47,7 @@ def step_line(
         "lr": lr,
         "examples_per_s": sum(agreed.examples) / seconds,
         "tokens_per_s": real / seconds,
+        "tflop": flops / 1e12,
         "tflops_per_device": tflops,
         "mfu": tflops / peak_tflops if peak_tflops else None,
         "padding_fraction": 1.0 - real / positions,

@@ -35,7 +35,7 @@ def test_every_experiment_fits_together(experiment: str, tokenizer_path: Path, t
     pretrained = tmp_path / "vit.safetensors"  # an earlier command makes the real one
     pretrained.touch()
     config.run.initial_weights = [str(pretrained) for _ in config.run.initial_weights]
-    check(config, world_size=2 if experiment == "demo" else 8)
+    check(config, world_size=2 if experiment in ("demo", "scaling") else 8)
     assert config.run.folder == f"runs/{config.run.name}"
 
 

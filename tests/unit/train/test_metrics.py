@@ -46,6 +46,7 @@ def test_speeds_and_sizes_carry_their_units() -> None:
     assert values["examples_per_s"] == 1.5
     assert values["tokens_per_s"] == 50.0
     assert values["tflops_per_device"] == pytest.approx(2.0)
+    assert values["tflop"] == pytest.approx(8.0)
     assert values["mfu"] == pytest.approx(0.02)
     assert values["padding_fraction"] == pytest.approx(0.5)
     assert values["memory_gib"] == 3.0

@@ -1,0 +1,135 @@
+"""A sweep in this process: one run's failure is told and costs no other run; what a Slurm array is refused for."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from errors import ConfigurationError
+from train.entry import Interrupted, RunStopped, entry
+
+Sweeping = Callable[..., tuple[int, str, list[int]]]
+
+
+@pytest.fixture
+def sweeping(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sweeping:
+    """Sweeps run.steps over 1, 2, 3, where run 2 raises: (exit code, what was said, the runs that ended well)."""
+
+    def sweep(error: BaseException | None, *arguments: str) -> tuple[int, str, list[int]]:
+        ended: list[int] = []
+
+        def main(composed: DictConfig) -> None:
+            if composed.run.steps == 2 and error is not None:
+                raise error
+            ended.append(composed.run.steps)
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["program", "-m", "run.steps=1,2,3", *arguments])
+        code = 0
+        try:
+            entry("pretrain", main)
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, capsys.readouterr().err, ended
+
+    return sweep
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (ConfigurationError("This cannot be."), 2, "Configuration: This cannot be."),
+        (RunStopped("The loss is lost."), 3, "The loss is lost."),
+        (ZeroDivisionError("a bug"), 1, "ZeroDivisionError: a bug"),
+    ],
+)
+def test_one_failure_costs_no_other_run(error: Exception, code: int, told: str, sweeping: Sweeping) -> None:
+    found, said, ended = sweeping(error)
+    assert (found, ended) == (code, [1, 3])
+    assert told in said
+    summary = f"1 of 3 runs failed, and the same command tries them again: run.steps=2 (exit code {code})."
+    assert said.splitlines()[-1] == summary
+    assert ("Traceback" in said) == (code == 1)
+
+
+def test_a_signal_ends_the_whole_sweep(sweeping: Sweeping) -> None:
+    assert sweeping(Interrupted("Saved.")) == (75, "Saved.\n", [1])
+
+
+@pytest.mark.parametrize("error", [RunStopped("My shard is gone.", alone=True), ZeroDivisionError("a bug")])
+def test_what_one_rank_alone_knows_ends_the_sweep(
+    error: Exception, sweeping: Sweeping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other ranks wait in a collective of the run that failed here."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    code, said, ended = sweeping(error)
+    assert (code, ended) == (3 if isinstance(error, RunStopped) else 1, [1])
+    assert str(error) in said
+
+
+def test_what_all_ranks_know_does_not(sweeping: Sweeping, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    code, _, ended = sweeping(RunStopped("The loss is lost."))
+    assert (code, ended) == (3, [1, 3])
+
+
+@pytest.mark.parametrize("wrong", ["run.stepz=3", "vit=mimi", "run.seed=0,many"])
+def test_a_wrong_key_stops_the_sweep_before_its_first_run(wrong: str, sweeping: Sweeping) -> None:
+    code, said, ended = sweeping(None, wrong)
+    assert (code, ended) == (2, [])
+    assert said.startswith("Configuration: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "group"), [((), "pretrain"), (("run.name=joint",), "joint"), (("tracker.group=mine",), "mine")]
+)
+def test_the_runs_of_a_sweep_share_a_group(
+    arguments: tuple[str, ...], group: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    groups = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["program", "-m", "run.steps=1,2", *arguments])
+    entry("pretrain", lambda composed: groups.append(composed.tracker.group))
+    assert groups == [group, group]
+
+
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Exists as soon as sbatch is called: nothing that is refused here may come so far."""
+    pytest.importorskip("submitit")
+    trace, sbatch = tmp_path / "submitted", tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(f"#!/bin/sh\ntouch {trace}\nexit 1\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
+    return trace
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("hydra.launcher.nodes=0",), "hydra.launcher.nodes=0 must be at least 1."),
+        (("hydra.launcher.array_parallelism=0",), "hydra.launcher.array_parallelism=0 must be at least 1."),
+        (("hydra.launcher.partitoin=x",), "partitoin"),
+        (("parallel.tensor=1,3", "hydra.launcher.tasks_per_node=2"), "tasks_per_node): "),
+    ],
+)
+def test_a_slurm_array_is_checked_before_it_is_submitted(
+    arguments: tuple[str, ...], sentence: str, submitted: Path, sweeping: Sweeping, tokenizer_path: Path
+) -> None:
+    code, said, _ = sweeping(None, "hydra/launcher=slurm", f"data.tokenizer={tokenizer_path}", *arguments)
+    assert code == 2
+    assert said.startswith("Configuration: ") and sentence in said and said.count("\n") == 1
+    assert not submitted.exists()
+
+
+def test_without_slurm(sweeping: Sweeping, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, said, _ = sweeping(None, "hydra/launcher=slurm")
+    assert code == 2 and "hydra/launcher=slurm finds no sbatch here" in said

@@ -1,0 +1,112 @@
+"""PaLI's joint-scaling figure of a sweep over towers: `python -m train.scaling_report folder=runs/scaling`.
+
+Options: `folder`, the sweep's; `score`, a validation/… of metrics.jsonl or evaluation/<objective>/<score> of
+evaluation.json; `output`, the beginning of the names of what is written (left out: <folder>/scaling): output.png,
+output.csv with a line per pair of towers, output_returns.csv with a line per step to a larger tower.
+"""
+
+import csv
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from errors import ConfigurationError
+from train.scaling import Return, Score, Trained, read_sweep, returns
+from train.scaling_figure import draw
+
+
+@dataclass
+class Options:
+    """What the command line may say."""
+
+    folder: str = ""
+    score: str = "validation/loss"
+    output: str | None = None
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write the figure and the tables. Raises ConfigurationError."""
+    options = parse(arguments)
+    folder, score = Path(options.folder), Score(options.score)
+    runs, left_out = read_sweep(folder, score)
+    for name, reason in left_out.items():
+        print(f"left out: {name}: {reason}", file=sys.stderr)
+    output = Path(options.output) if options.output else folder / "scaling"
+    found = returns(runs, score.lower_is_better)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _write(output.with_name(f"{output.name}.csv"), (run_row(run, score) for run in runs))
+        _write(output.with_name(f"{output.name}_returns.csv"), (return_row(one, score) for one in found))
+        draw(runs, found, score, output.with_name(f"{output.name}.png"))
+    except OSError as error:
+        raise ConfigurationError(f"output={output} cannot be written ({error.strerror}); choose another.") from error
+    print(f"{len(runs)} pairs of towers: {output}.png, {output}.csv, {output}_returns.csv")
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """`key=value` words as options. Raises ConfigurationError for what is unknown or missing."""
+    for argument in arguments:
+        if "=" not in argument:
+            raise ConfigurationError(f"{argument!r} is not of the form key=value.")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.from_dotlist(list(arguments)))
+    except OmegaConfBaseException as error:
+        known = ", ".join(vars(Options()))
+        raise ConfigurationError(f"{error.full_key} is not an option; known here: {known}.") from error
+    options = OmegaConf.to_object(merged)
+    assert isinstance(options, Options)
+    if not options.folder:
+        raise ConfigurationError("folder is not given; name the folder of a sweep, such as folder=runs/scaling.")
+    return options
+
+
+def run_row(run: Trained, score: Score) -> dict[str, Any]:
+    """One line of output.csv; units are in the headings."""
+    return {
+        "vit": run.vit,
+        "mt5": run.mt5,
+        "vit_parameters": run.vit_parameters,
+        "mt5_parameters": run.mt5_parameters,
+        "parameters": run.parameters,
+        "training_tflop": f"{run.training_tflop:.6g}",
+        _with_unit(score.key, score.unit): f"{run.score:.6g}",
+        "runs": run.runs,
+    }
+
+
+def return_row(one: Return, score: Score) -> dict[str, Any]:
+    """One line of output_returns.csv; a gain is positive where the larger tower is better."""
+    return {
+        "larger_tower": one.tower,
+        "from": one.smaller,
+        "to": one.larger,
+        "beside": one.beside,
+        "added_parameters": one.added_parameters,
+        _with_unit("gain", score.unit): f"{one.gain:.6g}",
+        _with_unit("gain_per_million_parameters", score.unit): f"{one.gain_per_million:.6g}",
+    }
+
+
+def _with_unit(name: str, unit: str) -> str:
+    return f"{name} ({unit})"
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    lines = list(rows)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]) if lines else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ConfigurationError as error:
+        print(f"Configuration: {error}", file=sys.stderr)
+        sys.exit(2)

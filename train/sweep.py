@@ -1,0 +1,75 @@
+"""The runs of a sweep (`python -m train.pretrain -m vit=base,large …`): one that fails is told, and the next begins."""
+
+import hashlib
+import sys
+import traceback
+from collections.abc import Callable
+
+from omegaconf import DictConfig
+
+from launcher import place
+
+FOLDER_NAME_LIMIT = 150  # characters; file systems allow 255
+
+
+class FailedRuns(Exception):
+    """Some runs of a sweep failed; the message is one sentence, `code` the exit code of the first of them."""
+
+    def __init__(self, failed: dict[str, str], runs: int, code: int) -> None:
+        """`failed`: what became of each run that failed, by the run's name; `runs`: how many there were in all."""
+        named = "; ".join(f"{name} ({what})" for name, what in failed.items())
+        super().__init__(f"{len(failed)} of {runs} runs failed, and the same command tries them again: {named}.")
+        self.code = code
+
+
+class Sweep:
+    """Runs in turn, in this process."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.failed: dict[str, int] = {}
+
+    def run(self, name: str, work: Callable[[], None]) -> int:
+        """Exit code of one run. `work` raises SystemExit for what it has told in a sentence itself.
+
+        Raises SystemExit for what ends the whole sweep: a signal, and a failure of one rank that the others wait for.
+        """
+        self.runs += 1
+        try:
+            work()
+            return 0
+        except SystemExit as end:
+            of_all_ranks = not getattr(end.__context__, "alone", False)
+            if end.code not in (2, 3) or not (of_all_ranks or place().world_size == 1):
+                raise
+            code = end.code
+        except Exception:
+            traceback.print_exc()
+            code = 1
+            if place().world_size > 1:
+                sys.exit(code)
+        self.failed[name] = int(code)
+        return int(code)
+
+    def check(self) -> None:
+        """Raise FailedRuns if any run failed."""
+        if self.failed:
+            told = {name: f"exit code {code}" for name, code in self.failed.items()}
+            raise FailedRuns(told, self.runs, next(iter(self.failed.values())))
+
+
+def folder_name(overrides: str) -> str:
+    """A sweep's overrides as the name of one folder: no slashes, and a digest in place of what is too long."""
+    name = overrides.replace("/", "_")
+    if len(name) > FOLDER_NAME_LIMIT:
+        name = name[: FOLDER_NAME_LIMIT - 9] + "~" + hashlib.sha256(name.encode()).hexdigest()[:8]
+    return name
+
+
+def become_one_of(composed: DictConfig, overrides: str) -> str:
+    """Give a run of a sweep a folder and a name of its own, and the sweep's name as its group; returns its own name."""
+    own = folder_name(overrides)
+    if composed.tracker.group is None:
+        composed.tracker.group = composed.run.name
+    composed.run.folder, composed.run.name = f"{composed.run.folder}/{own}", f"{composed.run.name}/{own}"
+    return own
