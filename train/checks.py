@@ -11,6 +11,7 @@ from parallel.engine import DTYPES
 from parallel.materialize import plan_of
 from train.config import RunConfig, to_dict
 from train.phases import Span, for_phase, spans
+from train.profiling import profiled_steps
 
 
 def check(config: RunConfig, world_size: int) -> None:
@@ -23,6 +24,7 @@ def check(config: RunConfig, world_size: int) -> None:
             f"schedule.cooldown_steps={config.schedule.cooldown_steps} is longer than the run; "
             f"set it to run.steps={config.run.steps} or less."
         )
+    profiled_steps(config.profile)
     _check_tokenizer(config)
     _check_initial(config)
     _check_same_model(config)
