@@ -1,15 +1,22 @@
 """What all ranks agree on in each step, in one small all-reduce."""
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from train.rank_times import RankTimes
+
+MICRO = 1e6  # seconds travel as whole microseconds
+
 
 @dataclass
 class Local:
-    """One rank's part of a step. Token, image and example counts are of this rank's data-parallel share."""
+    """One rank's part of a step. Token, image and example counts are of this rank's data-parallel share.
+
+    `times`: how long the step before took here, None where there was none.
+    """
 
     num_micro_batches: int
     num_targets: int
@@ -21,11 +28,13 @@ class Local:
     stop: bool = False
     save: bool = False
     skipped: dict[str, int] = field(default_factory=dict)  # "<source>/<cause>" -> records
+    times: RankTimes | None = None
 
 
 @dataclass
 class Agreed:
-    """The same on every rank: sums over the global batch, and the largest of what each rank reported."""
+    """The same on every rank: sums over the global batch, the largest of what each rank reported, and who took how
+    long in the step before (`times`, by rank; empty where no rank knows)."""
 
     num_micro_batches: int
     num_targets: int
@@ -37,6 +46,7 @@ class Agreed:
     stop: bool
     save: bool
     skipped: dict[str, int]
+    times: list[RankTimes] = field(default_factory=list)
 
 
 def agree(local: Local, data_parallel_size: int, device: torch.device) -> Agreed:
@@ -46,13 +56,16 @@ def agree(local: Local, data_parallel_size: int, device: torch.device) -> Agreed
     parallel) count them equally often, so sums are divided by their number.
     """
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    times = astuple(local.times or RankTimes())
     columns = [
         local.num_micro_batches,
-        int(local.data_wait_s * 1e6),
+        int(local.data_wait_s * MICRO),
         local.memory_bytes,
         local.stop,
         local.save,
         bool(local.skipped),
+        local.times is not None,
+        *(int(seconds * MICRO) for seconds in times),
     ]
     totals = [local.num_targets, local.encoder_tokens, local.images, *local.examples]
     table = torch.zeros(world, len(columns), dtype=torch.int64)
@@ -61,22 +74,23 @@ def agree(local: Local, data_parallel_size: int, device: torch.device) -> Agreed
     if world > 1:
         dist.all_reduce(message)
     message = message.cpu()
-    most = message[: table.numel()].view_as(table).amax(0).tolist()
+    rows = message[: table.numel()].view_as(table)
+    most = rows.amax(0).tolist()
     num_targets, encoder_tokens, images, *examples = (
         message[table.numel() :] // (world // data_parallel_size)
     ).tolist()
-    skipped = _gather_skipped(local.skipped, world, data_parallel_size) if most[5] else {}
     return Agreed(
-        most[0],
-        num_targets,
-        encoder_tokens,
-        images,
-        examples,
-        most[1] / 1e6,
-        most[2],
-        bool(most[3]),
-        bool(most[4]),
-        skipped,
+        num_micro_batches=most[0],
+        num_targets=num_targets,
+        encoder_tokens=encoder_tokens,
+        images=images,
+        examples=examples,
+        data_wait_s=most[1] / MICRO,
+        memory_bytes=most[2],
+        stop=bool(most[3]),
+        save=bool(most[4]),
+        skipped=_gather_skipped(local.skipped, world, data_parallel_size) if most[5] else {},
+        times=[RankTimes(*(each / MICRO for each in row[-len(times) :])) for row in rows.tolist()] if most[6] else [],
     )
 
 

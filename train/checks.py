@@ -12,6 +12,7 @@ from parallel.engine import DTYPES
 from parallel.materialize import plan_of
 from train.config import RunConfig, to_dict
 from train.phases import Span, for_phase, spans
+from train.profiling import profiled_steps
 
 
 def check(config: RunConfig, world_size: int, expected: Sequence[Path] = ()) -> None:
@@ -27,6 +28,7 @@ def check(config: RunConfig, world_size: int, expected: Sequence[Path] = ()) -> 
             f"schedule.cooldown_steps={config.schedule.cooldown_steps} is longer than the run; "
             f"set it to run.steps={config.run.steps} or less."
         )
+    profiled_steps(config.profile)
     _check_tokenizer(config, expected)
     _check_initial(config, expected)
     _check_same_model(config)

@@ -17,18 +17,37 @@ class GuardConfig:
     """When a step is not trusted: its loss is not finite, or far above the median of the last `window` losses.
 
     A spike is a loss above both `spike_factor` x median and median + `spike_margin` (nats per target token); it is
-    looked for once `window` steps of a phase have been seen. After `max_in_a_row` bad steps the run stops.
+    looked for once `window` steps of a phase have been seen. After `max_in_a_row` bad steps the run goes back to its
+    last checkpoint before them and leaves their batches out from then on; having done so `roll_back` times, it stops.
     """
 
     spike_factor: float = 3.0
     spike_margin: float = 2.0
     window: int = 100
     max_in_a_row: int = 10
+    roll_back: int = 0
 
     def __post_init__(self) -> None:
         _at_least("run.guard.", 1, window=self.window, max_in_a_row=self.max_in_a_row)
+        _at_least("run.guard.", 0, roll_back=self.roll_back)
         if self.spike_factor <= 1:
             raise ConfigurationError(f"run.guard.spike_factor={self.spike_factor} must be greater than 1.")
+
+
+@dataclass
+class StragglerConfig:
+    """When a rank is called slow: its own work takes `factor` times the median, on average over `window` steps.
+
+    `factor` 0 never calls any rank slow.
+    """
+
+    factor: float = 2.0
+    window: int = 50
+
+    def __post_init__(self) -> None:
+        _at_least("run.straggler.", 1, window=self.window)
+        if self.factor and self.factor <= 1:
+            raise ConfigurationError(f"run.straggler.factor={self.factor} must be greater than 1, or 0 for never.")
 
 
 @dataclass
@@ -52,6 +71,7 @@ class RunSettings:
     peak_tflops: float | None = None
     restarts_without_progress: int = 3
     guard: GuardConfig = field(default_factory=GuardConfig)
+    straggler: StragglerConfig = field(default_factory=StragglerConfig)
 
     def __post_init__(self) -> None:
         _at_least("run.", 1, steps=self.steps)
@@ -219,6 +239,19 @@ class TrackerConfig:
 
 
 @dataclass
+class ProfileConfig:
+    """`steps` ("100-105") are traced on `ranks`.
+
+    `memory_history`: the snapshot of a GPU's memory that is taken when it runs out shows which line allocated what; it
+    costs some microseconds an allocation.
+    """
+
+    steps: str | None = None
+    ranks: list[int] = field(default_factory=lambda: [0])
+    memory_history: bool = False
+
+
+@dataclass
 class RunConfig:
     """Everything a run is told."""
 
@@ -235,6 +268,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     vit_pretraining: ViTPretrainingConfig = field(default_factory=ViTPretrainingConfig)
 
 

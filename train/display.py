@@ -73,6 +73,7 @@ class Progress:
             ("padding", _percent(line["padding_fraction"])),
             ("data wait", f"{1000 * line['data_wait_s']:.0f} ms"),
             ("memory", f"{line['memory_gib']:.2f} GiB"),
+            *_slowest(line),
             ("left", self.left(step)),
         ]
         if "validation/loss" in line:
@@ -149,3 +150,11 @@ def as_text(table: Table) -> str:
 
 def _percent(fraction: float | None, what: str = "", before: str = "") -> str:
     return "" if fraction is None else f"{before}{100 * fraction:.1f} %{what}"
+
+
+def _slowest(line: Line) -> list[tuple[str, str]]:
+    """The rank that works longest in a step, where there are several."""
+    if not line.get("communication_wait_s"):
+        return []
+    busy, median = (1000 * line[name] for name in ("slowest_rank_busy_s", "median_rank_busy_s"))
+    return [("slowest rank", f"{line['slowest_rank']}, busy {busy:.0f} ms (median {median:.0f} ms)")]

@@ -19,7 +19,7 @@ class Guard:
         """`recent`: the losses that the guard of the run's last checkpoint remembered (`state`)."""
         self.settings = settings
         self.recent: deque[float] = deque(recent, maxlen=settings.window)
-        self.bad_in_a_row = 0
+        self.bad: list[int] = []  # the batches of the steps in a row that were skipped
 
     @property
     def state(self) -> list[float]:
@@ -39,12 +39,16 @@ class Guard:
     def accept(self, loss: float) -> None:
         """The step was taken."""
         self.recent.append(loss)
-        self.bad_in_a_row = 0
+        self.bad.clear()
 
-    def refuse(self) -> bool:
-        """The step was skipped; True if the run must stop."""
-        self.bad_in_a_row += 1
-        return self.bad_in_a_row >= self.settings.max_in_a_row
+    def refuse(self, batch: int) -> None:
+        """The step that was to learn from this batch was skipped."""
+        self.bad.append(batch)
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether so many steps in a row were skipped that the run cannot go on from here."""
+        return len(self.bad) >= self.settings.max_in_a_row
 
 
 def save_bad_batch(folder: Path, step: int, cause: str, examples: list[dict[str, Any]]) -> Path:

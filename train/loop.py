@@ -2,18 +2,23 @@
 
 import math
 import time
+from contextlib import closing
 
 from data.objectives import NAMES
 from data.stream import Reader
 from model.loss import LossTotals
 from parallel.engine import Engine
+from parallel.waiting import CommunicationWait
 from train.agreement import Agreed, agree, gather
 from train.config import RunConfig
 from train.entry import Interrupted
 from train.flops import FlopCounter, peak_tflops
 from train.guard import Guard, save_bad_batch, stopped
+from train.left_out import NAME
 from train.metrics import memory_bytes, step_line
 from train.phases import Span
+from train.profiling import Profiler, memory_told
+from train.rank_times import RankTimes, Stragglers
 from train.run import Extra, Run
 from train.schedule import learning_rate
 from train.steps import Share, identities, seed_generators, trimmer
@@ -43,19 +48,30 @@ class Loop:
         self.trim = trimmer(config)
         self.flops = FlopCounter(config, span.phase.freeze)
         self.peak_tflops = peak_tflops(config, self.layout.device)
-        self.watchdog = Watchdog(config.parallel.timeout_s)
+        self.watchdog = Watchdog(config.parallel.timeout_s, run.folder, self.layout.rank, self.layout.world_size)
+        self.waiting = CommunicationWait(self.layout.device)
+        self.stragglers = Stragglers(config.run.straggler)
+        self.profiler = Profiler(config.profile, run.folder, self.layout.rank, self.layout.device)
+        self.times: RankTimes | None = None  # of the step before
         self.held: dict[int, Share] = {}  # the dry run's share, which the first step reads again
 
     def train(self, done: int) -> int:
-        """All steps of the phase after step `done`; returns the last one. Raises Interrupted and RunStopped."""
-        with self.watchdog:
+        """All steps of the phase after step `done`; returns the last one, or an earlier one if the run must go on from
+        an older checkpoint. Raises Interrupted and RunStopped.
+        """
+        memory = memory_told(self.config.profile, self.run.folder, self.layout.rank, self.layout.device)
+        with self.watchdog, self.waiting, memory, closing(self.profiler):
             self.dry_run(done + 1)
             for step in range(done + 1, self.span.last + 1):
-                self.watchdog.beat(f"step {step - 1}")
+                self.profiler.begin(step)
                 agreed = self.step(step)
+                if (told := self.profiler.end(step)) is not None:
+                    self.run.display.note(told)
+                if self.guard.gives_up:
+                    return self.roll_back(step)
                 every = self.config.checkpoint.every_steps
                 if agreed.save or agreed.stop or step % every == 0 or step == self.span.last:
-                    self.watchdog.beat(f"step {step}, in its checkpoint")
+                    self.watchdog.beat(f"step {step}, its checkpoint")
                     self.run.save(self.engine, step, {"guard": self.guard.state, "phase": self.span.phase.name})
                 if agreed.stop and step < self.config.run.steps:
                     self.run.settle()
@@ -74,24 +90,30 @@ class Loop:
     def step(self, step: int) -> Agreed:
         """One step of all ranks, from data to the line of metrics."""
         began = time.perf_counter()
+        self.waiting.seconds()  # what came before is not this step's
         seed_generators(self.config.run.seed, step, self.layout.data_parallel_rank)
         share, agreed, positions = self.agreed_share(step)
         micro_batches = share.micro_batches(agreed.num_micro_batches, self.trim)
+        self.watchdog.beat(f"step {step}, forward and backward")
         totals = self.engine.forward_backward(micro_batches, agreed.num_targets)
         rate = learning_rate(self.config.schedule, step, self.config.run.steps) * self.span.phase.learning_rate_factor
+        self.watchdog.beat(f"step {step}, update")
         cause, grad_norm = self.update(totals, rate)
+        self.times = RankTimes(time.perf_counter() - began, self.waiting.seconds(), share.data_wait_s)
         line = step_line(
-            step, totals, agreed, NAMES, grad_norm=grad_norm, lr=rate, seconds=time.perf_counter() - began,
+            step, totals, agreed, NAMES, grad_norm=grad_norm, lr=rate, seconds=self.times.step_s,
             positions=positions, world_size=self.layout.world_size, peak_tflops=self.peak_tflops,
             flops=self.flops.step(sum(agreed.examples), agreed.images, agreed.encoder_tokens, agreed.num_targets),
         )  # fmt: skip
         if self.validation.due(step):
-            self.watchdog.beat(f"the update of step {step}, in validation")
+            self.watchdog.beat(f"step {step}, validation loss")
             line |= self.validation.losses(self.engine)
         self.run.record(line if cause is None else line | {"guard": cause})
         if self.validation.due(step):
-            self.watchdog.beat(f"the validation loss of step {step}, in generation")
+            self.watchdog.beat(f"step {step}, samples")
             self.run.show(step, self.validation.samples(self.engine))
+        if (slow := self.stragglers.judge(agreed.times)) is not None:
+            self.run.alert("straggler", slow)
         if cause is not None:
             self.refuse(step, cause, share)
         return agreed
@@ -114,24 +136,39 @@ class Loop:
         examples = gather(identities(share.infos) if self.layout.speaks else [])
         if self.run.first_rank:
             path = save_bad_batch(self.run.folder, step, cause, examples)
-            self.run.display.note(f"Step {step} is skipped: the {cause}; its examples are in {path}.")
-        if self.guard.refuse():
-            raise stopped(step, self.guard.bad_in_a_row, cause, self.run.folder)
+            self.run.alert("skipped step", f"Step {step} is skipped: the {cause}; its examples are in {path}.")
+        self.guard.refuse(self.run.left_out.batch_of(step))
+        if self.guard.gives_up and self.run.left_out.roll_backs >= self.config.run.guard.roll_back:
+            raise stopped(step, len(self.guard.bad), cause, self.run.folder)
+
+    def roll_back(self, step: int) -> int:
+        """Go back to before the bad steps that ended with `step`; returns the step to go on after."""
+        bad = self.guard.bad
+        self.watchdog.beat(f"step {step}, going back")
+        good = self.run.roll_back(step - len(bad), bad)
+        self.run.alert(
+            "roll-back",
+            f"The run goes back from step {step} to step {good}: {len(bad)} steps in a row were skipped; their batches "
+            f"are left out from now on (batches {bad[0]} to {bad[-1]}; {self.run.folder}/{NAME}).",
+        )
+        return good
 
     def read(self, step: int) -> Share:
         """This rank's share; step 1 is the first of the mixture."""
         if step in self.held:
             return self.held.pop(step)
-        rows, infos, statistics = self.reader.read(step - 1)
+        rows, infos, statistics = self.reader.read(self.run.left_out.batch_of(step) - 1)
         return Share(rows, infos, statistics.skipped)
 
     def agreed_share(self, step: int) -> tuple[Share, Agreed, int]:
         """This rank's share, what all ranks agree on, and the positions of all rows of the step."""
+        self.watchdog.beat(f"step {step}, reading")
         began = time.perf_counter()
         share = self.read(step)
-        waited = time.perf_counter() - began
+        share.data_wait_s = time.perf_counter() - began
+        self.watchdog.beat(f"step {step}, meeting all ranks")
         local = share.facts(self.tokens_per_image)
-        local.data_wait_s = waited
+        local.times = self.times
         local.memory_bytes = memory_bytes(self.layout.device)
         local.stop, local.save = self.run.interrupt.asked, self.run.save_due()
         agreed = agree(local, self.layout.data_parallel_size, self.layout.device)

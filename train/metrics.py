@@ -12,6 +12,7 @@ import torch
 
 from model.loss import LossTotals
 from train.agreement import Agreed
+from train.rank_times import summary
 
 Line = dict[str, Any]
 GIB = 2**30
@@ -36,7 +37,8 @@ def step_line(
     Losses are in nats per target token, z-loss included. `tokens_per_s` counts real encoder (visual ones too) and
     decoder tokens; `positions` are those of all rows of the step, padding and empty rows included. `tflop` is the
     step's model arithmetic. `data_wait_s` is of the slowest rank, `memory_gib` of the fullest one. `mfu` is null where
-    the peak is unknown.
+    the peak is unknown. `step_s`, `compute_s`, `communication_wait_s` and `…rank…` are of the step before
+    (`rank_times.summary`): ranks tell each other once a step.
     """
     real = agreed.encoder_tokens + agreed.num_targets
     tflops = flops / seconds / world_size / 1e12
@@ -53,6 +55,7 @@ def step_line(
         "padding_fraction": 1.0 - real / positions,
         "data_wait_s": agreed.data_wait_s,
         "memory_gib": agreed.memory_bytes / GIB,
+        **summary(agreed.times),
     }
     return line | {f"skipped/{cause}": count for cause, count in agreed.skipped.items()}
 
@@ -82,13 +85,23 @@ class MetricsFile:
     """`metrics.jsonl`, appended to. One that is opened again at a restored step forgets the steps after it."""
 
     def __init__(self, path: Path, restored_step: int) -> None:
-        """Cuts off lines of later steps, which will be run again, and a last line that a kill left half written."""
+        self.path = path
         if path.exists():
-            kept = [text for text in path.read_text().splitlines() if _step_of(text) <= restored_step]
-            scratch = path.with_suffix(".tmp")
-            scratch.write_text("".join(text + "\n" for text in kept))
-            os.replace(scratch, path)
+            self._cut(restored_step)
         self.file: TextIO = path.open("a")
+
+    def forget_after(self, step: int) -> None:
+        """The steps after `step` will be run again."""
+        self.file.close()
+        self._cut(step)
+        self.file = self.path.open("a")
+
+    def _cut(self, step: int) -> None:
+        """Cut off the lines of later steps, and a last line that a kill left half written."""
+        kept = [text for text in self.path.read_text().splitlines() if _step_of(text) <= step]
+        scratch = self.path.with_suffix(".tmp")
+        scratch.write_text("".join(text + "\n" for text in kept))
+        os.replace(scratch, self.path)
 
     def write(self, line: Line) -> None:
         """Append one line; a value that is not finite becomes null (JSON knows no NaN)."""

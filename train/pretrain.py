@@ -44,7 +44,7 @@ def train_phase(run: Run, span: Span) -> int:
     done, extra = run.restore(engine)
     if done < span.first - 1:
         return done  # the newest checkpoint was cut short, and the one before it belongs to an earlier phase
-    run.begin(done, extra)
+    run.begin(done, extra, engine)
     tokenizer = Tokenizer(config.data.tokenizer)
     stream = open_stream(config, tokenizer, config.mixture, "train")
     layout = run.layout

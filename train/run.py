@@ -1,21 +1,28 @@
 """What a run leaves behind and how it speaks: its folder, checkpoints, metrics, tracker and display."""
 
 import os
+import shutil
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
 from data.objectives import NAMES
+from errors import ConfigurationError
 from parallel.checkpoint import Checkpointer, SaveFailed
 from parallel.engine import Engine, build_engine
 from parallel.initial import load_files
 from parallel.layout import Layout
 from parallel.partition import table
+from train.agreement import gather
 from train.config import Phase, RunConfig, to_dict, to_yaml
 from train.display import as_text, open_display
 from train.entry import RunStopped
 from train.interrupt import Interrupt
+from train.left_out import LeftOut
+from train.lock import FolderLock
 from train.metrics import Line, MetricsFile
+from train.provenance import degrees, git_state, hardware, stage_rows
 from train.samples import Sample, draw
 from train.tracking import NoTracker, Tracker, open_tracker
 
@@ -29,8 +36,16 @@ class Run:
         self.config, self.layout = config, layout
         self.folder = Path(config.run.folder)
         self.first_rank = layout.rank == 0
+        self.lock = FolderLock(self.folder)
+        holder = None
         if self.first_rank:
             self.folder.mkdir(parents=True, exist_ok=True)
+            holder = self.lock.take()
+        if (holder := gather([holder])[0]) is not None:
+            raise ConfigurationError(
+                f"{self.folder} is in use by {holder}; wait for it or end it, or choose another run.name."
+            )
+        if self.first_rank:
             scratch = self.folder / "config.yaml.tmp"
             scratch.write_text(to_yaml(config))
             os.replace(scratch, self.folder / "config.yaml")
@@ -42,6 +57,8 @@ class Run:
         self.tracker: Tracker = NoTracker()
         self.metrics: MetricsFile | None = None
         self.saved_at = time.monotonic()
+        self.left_out: LeftOut = gather([LeftOut.read(self.folder) if self.first_rank else None])[0]
+        self.hosts: list[str] = gather([socket.gethostname()])
 
     def restore(self, engine: Engine) -> tuple[int, Extra]:
         """Load the newest checkpoint, else the first weights that are given: (steps done, what was saved with them)."""
@@ -53,12 +70,25 @@ class Run:
             load_files(engine, self.config.run.initial_weights)
         return found or (0, {})
 
-    def begin(self, step: int, extra: Extra) -> None:
-        """Open metrics and tracker where `step` steps are done; once per process."""
-        if self.metrics is None and self.first_rank:
+    def begin(self, step: int, extra: Extra, engine: Engine) -> None:
+        """Where `step` steps are done: open metrics and tracker, or let the open ones forget what came after."""
+        if self.metrics is not None:
+            self.metrics.forget_after(step)
+        elif self.first_rank:
             self.metrics = MetricsFile(self.folder / "metrics.jsonl", step)
-            self.tracker = open_tracker(self.config, self.folder, extra.get("tracker_run"), self.layout.rank)
-            self.display.note(f"{self.folder}: " + (f"resumed after step {step}" if step else "a new run"))
+            self.tracker = open_tracker(
+                self.config, self.folder, extra.get("tracker_run"), self.layout.rank, self.facts()
+            )
+            if step:
+                self.alert("restart", f"{self.folder}: resumed after step {step}")
+            else:
+                self.display.note(f"{self.folder}: a new run")
+        self.tracker.stages(stage_rows(engine.blueprint.stages, self.layout))
+
+    def facts(self) -> dict[str, Any]:
+        """What the run is made with, besides its configuration."""
+        layout = self.layout
+        return {"git": git_state(), "hardware": hardware(layout.device, self.hosts), "layout": degrees(layout)}
 
     def introduce(self, engine: Engine) -> None:
         """Show how the model is cut into pipeline stages, if it is."""
@@ -78,6 +108,12 @@ class Run:
         if self.first_rank and samples:
             draw(samples, self.folder / "samples" / f"step_{step:08d}.png")
             self.tracker.samples(step, samples)
+
+    def alert(self, title: str, text: str) -> None:
+        """What a user should know even when not looking: on the display, and where the tracker sends alerts."""
+        if self.first_rank:
+            self.display.note(text)
+            self.tracker.alert(title, text)
 
     def save_due(self) -> bool:
         """Whether enough wall clock has passed on this rank, or it knows that the last save failed: then saving, which
@@ -102,6 +138,21 @@ class Run:
         except SaveFailed as error:
             raise RunStopped(str(error)) from error
 
+    def roll_back(self, last_good: int, bad: list[int]) -> int:
+        """Forget every checkpoint after step `last_good`, and leave the `bad` batches out from now on.
+
+        Returns the step to go on after. A collective of all ranks. Whoever is killed in here starts again either before
+        the bad batches, or without them.
+        """
+        self.settle()
+        self.left_out.batches += bad
+        self.left_out.roll_backs += 1
+        if self.first_rank:
+            forget_after(self.checkpointer, last_good)
+            self.left_out.write(self.folder)
+        self.layout.barrier()
+        return self.checkpointer.latest_step() or 0
+
     def close(self) -> None:
         """Flush everything and give the signals back."""
         try:
@@ -113,6 +164,7 @@ class Run:
         self.tracker.close()
         self.display.close()
         self.interrupt.restore()
+        self.lock.give_back()
 
 
 def engine_of(config: RunConfig, phase: Phase, layout: Layout) -> Engine:
@@ -121,3 +173,18 @@ def engine_of(config: RunConfig, phase: Phase, layout: Layout) -> Engine:
         config.vit, config.mt5, config.model, config.optimizer, layout=layout, num_objectives=len(NAMES),
         precision=config.run.precision, freeze=phase.freeze, seed=config.run.seed,
     )  # fmt: skip
+
+
+def forget_after(checkpointer: Checkpointer, step: int) -> None:
+    """Remove the checkpoints after `step`; the newest one left becomes `latest`."""
+    kept = [saved for saved in checkpointer.steps() if saved <= step]
+    latest = checkpointer.folder / "latest"
+    if kept:
+        scratch = checkpointer.folder / "latest.partial"
+        scratch.write_text(f"step_{kept[-1]:08d}")
+        os.replace(scratch, latest)
+    else:
+        latest.unlink(missing_ok=True)
+    for saved in checkpointer.steps():
+        if saved > step:
+            shutil.rmtree(checkpointer.folder / f"step_{saved:08d}")

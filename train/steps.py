@@ -20,11 +20,12 @@ Trim = Callable[[MicroBatch], MicroBatch]
 
 @dataclass
 class Share:
-    """One rank's share of a step."""
+    """One rank's share of a step, and the seconds that it was waited for."""
 
     rows: list[Rows]
     infos: list[ExampleInfo]
     skipped: dict[str, int]
+    data_wait_s: float = 0.0
 
     def facts(self, tokens_per_image: int) -> Local:
         """What the other ranks must know of it."""
@@ -36,6 +37,7 @@ class Share:
             images=sum(int(np.count_nonzero(rows["visual_index"] >= 0)) for rows in self.rows) // tokens_per_image,
             examples=[examples[name] for name in NAMES],
             skipped=self.skipped,
+            data_wait_s=self.data_wait_s,
         )
 
     def micro_batches(self, number: int, trim: Trim) -> list[MicroBatch]:

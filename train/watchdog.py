@@ -2,51 +2,169 @@
 
 import faulthandler
 import os
-import socket
+import signal
 import sys
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
 
-from parallel.launch import launch
+import psutil
+
+from train.heartbeat import Heartbeat, Heartbeats
 
 EXIT_HUNG = 4
+MOST_NAMED = 8  # ranks of one kind in the message of a hang
+LONGEST_TICK_S = 5.0
+NEIGHBOURS = 16  # ranks before and after this one that may be on the same machine
+WAITING = ("torch/distributed/", "deepspeed/comm/", "parallel/waiting.py")  # who stands in these waits for other ranks
+LIBRARIES = ("site-packages", "dist-packages", f"lib/python{sys.version_info.major}.", "parallel/waiting.py")
 
 
 class Watchdog:
     """While it is entered, `beat` must be called at least every `timeout_s` seconds; a thread looks after it.
 
-    If no beat comes, it says which rank stands still and after what, prints where every thread is, and ends the process
-    with exit code 4: a collective that waits for a dead peer cannot be interrupted in any other way. The launcher then
-    ends the other ranks.
+    If no beat comes, every rank (each has a watchdog of its own) prints where all of its threads are, to stderr and to
+    `stacks/` in the run's folder, and ends with exit code 4: a collective that waits for a dead peer cannot be
+    interrupted in any other way. The first of these ranks says who stands still, who waits, and who does not even
+    answer; a process of the same launcher and machine that does not answer is killed, for it cannot end itself. All of
+    it is over when `timeout_s` is. A rank whose launcher has died gets a SIGTERM, for nobody else would ever end it. A
+    process in which no Python thread can run (native code that keeps
+    the interpreter's lock) is ended by a timer in C, which dumps its stacks too, with exit code 1.
     """
 
-    def __init__(self, timeout_s: float) -> None:
-        self.timeout_s, self.left = timeout_s, threading.Event()
+    def __init__(self, timeout_s: float, folder: Path, rank: int = 0, world_size: int = 1) -> None:
+        """`folder`: the run's."""
+        self.timeout_s, self.tick_s = timeout_s, min(LONGEST_TICK_S, timeout_s / 16)
+        self.heartbeats, self.stacks = Heartbeats(folder, rank, world_size), folder / "stacks"
+        self.left = threading.Event()
+        self.launcher = os.getppid() if world_size > 1 else None  # one process may well outlive the shell it came from
 
     def __enter__(self) -> "Watchdog":
         self.left.clear()
+        self.watched = threading.get_ident()
         self.beat("start-up")
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        try:
+            self.stacks.mkdir(parents=True, exist_ok=True)
+            self.file: TextIO = (self.stacks / f"rank_{self.heartbeats.own.rank:05d}.txt").open("a")
+        except OSError:
+            self.file = sys.stderr
+        self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self.thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.left.set()
+        self.thread.join()
+        faulthandler.cancel_dump_traceback_later()
+        if self.file is not sys.stderr:
+            empty = self.file.tell() == 0
+            self.file.close()
+            if empty:  # nothing hung, in this process or before it
+                Path(self.file.name).unlink(missing_ok=True)
 
     def beat(self, place: str) -> None:
-        """Something was done; `place` says what, for the message."""
+        """Something was completed; `place` says what is done next, for the message."""
         self.place, self.last_beat = place, time.monotonic()
 
     def _watch(self) -> None:
-        while not self.left.wait(min(1.0, self.timeout_s / 4)):
-            if time.monotonic() - self.last_beat > self.timeout_s:
+        own = self.heartbeats.own
+        while not self.left.is_set():
+            own.place, own.progress_s_ago = self.place, round(time.monotonic() - self.last_beat, 1)
+            if own.progress_s_ago > self.timeout_s - 4 * self.tick_s:
                 self._end()
+            self.heartbeats.write()
+            if self.launcher not in (None, os.getppid()):
+                self.launcher = None
+                print(f"The launcher of {own} has died; this process saves and ends.", file=sys.stderr, flush=True)
+                os.kill(own.process, signal.SIGTERM)
+            faulthandler.dump_traceback_later(self.timeout_s, exit=True, file=self.file)
+            self.left.wait(self.tick_s)
 
     def _end(self) -> None:
-        print(
-            f"Rank {launch().rank} on {socket.gethostname()} (process {os.getpid()}) stands still: after {self.place} "
-            f"nothing was completed for parallel.timeout_s={self.timeout_s:g} seconds; it, or a peer, hangs here:",
-            file=sys.stderr,
-            flush=True,
+        own = self.heartbeats.own
+        own.frame, own.waits = describe(sys._current_frames().get(self.watched))
+        head = (
+            f"{str(own).capitalize()} made no progress for {own.progress_s_ago:.0f} s "
+            f"(parallel.timeout_s={self.timeout_s:g}): {own.place}; its threads:"
         )
-        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        for file in dict.fromkeys((sys.stderr, self.file)):
+            print(head, file=file, flush=True)
+            faulthandler.dump_traceback(file, all_threads=True)
+        self.heartbeats.write()
+        known = self._others()
+        for _ in range(2):  # long enough for every rank that lives to beat again, and to hang as well
+            time.sleep(self.tick_s)
+            self.heartbeats.write()
+        now = self._others()
+        if may_speak(own.rank) and not any(
+            beat.frame is not None for rank, beat in now.items() if beat and rank < own.rank and may_speak(rank)
+        ):
+            text = verdict(own, known, now)
+            for file in dict.fromkeys((sys.stderr, self.file)):
+                print(text, file=file, flush=True)
+        for rank, beat in now.items():
+            if beat is not None and not answers(known.get(rank), beat):
+                kill_sibling(own, beat)
         os._exit(EXIT_HUNG)
+
+    def _others(self) -> dict[int, Heartbeat | None]:
+        own, everyone = self.heartbeats.own.rank, range(self.heartbeats.world_size)
+        near = [rank for rank in everyone if rank != own and (may_speak(own) or abs(rank - own) <= NEIGHBOURS)]
+        return {rank: self.heartbeats.read(rank) for rank in near}
+
+
+def may_speak(rank: int) -> bool:
+    """Ranks 0, 1, 2, 4, 8 …: few enough to read every rank's file, and one of them is alive."""
+    return rank & (rank - 1) == 0
+
+
+def kill_sibling(own: Heartbeat, other: Heartbeat) -> None:
+    """End a stopped process, if it is what its heart-beat says: a child of the launcher that started this process."""
+    if other.host == own.host:
+        with suppress(psutil.Error):
+            process = psutil.Process(other.process)
+            if process.ppid() == os.getppid():
+                process.kill()
+
+
+def answers(before: Heartbeat | None, now: Heartbeat | None) -> bool:
+    """Whether the rank has given a sign of life between two readings, or has made its own end known."""
+    return now is not None and (before is None or now.beats > before.beats or now.frame is not None)
+
+
+def verdict(own: Heartbeat, known: dict[int, Heartbeat | None], now: dict[int, Heartbeat | None]) -> str:
+    """Who stands still: one sentence for each kind of rank, the guilty ones first."""
+    silent, still, waiting = [], [], []
+    for rank, beat in sorted({**now, own.rank: own}.items()):
+        if rank != own.rank and not answers(known.get(rank), beat):
+            where = f"{beat} (last seen: {beat.place})" if beat else f"rank {rank} (never seen)"
+            silent.append(where)
+        elif beat is not None and beat.waits:
+            waiting.append(f"{beat} at {beat.frame} ({beat.place})")
+        elif beat is not None:
+            still.append(f"{beat} at {beat.frame or 'a place it has not told'} ({beat.place})")
+    lines = []
+    for what, ranks in (("Does not answer, stopped or dead", silent), ("Stands still", still), ("Waits", waiting)):
+        if ranks:
+            more = f", and {len(ranks) - MOST_NAMED} more" if len(ranks) > MOST_NAMED else ""
+            lines.append(f"{what}: {', '.join(ranks[:MOST_NAMED])}{more}.")
+    return "The run hangs. " + " ".join(lines)
+
+
+def describe(frame: FrameType | None) -> tuple[str, bool]:
+    """(file, line and function of the innermost frame of ours, whether it waits there for other ranks)."""
+    waits, innermost = False, frame
+    while frame is not None:
+        name = frame.f_code.co_filename
+        waits |= any(part in name for part in WAITING)
+        if not any(part in name for part in LIBRARIES):
+            break
+        frame = frame.f_back
+    frame = frame or innermost
+    if frame is None:
+        return "no Python code", waits
+    path = Path(frame.f_code.co_filename)
+    return f"{path.parent.name}/{path.name}:{frame.f_lineno} in {frame.f_code.co_name}", waits

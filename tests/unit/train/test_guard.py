@@ -34,9 +34,14 @@ def test_small_losses_may_grow_by_any_factor_up_to_the_margin() -> None:
 
 def test_gives_up_after_bad_steps_in_a_row_only() -> None:
     guard = Guard(SETTINGS)
-    assert [guard.refuse(), guard.refuse()] == [False, False]
+    for batch in (1, 2):
+        guard.refuse(batch)
     guard.accept(1.0)
-    assert [guard.refuse(), guard.refuse(), guard.refuse()] == [False, False, True]
+    told = []
+    for batch in (4, 5, 6):
+        guard.refuse(batch)
+        told.append(guard.gives_up)
+    assert told == [False, False, True] and guard.bad == [4, 5, 6]
 
 
 def test_a_restored_guard_judges_as_the_old_one() -> None:

@@ -16,6 +16,7 @@ from model.batch import MicroBatch
 from model.loss import LossTotals
 from train.config import CheckpointConfig, GuardConfig, Phase, RunConfig, RunSettings, ScheduleConfig
 from train.entry import Interrupted, RunStopped
+from train.left_out import LeftOut
 from train.loop import Loop
 from train.phases import Span
 
@@ -59,7 +60,8 @@ def loop(engine: FakeEngine, folder: Path, steps: int, **guard: Any) -> tuple[Lo
     )
     config.model.image_size = 112
     run = SimpleNamespace(
-        lines=[], saved=[], folder=folder, first_rank=True, save_due=lambda: False, settle=lambda: None,
+        lines=[], saved=[], alerts=[], folder=folder, first_rank=True,
+        save_due=lambda: False, settle=lambda: None,
         interrupt=SimpleNamespace(asked=False),
         display=SimpleNamespace(note=lambda text: None),
         layout=SimpleNamespace(
@@ -67,10 +69,13 @@ def loop(engine: FakeEngine, folder: Path, steps: int, **guard: Any) -> tuple[Lo
             data_parallel_size=1,
             tensor_parallel_rank=0,
             speaks=True,
+            rank=0,
             world_size=1,
             device=torch.device("cpu"),
         ),
     )  # fmt: skip
+    run.left_out = LeftOut()
+    run.alert = lambda title, text: run.alerts.append(title)
     run.record = run.lines.append
     run.save = lambda engine, step, extra: run.saved.append((step, extra))
     validation = SimpleNamespace(due=lambda step: False)
@@ -109,6 +114,26 @@ def test_a_gradient_that_is_not_finite_counts_as_a_bad_step(tmp_path: Path) -> N
     trained, _ = loop(FakeEngine([9.0] * 9, norm=math.nan), tmp_path, steps=9, max_in_a_row=2)
     with pytest.raises(RunStopped, match="gradient is not finite"):
         trained.train(0)
+
+
+def test_many_bad_steps_in_a_row_send_the_run_back_as_often_as_it_may(tmp_path: Path) -> None:
+    losses = [9.0, 5.0, 4.0] + [math.nan] * 9
+    trained, run = loop(FakeEngine(losses), tmp_path, steps=9, max_in_a_row=2, roll_back=1)
+    went: list[tuple[int, list[int]]] = []
+    run.roll_back = lambda last_good, bad: went.append((last_good, list(bad))) or 0
+    assert trained.train(0) == 0
+    assert went == [(2, [3, 4])] and run.alerts == ["skipped step", "skipped step", "roll-back"]
+    trained, run = loop(FakeEngine(losses), tmp_path, steps=9, max_in_a_row=2, roll_back=1)
+    run.left_out.roll_backs = 1
+    with pytest.raises(RunStopped, match="stopped at step 4: 2 steps in a row"):
+        trained.train(0)
+
+
+def test_left_out_batches_are_passed_over(tmp_path: Path) -> None:
+    trained, run = loop(FakeEngine([9.0, 5.0, math.nan]), tmp_path, steps=2)
+    run.left_out.batches = [2, 3]
+    trained.train(0)
+    assert '"key3"' in (tmp_path / "bad_batch_step_00000002.json").read_text()  # batch 4, counted from 0
 
 
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path: Path) -> None:

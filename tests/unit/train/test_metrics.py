@@ -10,6 +10,7 @@ import torch
 from model.loss import LossTotals
 from train.agreement import Agreed, Local, agree
 from train.metrics import GIB, MetricsFile, losses, step_line
+from train.rank_times import RankTimes
 
 OBJECTIVES = ("ocr", "vqa", "vqg")
 TOTALS = LossTotals(*torch.tensor([[4.0, 6.0, 0.0], [0.4, 0.2, 0.0], [1.0, 3.0, 0.0], [4.0, 6.0, 0.0]]))
@@ -74,4 +75,9 @@ def test_a_resumed_file_forgets_later_steps_and_a_half_written_line(tmp_path: Pa
 def test_one_process_agrees_with_itself() -> None:
     local = Local(3, 10, 90, 3, [1, 2, 0], data_wait_s=0.5, memory_bytes=7, stop=True, skipped={"a/b": 1})
     agreed = agree(local, 1, torch.device("cpu"))
-    assert agreed == Agreed(3, 10, 90, 3, [1, 2, 0], 0.5, 7, True, False, {"a/b": 1})
+    assert agreed == Agreed(3, 10, 90, 3, [1, 2, 0], 0.5, 7, True, False, {"a/b": 1}, times=[])
+
+
+def test_times_of_all_ranks_travel_in_whole_microseconds() -> None:
+    local = Local(1, 1, 1, 1, [1], times=RankTimes(1.5, 0.25, 0.125))
+    assert agree(local, 1, torch.device("cpu")).times == [RankTimes(1.5, 0.25, 0.125)]

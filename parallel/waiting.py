@@ -1,0 +1,87 @@
+"""How long this rank waits for others: the seconds it stands in collectives and messages.
+
+Under gloo a wait blocks the process, and a clock tells. Under NCCL it blocks a stream: events around it are read once
+they have passed, so that measuring never waits for the device; what another stream does meanwhile (ZeRO's prefetching)
+is no wait.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+# A collective under NCCL that is not asked to be asynchronous runs in the caller's stream, within these calls.
+NCCL_CALLS = ("allreduce", "_allgather_base", "allgather", "_reduce_scatter_base", "reduce_scatter", "reduce",
+              "broadcast", "alltoall_base", "send", "recv")  # fmt: skip
+
+
+class CommunicationWait:
+    """Counts from when it is entered; `seconds` is what has been waited since it was last asked."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.waited_s = device, 0.0
+        self.pending: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+        self.depth = 0  # a wait inside a call counts once
+        self.original: dict[tuple[type, str], Callable[..., Any]] = {}
+
+    def __enter__(self) -> "CommunicationWait":
+        """torch (2.13) tells nobody of its waits, so the methods that wait are wrapped, for the whole process."""
+        self.thread = threading.get_ident()
+        self._wrap(dist.Work, "wait")
+        if self.device.type == "cuda":
+            for name in NCCL_CALLS:
+                self._wrap(dist.ProcessGroup, name)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for (owner, name), function in self.original.items():
+            setattr(owner, name, function)
+        self.original.clear()
+
+    def seconds(self) -> float:
+        """Waited since the last call; on a GPU what had been passed when this is asked, the rest comes next time."""
+        while self.pending and self.pending[0][1].query():
+            began, ended = self.pending.popleft()
+            self.waited_s += began.elapsed_time(ended) / 1000
+        waited, self.waited_s = self.waited_s, 0.0
+        return waited
+
+    def _wrap(self, owner: type, name: str) -> None:
+        function = self.original[owner, name] = getattr(owner, name)
+
+        def counting(*arguments: Any, **options: Any) -> Any:
+            with self._counted():
+                return function(*arguments, **options)
+
+        setattr(owner, name, counting)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        if self.depth or self._aside():
+            yield
+            return
+        self.depth += 1
+        try:
+            if self.device.type == "cuda":
+                began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                began.record()
+                yield
+                ended.record()
+                self.pending.append((began, ended))
+            else:
+                start = time.perf_counter()
+                yield
+                self.waited_s += time.perf_counter() - start
+        finally:
+            self.depth -= 1
+
+    def _aside(self) -> bool:
+        """Whether this is not the work of the step: another thread's (a checkpoint's), or another stream's."""
+        if self.device.type == "cuda":  # where autograd has a thread of its own
+            return torch.cuda.current_stream() != torch.cuda.default_stream()
+        return threading.get_ident() != self.thread

@@ -1,0 +1,97 @@
+"""Training with two ranks of which one misbehaves: what the user is told, and how it ends."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from data.corpus_text import corpus_texts
+from data.miniature.config import MiniatureConfig
+from data.miniature.corpus import make_corpus
+from data.tokenizer import train_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = ["experiment=equivalence", "data.batch_examples=4", "data.num_streams=2", "parallel.micro_batch=2"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    make_corpus(MiniatureConfig(folder=str(folder), scale=0.005, languages=["en", "de"], workers=1))
+    train_tokenizer(corpus_texts(folder, "train"), folder / "tokenizer.model", 600)
+    return folder
+
+
+def start(corpus: Path, folder: Path, *settings: str) -> subprocess.Popen[str]:
+    """Two ranks of `train.pretrain` under torchrun, in a session of their own."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", "-m", "train.pretrain"]
+    return subprocess.Popen(
+        [sys.executable, *launcher, *SETTINGS, f"data.root={corpus}", f"run.folder={folder}", *settings],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    file = folder / "metrics.jsonl"
+    return [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
+
+
+def until(happens: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not happens():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.05)
+
+
+def process_of(folder: Path, rank: int) -> int:
+    return int(json.loads((folder / "heartbeats" / f"rank_{rank:05d}.json").read_text())["process"])
+
+
+def test_a_rank_that_stops_ends_the_run_and_is_named(corpus: Path, tmp_path: Path) -> None:
+    process = start(corpus, tmp_path, "run.steps=100000", "parallel.timeout_s=8", "checkpoint.every_steps=1000")
+    try:
+        until(lambda: len(lines(tmp_path)) >= 3, process)
+        stopped = process_of(tmp_path, 1)
+        os.kill(stopped, signal.SIGSTOP)
+        began = time.monotonic()
+        said, _ = process.communicate(timeout=60)
+        assert time.monotonic() - began < 8 + 5  # and torchrun has noticed
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode != 0
+    assert f"Does not answer, stopped or dead: rank 1 on {os.uname().nodename} (process {stopped})" in said
+    assert "Waits: rank 0 on" in said and "in all_reduce" in said
+    assert "The run hangs" in (tmp_path / "stacks" / "rank_00000.txt").read_text()
+
+
+def test_a_slow_rank_is_measured_and_told_of(corpus: Path, tmp_path: Path) -> None:
+    settings = ["run.straggler.window=3", "checkpoint.every_steps=1000"]
+    process = start(corpus, tmp_path, "run.steps=7", *settings)
+    until(lambda: len(lines(tmp_path)) >= 1, process)
+    slow = process_of(tmp_path, 1)
+    with suppress(ProcessLookupError):  # until it has ended
+        while True:  # most of the time it stands still
+            os.kill(slow, signal.SIGSTOP)
+            time.sleep(0.3)
+            os.kill(slow, signal.SIGCONT)
+            time.sleep(0.1)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert "Rank 1 is slow: its own work takes" in said
+    last = lines(tmp_path)[-1]
+    assert last["slowest_rank"] == 1 and last["slowest_rank_busy_s"] > 2 * last["median_rank_busy_s"]
+    assert last["communication_wait_s"] > 0.2  # of rank 0, which waits for it

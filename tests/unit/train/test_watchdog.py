@@ -1,0 +1,98 @@
+"""Processes that stand still end themselves and say who is to blame; real processes, no torch needed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from train.heartbeat import Heartbeat
+from train.watchdog import EXIT_HUNG, describe, may_speak, verdict
+
+RANK = """
+import ctypes, sys, time
+from pathlib import Path
+from train.watchdog import Watchdog
+
+def stands_still():
+    {hang}
+
+with Watchdog({timeout_s}, Path(sys.argv[1]), rank=int(sys.argv[2]), world_size={world_size}) as watchdog:
+    watchdog.beat("step 7, forward and backward")
+    print("working", flush=True)
+    stands_still()
+"""
+
+
+def start(folder: Path, rank: int, hang: str, world_size: int, timeout_s: float) -> subprocess.Popen[str]:
+    code = RANK.format(hang=hang, world_size=world_size, timeout_s=timeout_s)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder), str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "working\n"
+    return process
+
+
+def test_a_rank_that_stands_still_ends_in_time_and_shows_where(tmp_path: Path) -> None:
+    process = start(tmp_path, 0, "time.sleep(60)", world_size=1, timeout_s=4)
+    began = time.monotonic()
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == EXIT_HUNG and time.monotonic() - began < 4
+    stacks = (tmp_path / "stacks" / "rank_00000.txt").read_text()
+    for text in (said, stacks):
+        assert "made no progress" in text and "step 7, forward and backward" in text and "in stands_still" in text
+        assert "The run hangs. Stands still: rank 0" in text
+
+
+def test_a_stopped_rank_is_named_by_one_that_lives(tmp_path: Path) -> None:
+    first = start(tmp_path, 0, "time.sleep(60)", world_size=2, timeout_s=4)
+    second = start(tmp_path, 1, "time.sleep(60)", world_size=2, timeout_s=4)
+    time.sleep(1)  # several signs of life
+    os.kill(first.pid, signal.SIGSTOP)
+    _, said = second.communicate(timeout=30)
+    assert first.wait(timeout=30) == -signal.SIGKILL  # it could not end itself
+    assert second.returncode == EXIT_HUNG
+    assert f"Does not answer, stopped or dead: rank 0 on {os.uname().nodename} (process {first.pid})" in said
+    assert "(last seen: step 7, forward and backward)" in said and "Stands still: rank 1" in said
+
+
+def test_native_code_that_keeps_the_interpreters_lock_is_ended_too(tmp_path: Path) -> None:
+    process = start(tmp_path, 0, "ctypes.PyDLL(None).sleep(60)", world_size=1, timeout_s=2)
+    assert process.wait(timeout=30) == 1
+    assert "in stands_still" in (tmp_path / "stacks" / "rank_00000.txt").read_text()
+
+
+def test_progress_is_no_hang_and_leaves_no_stacks(tmp_path: Path) -> None:
+    beats = "\n    ".join(["time.sleep(0.5); watchdog.beat('next')"] * 5)
+    process = start(tmp_path, 0, beats, world_size=1, timeout_s=1)
+    assert process.wait(timeout=30) == 0
+    assert not list((tmp_path / "stacks").iterdir())
+
+
+def test_the_guilty_are_named_before_those_who_wait() -> None:
+    waits = Heartbeat(0, "n0", 11, 5, "step 3, update", 9.0, "parallel/replicated.py:108 in _sum", waits=True)
+    reads = Heartbeat(1, "n1", 12, 5, "step 3, reading", 9.0, "data/stream.py:120 in read")
+    gone = Heartbeat(2, "n2", 13, 4, "step 3, update")
+    others: dict[int, Heartbeat | None] = {1: reads, 2: gone, 3: None}
+    said = verdict(waits, {1: None, 2: gone, 3: None}, others)
+    assert said == (
+        "The run hangs. "
+        "Does not answer, stopped or dead: rank 2 on n2 (process 13) (last seen: step 3, update), rank 3 (never seen). "
+        "Stands still: rank 1 on n1 (process 12) at data/stream.py:120 in read (step 3, reading). "
+        "Waits: rank 0 on n0 (process 11) at parallel/replicated.py:108 in _sum (step 3, update)."
+    )
+
+
+def test_a_frame_of_ours_is_shown_rather_than_a_librarys() -> None:
+    seen: list[tuple[str, bool]] = []
+    sorted([1], key=lambda _: seen.append(describe(sys._getframe())) or 0)
+    place, waits = seen[0]
+    assert place.startswith("train/test_watchdog.py:") and not waits
+
+
+@pytest.mark.parametrize(("world_size", "speakers"), [(1, [0]), (5, [0, 1, 2, 4]), (9, [0, 1, 2, 4, 8])])
+def test_few_ranks_read_the_files_of_all(world_size: int, speakers: list[int]) -> None:
+    assert [rank for rank in range(world_size) if may_speak(rank)] == speakers

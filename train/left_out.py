@@ -1,0 +1,35 @@
+"""Batches that a run has gone back for: they are left out from then on, on every rank and after every restart."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+NAME = "left_out.json"
+
+
+@dataclass
+class LeftOut:
+    """Numbers of the batches to leave out (from 1, as steps were before any was), and how often the run went back."""
+
+    batches: list[int] = field(default_factory=list)
+    roll_backs: int = 0
+
+    @classmethod
+    def read(cls, folder: Path) -> "LeftOut":
+        """What an earlier process of the run in `folder` has left out; nothing where there is no file."""
+        path = folder / NAME
+        return cls(**json.loads(path.read_text())) if path.exists() else cls()
+
+    def write(self, folder: Path) -> None:
+        """Keep it for the next process."""
+        scratch = folder / f"{NAME}.tmp"
+        scratch.write_text(json.dumps({"batches": self.batches, "roll_backs": self.roll_backs}))
+        os.replace(scratch, folder / NAME)
+
+    def batch_of(self, step: int) -> int:
+        """The batch that step `step` learns from: the `step`-th of those that are not left out."""
+        batch = step
+        for gap in sorted(self.batches):
+            batch += gap <= batch
+        return batch
