@@ -98,8 +98,7 @@ def train_all(folder: Path, cases: dict[str, Case]) -> None:
         layout = case.layout()
         engine = case.engine(layout)
         result = {"curve": train(engine), "weights": weights(engine), "answers": answers(engine)}
-        if case.pipeline == 1:
-            result["validation"] = validate(engine)
+        result["validation"] = validate(engine)
         if layout.rank == 0:
             torch.save(result, results_file(folder, name))
 
@@ -128,7 +127,7 @@ def test_equals_one_process(results: Path, case: Case) -> None:
         assert found["curve"][step] == pytest.approx(expected["curve"][step], rel=TOLERANCE[case.precision]), (
             f"step {step}"
         )
-    for each, wanted in zip(found.get("validation", ()), expected["validation"], strict="validation" in found):
+    for each, wanted in zip(found["validation"], expected["validation"], strict=True):
         torch.testing.assert_close(each, wanted, rtol=TOLERANCE[case.precision], atol=1.0 * (case.precision == "bf16"))
     assert found["weights"].keys() == expected["weights"].keys()
     if case.precision == "bf16":  # rounding decides the direction of small updates, and near ties between tokens
