@@ -1,5 +1,6 @@
 """Checks that need more than one part of the configuration; all of them run before any process group starts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -11,8 +12,11 @@ from train.config import RunConfig, to_dict
 from train.phases import Span, for_phase, spans
 
 
-def check(config: RunConfig, world_size: int) -> None:
-    """Raise ConfigurationError, one sentence that says what to change, for settings that cannot work together."""
+def check(config: RunConfig, world_size: int, expected: Sequence[Path] = ()) -> None:
+    """Raise ConfigurationError, one sentence that says what to change, for settings that cannot work together.
+
+    `expected`: folders that jobs before this one will have made; what is missing in them is no mistake yet.
+    """
     config.mixture.check()
     for span in spans(config):
         _check_phase(for_phase(config, span.phase), span, world_size)
@@ -21,8 +25,8 @@ def check(config: RunConfig, world_size: int) -> None:
             f"schedule.cooldown_steps={config.schedule.cooldown_steps} is longer than the run; "
             f"set it to run.steps={config.run.steps} or less."
         )
-    _check_tokenizer(config)
-    _check_initial(config)
+    _check_tokenizer(config, expected)
+    _check_initial(config, expected)
     _check_same_model(config)
 
 
@@ -44,7 +48,13 @@ def _check_phase(config: RunConfig, span: Span, world_size: int) -> None:
         )
 
 
-def _check_tokenizer(config: RunConfig) -> None:
+def _is_expected(path: Path, expected: Sequence[Path]) -> bool:
+    return not path.exists() and any(path.absolute().is_relative_to(folder.absolute()) for folder in expected)
+
+
+def _check_tokenizer(config: RunConfig, expected: Sequence[Path]) -> None:
+    if _is_expected(Path(config.data.tokenizer), expected):
+        return
     tokenizer = Tokenizer(config.data.tokenizer)
     if tokenizer.vocab_size > config.mt5.vocab_size:
         raise ConfigurationError(
@@ -53,14 +63,15 @@ def _check_tokenizer(config: RunConfig) -> None:
         )
 
 
-def _check_initial(config: RunConfig) -> None:
+def _check_initial(config: RunConfig, expected: Sequence[Path]) -> None:
     initial = config.run.initial
-    if initial is not None and not Path(initial, "checkpoints").is_dir():
+    checkpoints = Path(initial or "", "checkpoints")
+    if initial is not None and not checkpoints.is_dir() and not _is_expected(checkpoints, expected):
         raise ConfigurationError(
             f"run.initial={initial} holds no checkpoints; name the folder of a run that saved one."
         )
     for file in config.run.initial_weights:
-        if not Path(file).is_file():
+        if not Path(file).is_file() and not _is_expected(Path(file), expected):
             raise ConfigurationError(f"run.initial_weights names {file}, which is no file; make it or leave it out.")
 
 

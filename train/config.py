@@ -38,7 +38,8 @@ class RunSettings:
     `initial` names the folder of another run whose latest checkpoint gives the first weights; `initial_weights` are
     safetensors files of logical names, such as towers that were pretrained apart. `peak_tflops` is the peak
     of one device in TFLOP/s for the run's precision; left out, it is looked up by the device's name, and `mfu` is null
-    where it is unknown (CPUs).
+    where it is unknown (CPUs). A run that its launcher restarts more than `restarts_without_progress` times in a row
+    without a new checkpoint stops itself.
     """
 
     name: str = "pretrain"
@@ -49,11 +50,12 @@ class RunSettings:
     initial: str | None = None
     initial_weights: list[str] = field(default_factory=list)
     peak_tflops: float | None = None
+    restarts_without_progress: int = 3
     guard: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
         _at_least("run.", 1, steps=self.steps)
-        _at_least("run.", 0, seed=self.seed)
+        _at_least("run.", 0, seed=self.seed, restarts_without_progress=self.restarts_without_progress)
         _one_of("run.precision", self.precision, ("fp32", "bf16"))
 
 

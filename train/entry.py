@@ -23,6 +23,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from errors import ConfigurationError
 from launcher import first_rank
 from parallel.launch import stop as leave
+from train.cluster import SubmitConfig
 from train.config import RunConfig
 from train.sweep import FailedRuns, Sweep, become_one_of, folder_name
 
@@ -86,6 +87,7 @@ def in_one_sentence(work: Callable[[], None]) -> None:
 def register() -> None:
     """Make the typed schema, the resolvers and the launcher of sweeps known to Hydra."""
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    ConfigStore.instance().store(name="submit_schema", node=SubmitConfig)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     with suppress(ModuleNotFoundError):  # the extra `slurm`
         import_module("hydra_plugins._slurm_array")
@@ -156,7 +158,8 @@ def _bad_key(error: OmegaConfBaseException) -> str:
     if "not in" not in what:
         return f"{key}: {what}"
     parent, _, leaf = key.rpartition(".")
-    node = OmegaConf.select(OmegaConf.structured(RunConfig), parent) if parent else OmegaConf.structured(RunConfig)
+    schema = OmegaConf.structured(SubmitConfig if key.startswith(("cluster", "submit")) else RunConfig)
+    node = OmegaConf.select(schema, parent) if parent else schema
     known = [str(name) for name in node] if isinstance(node, DictConfig) else []
     near = difflib.get_close_matches(leaf, known, 1)
     prefix = f"{parent}." if parent else ""

@@ -49,10 +49,15 @@ def saved_config(composed: DictConfig, overrides: list[str]) -> RunConfig:
     if not (folder / "config.yaml").exists():
         raise ConfigurationError(f"run.folder={folder} holds no run (no config.yaml); train one first.")
     config = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(config, DictConfig)
+    return overridden(config, composed, overrides)
+
+
+def overridden(config: DictConfig, composed: DictConfig, overrides: list[str]) -> RunConfig:
+    """`config` with the keys that `overrides` name as they are in `composed`."""
     for override in overrides:
         key = override.split("=")[0].lstrip("+~")
         OmegaConf.update(config, key, OmegaConf.select(composed, key), merge=False)
-    assert isinstance(config, DictConfig)
     return to_run_config(config)
 
 

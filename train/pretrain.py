@@ -14,6 +14,7 @@ from train.config import to_run_config
 from train.entry import RunStopped, entry
 from train.loop import Loop
 from train.phases import Span, for_phase, span_of, spans
+from train.restarts import stop_if_in_vain
 from train.run import Run, engine_of
 from train.validation import Validation, open_stream
 
@@ -24,6 +25,7 @@ def main(composed: DictConfig) -> None:
     this = launch()
     check(config, this.world_size)
     with closing(Run(config, Layout(config.parallel, this))) as run:
+        stop_if_in_vain(run)
         try:
             done = run.checkpointer.latest_step() or 0
             while done < config.run.steps:

@@ -1,0 +1,212 @@
+"""Submit to Slurm: `python -m train.submit cluster=site model=pali_3b run.name=x …`, checked before it has to wait.
+
+Of several jobs each waits until the one before has succeeded; the name of a job begins it, and its words follow:
+
+    python -m train.submit cluster=site submit.data_parallel=16 corpus folder=runs/corpus \
+        pretrain experiment=paper_17b_stage1 pretrain experiment=paper_17b_stage2 \
+        evaluate run.folder=runs/paper_17b_stage2
+
+`cluster=…` (conf/cluster), `cluster.…` and `submit.…` (train/cluster.py) hold for the job they stand behind, before the
+first job for all. `--dry-run` shows all that would be submitted, `--follow` the log until the last job has ended.
+"""
+
+import difflib
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from data.miniature.config import parse as parse_corpus
+from errors import ConfigurationError
+from train import slurm
+from train.checks import check
+from train.cluster import SubmitConfig
+from train.config import RunConfig, to_run_config, to_yaml
+from train.entry import CONF, in_one_sentence, register
+from train.evaluate import overridden, saved_config
+from train.slurm import Job
+from train.snapshot import ROOT, take
+
+KINDS = ("corpus", "pretrain", "evaluate")
+FLAGS = {"--dry-run": "submit.dry_run=true", "--follow": "submit.follow=true"}
+
+
+@dataclass
+class Request:
+    """One job as it was asked for: its own words, and those about the site and the submission."""
+
+    kind: str
+    words: list[str] = field(default_factory=list)
+    settings: list[str] = field(default_factory=list)
+
+
+def requests(arguments: Sequence[str]) -> list[Request]:
+    """The jobs that a command line asks for; one training run if it names none."""
+    first = Request("pretrain")
+    asked: list[Request] = []
+    for_all: list[str] = []
+    for argument in arguments:
+        word, now = FLAGS.get(argument, argument), asked[-1] if asked else first
+        if word in KINDS:
+            asked.append(Request(word))
+        elif word.startswith(("submit.dry_run=", "submit.follow=")):
+            for_all.append(word)
+        elif word.startswith(("cluster=", "cluster.", "submit.")):
+            now.settings.append(word)
+        elif "=" in word or word.startswith("~"):
+            now.words.append(word)
+        else:
+            near = difflib.get_close_matches(word, [*KINDS, *FLAGS], 1)
+            hint = f"did you mean {near[0]}?" if near else f"jobs are {', '.join(KINDS)}, flags {', '.join(FLAGS)}."
+            raise ConfigurationError(f"{word!r} is neither key=value nor a job nor a flag; {hint}")
+    if asked and first.words:
+        raise ConfigurationError(
+            f"{first.words[0]} stands before the first job, {asked[0].kind}; put it behind the job that it is for."
+        )
+    for request in asked or [first]:
+        request.settings[:0] = first.settings if asked else []
+        request.settings += for_all
+    return asked or [first]
+
+
+def plan(asked: Sequence[Request]) -> list[Job]:
+    """The jobs with everything checked, each in view of what those before it will have made.
+
+    Raises ConfigurationError.
+    """
+    expected: list[Path] = []
+    runs: dict[Path, RunConfig] = {}
+    jobs = []
+    for request in asked:
+        site = OmegaConf.to_object(composed("submit", request.settings))
+        assert isinstance(site, SubmitConfig)
+        if request.kind == "corpus":
+            jobs.append(_corpus(request, site))
+        else:
+            config = _config(request, runs)
+            runs[Path(config.run.folder)] = config
+            jobs.append(_run(request, site, config, expected))
+        expected.append(jobs[-1].makes)
+    return jobs
+
+
+def composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    """`conf/<config_name>.yaml` with overrides."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(config_name, list(overrides))
+
+
+def _config(request: Request, runs: dict[Path, RunConfig]) -> RunConfig:
+    own = composed(request.kind, request.words)
+    if request.kind == "pretrain":
+        return to_run_config(own)
+    earlier = runs.get(Path(own.run.folder))
+    if earlier is None:
+        return saved_config(own, request.words)
+    return overridden(OmegaConf.structured(earlier), own, request.words)
+
+
+def _run(request: Request, site: SubmitConfig, config: RunConfig, expected: Sequence[Path]) -> Job:
+    model_ranks = config.parallel.tensor * config.parallel.pipeline
+    usable, tasks = usable_nodes(model_ranks, site, lambda world_size: check(config, world_size, expected))
+    if request.kind == "evaluate":
+        usable = usable[:1]
+    folder = Path(config.run.folder)
+    return Job(request.kind, tuple(request.words), folder, usable, tasks, site, to_yaml(config))
+
+
+def usable_nodes(model_ranks: int, site: SubmitConfig, check: Callable[[int], None]) -> tuple[tuple[int, ...], int]:
+    """(numbers of nodes, most first, ranks on each); `check` raises ConfigurationError for a number of ranks.
+
+    What lies between the most and the least nodes is left out where the ranks cannot be divided.
+    """
+    per_node, most = site.cluster.ranks_per_node, model_ranks * site.submit.data_parallel
+    least = model_ranks * (site.submit.min_data_parallel or site.submit.data_parallel)
+    if most <= per_node:
+        check(most)
+        return (1,), most
+    if most % per_node:
+        raise ConfigurationError(
+            f"parallel.tensor x parallel.pipeline x submit.data_parallel = {most} ranks do not fill nodes of "
+            f"{per_node}; choose submit.data_parallel so that they do, or other cluster.tasks_per_node."
+        )
+    nodes = range(most // per_node, -(-least // per_node) - 1, -1)
+    check(most)
+    check(nodes[-1] * per_node)
+    return tuple(number for number in nodes if _works(check, number * per_node)), per_node
+
+
+def _works(check: Callable[[int], None], world_size: int) -> bool:
+    try:
+        check(world_size)
+    except ConfigurationError:
+        return False
+    return True
+
+
+def _corpus(request: Request, site: SubmitConfig) -> Job:
+    own = [word for word in request.words if not word.startswith("tokenizer.")]
+    config = parse_corpus(own)
+    per_node = site.cluster.ranks_per_node * site.cluster.cpus_per_task
+    ranks = site.submit.ranks or per_node
+    nodes = -(-ranks // per_node)
+    if ranks % nodes:
+        raise ConfigurationError(
+            f"submit.ranks={ranks} cannot be dealt to {nodes} nodes; make it a multiple of {nodes}."
+        )
+    folder = Path(config.folder)
+    yaml = OmegaConf.to_yaml(OmegaConf.structured(config))
+    return Job("corpus", tuple(request.words), folder, (nodes,), ranks // nodes, site, yaml)
+
+
+def submit(jobs: Sequence[Job]) -> list[tuple[Job, str]]:
+    """Hand the jobs to Slurm, each after the one before; returns their ids. In a dry run, show them instead."""
+    settings = jobs[0].site.submit
+    after = str(settings.after) if settings.after else None
+    submitted: list[tuple[Job, str]] = []
+    for position, job in enumerate(jobs, 1):
+        files = {"config.yaml": job.config, "site.sh": slurm.site_script(job)}
+        snapshot = take(job.folder, files, settings.dry_run)
+        command = slurm.sbatch_command(job, snapshot, after)
+        if settings.dry_run:
+            script = (ROOT / "slurm" / f"{job.kind}.sbatch").read_text()
+            print(f"# {position}. {job.title}\nPALI_SITE={snapshot}/site.sh {shlex.join(command)}")
+            print(f"\n# site.sh:\n{files['site.sh']}\n# {job.kind}.sbatch:\n{script}")
+            after = f"<id of job {position}>"
+            continue
+        after = slurm.submit(command, snapshot)
+        submitted.append((job, after))
+        print(f"{after}: {job.title}; log {job.log(after)}", flush=True)
+    return submitted
+
+
+def follow(submitted: Sequence[tuple[Job, str]]) -> None:
+    """Show the logs of the jobs in turn; exits with 1 as soon as one has ended in any other way than well."""
+    try:
+        for job, number in submitted:
+            ended = slurm.follow(number, job.log(number))
+            if ended not in ("COMPLETED", slurm.FORGOTTEN):
+                print(f"Job {number} ended: {ended}.", file=sys.stderr)
+                sys.exit(1)
+    except KeyboardInterrupt:
+        print("\nNo longer followed; the jobs go on (scancel ends them).", file=sys.stderr)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Plan, submit, follow. Nothing is submitted unless all jobs are in order."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return
+    register()
+    jobs = plan(requests(arguments))
+    submitted = submit(jobs)
+    if jobs[0].site.submit.follow:
+        follow(submitted)
+
+
+if __name__ == "__main__":
+    in_one_sentence(lambda: main(sys.argv[1:]))
