@@ -104,7 +104,8 @@ class SlurmArrayLauncher(SlurmLauncher):
         names = []
         for overrides in job_overrides:
             composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-            name = become_one_of(composed, composed.hydra.job.override_dirname)
+            name = composed.hydra.job.override_dirname
+            become_one_of(composed, name)
             if composed.hydra.job.config_name == "pretrain":  # what an evaluation is told lies with its run
                 with open_dict(composed):
                     del composed["hydra"]

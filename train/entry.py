@@ -57,8 +57,9 @@ def entry(config_name: str, main: Callable[[DictConfig], None]) -> None:
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     def job(composed: DictConfig) -> int:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            own = become_one_of(composed, HydraConfig.get().job.override_dirname)
-            return sweep.run(own, lambda: in_one_sentence(lambda: main(composed)))
+            overrides = HydraConfig.get().job.override_dirname
+            become_one_of(composed, overrides)
+            return sweep.run(overrides, lambda: in_one_sentence(lambda: main(composed)))
         in_one_sentence(lambda: main(composed))
         return 0
 

@@ -66,10 +66,9 @@ def folder_name(overrides: str) -> str:
     return name
 
 
-def become_one_of(composed: DictConfig, overrides: str) -> str:
-    """Give a run of a sweep a folder and a name of its own, and the sweep's name as its group; returns its own name."""
+def become_one_of(composed: DictConfig, overrides: str) -> None:
+    """Give a run of a sweep a folder and a name of its own, and the sweep's name as its group."""
     own = folder_name(overrides)
     if composed.tracker.group is None:
         composed.tracker.group = composed.run.name
     composed.run.folder, composed.run.name = f"{composed.run.folder}/{own}", f"{composed.run.name}/{own}"
-    return own
