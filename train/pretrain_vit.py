@@ -29,7 +29,6 @@ from train.config import RunConfig, to_run_config
 from train.entry import entry
 
 BOX_WEIGHT = 2.0  # an error of half the image counts as much as a nat
-HEAD_WEIGHT_DECAY = 3.0  # makes the features themselves large in what the head reads (big_vision `train_vit_g.py`)
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,7 @@ def main(composed: DictConfig) -> None:
     records = list(_labelled(source))
     words = sorted({word for record in records for found, _ in record.objects for word in found})
     classifier = Classifier(config, size, len(words))
-    body = [p for name, p in classifier.named_parameters() if not name.startswith("head")]
-    groups = [{"params": body, "weight_decay": 0.0}, {"params": classifier.head.weight}, {"params": classifier.head.bias}]
-    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=HEAD_WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     rng = np.random.default_rng(config.run.seed)
     right: list[float] = []
     for step in track(range(settings.steps), f"ViT: {len(words)} classes, {len(records)} images"):
@@ -83,8 +80,7 @@ def main(composed: DictConfig) -> None:
         targets = [_targets(record, words, size // config.vit.patch_size) for record in chosen]
         loss, share = _judge(classifier(images), torch.from_numpy(np.stack(targets, 1)))
         warmup, decay = (step + 1) / 50, (settings.steps - step) / (0.2 * settings.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * min(1.0, warmup, decay)
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * min(1.0, warmup, decay)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
