@@ -128,7 +128,9 @@ class WandbTracker:
 
     def _log(self, line: Line) -> None:
         self.logged_step = self.own_step = line["step"]
-        (self.home / LOGGED_STEP).write_text(str(self.logged_step))  # first: whoever dies here logs no step twice
+        scratch = self.home / f"{LOGGED_STEP}.tmp"
+        scratch.write_text(str(self.logged_step))
+        os.replace(scratch, self.home / LOGGED_STEP)  # first: whoever dies here logs no step twice
         self.run.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
 
     def samples(self, step: int, samples: list[Sample]) -> None:

@@ -1,0 +1,161 @@
+"""A training job that faults are done to: real launchers, two ranks, a folder of its own."""
+
+import hashlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS, EVERY = 14, 4  # of the run; between checkpoints
+PATIENCE_S = 900  # for anything that happens at all
+SETTINGS = ("experiment=equivalence", f"run.steps={STEPS}", "data.batch_examples=4", "data.num_streams=2",
+            "parallel.micro_batch=2", "parallel.timeout_s=300", f"checkpoint.every_steps={EVERY}")  # fmt: skip
+
+
+@dataclass
+class Job:
+    """The same command, started as often as needed: one launcher with two ranks, or one launcher a node.
+
+    What it says goes to `logs`, one file a start. `prefixes`: words before the command of each node
+    (`ip netns exec …`). `address`: where the nodes meet.
+    """
+
+    folder: Path
+    logs: Path
+    settings: Sequence[str] = ()
+    module: str = "train.pretrain"
+    environment: dict[str, str] = field(default_factory=dict)
+    nodes: int = 1
+    prefixes: Sequence[Sequence[str]] = ()
+    address: str = "127.0.0.1"
+    starts: int = 0
+    launchers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Start it (again)."""
+        self.starts += 1
+        port = _free_port()
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **self.environment}
+        self.launchers = []
+        for node in range(self.nodes):
+            prefix = list(self.prefixes[node]) if self.prefixes else []
+            meeting = ["--nnodes", str(self.nodes), "--node_rank", str(node), "--nproc_per_node", str(2 // self.nodes),
+                       "--master_addr", self.address, "--master_port", str(port)]  # fmt: skip
+            command = [*prefix, sys.executable, "-m", "torch.distributed.run", *meeting, "-m", self.module, *SETTINGS,
+                       f"run.folder={self.folder}", *self.settings]  # fmt: skip
+            with self.log.open("ab") as log:
+                self.launchers.append(
+                    subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+                )
+
+    @property
+    def log(self) -> Path:
+        """What the last start has said."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        return self.logs / f"start_{self.starts}.log"
+
+    def said(self, pattern: str) -> re.Match[str] | None:
+        return re.search(pattern, self.log.read_text(errors="replace"))
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The metrics so far; a line that is being written does not count."""
+        file = self.folder / "metrics.jsonl"
+        texts = file.read_text().split("\n")[:-1] if file.exists() else []
+        return [json.loads(text) for text in texts]
+
+    def step(self) -> int:
+        """The last step that was recorded."""
+        lines = self.lines()
+        return int(lines[-1]["step"]) if lines else 0
+
+    def until(self, happens: Callable[[], object], even_if_ended: bool = False) -> None:
+        """Wait for something; raises TimeoutError, and RuntimeError if the job ends before it."""
+        end = time.monotonic() + PATIENCE_S
+        while not happens():
+            if self.ended() and not even_if_ended and not happens():
+                raise RuntimeError(f"the job ended with {self.codes()}; see {self.log}")
+            if time.monotonic() > end:
+                raise TimeoutError(f"nothing happened for {PATIENCE_S} s; see {self.log}")
+            time.sleep(0.02)
+
+    def until_step(self, step: int) -> None:
+        self.until(lambda: self.step() >= step)
+
+    def processes(self, node: int | None = None) -> list[psutil.Process]:
+        """Launchers and ranks that live, of one node or of all."""
+        found = []
+        for launcher in self.launchers if node is None else [self.launchers[node]]:
+            if launcher.poll() is None:
+                parent = psutil.Process(launcher.pid)
+                found += [parent, *parent.children(recursive=True)]
+        return found
+
+    def rank(self, rank: int) -> psutil.Process:
+        """The process of a rank, as its heart-beat says."""
+        beat = json.loads((self.folder / "heartbeats" / f"rank_{rank:05d}.json").read_text())
+        return psutil.Process(beat["process"])
+
+    def kill(self, node: int | None = None) -> None:
+        """SIGKILL for a node, or for everything, at once."""
+        for process in self.processes(node):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        for launcher in self.launchers if node is None else [self.launchers[node]]:
+            launcher.wait()
+
+    def ended(self) -> bool:
+        return all(launcher.poll() is not None for launcher in self.launchers)
+
+    def codes(self) -> list[int | None]:
+        return [launcher.poll() for launcher in self.launchers]
+
+    def finish(self) -> None:
+        """Wait for the end, which must be a good one."""
+        self.until(self.ended, even_if_ended=True)
+        if any(self.codes()):
+            raise RuntimeError(f"the job ended with {self.codes()}; see {self.log}")
+
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def partial(self) -> set[tuple[str, int]]:
+        """Checkpoints that are being written, each with the time at which that began."""
+        found = set()
+        for path in self.checkpoints().glob("*.partial"):
+            with suppress(FileNotFoundError):
+                found.add((path.name, path.stat().st_ino))
+        return found
+
+    def intact(self) -> int | None:
+        """The step of the checkpoint that `latest` names if its files are as its manifest says; 0 where none is yet."""
+        latest = self.checkpoints() / "latest"
+        if not latest.exists():
+            return 0
+        path = self.checkpoints() / latest.read_text()
+        manifest = json.loads((path / "manifest.json").read_text())
+        for name, expected in manifest.items():
+            content = (path / name).read_bytes()
+            if len(content) != expected["bytes"] or hashlib.sha256(content).hexdigest() != expected["sha256"]:
+                return None
+        return int(path.name[5:])
+
+    def curve(self) -> list[tuple[Any, ...]]:
+        """What must not depend on faults."""
+        return [(line["step"], line["loss"], line["grad_norm"], line["lr"]) for line in self.lines()]
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return int(found.getsockname()[1])
