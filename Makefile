@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 RANKS = $(shell $(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)")
 DEMO := runs/demo
+SLURM := slurmctld slurmd slurm-client munge iproute2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test clean
+.PHONY: setup demo slurm test clean
 
 setup: .venv/ready
 
@@ -23,7 +24,16 @@ demo: setup
 	$(BIN)/torchrun --nproc_per_node $(RANKS) -m train.pretrain experiment=demo run.folder=$(DEMO)
 	$(BIN)/torchrun --nproc_per_node $(RANKS) -m train.evaluate run.folder=$(DEMO)
 
-test: setup
+# tests/slurm starts a real Slurm on this machine; where it cannot be installed, those tests are skipped.
+slurm:
+	@PATH="$$PATH:/usr/sbin"; \
+	for program in slurmctld slurmd srun ss; do command -v $$program > /dev/null || missing=$$program; done; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM); \
+	else echo "tests/slurm will be skipped: as root, apt-get install $(SLURM)"; fi
+
+test: setup slurm
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy

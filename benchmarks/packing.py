@@ -27,6 +27,8 @@ from data.stream import Stream
 from model.batch import MicroBatch
 from model.describe import read_sizes
 
+TRIM = 16  # positions; data.trim_multiple of the miniature corpus
+
 
 def rows_of(stream: Stream, step: int) -> Rows:
     return stream.rows(step, range(stream.num_streams))[0]
@@ -50,7 +52,8 @@ def make_ours(overrides: Sequence[str], precision: str, steps: int, micro_batch:
     stream, step = open_stream(overrides, "train"), ours(read_sizes(overrides), precision)
     packed = [micro_batches(rows_of(stream, number), micro_batch, stream.shape) for number in range(steps)]
     tokens = stream.shape.tokens_per_image
-    batches = cycle([[MicroBatch.from_rows(rows).trimmed(tokens, 16) for rows in of_step] for of_step in packed])  # type: ignore
+    trimmed = [[MicroBatch.from_rows(rows).trimmed(tokens, TRIM) for rows in of_step] for of_step in packed]  # type: ignore
+    batches = cycle(trimmed)
     return lambda: step(next(batches))
 
 

@@ -18,7 +18,9 @@ class DataConfig:
     a value is a folder or a shard pattern (see data/README.md). Lengths are in positions of one row, counting visual
     tokens. `error_budget` is the fraction of a source's records that may be broken before the run stops; up to
     `error_budget_minimum` broken records are always forgiven, so that one bad file in the first step stops nothing.
-    `prefetch` is in steps.
+    `prefetch` is in steps. `trim_multiple`: a micro-batch is cut behind the last position that any of its rows uses, to
+    a multiple of so many positions, and image slots that none uses are left out; 0 keeps all shapes equal, as compiled
+    kernels like them and pipeline stages need them (there it has no effect).
     """
 
     root: str = MISSING
@@ -33,6 +35,7 @@ class DataConfig:
     error_budget_minimum: int = 16
     num_threads: int = 2
     prefetch: int = 2
+    trim_multiple: int = 0
 
     def check(self) -> None:
         """Raises ConfigurationError, with the numbers, for values that no step can be made of."""
@@ -54,11 +57,9 @@ class DataConfig:
             )
         if not 0 <= self.error_budget <= 1:
             raise ConfigurationError(f"data.error_budget={self.error_budget} is a fraction: set it between 0 and 1.")
-        if self.error_budget_minimum < 0 or self.prefetch < 0:
-            raise ConfigurationError(
-                f"data.error_budget_minimum={self.error_budget_minimum} and data.prefetch={self.prefetch} "
-                "count things: set them to 0 or more."
-            )
+        for name in ("error_budget_minimum", "prefetch", "trim_multiple"):
+            if getattr(self, name) < 0:
+                raise ConfigurationError(f"data.{name}={getattr(self, name)} counts things: set it to 0 or more.")
 
     def check_images(self, tokens_per_image: int) -> None:
         """Raises ConfigurationError if an image and the shortest text (one token and EOS) do not fit a row."""

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.attention import Mask
@@ -67,14 +68,32 @@ class MicroBatch:
         used = slot[index >= 0].unique()
         place = torch.zeros(len(self.images), dtype=torch.long)
         place[used] = torch.arange(len(used))
-        decoded = (self.decoder_tokens, self.decoder_targets, self.decoder_segments, self.objectives)
         return MicroBatch(
             self.images[used] if len(used) else self.images[:1],
             self.encoder_tokens[:, :encoder],
             self.encoder_segments[:, :encoder],
             torch.where(index >= 0, place[slot] * tokens_per_image + token, -1),
-            *(x[:, :decoder] for x in decoded),
+            self.decoder_tokens[:, :decoder],
+            self.decoder_targets[:, :decoder],
+            self.decoder_segments[:, :decoder],
+            self.objectives[:, :decoder],
             loss_scale=self.loss_scale,
+        )
+
+    def padded(self, multiple: int) -> "MicroBatch":
+        """With both lengths rounded up to a multiple, by positions that belong to no example."""
+        encoder, decoder = (-x.shape[1] % multiple for x in (self.encoder_segments, self.decoder_segments))
+        if not (encoder or decoder):
+            return self
+        return replace(
+            self,
+            encoder_tokens=F.pad(self.encoder_tokens, (0, encoder)),
+            encoder_segments=F.pad(self.encoder_segments, (0, encoder)),
+            visual_index=F.pad(self.visual_index, (0, encoder), value=-1),
+            decoder_tokens=F.pad(self.decoder_tokens, (0, decoder)),
+            decoder_targets=F.pad(self.decoder_targets, (0, decoder)),
+            decoder_segments=F.pad(self.decoder_segments, (0, decoder)),
+            objectives=F.pad(self.objectives, (0, decoder)),
         )
 
     def blanked(self) -> "MicroBatch":

@@ -1,8 +1,11 @@
 """Checkpoints that any layout can read: logical names and shapes, fp32 weights; a crash cannot harm the last good one.
 
+A step is held up only while its state is copied to host memory; a thread of each rank writes the copies, and meets the
+threads of other ranks in a group of its own (`Layout.background_group`).
+
 checkpoints/
     latest                  the name of the newest whole checkpoint; moves last
-    step_00000100/          PyTorch DCP files, manifest.json (size and SHA-256 of each), state.json (step, ages, extra)
+    step_00000100/          PyTorch DCP files, manifest.json (size and SHA-256 of each), state.json (step, ages, ...)
     step_00000200.partial/  being written, or left by a crash
 """
 
@@ -11,6 +14,8 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +23,25 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from errors import ConfigurationError
+from model.layers import parts_of
 from model.vit import resample_position
 from parallel.engine import Engine
 from parallel.fragments import Rectangle
 from parallel.layout import Layout
 from parallel.logical import logical_tensors
+from parallel.staging import Staging
+
+Piece = tuple[str, Rectangle | torch.Size, Tensor]  # name, where it lies or the shape of what every rank holds, values
 
 POSITION = "weights/patches.position"  # the one tensor whose shape depends on the resolution
+
+
+class SaveFailed(RuntimeError):
+    """A checkpoint could not be written, the same on every rank; the message is one sentence."""
 
 
 class Checkpointer:
@@ -38,41 +52,80 @@ class Checkpointer:
 
     def __init__(self, folder: str | Path, keep_last: int = 2, keep_every: int = 0) -> None:
         self.folder, self.keep_last, self.keep_every = Path(folder), keep_last, keep_every
+        self.staging, self.thread = Staging(), ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.writing: Future[None] | None = None
 
     def save(self, engine: Engine, step: int, extra: dict[str, Any]) -> None:
-        """Write checkpoint `step`; `extra` is anything JSON can hold. A collective of all ranks."""
-        layout, name = engine.layout, f"step_{step:08d}"
+        """Copy the state of `step`, and write it while training goes on; `extra` is anything JSON can hold.
+
+        Waits for the save before it, and raises SaveFailed if that one failed. A collective of all ranks.
+        """
+        self.wait()
+        pieces = _pieces(engine, optimizer=True)
+        copies = self.staging.copy([values for *_, values in pieces])
+        state = _state([(name, where, copy) for (name, where, _), copy in zip(pieces, copies, strict=True)])
+        frozen = [part.name for p, part in parts_of(engine.blueprint.plan) if not p.requires_grad]
+        content = {"step": step, "extra": extra, "frozen": frozen, "ages": dict(engine.optimizer.ages)}
+        self.writing = self.thread.submit(self._write, state, content, engine.layout.background_group)
+
+    @property
+    def failed(self) -> bool:
+        """Whether this rank knows already that the last save failed; `wait` says why."""
+        return self.writing is not None and self.writing.done() and self.writing.exception() is not None
+
+    def wait(self) -> None:
+        """Until the last save is whole on disk; raises SaveFailed, once and on every rank, if it will never be."""
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, state: dict[str, Tensor], content: dict[str, Any], group: dist.ProcessGroup) -> None:
+        name, rank = f"step_{content['step']:08d}", group.rank()
         partial = self.folder / f"{name}.partial"
-        if layout.rank == 0:
+
+        def prepare() -> None:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-        layout.barrier()
-        writer = dcp.FileSystemWriter(partial, single_file_per_rank=True, sync_files=True)
-        dcp.save(_state(engine, optimizer=True), storage_writer=writer)
-        files = {f.name: _checksum(f) for f in partial.glob(f"__{layout.rank}_*")}
-        _write_json(partial / f"rank_{layout.rank}.json", {"files": files, "ages": engine.optimizer.ages})
-        layout.barrier()
-        if layout.rank == 0:
-            self._publish(partial, name, {"step": step, "extra": extra}, layout.world_size)
-            self._prune()
-        layout.barrier()
 
-    def _publish(self, partial: Path, name: str, state: dict[str, Any], world_size: int) -> None:
+        def write() -> None:
+            writer = dcp.FileSystemWriter(partial, sync_files=True, per_thread_copy_ahead=0)  # it is on the host
+            dcp.save(state, storage_writer=writer, process_group=group)
+            files = {f.name: _checksum(f) for f in partial.glob(f"__{rank}_*")}
+            _write_json(partial / f"rank_{rank}.json", {"files": files, "ages": content["ages"]})
+
+        def publish() -> None:
+            self._publish(partial, name, content, group.size())
+            self._prune()
+
+        try:
+            _together(group, prepare if rank == 0 else _nothing)
+            _together(group, write)
+            _together(group, publish if rank == 0 else _nothing)
+        except Exception as error:  # also of the group, when a peer has died
+            shutil.rmtree(partial, ignore_errors=True)
+            free = shutil.disk_usage(self.folder if self.folder.exists() else "/").free
+            raise SaveFailed(
+                f"The checkpoint of step {content['step']} could not be written to {self.folder} ({_one_line(error)}; "
+                f"{free / 2**30:.2f} GiB are free there); mend that and start the same command again: it goes on from "
+                "the checkpoint before."
+            ) from error
+
+    def _publish(self, partial: Path, name: str, content: dict[str, Any], world_size: int) -> None:
         """Join what the ranks wrote (a pipeline stage knows the ages of its own tensors only) and move `latest`."""
         manifest, ages = {".metadata": _checksum(partial / ".metadata")}, {}
         for rank in range(world_size):
             left = partial / f"rank_{rank}.json"
-            content = json.loads(left.read_text())
-            manifest.update(content["files"])
-            ages.update(content["ages"])
+            of_rank = json.loads(left.read_text())
+            manifest.update(of_rank["files"])
+            ages.update(of_rank["ages"])
             left.unlink()
-        _write_json(partial / "state.json", state | {"ages": ages})
+        _write_json(partial / "state.json", content | {"ages": ages})
         manifest["state.json"] = _checksum(partial / "state.json")
         _write_json(partial / "manifest.json", manifest)
         shutil.rmtree(self.folder / name, ignore_errors=True)
         os.replace(partial, self.folder / name)
         latest = self.folder / "latest.partial"
-        latest.write_text(name)
+        _write_text(latest, name)
         os.replace(latest, self.folder / "latest")
 
     def _prune(self) -> None:
@@ -96,9 +149,10 @@ class Checkpointer:
         """Load the newest whole checkpoint, whatever layout wrote it; returns its step and `extra`, or None.
 
         A file that is cut short or altered is reported by a warning and the checkpoint before is taken. `weights_only`
-        leaves the optimizer as it is. Position embeddings of another resolution are resampled. Raises
-        ConfigurationError where the checkpoint is of another model. A collective of all ranks.
+        leaves the optimizer as it is. Position embeddings of another resolution are resampled. Waits for a save that
+        is being written. Raises ConfigurationError where the checkpoint is of another model. A collective of all ranks.
         """
+        self.wait()
         for step in reversed(self.steps()):
             path = self._path(step)
             broken = _broken_file(path, engine.layout)
@@ -110,7 +164,7 @@ class Checkpointer:
 
     def _load(self, engine: Engine, path: Path, weights_only: bool) -> tuple[int, dict[str, Any]]:
         saved: Metadata = dcp.FileSystemReader(path).read_metadata()
-        state = _state(engine, optimizer=not weights_only)
+        state = _state(_pieces(engine, optimizer=not weights_only))
         shapes = {name: v.size for name, v in saved.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
         wanted = {name: tensor for name, tensor in state.items() if shapes.get(name) == tensor.shape}
         different = next((n for n in state if n.startswith("weights/") and n not in wanted and n != POSITION), None)
@@ -134,17 +188,39 @@ class Checkpointer:
         return content["step"], content["extra"]
 
 
-def _state(engine: Engine, optimizer: bool) -> dict[str, Tensor]:
-    """Everything that is saved, by logical name; the values share the engine's memory, so loading fills them."""
-    pieces = [(f"weights/{r.name}", r, values) for r, values in held_weights(engine)]
-    whole: dict[str, Tensor] = {}
+def _pieces(engine: Engine, optimizer: bool) -> list[Piece]:
+    """Everything that is saved; the values share the engine's memory, so loading fills them."""
+    pieces: list[Piece] = [(f"weights/{r.name}", r, values) for r, values in held_weights(engine)]
     if optimizer:
-        for name, where, values in engine.optimizer.state_pieces():
-            if isinstance(where, Rectangle):
-                pieces.append((f"optimizer/{name}", where, values))
-            else:
-                whole[f"optimizer/{name}"] = values
-    return {**logical_tensors(pieces), **whole}
+        pieces += [(f"optimizer/{name}", where, values) for name, where, values in engine.optimizer.state_pieces()]
+    return pieces
+
+
+def _state(pieces: list[Piece]) -> dict[str, Tensor]:
+    """As DCP takes it: by logical name."""
+    divided = [(name, where, values) for name, where, values in pieces if isinstance(where, Rectangle)]
+    whole = {name: values for name, where, values in pieces if not isinstance(where, Rectangle)}
+    return {**logical_tensors(divided), **whole}
+
+
+def _together(group: dist.ProcessGroup, work: Callable[[], None]) -> None:
+    """Do `work` on every rank, and wait for all of them; what went wrong on one is raised on each."""
+    mistake: str | None = None
+    try:
+        work()
+    except CheckpointException as error:  # of some rank, known to all
+        rank, (cause, _) = min(error.failures.items(), key=lambda failure: failure[0])
+        mistake = f"rank {rank}: {cause}"
+    except Exception as error:  # whatever it is, the others must not wait for this rank
+        mistake = f"rank {group.rank()}: {error}"
+    everywhere: list[str | None] = [None] * group.size()
+    dist.all_gather_object(everywhere, mistake, group=group)
+    for found in filter(None, everywhere):
+        raise SaveFailed(found)
+
+
+def _nothing() -> None:
+    pass
 
 
 def held_weights(engine: Engine) -> list[tuple[Rectangle, Tensor]]:
@@ -186,10 +262,18 @@ def _checksum(file: Path) -> dict[str, Any]:
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
+    _write_text(file, json.dumps(content, indent=1))
+
+
+def _write_text(file: Path, text: str) -> None:
     with file.open("w") as opened:
-        json.dump(content, opened, indent=1)
+        opened.write(text)
         opened.flush()
         os.fsync(opened.fileno())
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _shape(size: torch.Size | None) -> str:

@@ -25,8 +25,9 @@ class ParallelConfig:
     over all micro-batches of a "step". `offload_optimizer`: the fp32 weights, their gradients and the optimizer's state
     live on the "cpu" and are updated there; "nvme" maps weights and state into files in `offload_folder` as well.
     (Under bf16 DeepSpeed then adds up gradients of micro-batches in 16 bits.) `offload_parameters`: ZeRO-3's shards of
-    parameters live on the "cpu". Both are tested on CPUs only. ZeRO++: `hpz_partition_size` ranks next to each other
-    (of one machine) keep a second copy of ZeRO-3's parameters, gathered from in the backward pass;
+    parameters, frozen ones too, live on the "cpu", or in files ("nvme"). Files are filled from host memory, which must
+    hold a rank's shard once, at the start. All are tested on CPUs only. ZeRO++: `hpz_partition_size` ranks next to
+    each other (of one machine) keep a second copy of ZeRO-3's parameters, gathered from in the backward pass;
     `quantized_weights` and `quantized_gradients` (int8 and int4 on the wire; losses change) need CUDA, and are not
     tested here.
 
@@ -79,7 +80,7 @@ class ParallelConfig:
     def _check_zero(self) -> None:
         one_of("parallel.gather", self.gather, ("micro_batch", "step"))
         one_of("parallel.offload_optimizer", self.offload_optimizer, ("none", "cpu", "nvme"))
-        one_of("parallel.offload_parameters", self.offload_parameters, ("none", "cpu"))
+        one_of("parallel.offload_parameters", self.offload_parameters, ("none", "cpu", "nvme"))
         least_stage = {
             "gather": 3 if self.gather == "step" else 0,
             "offload_optimizer": 1 if self.offload_optimizer != "none" else 0,
@@ -94,8 +95,9 @@ class ParallelConfig:
                     f"parallel.{name}={getattr(self, name)} is a matter of ZeRO stage {least}; set "
                     f"parallel.zero_stage={least} (it is {self.zero_stage})."
                 )
-        if self.offload_optimizer == "nvme" and not self.offload_folder:
-            raise ConfigurationError("parallel.offload_optimizer=nvme needs a place; set parallel.offload_folder.")
+        for name in ("offload_optimizer", "offload_parameters"):
+            if getattr(self, name) == "nvme" and not self.offload_folder:
+                raise ConfigurationError(f"parallel.{name}=nvme needs a place; set parallel.offload_folder.")
         if self.quantized_gradients and self.tensor * self.pipeline > 1:
             raise ConfigurationError(
                 "parallel.quantized_gradients exchanges gradients between all ranks of a machine, which must be "

@@ -12,9 +12,9 @@ class Disk:
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
 
     def zeros(self, size: torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
+        self.folder.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=self.folder) as file:  # unlinked here: the mapping alone keeps it
             return torch.from_file(file.name, shared=True, size=size.numel(), dtype=dtype).view(size)
 

@@ -26,6 +26,8 @@ from parallel.layout import Layout
 from parallel.materialize import Ballast, Blueprint, draw
 from parallel.optimizer import Shard, ShardedOptimizer
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
 
 class Engine(ABC):
     """A model that can be trained, whoever holds its parameters.
@@ -77,7 +79,7 @@ class Engine(ABC):
         """
         mean = self.blueprint.model.loss_reduction == "mean"
         scale = self.gradient_scale / (max(num_targets, 1) if mean else 1)
-        batches = [batch.to(self.layout.device) for batch in micro_batches]
+        batches = self._placed(micro_batches)
         for batch in batches:
             batch.loss_scale = scale
         self.model.train()
@@ -109,7 +111,7 @@ class Engine(ABC):
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossTotals:
         """Totals over the micro-batches of all data-parallel ranks, without gradients."""
         self.model.eval()
-        batches = [batch.to(self.layout.device) for batch in micro_batches]
+        batches = self._placed(micro_batches)
         if self.pipeline is not None:
             return self._reduced(self.pipeline.run(batches, train=False))
         return self._reduced([self.model((), batch)[1] for batch in batches])
@@ -124,6 +126,11 @@ class Engine(ABC):
 
             decoder = PipelineDecoder(self.pipeline, batch)
         return generate(self.model, batch, max_new_tokens, together=self.layout.data_group, decoder=decoder)
+
+    def _placed(self, micro_batches: Sequence[MicroBatch]) -> list[MicroBatch]:
+        """On the device, with lengths that sequence parallelism can divide."""
+        multiple = self.layout.config.tensor if self.layout.config.sequence else 1
+        return [batch.padded(multiple).to(self.layout.device) for batch in micro_batches]
 
     def _reduced(self, totals: list[Tensor]) -> LossTotals:
         """Summed over micro-batches and data-parallel ranks, on every rank; only a last stage has any."""
@@ -181,7 +188,7 @@ def build_engine(
         optimizer,
         layout=layout,
         num_objectives=num_objectives,
-        dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision],
+        dtype=DTYPES[precision],
         frozen=freeze,
         seed=seed,
     )

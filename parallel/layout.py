@@ -1,6 +1,9 @@
 """The one object that owns degrees and process groups: world = data x pipeline x tensor, tensor ranks next to each
 other."""
 
+from datetime import timedelta
+from functools import cached_property
+
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -72,6 +75,12 @@ class Layout:
         self.data_group = parallel_state.get_data_parallel_group()
         self.model_group = parallel_state.get_model_parallel_group()
         self.stage_group = parallel_state.get_tensor_and_data_parallel_group()  # everyone who shares a pipeline stage
+
+    @cached_property
+    def background_group(self) -> dist.ProcessGroup:
+        """All ranks once more, through their hosts: for a thread beside training, whose collectives come in another
+        order. Asking for it the first time is a collective."""
+        return dist.new_group(backend="gloo", timeout=timedelta(seconds=self.config.timeout_s))
 
     @property
     def data_parallel_rank(self) -> int:

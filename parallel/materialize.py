@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from errors import ConfigurationError
 from model.config import ModelConfig, MT5Config, ViTConfig
 from model.costs import Shape, costs_of
-from model.layers import describe_parameter, parts_of
+from model.layers import TensorParallel, describe_parameter, parts_of
 from model.pali import PaLI, freeze, initialize, units
-from parallel.config import OptimizerConfig
+from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.groups import check_groups
 from parallel.layout import Layout
 from parallel.partition import StageCost, cut
@@ -40,6 +40,35 @@ class Blueprint:
         return list(range(group.rank(), len(self.stages), group.size()))
 
 
+def plan_of(
+    vit: ViTConfig,
+    mt5: MT5Config,
+    model: ModelConfig,
+    optimizer: OptimizerConfig,
+    parallel: ParallelConfig,
+    *,
+    frozen: Sequence[str],
+    data_parallel_size: int,
+    dtype: torch.dtype,
+    num_objectives: int = 1,
+    tensor_parallel: TensorParallel | None = None,
+) -> tuple[PaLI, list[StageCost]]:
+    """The whole model on `meta`, frozen, and the stages that it is cut into; nothing need be started.
+
+    Raises ConfigurationError where a pattern matches nothing, or all, and where there is no such cut.
+    """
+    with torch.device("meta"):
+        plan = PaLI(units(vit, mt5, model, num_objectives, tensor_parallel))
+    freeze(plan, frozen)
+    mark_recomputed(plan, parallel)
+    check_groups(optimizer.groups, [part.name for _, part in parts_of(plan)])
+    if not any(p.requires_grad for p in plan.parameters()):
+        raise ConfigurationError(f"The freeze patterns {list(frozen)} leave nothing to train; remove one.")
+    vision = vit.num_tokens(model.image_size)
+    shape = Shape(1, vision, 1, vision + TEXT_TOKENS, TEXT_TOKENS, dtype.itemsize)
+    return plan, cut(list(costs_of(plan.units(), shape)), parallel, data_parallel_size)
+
+
 def draw(
     vit: ViTConfig,
     mt5: MT5Config,
@@ -52,17 +81,19 @@ def draw(
     frozen: Sequence[str],
     seed: int,
 ) -> Blueprint:
-    """Plan the whole model on `meta` and cut it. Raises ConfigurationError where a pattern matches nothing, or all."""
-    with torch.device("meta"):
-        plan = PaLI(units(vit, mt5, model, num_objectives, layout.tensor_parallel))
-    freeze(plan, frozen)
-    mark_recomputed(plan, layout.config)
-    check_groups(optimizer.groups, [part.name for _, part in parts_of(plan)])
-    if not any(p.requires_grad for p in plan.parameters()):
-        raise ConfigurationError(f"The freeze patterns {list(frozen)} leave nothing to train; remove one.")
-    vision = vit.num_tokens(model.image_size)
-    shape = Shape(1, vision, 1, vision + TEXT_TOKENS, TEXT_TOKENS, dtype.itemsize)
-    stages = cut(list(costs_of(plan.units(), shape)), layout.config, layout.data_parallel_size)
+    """Plan the whole model for a layout that is started; raises as `plan_of` does."""
+    plan, stages = plan_of(
+        vit,
+        mt5,
+        model,
+        optimizer,
+        layout.config,
+        frozen=frozen,
+        data_parallel_size=layout.data_parallel_size,
+        dtype=dtype,
+        num_objectives=num_objectives,
+        tensor_parallel=layout.tensor_parallel,
+    )
     return Blueprint(plan, stages, num_objectives, model, optimizer, layout, dtype, seed)
 
 

@@ -26,7 +26,8 @@ ours. What that takes (tests/distributed/test_options_workarounds.py tells when 
 9. ZeRO++'s groups of nearby ranks are made by us: DeepSpeed takes neighbours in the world, who may be tensor-parallel,
    and makes them anew for every unit that is sharded.
 10. DeepSpeed's NVMe offload reads state back sub-group by sub-group, but there is one only, and our optimizers keep
-   their state themselves. So it offloads to the CPU, and that memory is mapped into files.
+   their state themselves. So it offloads to the CPU, and that memory is mapped into files; of parameters too, so that
+   one mechanism, and one folder, holds everything.
 11. Shards are found through `grad_position` (stage 3) or `_hp_mapping` (stages 1, 2): DeepSpeed has no public map.
 """
 
@@ -46,6 +47,8 @@ from torch import Tensor, nn
 from model.batch import MicroBatch
 from model.layers import Part, parts_of
 from model.loss import LossTotals
+from model.pali import PaLI
+from parallel.config import ParallelConfig
 from parallel.disk import Disk
 from parallel.engine import Engine, make_optimizer, reduce_partial_gradients
 from parallel.fragments import Rectangle, count_once, rectangles
@@ -128,11 +131,24 @@ class ZeroEngine(Engine):
             config=config,
         )
         self.fresh = True  # no backward since the last update
-        if layout.config.offload_optimizer == "nvme":
-            self.zero.optimizer.disk = disk = Disk(layout.config.offload_folder or "")
+        self._map_into_files(pali, layout.config)
+        super().__init__(blueprint, pali, self.zero.optimizer, layout.stage_group)
+
+    def _map_into_files(self, pali: PaLI, config: ParallelConfig) -> None:
+        """What is offloaded to "nvme": in place, because DeepSpeed has several names for one tensor."""
+        disk = Disk(config.offload_folder or "")
+        if config.offload_parameters == "nvme":
+            for group, flat in enumerate(self.zero.fp16_partitioned_groups_flat):
+                flat.data = disk.copy(flat.data)
+                self.zero._unflatten_partitioned_parameters(group)
+            self.zero.param_groups_fp16_flat_cpu_memory.clear()
+            for parameter in pali.parameters():
+                if not parameter.requires_grad and parameter.ds_tensor.is_cpu:  # type: ignore[attr-defined]
+                    parameter.ds_tensor.data = disk.copy(parameter.ds_tensor.data)  # type: ignore[attr-defined]
+        if config.offload_optimizer == "nvme":
+            self.zero.optimizer.disk = disk
             for flat in self._flat_weights():
                 flat.data = disk.copy(flat.data)
-        super().__init__(blueprint, pali, self.zero.optimizer, layout.stage_group)
 
     def shards(self) -> list[Shard]:
         shards = [Shard(flat, []) for flat in self._flat_weights()]
@@ -262,7 +278,8 @@ def _nearby_ranks(layout: Layout) -> dist.ProcessGroup | None:
 def _deepspeed_config(blueprint: Blueprint) -> dict[str, Any]:
     layout, dtype, clipping = blueprint.layout, blueprint.dtype, blueprint.optimizer.gradient_clipping
     stage = layout.config.zero_stage
-    offload = {"device": "cpu", "pin_memory": layout.device.type == "cuda"}
+    offload, on_gpu = (layout.config.offload_optimizer, layout.config.offload_parameters), layout.device.type == "cuda"
+    optimizer, parameters = ({"device": "cpu", "pin_memory": on_gpu and where == "cpu"} for where in offload)
     return {
         "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants a number; rows are counted by us
         "zero_force_ds_cpu_optimizer": False,
@@ -275,13 +292,12 @@ def _deepspeed_config(blueprint: Blueprint) -> dict[str, Any]:
         "communication_data_type": "fp32",
         "zero_optimization": {
             "stage": stage,
-            "overlap_comm": stage == 2
-            and layout.device.type == "cuda",  # DeepSpeed allows it with the caller's accumulation in stage 2 only
+            "overlap_comm": stage == 2 and on_gpu,  # DeepSpeed allows it with the caller's accumulation in stage 2 only
             "sub_group_size": EVERYTHING,
             "stage3_param_persistence_threshold": layout.config.persistent_elements,
             "round_robin_gradients": False,
-            **({"offload_optimizer": offload} if layout.config.offload_optimizer != "none" else {}),
-            **({"offload_param": offload} if layout.config.offload_parameters != "none" else {}),
+            **({"offload_optimizer": optimizer} if offload[0] != "none" else {}),
+            **({"offload_param": parameters} if offload[1] != "none" else {}),
             "zero_hpz_partition_size": layout.config.hpz_partition_size,
             "zero_quantized_weights": layout.config.quantized_weights,
             "zero_quantized_gradients": layout.config.quantized_gradients,

@@ -7,7 +7,7 @@ from data.packing import Rows
 from data.tokenizer import Tokenizer
 from parallel.engine import Engine
 from train.samples import Sample
-from train.steps import as_tensors
+from train.steps import Trim, as_tensors
 
 
 def answers(
@@ -15,6 +15,7 @@ def answers(
     batches: Iterable[tuple[Rows, list[ExampleInfo]]],
     tokenizer: Tokenizer,
     max_new_tokens: int,
+    trim: Trim,
     blind: bool = False,
 ) -> Iterator[Sample]:
     """One sample per example, of batches with one example a row. With `blind`, asked again with every image blanked.
@@ -22,7 +23,7 @@ def answers(
     A collective: all ranks must hold equally many batches (`data.stream.evaluation_batches` sees to it).
     """
     for rows, infos in batches:
-        batch = as_tensors(rows)
+        batch = trim(as_tensors(rows))
         seen = engine.generate(batch, max_new_tokens).tolist()
         unseen = engine.generate(batch.blanked(), max_new_tokens).tolist() if blind else None
         for info in infos:

@@ -8,6 +8,8 @@ from omegaconf import OmegaConf
 from data.tokenizer import Tokenizer
 from errors import ConfigurationError
 from parallel import layout
+from parallel.engine import DTYPES
+from parallel.materialize import plan_of
 from train.config import RunConfig, to_dict
 from train.phases import Span, for_phase, spans
 
@@ -41,6 +43,10 @@ def _check_phase(config: RunConfig, span: Span, world_size: int) -> None:
     config.data.check_images(config.vit.num_tokens(image_size))
     layout.check(config.parallel, config.vit, config.mt5, image_size, world_size)
     data_parallel_size = world_size // (config.parallel.tensor * config.parallel.pipeline)
+    plan_of(
+        config.vit, config.mt5, config.model, config.optimizer, config.parallel, frozen=span.phase.freeze,
+        data_parallel_size=data_parallel_size, dtype=DTYPES[config.run.precision],
+    )  # fmt: skip
     if config.data.num_streams % data_parallel_size:
         raise ConfigurationError(
             f"data.num_streams={config.data.num_streams} cannot be dealt evenly to {data_parallel_size} data-parallel "

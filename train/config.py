@@ -61,7 +61,7 @@ class RunSettings:
 
 @dataclass
 class ViTPretrainingConfig:
-    """`python -m train.pretrain_vit`: the ViT as a classifier of the words in the object labels of a source.
+    """`python -m train.pretrain_vit`: the ViT classifies the words of object labels, patch by patch.
 
     `output` is a safetensors file for `run.initial_weights`; `batch` is in images.
     """

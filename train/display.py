@@ -11,6 +11,7 @@ from rich.table import Table
 from train.metrics import Line
 
 PLAIN_EVERY_S = 10.0
+TABLE_WIDTH = 110  # characters
 PLAIN_FIRST_STEPS = 3  # printed whatever the time, so that a log shows at once that the run runs
 
 
@@ -136,6 +137,14 @@ def open_display(name: str, total_steps: int, rank: int) -> Display:
         return Silent()
     console = Console()
     return LiveTable(name, total_steps, console) if console.is_terminal else Plain(name, total_steps, console)
+
+
+def as_text(table: Table) -> str:
+    """A table as lines of text, for `note`."""
+    console = Console(width=TABLE_WIDTH)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip()
 
 
 def _percent(fraction: float | None, what: str = "", before: str = "") -> str:

@@ -26,6 +26,7 @@ from train.phases import for_phase, span_of, spans
 from train.run import engine_of
 from train.samples import Sample, draw, drawable_first
 from train.scoring import evaluation
+from train.steps import trimmer
 from train.validation import chosen, open_stream
 
 PICTURED_PER_COMPONENT = 24  # samples whose pictures are kept to choose from
@@ -80,7 +81,7 @@ def answer(config: RunConfig, layout: Layout) -> tuple[int, list[Sample]]:
     batches = evaluation_batches(
         stream, settings.batch, settings.examples, layout.data_parallel_rank, layout.data_parallel_size, config.run.seed
     )
-    for sample in answers(engine, batches, tokenizer, settings.max_new_tokens, blind=True):
+    for sample in answers(engine, batches, tokenizer, settings.max_new_tokens, trimmer(config), blind=True):
         component = (sample.source, sample.objective)
         kept[component] = kept.get(component, 0) + 1
         if settings.languages and sample.language not in settings.languages:
@@ -90,14 +91,15 @@ def answer(config: RunConfig, layout: Layout) -> tuple[int, list[Sample]]:
 
 
 def report(folder: Path, split: str, step: int, samples: list[Sample]) -> None:
-    """Write `evaluation.json` and `samples.png` into the run's folder, and print what they hold."""
+    """Write `evaluation.json`, `predictions.jsonl` (every answer) and `samples.png`; print scores and places."""
     results = {"step": step, "split": split, "examples": len(samples), "objectives": evaluation(samples)}
-    scores_at, picture_at = folder / "evaluation.json", folder / "samples.png"
+    scores_at, answers_at, picture_at = (folder / n for n in ("evaluation.json", "predictions.jsonl", "samples.png"))
     scores_at.write_text(json.dumps(results, indent=1, ensure_ascii=False))
+    answers_at.write_text("".join(f"{sample.line}\n" for sample in samples))
     draw(selection(samples), picture_at)
     console = Console()
     console.print(table(results))
-    console.print(f"scores: {scores_at}\nsamples: {picture_at}", highlight=False)
+    console.print(f"scores: {scores_at}\nanswers: {answers_at}\nsamples: {picture_at}", highlight=False)
 
 
 def selection(samples: list[Sample]) -> list[Sample]:

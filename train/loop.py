@@ -16,7 +16,7 @@ from train.metrics import memory_bytes, step_line
 from train.phases import Span
 from train.run import Extra, Run
 from train.schedule import learning_rate
-from train.steps import Share, identities, seed_generators
+from train.steps import Share, identities, seed_generators, trimmer
 from train.validation import Validation
 from train.watchdog import Watchdog
 
@@ -40,6 +40,7 @@ class Loop:
         same_phase = extra.get("phase") == span.phase.name
         self.guard = Guard(config.run.guard, extra["guard"] if same_phase else ())
         self.tokens_per_image = config.vit.num_tokens(config.model.image_size)
+        self.trim = trimmer(config)
         self.flops = FlopCounter(config, span.phase.freeze)
         self.peak_tflops = peak_tflops(config, self.layout.device)
         self.watchdog = Watchdog(config.parallel.timeout_s)
@@ -57,6 +58,7 @@ class Loop:
                     self.watchdog.beat(f"step {step}, in its checkpoint")
                     self.run.save(self.engine, step, {"guard": self.guard.state, "phase": self.span.phase.name})
                 if agreed.stop and step < self.config.run.steps:
+                    self.run.settle()
                     raise Interrupted(
                         f"Interrupted after step {step}; it is saved, and the same command goes on from there."
                     )
@@ -65,7 +67,7 @@ class Loop:
     def dry_run(self, step: int) -> None:
         """Forward and backward on the first batch, and forget it: what cannot work fails before the first step."""
         share, agreed, _ = self.agreed_share(step)
-        self.engine.forward_backward(share.micro_batches(agreed.num_micro_batches), agreed.num_targets)
+        self.engine.forward_backward(share.micro_batches(agreed.num_micro_batches, self.trim), agreed.num_targets)
         self.engine.discard()
         self.held = {step: share}
 
@@ -74,7 +76,7 @@ class Loop:
         began = time.perf_counter()
         seed_generators(self.config.run.seed, step, self.layout.data_parallel_rank)
         share, agreed, positions = self.agreed_share(step)
-        micro_batches = share.micro_batches(agreed.num_micro_batches)
+        micro_batches = share.micro_batches(agreed.num_micro_batches, self.trim)
         totals = self.engine.forward_backward(micro_batches, agreed.num_targets)
         rate = learning_rate(self.config.schedule, step, self.config.run.steps) * self.span.phase.learning_rate_factor
         cause, grad_norm = self.update(totals, rate)

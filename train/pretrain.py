@@ -32,6 +32,7 @@ def main(composed: DictConfig) -> None:
                 done = train_phase(run, span_of(spans(config), done + 1))
         except ErrorBudgetExceeded as error:
             raise RunStopped(str(error), alone=True) from error
+        run.settle()
         run.display.note(f"{run.folder}: all {config.run.steps} steps are done.")
 
 
@@ -39,6 +40,7 @@ def train_phase(run: Run, span: Span) -> int:
     """One phase, from the newest checkpoint to its last step; returns the steps of the run that are done."""
     config = for_phase(run.config, span.phase)
     engine = engine_of(config, span.phase, run.layout)
+    run.introduce(engine)
     done, extra = run.restore(engine)
     if done < span.first - 1:
         return done  # the newest checkpoint was cut short, and the one before it belongs to an earlier phase

@@ -1,12 +1,14 @@
 """Pretrain the ViT alone, as a classifier: `python -m train.pretrain_vit experiment=demo`. One process.
 
 PaLI's ViT was a classifier of JFT's labels before it saw a text (paper section 3.1; sigmoid cross-entropy as in
-big_vision `train_vit_g.py`), and from scratch the whole is far worse (the paper's ablation). Here the classes are the
-words of the object labels ("red", "circle"), and the patch tokens are averaged: each of them shall say what it sees.
+big_vision `train_vit_g.py`), and from scratch the whole is far worse (the paper's ablation). JFT has a billion images;
+where there are thousands, boxes make up for it: each patch is to name the words ("red", "circle") in the label of the
+object that it lies in, and that object's box, so that one image teaches as many times as it has patches.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +28,19 @@ from model.weights import logical_tensors, write_tensors
 from train.config import RunConfig, to_run_config
 from train.entry import entry
 
+BOX_WEIGHT = 5.0  # an error of a fifth of the image counts as much as a nat
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An encoded image, and the (words, box) of each object in it; a box is in fractions of the image."""
+
+    image: bytes
+    objects: list[tuple[set[str], Sequence[float]]]
+
 
 class Classifier(nn.Module):
-    """Patches, ViT blocks, the final norm, mean pooling, a linear head: uint8 [I, S, S, 3] -> logits [I, classes]."""
+    """Patches, ViT blocks, a norm, a linear head: uint8 [I, S, S, 3] -> logits and a box, [N, I, classes + 4]."""
 
     def __init__(self, config: RunConfig, image_size: int, num_classes: int) -> None:
         super().__init__()
@@ -38,11 +50,11 @@ class Classifier(nn.Module):
         self.vit = PaLI({n: u for n, u in everything.items() if n == "patches" or n.startswith("vit_block")})
         initialize(self.vit, config.run.seed)
         self.norm = nn.LayerNorm(config.vit.width, eps=1e-6)
-        self.head = nn.Linear(config.vit.width, num_classes)
+        self.head = nn.Linear(config.vit.width, num_classes + 4)
 
     def forward(self, images: Tensor) -> Tensor:
         (tokens,) = self.vit((), _images_only(images))
-        return self.head(self.norm(tokens).mean(0))
+        return self.head(self.norm(tokens))
 
     def weights(self) -> dict[str, Tensor]:
         """What PaLI takes over, by logical name; the head is left behind."""
@@ -57,38 +69,63 @@ def main(composed: DictConfig) -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     source = ShardSource(settings.source, config.data.location(settings.source), "train", Ledger(1.0, 0))
     records = list(_labelled(source))
-    words = sorted({word for _, found in records for word in found})
+    words = sorted({word for record in records for found, _ in record.objects for word in found})
     classifier = Classifier(config, size, len(words))
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     rng = np.random.default_rng(config.run.seed)
     right: list[float] = []
     for step in track(range(settings.steps), f"ViT: {len(words)} classes, {len(records)} images"):
         chosen = [records[i] for i in rng.integers(len(records), size=settings.batch)]
-        images = torch.from_numpy(np.stack([decode(image, size) for image, _ in chosen]))
-        targets = torch.tensor([[float(word in found) for word in words] for _, found in chosen])
-        logits = classifier(images)
-        loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(chosen)
-        optimizer.param_groups[0]["lr"] = settings.learning_rate * min(
-            1.0, (step + 1) / 50, (settings.steps - step) / 100
-        )
+        images = torch.from_numpy(np.stack([decode(record.image, size) for record in chosen]))
+        targets = [_targets(record, words, size // config.vit.patch_size) for record in chosen]
+        loss, share = _judge(classifier(images), torch.from_numpy(np.stack(targets, 1)))
+        warmup, decay = (step + 1) / 50, (settings.steps - step) / (0.2 * settings.steps)
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * min(1.0, warmup, decay)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        right.append(float(((logits > 0) == (targets > 0)).all(1).float().mean()))
+        right.append(share)
     Path(settings.output).parent.mkdir(parents=True, exist_ok=True)
     write_tensors(classifier.weights(), settings.output)
-    print(f"{settings.output}: all words of an image right in {np.mean(right[-20:]):.1%} of the last images")
+    print(f"{settings.output}: all words right at {np.mean(right[-20:]):.1%} of the last patches")
 
 
-def _labelled(source: ShardSource) -> Iterator[tuple[bytes, set[str]]]:
-    """(image, words of its labels) of every readable record."""
+def _labelled(source: ShardSource) -> Iterator[Labelled]:
+    """Every readable record of the source that has objects."""
     for number in range(len(source)):
         try:
             record: Record = source[number]
         except Skip:
             continue
         if record.image is not None and record.fields.get("objects"):
-            yield record.image, {word for item in record.fields["objects"] for word in str(item["label"]).split()}
+            objects = [(set(str(item["label"]).split()), item["box"]) for item in record.fields["objects"]]
+            yield Labelled(record.image, objects)
+
+
+def _targets(record: Labelled, words: Sequence[str], grid: int) -> np.ndarray:
+    """fp32 [grid * grid, words + 4]: 1 for the words of the object that a patch lies in, and the object's box.
+
+    A patch lies in a box that its centre misses by no more than a third of a patch.
+    """
+    centre = (np.arange(grid) + 0.5) / grid
+    targets = np.zeros((grid, grid, len(words) + 4), np.float32)
+    for found, box in record.objects:
+        rows, columns = (
+            np.flatnonzero((centre > low - 1 / (3 * grid)) & (centre < high + 1 / (3 * grid)))
+            for low, high in ((box[0], box[2]), (box[1], box[3]))
+        )
+        targets[np.ix_(rows, columns)] = [*(float(word in found) for word in words), *box]
+    return targets.reshape(grid * grid, -1)
+
+
+def _judge(output: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+    """(loss per image, share of the patches whose words are all right); both [N, I, words + 4]."""
+    logits, named = output[..., :-4], targets[..., :-4]
+    objects = named.any(-1)
+    words = F.binary_cross_entropy_with_logits(logits, named, reduction="sum")
+    boxes = F.l1_loss(output[..., -4:][objects], targets[..., -4:][objects], reduction="sum")
+    right = ((logits > 0) == (named > 0)).all(-1).float().mean()
+    return (words + BOX_WEIGHT * boxes) / output.shape[1], float(right)
 
 
 def _images_only(images: Tensor) -> MicroBatch:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from data.objectives import NAMES
-from parallel.checkpoint import Checkpointer
+from parallel.checkpoint import Checkpointer, SaveFailed
 from parallel.engine import Engine, build_engine
 from parallel.initial import load_files
 from parallel.layout import Layout
-from train.config import Phase, RunConfig, to_yaml
-from train.display import open_display
+from parallel.partition import table
+from train.config import Phase, RunConfig, to_dict, to_yaml
+from train.display import as_text, open_display
+from train.entry import RunStopped
 from train.interrupt import Interrupt
 from train.metrics import Line, MetricsFile
 from train.samples import Sample, draw
@@ -43,6 +45,7 @@ class Run:
 
     def restore(self, engine: Engine) -> tuple[int, Extra]:
         """Load the newest checkpoint, else the first weights that are given: (steps done, what was saved with them)."""
+        self.settle()
         found = self.checkpointer.load_latest(engine)
         if found is None and self.config.run.initial is not None:
             Checkpointer(Path(self.config.run.initial, "checkpoints")).load_latest(engine, weights_only=True)
@@ -56,6 +59,12 @@ class Run:
             self.metrics = MetricsFile(self.folder / "metrics.jsonl", step)
             self.tracker = open_tracker(self.config, self.folder, extra.get("tracker_run"), self.layout.rank)
             self.display.note(f"{self.folder}: " + (f"resumed after step {step}" if step else "a new run"))
+
+    def introduce(self, engine: Engine) -> None:
+        """Show how the model is cut into pipeline stages, if it is."""
+        stages = engine.blueprint.stages
+        if len(stages) > 1:
+            self.display.note(as_text(table(stages, self.layout.config, self.layout.data_parallel_size)))
 
     def record(self, line: Line) -> None:
         """One step's metrics, to the file, the tracker and the display."""
@@ -71,17 +80,34 @@ class Run:
             self.tracker.samples(step, samples)
 
     def save_due(self) -> bool:
-        """Whether enough wall clock has passed on this rank."""
+        """Whether enough wall clock has passed on this rank, or it knows that the last save failed: then saving, which
+        all ranks do together, says so."""
         minutes = self.config.checkpoint.every_minutes
-        return self.first_rank and minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
+        long_ago = minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
+        return (self.first_rank and long_ago) or self.checkpointer.failed
 
     def save(self, engine: Engine, step: int, extra: Extra) -> None:
-        """A checkpoint; a collective of all ranks."""
-        self.checkpointer.save(engine, step, {"tracker_run": self.tracker.run_id, **extra})
+        """Begin a checkpoint; a collective of all ranks. Raises RunStopped if the one before could not be written."""
+        try:
+            own = {"tracker_run": self.tracker.run_id, "config": to_dict(self.config)}
+            self.checkpointer.save(engine, step, own | extra)
+        except SaveFailed as error:
+            raise RunStopped(str(error)) from error
         self.saved_at = time.monotonic()
+
+    def settle(self) -> None:
+        """Wait until the last checkpoint is on disk; raises RunStopped if it could not be written."""
+        try:
+            self.checkpointer.wait()
+        except SaveFailed as error:
+            raise RunStopped(str(error)) from error
 
     def close(self) -> None:
         """Flush everything and give the signals back."""
+        try:
+            self.checkpointer.wait()
+        except SaveFailed as error:  # something else ends the run
+            self.display.note(str(error))
         if self.metrics is not None:
             self.metrics.close()
         self.tracker.close()

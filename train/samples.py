@@ -1,5 +1,6 @@
 """Generated answers beside their pictures and references."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,11 @@ class Sample:
     @property
     def correct(self) -> bool:
         return exact_match(self.prediction, self.references) == 1.0
+
+    @property
+    def line(self) -> str:
+        """All but the picture, as one line of JSON."""
+        return json.dumps({k: v for k, v in vars(self).items() if k != "picture"}, ensure_ascii=False)
 
 
 def draw(samples: list[Sample], path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("conf", "data", "model", "parallel", "slurm", "train", "errors.py", "launcher.py")
+CODE = ("conf", "data", "hydra_plugins", "model", "parallel", "slurm", "train", "errors.py", "launcher.py")
 
 
 def take(folder: Path, files: Mapping[str, str], dry: bool = False) -> Path:

@@ -1,7 +1,7 @@
 """One step's data as the engine takes it."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -13,6 +13,9 @@ from data.objectives import NAMES
 from data.packing import Rows, empty_micro_batch
 from model.batch import MicroBatch
 from train.agreement import Local
+from train.config import RunConfig
+
+Trim = Callable[[MicroBatch], MicroBatch]
 
 
 @dataclass
@@ -35,10 +38,10 @@ class Share:
             skipped=self.skipped,
         )
 
-    def micro_batches(self, number: int) -> list[MicroBatch]:
+    def micro_batches(self, number: int, trim: Trim) -> list[MicroBatch]:
         """The rows as tensors, filled up with empty micro-batches to `number`."""
         rows = self.rows + [empty_micro_batch(self.rows[0])] * (number - len(self.rows))
-        return [as_tensors(each) for each in rows]
+        return [trim(as_tensors(each)) for each in rows]
 
     @property
     def positions(self) -> int:
@@ -49,6 +52,14 @@ class Share:
 def as_tensors(rows: Rows) -> MicroBatch:
     """Packed rows as the model takes them, on the host."""
     return MicroBatch.from_rows(cast(Mapping[str, np.ndarray], rows))
+
+
+def trimmer(config: RunConfig) -> Trim:
+    """What leaves out what no example of a micro-batch uses (`data.trim_multiple`); `config` as the phase sees it."""
+    multiple, tokens_per_image = config.data.trim_multiple, config.vit.num_tokens(config.model.image_size)
+    if multiple == 0 or config.parallel.pipeline > 1:
+        return lambda batch: batch
+    return lambda batch: batch.trimmed(tokens_per_image, multiple)
 
 
 def identities(infos: Sequence[ExampleInfo]) -> list[dict[str, Any]]:

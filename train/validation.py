@@ -15,7 +15,7 @@ from train.answers import answers
 from train.config import EvaluationConfig, RunConfig
 from train.metrics import Line, losses
 from train.samples import Sample
-from train.steps import Share
+from train.steps import Share, trimmer
 
 SPLIT = "validation"
 
@@ -27,6 +27,7 @@ class Validation:
         """`config`: as the phase sees it. Nothing is opened where `evaluation.every_steps` is 0."""
         self.settings, self.layout, self.tokenizer = config.evaluation, layout, tokenizer
         self.last_step = config.run.steps
+        self.trim = trimmer(config)
         self.tokens_per_image = config.vit.num_tokens(config.model.image_size)
         if self.settings.every_steps:
             self.stream = open_stream(config, tokenizer, config.mixture, SPLIT)
@@ -50,7 +51,7 @@ class Validation:
             rows, infos, statistics = self.reader.read(step)
             share = Share(rows, infos, statistics.skipped)
             agreed = agree(share.facts(self.tokens_per_image), self.layout.data_parallel_size, self.layout.device)
-            sums.append(engine.evaluate(share.micro_batches(agreed.num_micro_batches)))
+            sums.append(engine.evaluate(share.micro_batches(agreed.num_micro_batches, self.trim)))
         parts = ([totals.nll, totals.z_loss, totals.correct, totals.tokens] for totals in sums)
         return losses(LossTotals(*(sum(each[1:], each[0]) for each in zip(*parts, strict=True))), NAMES, "validation/")
 
@@ -62,7 +63,7 @@ class Validation:
         batches = evaluation_batches(
             self.stream, per_component, per_component, self.layout.data_parallel_rank, self.layout.data_parallel_size
         )
-        own = list(answers(engine, batches, self.tokenizer, self.settings.max_new_tokens))
+        own = list(answers(engine, batches, self.tokenizer, self.settings.max_new_tokens, self.trim))
         return gather(own if self.layout.speaks else [])[: self.settings.samples]
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.miniature.language import Language
-from data.miniature.scene import HELD_OUT, PAIRS, SHOWN, Pair, Scene, Shape
+from data.miniature.scene import PAIRS, Pair, Scene, Shape
 
 SEPARATION = 0.12  # of the image: how much further left (…) than all else the thing “on the left” (…) must be
-SIZE_SHARE = 0.4  # of the records that could ask for a size do so
-EXISTS_SHARE = 0.5
+SIZE_SHARE = 0.15  # of the records that could ask for a size do so
+EXISTS_SHARE = 0.15
 # Three shapes of one colour are rarer than one: asked this often, the answers 1, 2 and 3 come out alike.
 COUNT_COLOUR_SHARE = {1: 0.09, 2: 0.4, 3: 1.0}
 
@@ -26,7 +26,6 @@ class Question:
     kind: str = ""
     where: str = ""
     phrase: Shape | None = None
-    about_held_out: bool = False
 
     def text(self, language: Language, wording: int) -> str:
         """The question in words; `wording` picks one of the language's wordings."""
@@ -40,12 +39,12 @@ class Question:
         )
 
 
-def ask(rng: np.random.Generator, scene: Scene, split: str) -> list[Question]:
+def ask(rng: np.random.Generator, scene: Scene) -> list[Question]:
     """Four to six different questions about the scene (three or more where there is little to ask)."""
     wanted = int(rng.integers(4, 7)) if len(scene.shapes) > 1 else 4
     chosen: list[Question] = []
     if rng.random() < EXISTS_SHARE:
-        chosen.append(_exists(rng, scene, split))
+        chosen.append(_exists(rng, scene))
     sizes = _sizes(scene)
     if sizes and rng.random() < SIZE_SHARE:
         chosen.append(_pick(rng, sizes))
@@ -61,30 +60,19 @@ def ask(rng: np.random.Generator, scene: Scene, split: str) -> list[Question]:
 
 
 def _pick(rng: np.random.Generator, questions: list[Question]) -> Question:
-    """One of the questions; one about a held-out pair if there is any."""
-    best = [question for question in questions if question.about_held_out] or questions
-    return best[rng.integers(len(best))]
+    return questions[rng.integers(len(questions))]
 
 
 def _sizes(scene: Scene) -> list[Question]:
-    return [
-        Question("size", shape.size, kind=shape.kind, about_held_out=shape.pair in HELD_OUT)
-        for shape in _unique(scene, lambda shape: shape.kind)
-    ]
+    return [Question("size", shape.size, kind=shape.kind) for shape in _unique(scene, lambda shape: shape.kind)]
 
 
 def _colours(rng: np.random.Generator, scene: Scene) -> list[Question]:
-    return [
-        Question("colour", shape.colour, kind=shape.kind, about_held_out=shape.pair in HELD_OUT)
-        for shape in _unique(scene, lambda shape: shape.kind)
-    ]
+    return [Question("colour", shape.colour, kind=shape.kind) for shape in _unique(scene, lambda shape: shape.kind)]
 
 
 def _shapes(rng: np.random.Generator, scene: Scene) -> list[Question]:
-    return [
-        Question("shape", shape.kind, colour=shape.colour, about_held_out=shape.pair in HELD_OUT)
-        for shape in _unique(scene, lambda shape: shape.colour)
-    ]
+    return [Question("shape", shape.kind, colour=shape.colour) for shape in _unique(scene, lambda shape: shape.colour)]
 
 
 def _positions(rng: np.random.Generator, scene: Scene) -> list[Question]:
@@ -92,7 +80,7 @@ def _positions(rng: np.random.Generator, scene: Scene) -> list[Question]:
     for where, shape in outermost(scene).items():
         answers = {"what_at": shape.label, "colour_at": shape.colour, "shape_at": shape.kind}
         template = list(answers)[rng.integers(len(answers))]
-        questions.append(Question(template, answers[template], where=where, about_held_out=shape.pair in HELD_OUT))
+        questions.append(Question(template, answers[template], where=where))
     return questions
 
 
@@ -107,13 +95,10 @@ def _counts(rng: np.random.Generator, scene: Scene) -> list[Question]:
 _FAMILIES: tuple[Callable[[np.random.Generator, Scene], list[Question]], ...] = (_colours, _shapes, _positions, _counts)
 
 
-def _exists(rng: np.random.Generator, scene: Scene, split: str) -> Question:
+def _exists(rng: np.random.Generator, scene: Scene) -> Question:
     if rng.random() < 0.5:
-        candidates = [
-            Question("exists", "yes", phrase=shape, about_held_out=shape.pair in HELD_OUT) for shape in scene.shapes
-        ]
-        return _pick(rng, candidates)
-    colour, kind = absent_pairs(rng, scene, split, 1)[0]
+        return _pick(rng, [Question("exists", "yes", phrase=shape) for shape in scene.shapes])
+    colour, kind = absent_pairs(rng, scene, 1)[0]
     return Question("exists", "no", phrase=Shape(colour, kind, "small", 0.5, 0.5, 0.0))
 
 
@@ -131,10 +116,10 @@ def outermost(scene: Scene) -> dict[str, Shape]:
     return found
 
 
-def absent_pairs(rng: np.random.Generator, scene: Scene, split: str, number: int) -> list[Pair]:
-    """Pairs that are not in the scene, half of them near misses; held-out ones are named in the test split only."""
+def absent_pairs(rng: np.random.Generator, scene: Scene, number: int) -> list[Pair]:
+    """Pairs that are not in the scene, half of them near misses."""
     present = {shape.pair for shape in scene.shapes}
-    absent = [pair for pair in (PAIRS if split == "test" else SHOWN) if pair not in present]
+    absent = [pair for pair in PAIRS if pair not in present]
     near = [pair for pair in absent if any(pair[0] == colour or pair[1] == kind for colour, kind in present)]
     chosen: list[Pair] = []
     while len(chosen) < number:

@@ -11,7 +11,7 @@ from data.miniature.documents import write_document
 from data.miniature.language import language
 from data.miniature.questions import absent_pairs, ask
 from data.miniature.sampling import SceneOptions, draw_scene
-from data.miniature.scene import HELD_OUT, SIZES, Box, Scene, Shape
+from data.miniature.scene import PAIRS, SIZES, Box, Pair, Scene, Shape, uses_held_out
 
 Record = dict[str, Any]
 Maker = Callable[[np.random.Generator, str, Sequence[str]], tuple[Record, Scene | None]]
@@ -45,7 +45,7 @@ def _cc3m_35l(rng: np.random.Generator, split: str, codes: Sequence[str]) -> tup
 def _vq2a(rng: np.random.Generator, split: str, codes: Sequence[str]) -> tuple[Record, Scene]:
     scene = draw_scene(rng, COUNTABLE, split)
     questions = []
-    for question in ask(rng, scene, split):
+    for question in ask(rng, scene):
         code = _draw_language(rng, codes)
         text = question.text(language(code), int(rng.integers(1 << 16)))
         questions.append({"language": code, "question": text, "answer": question.answer})
@@ -54,7 +54,7 @@ def _vq2a(rng: np.random.Generator, split: str, codes: Sequence[str]) -> tuple[R
 
 def _objects(rng: np.random.Generator, split: str, codes: Sequence[str]) -> tuple[Record, Scene]:
     scene = draw_scene(rng, SOME_SIGNS, split)
-    absent = absent_pairs(rng, scene, split, int(rng.integers(3, 6)))
+    absent = absent_pairs(rng, scene, int(rng.integers(3, 6)))
     return {
         "objects": [{"label": shape.label, "box": _rounded(shape.box)} for shape in scene.shapes],
         "absent_labels": [f"{colour} {kind}" for colour, kind in absent],
@@ -76,28 +76,29 @@ MAKERS: dict[str, Maker] = {
 
 
 def names_held_out(record: Record) -> bool:
-    """Whether a record's texts, in whatever language, name a held-out pair (questions and answers included)."""
-    texts = [("en", label) for label in record.get("absent_labels", [])]
-    texts += [("en", entry["label"]) for entry in record.get("objects", [])]
-    texts += list(record.get("captions", {}).items())
-    for entry in record.get("questions", []):
-        texts += [(entry["language"], entry["question"]), ("en", entry["answer"])]
-    texts += [(record["language"], record[name]) for name in ("alt_text", "text") if name in record]
-    return any(_held_out_phrases(code).search(text) for code, text in texts)
+    """Whether the labels, or one of the captions, of a record name two things that are held out together."""
+    texts = list(record.get("captions", {}).items())
+    texts += [(record["language"], record["alt_text"])] if "alt_text" in record else []
+    labelled = [tuple(entry["label"].split()) for entry in record.get("objects", [])]
+    return any(uses_held_out(named) for named in [labelled, *(_named(code, text) for code, text in texts)])
+
+
+def _named(code: str, text: str) -> list[Pair]:
+    """The things that a text names, in order."""
+    pattern, pairs = _phrases(code)
+    return [pairs[found] for found in pattern.findall(text)]
 
 
 @cache
-def _held_out_phrases(code: str) -> re.Pattern[str]:
-    """Finds any noun phrase of the held-out pairs in one language, or, in English, their labels."""
+def _phrases(code: str) -> tuple[re.Pattern[str], dict[str, Pair]]:
+    """What finds any noun phrase of one language, and the pair that each stands for."""
     spoken = language(code)
-    shapes = [Shape(colour, kind, size, 0.5, 0.5, 0.0) for colour, kind in sorted(HELD_OUT) for size in SIZES]
-    phrases = {spoken.phrase(shape, with_size) for shape in shapes for with_size in (False, True)}
-    if code == "en":
-        phrases |= {shape.label for shape in shapes}
-    either = "|".join(map(re.escape, sorted(phrases)))
+    shapes = [Shape(*pair, size, 0.5, 0.5, 0.0) for pair in PAIRS for size in SIZES]
+    pairs = {spoken.phrase(shape, with_size): shape.pair for shape in shapes for with_size in (False, True)}
+    either = "|".join(map(re.escape, sorted(pairs, key=len, reverse=True)))
     # Whole words only (Hebrew's cross ends in its heart), but "and" may be written together with the next word.
     joined = re.escape(str(spoken.table["and"]).strip())
-    return re.compile(rf"(?<!\w)(?:{joined})?(?:{either})(?!\w)" if spoken.spaced else either)
+    return re.compile(rf"(?<!\w)(?:{joined})?({either})(?!\w)" if spoken.spaced else f"({either})"), pairs
 
 
 def _draw_language(rng: np.random.Generator, codes: Sequence[str]) -> str:

@@ -8,12 +8,10 @@ from data.miniature.language import sign_words
 from data.miniature.scene import (
     BOARDS,
     GRID,
-    HELD_OUT,
     JITTER,
     MARGIN,
     MAX_TURN,
     PAIRS,
-    SHOWN,
     SIZES,
     Box,
     Pair,
@@ -21,6 +19,7 @@ from data.miniature.scene import (
     Shape,
     Sign,
     held_out_board,
+    uses_held_out,
 )
 from data.miniature.text_image import sign_extent
 
@@ -36,26 +35,27 @@ class SceneOptions:
 
 
 def draw_scene(rng: np.random.Generator, options: SceneOptions, split: str) -> Scene:
-    """One scene; with a held-out pair in it if the split is test, without any if not."""
+    """One scene; with two things in it that are held out together if the split is test, without any if not."""
     signed = rng.random() < options.sign_share
     # Beside a sign there is no room for three large shapes.
     number = 1 + int(rng.choice(3, p=options.num_shapes) if not signed else rng.integers(2))
-    pairs = _draw_pairs(rng, number, split)
+    number = max(number, 2) if split == "test" else number
+    while uses_held_out(pairs := _draw_pairs(rng, number)) != (split == "test"):
+        pass
     while True:
         scene = _lay_out(rng, pairs, signed, split)
         if scene is not None:
             return scene
 
 
-def _draw_pairs(rng: np.random.Generator, number: int, split: str) -> list[Pair]:
+def _draw_pairs(rng: np.random.Generator, number: int) -> list[Pair]:
     """Distinct pairs in random order; in half of the scenes some share a colour, to have something to count."""
-    allowed = PAIRS if split == "test" else SHOWN
-    first = sorted(HELD_OUT)[rng.integers(len(HELD_OUT))] if split == "test" else allowed[rng.integers(len(allowed))]
+    first = PAIRS[rng.integers(len(PAIRS))]
     pairs = [first]
     same_colour = number > 1 and rng.random() < 0.5
     num_same = int(rng.integers(2, number + 1)) if same_colour else 1
     while len(pairs) < number:
-        pair = allowed[rng.integers(len(allowed))]
+        pair = PAIRS[rng.integers(len(PAIRS))]
         if pair in pairs:
             continue
         if (pair[0] == first[0]) == (len(pairs) < num_same):

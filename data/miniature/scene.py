@@ -1,8 +1,9 @@
 """Scenes: what is to be seen and where; no pixels and no words about it."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 
@@ -15,20 +16,7 @@ Pair = tuple[str, str]  # (colour, kind)
 Box = tuple[float, float, float, float]  # ymin, xmin, ymax, xmax as fractions of the image
 
 PAIRS: tuple[Pair, ...] = tuple(product(COLOURS, KINDS))
-# Every kind, and every colour but white, is missing once: both halves of a held-out pair are well known from training.
-HELD_OUT: frozenset[Pair] = frozenset(
-    [
-        ("red", "star"),
-        ("green", "heart"),
-        ("blue", "triangle"),
-        ("yellow", "cross"),
-        ("purple", "circle"),
-        ("black", "square"),
-    ]
-)
-SHOWN: tuple[Pair, ...] = tuple(pair for pair in PAIRS if pair not in HELD_OUT)
-
-EXTENTS = {"small": 0.21, "large": 0.29}  # width of a shape before it is turned, as fraction of the image
+EXTENTS = {"small": 0.21, "large": 0.305}  # width of a shape before it is turned, as fraction of the image
 MARGIN = 0.015  # least distance between two things, and to the edge
 MAX_TURN = math.radians(3)
 GRID = 6  # centres lie near the inner crossings of a grid of so many cells: a toy ViT learns shapes in minutes
@@ -121,9 +109,14 @@ def outline(shape: Shape) -> np.ndarray:
     return points * EXTENTS[shape.size] + (shape.x, shape.y)
 
 
-def uses_held_out(scene: Scene) -> bool:
-    """Whether any shape of the scene is a held-out pair."""
-    return any(shape.pair in HELD_OUT for shape in scene.shapes)
+def held_out_together(one: Pair, other: Pair) -> bool:
+    """Whether training never shows these two things in one scene: a seventh of all twosomes, six partners for each."""
+    return one != other and sum(COLOURS.index(colour) - KINDS.index(kind) for colour, kind in (one, other)) % 7 == 0
+
+
+def uses_held_out(pairs: Iterable[Pair]) -> bool:
+    """Whether any two of these things are never seen together in training."""
+    return any(held_out_together(one, other) for one, other in combinations(pairs, 2))
 
 
 def held_out_board(word_index: int) -> str:

@@ -1,6 +1,8 @@
 """Saved under any layout, resumed under any other: one continuous curve; damage is found, the one before taken."""
 
 import json
+import resource
+import threading
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +13,11 @@ import torch
 from errors import ConfigurationError
 from model.config import ModelConfig
 from model.vit import resample_position
-from parallel.checkpoint import Checkpointer
-from parallel.config import OptimizerConfig
-from parallel.engine import build_engine
+from parallel.checkpoint import Checkpointer, SaveFailed
+from parallel.config import OptimizerConfig, ParallelConfig
+from parallel.engine import Engine, build_engine
+from parallel.launch import launch
+from parallel.layout import Layout
 from tests.distributed import problem
 from tests.distributed.problem import FROZEN_VIT, Case, train, weights
 from tests.distributed.world import results_file, run_world
@@ -26,6 +30,11 @@ CHAIN = [
     Case(tensor=4, data=2, zero_stage=2),
 ]
 OPTIMIZERS = ("adafactor", "adamw")
+OFFLOADS: list[tuple[int, dict[str, str]]] = [
+    (0, {}),
+    (2, {"offload_optimizer": "nvme"}),
+    (3, {"offload_optimizer": "nvme", "offload_parameters": "nvme"}),
+]
 # AdamW divides by the root of tiny second moments, so rounding weighs more, and grows with every step.
 TOLERANCE = {"adafactor": 3e-5, "adamw": 1e-4}
 
@@ -49,6 +58,7 @@ def link(folder: Path, number: int, case: Case) -> None:
             assert set(engine.optimizer.ages.values()) == {first}
         curve = train(engine, range(first, first + STEPS_EACH))
         checkpointer.save(engine, first + STEPS_EACH, {"note": number})
+        checkpointer.wait()
         if layout.rank == 0:
             torch.save(curve, results_file(folder, f"{optimizer}_{number}"))
 
@@ -76,6 +86,7 @@ def through_a_pipeline(folder: Path) -> None:
     checkpointer = Checkpointer(folder)
     train(engine, range(1))
     checkpointer.save(engine, 1, {})
+    checkpointer.wait()
     ages = json.loads((folder / "step_00000001" / "state.json").read_text())["ages"]
     assert ages.keys() == weights(engine).keys() and set(ages.values()) == {1}
 
@@ -115,10 +126,15 @@ def everything_else(folder: Path) -> None:
     layout = case.layout()
     engine = case.engine(layout)
     checkpointer = Checkpointer(folder / "run", keep_last=3)
+    sparse = Checkpointer(folder / "sparse", keep_last=1, keep_every=2)
     for step in (1, 2, 3):
         train(engine, range(step - 1, step))
         checkpointer.save(engine, step, {"step": step})
-    after = {3: weights(engine)}
+        checkpointer.wait()
+        sparse.save(engine, 2 * step - 1, {})
+        sparse.save(engine, 2 * step, {})
+    sparse.wait()
+    assert sparse.steps() == [2, 4, 6]
 
     # A crash while saving leaves a folder that is never looked at.
     if layout.rank == 0:
@@ -143,6 +159,9 @@ def everything_else(folder: Path) -> None:
     frozen = replace(case, freeze=FROZEN_VIT).engine(layout)
     train(frozen, range(2))
     last.save(frozen, 2, {})
+    last.wait()
+    names = json.loads((folder / "phases" / "step_00000002" / "state.json").read_text())["frozen"]
+    assert {"patches.position", "bridge.vit_norm.weight"} <= set(names) and "head.output.weight" not in names
     larger = build_engine(
         problem.VIT,
         problem.MT5,
@@ -195,7 +214,60 @@ def everything_else(folder: Path) -> None:
             assert set(guarded.optimizer.ages.values()) == {0}
             fresh = Case(zero_stage=zero_stage, precision=precision).engine(Case(zero_stage=zero_stage).layout())
             assert train(guarded, range(2)) == train(fresh, range(2)), "the discarded gradients left a trace"
-    assert after
+
+
+def beside_training(folder: Path) -> None:
+    """What is saved is the state of its step, however late it is written; what cannot be written harms nothing."""
+    for zero_stage, offload in OFFLOADS:
+        options = {"zero_stage": zero_stage, **offload, "offload_folder": str(folder / "offloaded"), "timeout_s": 120}
+        layout = Layout(ParallelConfig(**options), launch())
+        engine, place = fresh(layout), folder / f"zero{zero_stage}"
+        checkpointer = Checkpointer(place)
+        train(engine, range(1))
+        saved, written_later = weights(engine), threading.Event()
+        checkpointer.thread.submit(written_later.wait)
+        checkpointer.save(engine, 1, {})
+        curve = train(engine, range(1, 3))
+        assert not place.exists() and not checkpointer.failed
+        layout.barrier()
+        written_later.set()
+        checkpointer.wait()
+        again = fresh(layout)
+        assert checkpointer.load_latest(again) == (1, {})
+        assert all(torch.equal(values, saved[name]) for name, values in weights(again).items())
+        assert train(again, range(1, 3)) == curve, "digit for digit"
+
+    # A disk that takes no more, on one rank: every rank learns why, and the checkpoint before is whole.
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if layout.rank == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    checkpointer.save(engine, 3, {})
+    train(engine, range(3, 4))
+    with pytest.raises(SaveFailed, match=r"step 3 could not be written to .* \(rank 1: .*GiB are free") as failure:
+        checkpointer.save(engine, 4, {})
+    assert "\n" not in str(failure.value)
+    checkpointer.wait()  # it is said once
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    layout.barrier()
+    assert sorted(f.name for f in place.iterdir()) == ["latest", "step_00000001"]
+    assert checkpointer.load_latest(again) == (1, {})
+
+
+def fresh(layout: Layout) -> Engine:
+    return build_engine(
+        problem.VIT,
+        problem.MT5,
+        problem.MODEL,
+        OptimizerConfig(name="adamw", gradient_clipping=0.5),
+        layout=layout,
+        num_objectives=problem.NUM_OBJECTIVES,
+        precision="bf16" if layout.config.zero_stage == 3 else "fp32",
+        freeze=FROZEN_VIT,
+    )
+
+
+def test_a_save_beside_training_is_of_its_step_and_may_fail(tmp_path: Path) -> None:
+    run_world(2, beside_training, tmp_path)
 
 
 def test_damage_phases_other_models_and_skipped_steps(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from model.layers import parts_of
 from model.pali import build, local_block
@@ -63,7 +64,7 @@ CASES = {
     "zero1_on_disk": Options({"zero_stage": 1, **DISK}, ADAMW, same_as="data_adamw"),
     "zero2_on_the_cpu": Options({"zero_stage": 2, "offload_optimizer": "cpu"}, GROUPS, same_as="data_groups"),
     "zero3_on_the_cpu": Options({**ZERO3, **CPU}, GROUPS, same_as="data_groups"),
-    "zero3_on_disk": Options({**ZERO3, **DISK}, BIG_VISION, same_as="data_big_vision"),
+    "zero3_on_disk": Options({**ZERO3, **DISK, "offload_parameters": "nvme"}, BIG_VISION, same_as="data_big_vision"),
     "zero3": Options(ZERO3),
     "zero3_step": Options({**ZERO3, "gather": "step"}, same_as="zero3"),
     "zero3_nearby": Options({**ZERO3, "hpz_partition_size": 2}, same_as="zero3"),
@@ -83,6 +84,13 @@ def train_all(folder: Path) -> None:
             result["weights"] = weights(engine)
         if name in ("zero3", "zero3_step"):
             result["gathers"] = [gathers(engine, number) for number in (1, 2, 4)]
+        if name == "sequence":
+            result["lengths"] = [evaluated_and_trained(engine, multiple) for multiple in (1, 17)]
+        if name == "zero3_on_disk":
+            shards = [p.ds_tensor for p in engine.model.parameters()]
+            result["in files"] = [
+                in_file(x, folder / "offloaded") for x in [*shards, *engine.zero.optimizer.momenta.values()]
+            ]
         if engine.layout.rank == 0:
             torch.save(result, results_file(folder, name))
 
@@ -93,6 +101,23 @@ def gathers(engine: Engine, number: int) -> int:
         engine.forward_backward(micro_batches(0)[:number], num_targets=100)
     engine.discard()
     return sum(event.count for event in profile.key_averages() if event.key == "c10d::_allgather_base_")
+
+
+def evaluated_and_trained(engine: Engine, multiple: int) -> list[float]:
+    """Losses and gradient norm of the same examples in rows that are padded to a multiple of so many positions."""
+    batches = [batch.padded(multiple) for batch in micro_batches(0)[:2]]
+    evaluated = engine.evaluate(batches)
+    totals = engine.forward_backward(batches, 50)
+    return [float(evaluated.loss), float(totals.loss), engine.update(0.0)]
+
+
+def in_file(x: Tensor, folder: Path) -> bool:
+    """Whether the tensor's memory is a mapped file of the folder."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, end = (int(address, 16) for address in line.split()[0].split("-"))
+        if first <= x.data_ptr() < end:
+            return str(folder) in line
+    return False
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +139,16 @@ def test_zero3_gathers_for_every_micro_batch_or_once_a_step(results: Path) -> No
     assert each == [each[0], 2 * each[0], 4 * each[0]]
     assert once == [once[0]] * 3
     assert 0 < once[0] <= each[0]
+
+
+def test_lengths_that_sequence_parallelism_cannot_divide(results: Path) -> None:
+    assert micro_batches(0)[0].padded(17).encoder_tokens.shape[1] == 17
+    even, odd = torch.load(results_file(results, "sequence"))["lengths"]
+    assert odd == pytest.approx(even, rel=1e-6)
+
+
+def test_parameters_and_state_are_files(results: Path) -> None:
+    assert all(torch.load(results_file(results, "zero3_on_disk"))["in files"])
 
 
 def test_nothing_is_left_on_the_disk(results: Path) -> None:

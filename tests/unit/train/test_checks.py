@@ -55,6 +55,18 @@ def test_a_good_configuration_passes_and_survives_its_file(config: RunConfig) ->
         ({"stage": StageConfig([Phase("a", image_size=112, objectives={"vqg": 1.0})])}, "asks for vqg"),
         ({"mt5": MT5Config(vocab_size=300)}, "more than mt5.vocab_size=300"),
         ({"parallel": ParallelConfig(tensor=3)}, "parallel.tensor=3"),
+        (
+            {"parallel": ParallelConfig(pipeline=2, cut=["vit_blok_1"])},
+            "'vit_blok_1', which is no unit; units are patches,",
+        ),
+        (
+            {"parallel": ParallelConfig(pipeline=2, virtual_stages=99)},
+            "virtual_stages=99 are more stages than the model's",
+        ),
+        (
+            {"stage": StageConfig([Phase("a", image_size=112, freeze=["vit_blok_*"])])},
+            "'vit_blok_*' matches no parameter",
+        ),
         ({"schedule": ScheduleConfig(cooldown_steps=11)}, "longer than the run"),
     ],
 )

@@ -59,7 +59,7 @@ def loop(engine: FakeEngine, folder: Path, steps: int, **guard: Any) -> tuple[Lo
     )
     config.model.image_size = 112
     run = SimpleNamespace(
-        lines=[], saved=[], folder=folder, first_rank=True, save_due=lambda: False,
+        lines=[], saved=[], folder=folder, first_rank=True, save_due=lambda: False, settle=lambda: None,
         interrupt=SimpleNamespace(asked=False),
         display=SimpleNamespace(note=lambda text: None),
         layout=SimpleNamespace(

@@ -1,5 +1,6 @@
 """Sheets of samples, letters of many scripts, and which samples are shown."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -101,5 +102,7 @@ def test_the_report_writes_scores_and_picture_and_says_where(
 ) -> None:
     report(tmp_path, "test", 7, [sample(), sample("ocr", "ru")])
     assert (tmp_path / "evaluation.json").exists() and (tmp_path / "samples.png").exists()
+    answers = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [answer["language"] for answer in answers] == ["en", "ru"] and "picture" not in answers[0]
     said = "".join(capsys.readouterr().out.split())
     assert "samples.png" in said and "exactmatch" in said

@@ -1,0 +1,77 @@
+"""Jobs that wait for each other, and corpora made by MPI ranks of several nodes."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Cluster, wait_for
+from tests.slurm.conftest import CORPUS, SETTINGS, curve, same_curve
+from train.snapshot import ROOT
+from train.submit import follow, main, plan, requests, submit
+
+Curve = list[tuple[int, float, float]]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*.tar") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_corpus_two_trainings_and_scores(
+    slurm: Cluster, corpus: Path, straight: Curve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """One command; four ranks on two nodes make the bytes that one process makes, and the rest builds on them."""
+    monkeypatch.chdir(tmp_path)
+    words = ["cluster=cpu", "cluster.tasks_per_node=1", "submit.ranks=4",
+             "corpus", "folder=c", *CORPUS, "tokenizer.vocab_size=1024",
+             "pretrain", *SETTINGS, "data.root=c", "run.steps=2", "run.folder=one",
+             "pretrain", *SETTINGS, "data.root=c", "run.steps=1", "run.folder=two", "run.initial=one",
+             "evaluate", "run.folder=two", "evaluation.examples=2", "evaluation.max_new_tokens=2"]  # fmt: skip
+    submitted = submit(plan(requests(words)))
+    assert submitted[0][0].title == "corpus c: 2 nodes x 2 ranks"
+    follow(submitted)  # exits unless all end well
+    assert "made in" in capsys.readouterr().out
+    assert digests(Path("c")) == digests(corpus)
+    same_curve(curve(Path("one")), straight[:2])
+    assert json.loads(Path("two/evaluation.json").read_text())["step"] == 1
+
+
+def test_a_broken_link_cancels_what_hangs_on_it(
+    slurm: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("mine")
+    words = ["corpus", "folder=thesis", *CORPUS, "pretrain", *SETTINGS, "data.root=thesis", "run.folder=run"]
+    (corpus, number), (_, waiting) = submit(plan(requests(["cluster=cpu", *words])))
+    found, said = wait_for(number), corpus.log(number).read_text()
+    assert found["JobState"] == "FAILED" and said.count("thesis exists and is no miniature corpus") == 1, said
+    assert wait_for(waiting)["JobState"] == "CANCELLED"
+    assert (tmp_path / "thesis" / "chapter.tex").exists()
+
+
+def test_followers_learn_how_it_ended(
+    slurm: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("mine")
+    with pytest.raises(SystemExit) as end:
+        main(["--follow", "cluster=cpu", "submit.ranks=1", "corpus", "folder=thesis", *CORPUS])
+    said = capsys.readouterr()
+    assert end.value.code == 1 and "is no miniature corpus" in said.out and "ended: FAILED" in said.err
+
+
+def test_mpi_that_does_not_see_its_step_is_one_sentence(slurm: Cluster, tmp_path: Path) -> None:
+    """srun without --mpi makes every rank a world of its own: four would write the same corpus."""
+    done = subprocess.run(
+        ["srun", "--mpi=none", "--ntasks=4", "--nodes=2", sys.executable, "-m", "data.miniature", "folder=c"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2 and "MPI's size is 1 in a world of 4 processes: srun and the MPI library" in done.stderr
+    assert done.stderr.count("MPI's size") == 1 and not (ROOT / "c").exists()

@@ -1,0 +1,143 @@
+"""Runs that Slurm starts, interrupts and starts again give the curve of one process that nothing happens to."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Cluster, call, show, wait_for
+from tests.slurm.conftest import SETTINGS, STEPS, curve, same_curve
+from train.slurm import Job
+from train.submit import plan, requests, submit
+
+Curve = list[tuple[int, float, float]]
+Submit = Callable[..., tuple[Job, str]]
+
+
+@pytest.fixture
+def train(slurm: Cluster, corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Submit:
+    """Submits the run of the settings, with more words, as a user would; returns the job and its id."""
+    monkeypatch.chdir(tmp_path)
+
+    def submitted(*words: str) -> tuple[Job, str]:
+        (one,) = submit(plan(requests(["cluster=cpu", *SETTINGS, f"data.root={corpus}", "run.folder=run", *words])))
+        return one
+
+    return submitted
+
+
+def ends_well(job: Job, number: str, restarts: int = 0) -> str:
+    """Waits for the job's end; returns what is in its log."""
+    found, said = wait_for(number), job.log(number).read_text()
+    assert found["JobState"] == "COMPLETED" and int(found["Restarts"]) == restarts, f"{found}\n{said}"
+    return said
+
+
+@contextmanager
+def stopped_after(steps: int, number: str) -> Iterator[list[int]]:
+    """Both ranks of a job stand still (SIGSTOP) once so many steps are done, so that it cannot end too early.
+
+    Gives their processes, in order of rank; at the end, those that are left go on.
+    """
+    end = time.monotonic() + 500
+    while len(curve(Path("run"))) < steps:
+        assert time.monotonic() < end and show(number)["JobState"] in ("PENDING", "RUNNING", "COMPLETING")
+        time.sleep(0.05)
+    ranks = [process_of(number, rank) for rank in range(2)]
+    for process in ranks:
+        os.kill(process, signal.SIGSTOP)
+    assert len(curve(Path("run"))) < STEPS, "the run was over before anything could happen to it; give it more steps"
+    yield ranks
+    for process in ranks:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGCONT)
+
+
+def process_of(number: str, rank: int) -> int:
+    """The process of one rank of a job's training."""
+    wanted = {f"SLURM_JOB_ID={number}", f"SLURM_PROCID={rank}", "SLURM_STEP_ID=0"}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            own = set((folder / "environ").read_text(errors="replace").split("\0"))
+            command = (folder / "cmdline").read_text().split("\0")
+        except OSError:
+            continue
+        if wanted <= own and "train.pretrain" in command and "srun" not in command[0]:
+            return int(folder.name)
+    raise AssertionError(f"no process of rank {rank} of job {number}")
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ["parallel.tensor=2", "parallel.pipeline=2"],
+        ["parallel.tensor=2", "parallel.sequence=true", "parallel.zero_stage=3", "submit.data_parallel=2"],
+    ],
+    ids=["tensor2-pipeline2", "tensor2-data2-zero3"],
+)
+def test_two_nodes_of_two_ranks(layout: list[str], train: Submit, straight: Curve) -> None:
+    job, number = train(*layout, "run.steps=3", "schedule.warmup_steps=2")
+    assert job.title == "pretrain run: 2 nodes x 2 ranks"
+    ends_well(job, number)
+    same_curve(curve(Path("run")), straight[:3])
+
+
+def test_a_signal_that_one_rank_hears(train: Submit, straight: Curve) -> None:
+    job, number = train("submit.data_parallel=2", "cluster.tasks_per_node=1")
+    with stopped_after(2, number) as ranks:
+        os.kill(ranks[1], signal.SIGUSR1)
+    said = ends_well(job, number, restarts=1)
+    assert "it is saved, and the same command goes on" in said and "exit code 75; the job is requeued" in said, said
+    same_curve(curve(Path("run")), straight)
+
+
+def test_preemption_by_a_more_urgent_job(train: Submit, straight: Curve, tmp_path: Path) -> None:
+    job, number = train("submit.data_parallel=2", "cluster.tasks_per_node=1")
+    with stopped_after(2, number):  # Slurm lets them go on, with SIGCONT, to hear its SIGTERM
+        urgent = call("sbatch", "--parsable", "--partition=urgent", "--nodes=4", "--exclusive", "--wrap=true").strip()
+        wait_for(urgent, "RUNNING", "COMPLETED")
+    said = ends_well(job, number, restarts=1)
+    assert wait_for(urgent)["JobState"] == "COMPLETED"
+    assert "it is saved, and the same command goes on" in said, said
+    same_curve(curve(Path("run")), straight)
+
+
+def test_a_node_lost_in_the_middle_of_a_step(slurm: Cluster, train: Submit, straight: Curve) -> None:
+    """The job goes on where it was with the nodes that are left: one of two."""
+    elastic = ["submit.data_parallel=2", "submit.min_data_parallel=1", "cluster.tasks_per_node=1"]
+    job, number = train(*elastic, "cluster.sbatch=['--exclude=n1,n2']")
+    assert job.title == "pretrain run: 1 to 2 nodes x 1 rank"
+    with stopped_after(3, number):
+        slurm.kill_node("n4")
+    try:
+        said = ends_well(job, number, restarts=1)
+        assert show(number)["NumNodes"] == "1" and "resumed after step" in said, said
+    finally:
+        slurm.start_node("n4")
+    same_curve(curve(Path("run")), straight)
+
+
+def test_a_killed_rank_and_a_run_that_comes_no_further(train: Submit) -> None:
+    """Its peers end, the job is started again, and as nothing was saved since, and it may not try again, it stops."""
+    job, number = train(
+        "submit.data_parallel=2", "cluster.tasks_per_node=1", "checkpoint.every_steps=1000",
+        "run.restarts_without_progress=0",
+    )  # fmt: skip
+    with stopped_after(1, number) as ranks:
+        os.kill(ranks[1], signal.SIGKILL)
+    found, said = wait_for(number, "FAILED"), job.log(number).read_text()
+    assert found["Restarts"] == "1" and found["ExitCode"] == "3:0", f"{found}\n{said}"
+    assert said.count("the job is requeued") == 1 and "without saving anything after step 0, so it stops" in said, said
+
+
+def test_a_cancelled_job_stays_cancelled(train: Submit) -> None:
+    job, number = train()
+    wait_for(number, "RUNNING")
+    time.sleep(1)
+    call("scancel", number)
+    found = wait_for(number)
+    assert found["JobState"] == "CANCELLED" and "requeued" not in job.log(number).read_text()
