@@ -34,6 +34,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from errors import ConfigurationError
 from train import entry
 from train.checks import check
+from train.cluster import ClusterConfig
 from train.config import to_run_config
 from train.sweep import FailedRuns, become_one_of
 
@@ -44,10 +45,17 @@ RUNNING = "array"  # file: the id of the sweep's newest job
 
 @dataclass
 class SlurmArrayConf(SlurmQueueConf):
-    """`submitit_slurm` and: `wait` for the runs to end, asking squeue every `poll_s` seconds; arguments of srun."""
+    """`submitit_slurm`, and the site (conf/cluster), which gives what is null here.
+
+    `wait` for the runs to end, asking squeue every `poll_s` seconds; `srun_args` are further options of srun.
+    """
 
     _target_: str = "hydra_plugins._slurm_array.SlurmArrayLauncher"
     submitit_folder: str = "${hydra.sweep.dir}/.submitit"
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tasks_per_node: int | None = None  # type: ignore[assignment]
+    timeout_min: int | None = None  # type: ignore[assignment]
+    signal_delay_s: int | None = None  # type: ignore[assignment]
     wait: bool = True
     poll_s: float = 10.0
     srun_args: list[str] = field(default_factory=list)
@@ -56,9 +64,13 @@ class SlurmArrayConf(SlurmQueueConf):
 class SlurmArrayLauncher(SlurmLauncher):
     """Checks every run, submits them as one array, waits, and tells which failed."""
 
-    def __init__(self, wait: bool, poll_s: float, **params: Any) -> None:
+    def __init__(self, cluster: DictConfig, wait: bool, poll_s: float, **params: Any) -> None:
         super().__init__(**params)
         self.wait, self.poll_s = wait, poll_s
+        site = OmegaConf.to_object(cluster)
+        assert isinstance(site, ClusterConfig)
+        self.params: dict[str, Any] = with_site(vars(self)["params"], site)
+        self.python = [*site.container, site.python or sys.executable]
 
     def __call__(self, *arguments: Any) -> JobReturn:
         """One task of a job: one rank of one run. Ends the process if the run fails or is interrupted."""
@@ -98,7 +110,7 @@ class SlurmArrayLauncher(SlurmLauncher):
         if shutil.which("sbatch") is None:
             raise ConfigurationError("hydra/launcher=slurm finds no sbatch here; leave it out to train run after run.")
         for key in ("nodes", "tasks_per_node", "array_parallelism", "timeout_min"):
-            if self.params[key] < 1:
+            if self.params[key] is not None and self.params[key] < 1:
                 raise ConfigurationError(f"hydra.launcher.{key}={self.params[key]} must be at least 1.")
         assert self.hydra_context is not None and self.config is not None
         names = []
@@ -140,8 +152,10 @@ class SlurmArrayLauncher(SlurmLauncher):
 
         common = set(OmegaConf.structured(BaseQueueConf)) - {"submitit_folder"}
         own = {"submitit_folder", "max_num_timeout"}
-        parameters = {k if k in common else f"slurm_{k}": v for k, v in self.params.items() if k not in own}
-        executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
+        parameters = {
+            k if k in common else f"slurm_{k}": v for k, v in self.params.items() if k not in own and v is not None
+        }
+        executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_python=shlex.join(self.python))
         before, after = _frame(folder)
         parameters["slurm_setup"] = [*before, *(self.params["setup"] or [])]
         executor.update_parameters(**parameters, slurm_teardown=after)
@@ -177,6 +191,30 @@ class SlurmArrayLauncher(SlurmLauncher):
                 first = first or code or 1
         if failed:
             raise FailedRuns(failed, len(names), first)
+
+
+def with_site(params: dict[str, Any], site: ClusterConfig) -> dict[str, Any]:
+    """The launcher's settings, with the site's where they are null, and the site's own lines and options."""
+    same = {
+        "partition": site.partition,
+        "account": site.account,
+        "tasks_per_node": site.ranks_per_node,
+        "gpus_per_node": site.gpus_per_node or None,
+        "cpus_per_task": site.cpus_per_task,
+        "signal_delay_s": site.signal_lead_s,
+    }
+    filled = params | {key: value for key, value in same.items() if params[key] is None}
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in site.environment.items()]
+    filled["setup"] = [*exports, *site.setup, *(params["setup"] or [])]
+    filled["srun_args"] = [*site.srun, *params["srun_args"]]
+    more: dict[str, Any] = {"time": site.time} if params["timeout_min"] is None else {}
+    if site.memory is not None and params["mem_gb"] is None:
+        more["mem"] = site.memory
+    for option in site.sbatch:
+        name, given, value = option.lstrip("-").partition("=")
+        more[name] = value if given else True
+    filled["additional_parameters"] = more | params["additional_parameters"]
+    return filled
 
 
 def _frame(folder: Path) -> tuple[list[str], list[str]]:

@@ -133,3 +133,31 @@ def test_without_slurm(sweeping: Sweeping, monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("PATH", str(tmp_path))
     code, said, _ = sweeping(None, "hydra/launcher=slurm")
     assert code == 2 and "hydra/launcher=slurm finds no sbatch here" in said
+
+
+def test_the_site_gives_what_the_launcher_does_not_say() -> None:
+    pytest.importorskip("submitit")
+    from hydra_plugins._slurm_array import with_site
+    from train.cluster import ClusterConfig
+
+    site = ClusterConfig(
+        partition="gpu", account="lab", time="2-00", signal_lead_s=600, gpus_per_node=4, cpus_per_task=8, memory="0",
+        setup=["module load cuda"], environment={"NCCL_DEBUG": "two words"}, sbatch=["--exclusive", "--qos=long"],
+        srun=["--cpu-bind=cores"],
+    )  # fmt: skip
+    null = dict.fromkeys(
+        ("partition", "account", "tasks_per_node", "gpus_per_node", "cpus_per_task", "signal_delay_s", "timeout_min",
+         "mem_gb")
+    )  # fmt: skip
+    said = {"setup": ["own line"], "srun_args": ["--wait=300"], "additional_parameters": {"qos": "short"}}
+    filled = with_site(null | said, site)
+    assert filled == {
+        "partition": "gpu", "account": "lab", "tasks_per_node": 4, "gpus_per_node": 4, "cpus_per_task": 8,
+        "signal_delay_s": 600, "timeout_min": None, "mem_gb": None,
+        "setup": ["export NCCL_DEBUG='two words'", "module load cuda", "own line"],
+        "srun_args": ["--cpu-bind=cores", "--wait=300"],
+        "additional_parameters": {"time": "2-00", "mem": "0", "exclusive": True, "qos": "short"},
+    }  # fmt: skip
+    own = with_site(null | said | {"partition": "cpu", "tasks_per_node": 2, "timeout_min": 30, "mem_gb": 4}, site)
+    assert (own["partition"], own["tasks_per_node"]) == ("cpu", 2)
+    assert own["additional_parameters"].keys() == {"exclusive", "qos"}
