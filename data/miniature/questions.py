@@ -40,8 +40,8 @@ class Question:
 
 
 def ask(rng: np.random.Generator, scene: Scene) -> list[Question]:
-    """Different questions about the scene: two or three about one shape, one or two more for each further shape."""
-    wanted = sum(int(rng.integers(1, 3)) for _ in scene.shapes) + 1
+    """Different questions about the scene: three about one shape, four or five about two, five or six about three."""
+    wanted = len(scene.shapes) + 2 + int(rng.integers(2)) * (len(scene.shapes) > 1)
     chosen: list[Question] = []
     if rng.random() < EXISTS_SHARE:
         chosen.append(_exists(rng, scene))
@@ -96,7 +96,7 @@ def _counts(rng: np.random.Generator, scene: Scene) -> list[Question]:
 _FAMILIES: tuple[tuple[Callable[[np.random.Generator, Scene], list[Question]], float], ...] = (
     (_colours, 1.0),
     (_shapes, 1.0),
-    (_positions, 0.5),
+    (_positions, 0.3),
     (_counts, 0.3),
 )
 

@@ -11,7 +11,7 @@ from data.miniature.documents import write_document
 from data.miniature.language import language
 from data.miniature.questions import absent_pairs, ask
 from data.miniature.sampling import SceneOptions, draw_scene
-from data.miniature.scene import PAIRS, SIZES, Box, Pair, Scene, Shape, uses_held_out
+from data.miniature.scene import PAIRS, SIZES, Box, Scene, Shape, uses_held_out
 
 Record = dict[str, Any]
 Maker = Callable[[np.random.Generator, str, Sequence[str]], tuple[Record, Scene | None]]
@@ -75,29 +75,25 @@ MAKERS: dict[str, Maker] = {
 
 
 def names_held_out(record: Record) -> bool:
-    """Whether the labels, or one of the captions, of a record name two things that are held out together."""
-    texts = list(record.get("captions", {}).items())
-    texts += [(record["language"], record["alt_text"])] if "alt_text" in record else []
-    labelled = [tuple(entry["label"].split()) for entry in record.get("objects", [])]
-    return any(uses_held_out(named) for named in [labelled, *(_named(code, text) for code, text in texts)])
+    """Whether a caption of a record, in whatever language, names two things that are held out together."""
+    return any(uses_held_out(_named(code, text)) for code, text in record["captions"].items())
 
 
-def _named(code: str, text: str) -> list[Pair]:
-    """The things that a text names, in order."""
-    pattern, pairs = _phrases(code)
-    return [pairs[found] for found in pattern.findall(text)]
+def _named(code: str, text: str) -> list[Shape]:
+    """The things that a caption names, in order."""
+    pattern, shapes = _phrases(code)
+    return [shapes[found] for found in pattern.findall(text)]
 
 
 @cache
-def _phrases(code: str) -> tuple[re.Pattern[str], dict[str, Pair]]:
-    """What finds any noun phrase of one language, and the pair that each stands for."""
+def _phrases(code: str) -> tuple[re.Pattern[str], dict[str, Shape]]:
+    """What finds any noun phrase of one language, and the shape that each stands for."""
     spoken = language(code)
-    shapes = [Shape(*pair, size, 0.5, 0.5, 0.0) for pair in PAIRS for size in SIZES]
-    pairs = {spoken.phrase(shape, with_size): shape.pair for shape in shapes for with_size in (False, True)}
-    either = "|".join(map(re.escape, sorted(pairs, key=len, reverse=True)))
+    shapes = {spoken.phrase(s): s for s in (Shape(*pair, size, 0.5, 0.5, 0.0) for pair in PAIRS for size in SIZES)}
+    either = "|".join(map(re.escape, sorted(shapes, key=len, reverse=True)))
     # Whole words only (Hebrew's cross ends in its heart), but "and" may be written together with the next word.
     joined = re.escape(str(spoken.table["and"]).strip())
-    return re.compile(rf"(?<!\w)(?:{joined})?({either})(?!\w)" if spoken.spaced else f"({either})"), pairs
+    return re.compile(rf"(?<!\w)(?:{joined})?({either})(?!\w)" if spoken.spaced else f"({either})"), shapes
 
 
 def _draw_language(rng: np.random.Generator, codes: Sequence[str]) -> str:

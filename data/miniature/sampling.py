@@ -40,11 +40,9 @@ def draw_scene(rng: np.random.Generator, options: SceneOptions, split: str) -> S
     # Beside a sign there is no room for three large shapes.
     number = 1 + int(rng.choice(3, p=options.num_shapes) if not signed else rng.integers(2))
     number = max(number, 2) if split == "test" else number
-    while uses_held_out(pairs := _draw_pairs(rng, number)) != (split == "test"):
-        pass
     while True:
-        scene = _lay_out(rng, pairs, signed, split)
-        if scene is not None:
+        scene = _lay_out(rng, _draw_pairs(rng, number), signed, split)
+        if scene is not None and uses_held_out(scene.shapes) == (split == "test"):
             return scene
 
 
