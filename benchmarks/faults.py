@@ -15,7 +15,6 @@ import argparse
 import glob
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -478,7 +477,7 @@ def write_report(results: list[Result], path: Path) -> None:
     """The table in Markdown, with the command that makes it."""
     rows = [HEAD, ("---",) * len(HEAD), *map(cells, results)]
     load = f"{os.cpu_count()} cores, load average {os.getloadavg()[1]:.1f}"
-    text = "# Faults\n\n" + re.sub(r"(?m)^    ", "    ", (__doc__ or "").split("\n", 1)[1].strip()) + "\n\n"
+    text = "# Faults\n\n" + (__doc__ or "").split("\n", 1)[1].strip("\n") + "\n\n"
     text += f"Measured with `python -m benchmarks.faults --report {path}` on {load}:\n\n"
     path.write_text(text + "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n")
 
