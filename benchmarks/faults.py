@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -170,11 +170,14 @@ def kill_in_checkpoints(trial: Trial) -> None:
 
 
 def fill_disk(trial: Trial) -> None:
-    free = shutil.disk_usage(trial.job.folder).free
+    trial.job.until(lambda: (trial.job.checkpoints() / "latest").exists())  # which is written beside the steps
     ballast = trial.job.folder.parent / "ballast"
     if os.geteuid() == 0:
-        with ballast.open("wb") as file:
-            file.write(bytes(free - ROOM_LEFT))
+        with ballast.open("wb", buffering=0) as file:
+            with suppress(OSError):  # it is full
+                while file.write(bytes(MIB)):
+                    pass
+            file.truncate(max(0, file.tell() - ROOM_LEFT))
     else:  # files that may not grow stand for a disk that is full
         for rank in (0, 1):
             trial.job.rank(rank).rlimit(psutil.RLIMIT_FSIZE, (ROOM_LEFT, ROOM_LEFT))
