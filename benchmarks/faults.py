@@ -15,7 +15,6 @@ import argparse
 import glob
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -171,11 +170,14 @@ def kill_in_checkpoints(trial: Trial) -> None:
 
 
 def fill_disk(trial: Trial) -> None:
-    free = shutil.disk_usage(trial.job.folder).free
+    trial.job.until(lambda: (trial.job.checkpoints() / "latest").exists())  # which is written beside the steps
     ballast = trial.job.folder.parent / "ballast"
     if os.geteuid() == 0:
-        with ballast.open("wb") as file:
-            file.write(bytes(free - ROOM_LEFT))
+        with ballast.open("wb", buffering=0) as file:
+            with suppress(OSError):  # it is full
+                while file.write(bytes(MIB)):
+                    pass
+            file.truncate(max(0, file.tell() - ROOM_LEFT))
     else:  # files that may not grow stand for a disk that is full
         for rank in (0, 1):
             trial.job.rank(rank).rlimit(psutil.RLIMIT_FSIZE, (ROOM_LEFT, ROOM_LEFT))
@@ -478,7 +480,7 @@ def write_report(results: list[Result], path: Path) -> None:
     """The table in Markdown, with the command that makes it."""
     rows = [HEAD, ("---",) * len(HEAD), *map(cells, results)]
     load = f"{os.cpu_count()} cores, load average {os.getloadavg()[1]:.1f}"
-    text = "# Faults\n\n" + re.sub(r"(?m)^    ", "    ", (__doc__ or "").split("\n", 1)[1].strip()) + "\n\n"
+    text = "# Faults\n\n" + (__doc__ or "").split("\n", 1)[1].strip("\n") + "\n\n"
     text += f"Measured with `python -m benchmarks.faults --report {path}` on {load}:\n\n"
     path.write_text(text + "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n")
 
