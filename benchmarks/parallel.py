@@ -1,8 +1,9 @@
 """Layouts over CPU processes: time, bytes sent, memory, the pipeline's bubble, and checkpoints.
 
-    python -m benchmarks.parallel                       # everything, a few minutes
+    python -m benchmarks.parallel                       # all but materialize, a few minutes
     python -m benchmarks.parallel layouts --ranks 2 4   # step time, traffic and memory
-    python -m benchmarks.parallel bubble checkpoints
+    python -m benchmarks.parallel bubble gathers checkpoints
+    python -m benchmarks.parallel materialize           # a 1.5 B model over 4 ranks: takes 12 GiB
 
 Ranks share this machine's cores, so step times compare layouts of one size, and say nothing of a cluster. Bytes are
 exact. For the bubble, stages sleep instead of computing, so that two cores can stand for eight.
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,14 @@ from rich.table import Table
 from benchmarks.traffic import counted
 from model.batch import MicroBatch
 from model.config import ModelConfig, MT5Config, ViTConfig
+from model.describe import read_sizes
 from model.layers import parts_of
 from parallel.checkpoint import Checkpointer
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.engine import Engine, build_engine
 from parallel.launch import launch
 from parallel.layout import Layout
+from parallel.materialize import Blueprint
 from tests.distributed.world import run_world
 
 VIT = ViTConfig(width=256, depth=4, mlp_dim=1024, num_heads=4, patch_size=14)
@@ -53,7 +57,8 @@ LAYOUTS: dict[int, list[dict[str, Any]]] = {
         {"tensor": 2, "pipeline": 2, "zero_stage": 3, "sequence": True}, {"pipeline": 4, "zero_stage": 1},
         {"pipeline": 4, "zero_stage": 3}],
 }  # fmt: skip
-SECTIONS = ("layouts", "bubble", "checkpoints")
+SECTIONS = ("layouts", "bubble", "gathers", "checkpoints", "materialize")
+MATERIALIZED, MATERIALIZED_RANKS = "pali_1_5b", 4
 
 
 def name_of(settings: dict[str, Any]) -> str:
@@ -251,12 +256,15 @@ def bubble(console: Console) -> None:
 def save(folder: Path, settings: dict[str, Any], checkpoints: Path) -> None:
     engine = engine_of(settings)
     step(engine)
-    checkpointer, taken = Checkpointer(checkpoints), []
+    checkpointer, blocked, taken = Checkpointer(checkpoints), [], []
     for number in range(3):
+        engine.layout.barrier()
         began = time.perf_counter()
         checkpointer.save(engine, number + 1, {})
+        blocked.append(time.perf_counter() - began)
+        checkpointer.wait()
         taken.append(time.perf_counter() - began)
-    torch.save({"seconds": min(taken)}, folder / f"{engine.layout.rank}.pt")
+    torch.save({"blocked": min(blocked), "seconds": min(taken)}, folder / f"{engine.layout.rank}.pt")
 
 
 def load(folder: Path, settings: dict[str, Any], checkpoints: Path) -> None:
@@ -292,10 +300,11 @@ def checkpoints(console: Console) -> None:
     layout = {"tensor": 2, "pipeline": 2, "zero_stage": 1}
     with tempfile.TemporaryDirectory() as kept:
         place = Path(kept) / "checkpoints"
-        saved = _run(4, save, layout, place)[0]["seconds"]
+        saved = _run(4, save, layout, place)
         size = sum(f.stat().st_size for f in (place / "step_00000003").iterdir())
         rows = [
-            ("save", "4 ranks", layout, saved),
+            ("save: training waits", "4 ranks", layout, max(each["blocked"] for each in saved)),
+            ("save: on disk", "4 ranks", layout, max(each["seconds"] for each in saved)),
             ("load", "4 ranks", layout, _run(4, load, layout, place)[0]["seconds"]),
         ]
         for ranks, other in ((2, {"zero_stage": 3}), (4, {"tensor": 4}), (1, {})):
@@ -310,19 +319,101 @@ def checkpoints(console: Console) -> None:
     console.print(table)
 
 
+# ---- ZeRO-3 in a pipeline: gathered per micro-batch or kept ----------------------------------------------------------
+
+
+def gathers(console: Console, repeats: int) -> None:
+    """ZeRO-3 against ZeRO-1 inside the stages of a pipeline."""
+    table = Table(title=f"2 stages x 2 data-parallel ranks, one step of {MICRO_BATCHES} micro-batches, fp32")
+    for column in ("layout", "step", "peak memory", "data"):
+        table.add_column(column, justify="left" if column == "layout" else "right", no_wrap=True)
+    for settings in ({"zero_stage": 1}, {"zero_stage": 3}, {"zero_stage": 3, "gather": "step"}):
+        found = _run(4, measure, {"pipeline": 2, **settings}, repeats)
+        table.add_row(
+            name_of({"pipeline": 2, **settings}),
+            f"{found[0]['seconds'] * 1e3:.0f} ms",
+            f"{max(each['peak'] for each in found) / MB:.0f} MB",
+            f"{max(_by_group(each['sent'])['data'] for each in found) / MB:.2f} MB",
+        )
+    console.print(table)
+
+
+# ---- materialisation -------------------------------------------------------------------------------------------------
+
+
+class Enough(Exception):
+    """All shards are there."""
+
+
+def built(folder: Path, model: str) -> None:
+    """Peak memory of a rank while its shards are made; what ZeRO adds for training comes after."""
+    from parallel import zero
+
+    materialize, began = zero.materialize, time.perf_counter()
+    sizes = read_sizes([f"model={model}", "stage=full_224"])
+    layout = Layout(ParallelConfig(zero_stage=3, timeout_s=1800), launch())
+    before = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+
+    def watched(blueprint: Blueprint, *arguments: Any, **options: Any) -> None:
+        materialize(blueprint, *arguments, **options)
+        torch.save(
+            {"peak": _memory("VmHWM") - before, "after": _memory("VmRSS") - before,
+             "seconds": time.perf_counter() - began, "plan": _largest(blueprint)},
+            folder / f"{layout.rank}.pt",
+        )  # fmt: skip
+        raise Enough
+
+    zero.materialize = watched
+    with suppress(Enough):
+        build_engine(
+            sizes.vit, sizes.mt5, sizes.model, OptimizerConfig(), layout=layout, num_objectives=1, precision="bf16"
+        )
+
+
+def _largest(blueprint: Blueprint) -> dict[str, int]:
+    """Elements of the model, and bytes of its largest unit while it is filled: 16 bits of all, fp32 of one tensor."""
+    units = [[part.shape.numel() for _, part in parts_of(unit)] for _, unit in blueprint.plan.units()]
+    return {"elements": sum(map(sum, units)), "unit": max(2 * sum(parts) + FLOAT * max(parts) for parts in units)}
+
+
+def materialize(console: Console) -> None:
+    found = _run(MATERIALIZED_RANKS, built, MATERIALIZED)
+    elements, unit = found[0]["plan"]["elements"], found[0]["plan"]["unit"]
+    shard = 2 * elements / MATERIALIZED_RANKS
+    table = Table(
+        title=f"{MATERIALIZED} ({elements / 1e9:.2f} B parameters, {2 * elements / MB:,.0f} MB in bf16) made in ZeRO-3 "
+        f"shards over {MATERIALIZED_RANKS} ranks, {found[0]['seconds']:.0f} s: memory of a rank beyond its imports"
+    )
+    for column in ("", "expected", *(f"rank {rank}" for rank in range(MATERIALIZED_RANKS))):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for what, expected, key in (
+        ("peak: shard + largest unit", shard + unit, "peak"),
+        ("afterwards: shard", shard, "after"),
+    ):
+        table.add_row(what, f"{expected / MB:,.0f} MB", *(f"{each[key] / MB:,.0f} MB" for each in found))
+    console.print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", default=list(SECTIONS), help=f"of {', '.join(SECTIONS)}")
+    parser.add_argument("sections", nargs="*", default=list(SECTIONS[:-1]), help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4, 8], choices=[2, 4, 8])
     parser.add_argument("--repeats", type=int, default=5)
     chosen = parser.parse_args()
+    if unknown := set(chosen.sections) - set(SECTIONS):
+        parser.error(f"{', '.join(sorted(unknown))}: no such section; choose from {', '.join(SECTIONS)}")
     console = Console(width=140)
     if "layouts" in chosen.sections:
         layouts(console, chosen.ranks, chosen.repeats)
     if "bubble" in chosen.sections:
         bubble(console)
+    if "gathers" in chosen.sections:
+        gathers(console, chosen.repeats)
     if "checkpoints" in chosen.sections:
         checkpoints(console)
+    if "materialize" in chosen.sections:
+        materialize(console)
 
 
 if __name__ == "__main__":
