@@ -13,7 +13,7 @@ SEPARATION = 0.3  # of the image: how much further left (…) than all else the 
 SIZE_SHARE = 0.15  # of the records that could ask for a size do so
 EXISTS_SHARE = 0.15
 # Three shapes of one colour are rarer than one: asked this often, the answers 1, 2 and 3 come out alike.
-COUNT_COLOUR_SHARE = {1: 0.09, 2: 0.4, 3: 1.0}
+COUNT_COLOUR_SHARE = {1: 0.09, 2: 0.3, 3: 1.0}
 
 
 @dataclass(frozen=True)
