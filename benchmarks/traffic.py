@@ -15,8 +15,10 @@ from torch import Tensor
 # method of a process group -> (kind, number of the argument that holds the whole tensors, share sent by one of n ranks)
 METHODS: dict[str, tuple[str, int, Callable[[int], float]]] = {
     "allreduce": ("all-reduce", 0, lambda n: 2 * (n - 1) / n),
+    "all_gather_single": ("all-gather", 0, lambda n: (n - 1) / n),  # torch 2.13's name of the next one
     "_allgather_base": ("all-gather", 0, lambda n: (n - 1) / n),
     "allgather": ("all-gather", 0, lambda n: (n - 1) / n),
+    "reduce_scatter_single": ("reduce-scatter", 1, lambda n: (n - 1) / n),  # and of this one
     "_reduce_scatter_base": ("reduce-scatter", 1, lambda n: (n - 1) / n),
     "reduce_scatter": ("reduce-scatter", 1, lambda n: (n - 1) / n),
     "reduce": ("reduce", 0, lambda n: (n - 1) / n),
@@ -30,24 +32,25 @@ def counted(names: Mapping[str, dist.ProcessGroup]) -> Iterator[Counter[tuple[st
     """Count bytes sent by this rank, by (group's name, kind), while the context lasts; other groups are "other"."""
     sent: Counter[tuple[str, str]] = Counter()
     known = {group.group_name: name for name, group in reversed(names.items())}
-    original = {method: getattr(dist.ProcessGroup, method) for method in METHODS}
+    own = vars(dist.ProcessGroup)  # what is bound there: to put back what `getattr` gives would lose `self`
+    bound = {method: own[method] for method in METHODS if method in own}
 
     def wrap(method: str) -> Callable[..., Any]:
-        kind, whole, share = METHODS[method]
+        original, (kind, whole, share) = getattr(dist.ProcessGroup, method), METHODS[method]
 
         def counting(group: dist.ProcessGroup, *arguments: Any, **options: Any) -> Any:
             if group.size() > 1 and not (kind == "broadcast" and _root(arguments) != group.rank()):
                 sent[known.get(group.group_name, "other"), kind] += share(group.size()) * _bytes(arguments[whole])
-            return original[method](group, *arguments, **options)
+            return original(group, *arguments, **options)
 
         return counting
 
-    for method in METHODS:
+    for method in bound:
         setattr(dist.ProcessGroup, method, wrap(method))
     try:
         yield sent
     finally:
-        for method, function in original.items():
+        for method, function in bound.items():
             setattr(dist.ProcessGroup, method, function)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.traffic import counted
 from model.layers import parts_of
 from model.pali import build, local_block
 from parallel.config import OptimizerConfig, ParallelConfig, ParameterGroup
@@ -84,6 +85,11 @@ def train_all(folder: Path) -> None:
             result["weights"] = weights(engine)
         if name in ("zero3", "zero3_step"):
             result["gathers"] = [gathers(engine, number) for number in (1, 2, 4)]
+        if name == "zero3":
+            with counted({"data": engine.layout.data_group}) as sent:
+                engine.forward_backward(micro_batches(0)[:1], num_targets=100)
+            engine.discard()
+            result["sent"] = dict(sent)
         if name == "sequence":
             result["lengths"] = [evaluated_and_trained(engine, multiple) for multiple in (1, 17)]
         if name == "zero3_on_disk":
@@ -149,6 +155,13 @@ def test_lengths_that_sequence_parallelism_cannot_divide(results: Path) -> None:
 
 def test_parameters_and_state_are_files(results: Path) -> None:
     assert all(torch.load(results_file(results, "zero3_on_disk"))["in files"])
+
+
+def test_the_benchmark_counts_what_zero_sends(results: Path) -> None:
+    elements = sum(p.numel() for p in build(VIT, MT5, MODEL, NUM_OBJECTIVES).parameters())
+    sent = torch.load(results_file(results, "zero3"))["sent"]
+    assert sent["data", "reduce-scatter"] == pytest.approx(4 * elements / 2, rel=0.05)  # half of all gradients
+    assert sent["data", "all-gather"] > 0
 
 
 def test_nothing_is_left_on_the_disk(results: Path) -> None:

@@ -1,0 +1,91 @@
+"""Runs as they are started, by torchrun: killed under one layout, ended under another, equal to one process."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data.corpus_text import corpus_texts
+from data.miniature.config import MiniatureConfig
+from data.miniature.corpus import make_corpus
+from data.tokenizer import train_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    make_corpus(MiniatureConfig(folder=str(folder), scale=0.005, languages=["en", "de"], workers=1))
+    train_tokenizer(corpus_texts(folder, "train"), folder / "tokenizer.model", 600)
+    return folder
+
+
+@contextmanager
+def started(corpus: Path, folder: Path, *settings: str, ranks: int = 1) -> Iterator[subprocess.Popen[bytes]]:
+    """`experiment=equivalence`; what its processes say is added to the file `said` beside its folder."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    lengths = ["data.encoder_length=255", "data.decoder_length=47"]  # that sequence parallelism cannot divide
+    own = [f"run.steps={STEPS}", "checkpoint.every_steps=1", f"data.root={corpus}", f"run.folder={folder}", *lengths]
+    with said(folder).open("a") as output:
+        process = subprocess.Popen(
+            [sys.executable, *torchrun, "-m", "train.pretrain", "experiment=equivalence", *own, *settings],
+            cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=output, stderr=output,
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        for left in [process, *ranks_of(folder)]:
+            left.kill()
+
+
+def said(folder: Path) -> Path:
+    return folder.with_suffix(".txt")
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    file = folder / "metrics.jsonl"
+    return [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
+
+
+def ranks_of(folder: Path) -> list[psutil.Process]:
+    """The processes of a run, in order of rank."""
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            if f"run.folder={folder}" in process.cmdline() and "RANK" in (environment := process.environ()):
+                found[int(environment["RANK"])] = process
+        except psutil.Error:
+            continue
+    return [found[rank] for rank in sorted(found)]
+
+
+def test_killed_under_one_layout_ended_under_another(corpus: Path, tmp_path: Path) -> None:
+    alone, run = tmp_path / "alone", tmp_path / "run"
+    with started(corpus, alone) as process:
+        assert process.wait() == 0, said(alone).read_text()
+
+    with started(corpus, run, "parallel.pipeline=2", "parallel.zero_stage=3", ranks=2) as process:
+        while len(lines(run)) < 2:
+            assert process.poll() is None, said(run).read_text()
+            time.sleep(0.05)
+        ranks_of(run)[1].kill()
+        assert process.wait() != 0
+        assert not ranks_of(run), "a rank is left"
+    assert all(word in said(run).read_text() for word in ("pipeline stages", "patches ..", ".. head", "GiB"))
+
+    with started(corpus, run, "parallel.tensor=2", "parallel.sequence=true", ranks=2) as process:
+        assert process.wait() == 0, said(run).read_text()
+    assert "resumed after step" in said(run).read_text()
+    assert len(lines(run)) == STEPS
+    for found, expected in zip(lines(run), lines(alone), strict=True):
+        for key in ("step", "loss", "grad_norm"):
+            assert found[key] == pytest.approx(expected[key], rel=1e-5)
