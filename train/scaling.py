@@ -245,8 +245,8 @@ def _averaged(found: list[Trained], settings: dict[str, dict[str, Any]]) -> list
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    flat_a, flat_b = dict(_flat("", a)), dict(_flat("", b))
-    keys = sorted(key for key in flat_a.keys() | flat_b.keys() if flat_a.get(key) != flat_b.get(key))
+    flat_a, flat_b = dict(_flat("", a)), dict(_flat("", b))  # a key of one alone came with another version
+    keys = sorted(key for key in flat_a.keys() & flat_b.keys() if flat_a[key] != flat_b[key])
     return [key for key in keys if not any(key == own or key.startswith(f"{own}.") for own in OWN_TO_A_RUN)]
 
 
