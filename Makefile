@@ -1,7 +1,7 @@
 # make setup | demo | test: each does all that it needs on a fresh machine (Python 3.11 or newer) and nothing twice.
 PYTHON ?= python3
 BIN := .venv/bin
-RANKS = $(shell $(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)")
+RANKS = $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count() or 2; print(max(r for r in (1, 2, 4) if r <= n))")
 DEMO := runs/demo
 SLURM := slurmctld slurmd slurm-client munge iproute2
 export OMP_NUM_THREADS ?= 1

@@ -96,6 +96,11 @@ class MicroBatch:
             objectives=F.pad(self.objectives, (0, decoder)),
         )
 
+    def emptied(self) -> "MicroBatch":
+        """As many rows and image slots, without an example."""
+        nothing = {name: torch.zeros_like(getattr(self, name)) for name in ARRAYS}
+        return MicroBatch(**nothing | {"visual_index": nothing["visual_index"] - 1}, loss_scale=self.loss_scale)
+
     def blanked(self) -> "MicroBatch":
         """The same rows with every image mid-grey: what a blind model sees."""
         return replace(self, images=torch.full_like(self.images, 127))

@@ -95,7 +95,6 @@ class Checkpointer:
 
         def publish() -> None:
             self._publish(partial, name, content, group.size())
-            self._prune()
 
         try:
             _together(group, prepare if rank == 0 else _nothing)
@@ -109,6 +108,8 @@ class Checkpointer:
                 f"{free / 2**30:.2f} GiB are free there); mend that and start the same command again: it goes on from "
                 "the checkpoint before."
             ) from error
+        if rank == 0:
+            self._prune()
 
     def _publish(self, partial: Path, name: str, content: dict[str, Any], world_size: int) -> None:
         """Join what the ranks wrote (a pipeline stage knows the ages of its own tensors only) and move `latest`."""
@@ -131,16 +132,22 @@ class Checkpointer:
     def _prune(self) -> None:
         for old in self.steps()[: -self.keep_last]:
             if not (self.keep_every and old % self.keep_every == 0):
-                shutil.rmtree(self._path(old))
+                try:
+                    shutil.rmtree(self._path(old))
+                except OSError as error:  # the new checkpoint is whole, and that is what counts
+                    warnings.warn(f"checkpoint {self._path(old)} could not be removed ({error})", stacklevel=2)
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints in the folder, oldest first."""
         return sorted(int(f.name[5:]) for f in self.folder.glob("step_*") if f.name[5:].isdigit())
 
     def latest_step(self) -> int | None:
-        """The step that `latest` names, or None where nothing was saved."""
+        """The step that `latest` names (if it is not legible, the newest), or None where nothing was saved."""
         latest = self.folder / "latest"
-        return int(latest.read_text()[5:]) if latest.exists() else None
+        try:
+            return int(latest.read_text()[5:]) if latest.exists() else None
+        except ValueError:
+            return max(self.steps(), default=None)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"
@@ -148,18 +155,30 @@ class Checkpointer:
     def load_latest(self, engine: Engine, weights_only: bool = False) -> tuple[int, dict[str, Any]] | None:
         """Load the newest whole checkpoint, whatever layout wrote it; returns its step and `extra`, or None.
 
-        A file that is cut short or altered is reported by a warning and the checkpoint before is taken. `weights_only`
-        leaves the optimizer as it is. Position embeddings of another resolution are resampled. Waits for a save that
-        is being written. Raises ConfigurationError where the checkpoint is of another model. A collective of all ranks.
+        A file that is cut short or altered is reported by a warning, the checkpoint before is taken, and the damaged
+        one is put aside (`step_*.damaged`). `weights_only` leaves the optimizer, and the folder, as they are. Position
+        embeddings of another resolution are resampled. Waits for a save that is being written. Raises
+        ConfigurationError where the checkpoint is of another model, and where all are damaged: to start anew, and
+        write over what is left, must be asked for. A collective of all ranks.
         """
         self.wait()
-        for step in reversed(self.steps()):
+        steps = self.steps()
+        engine.layout.barrier()  # everybody has looked before anything is put aside
+        for step in reversed(steps):
             path = self._path(step)
             broken = _broken_file(path, engine.layout)
             if not engine.layout.any_rank(broken is not None):
                 return self._load(engine, path, weights_only)
             if broken is not None:
                 warnings.warn(f"checkpoint {path} is damaged ({broken}); taking the one before it", stacklevel=2)
+            if engine.layout.rank == 0 and not weights_only:
+                shutil.rmtree(path.with_suffix(".damaged"), ignore_errors=True)
+                os.replace(path, path.with_suffix(".damaged"))
+        if steps:
+            raise ConfigurationError(
+                f"All checkpoints in {self.folder} are damaged (steps {', '.join(map(str, steps))}); bring one back "
+                "from a copy, or choose another run.folder to start anew."
+            )
         return None
 
     def _load(self, engine: Engine, path: Path, weights_only: bool) -> tuple[int, dict[str, Any]]:
@@ -248,7 +267,9 @@ def _broken_file(path: Path, layout: Layout) -> str | None:
     """The name of a file of this rank's share that is missing, cut short or altered."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
+        return "manifest.json"
+    if not isinstance(manifest, dict) or not {".metadata", "state.json"} <= manifest.keys():
         return "manifest.json"
     for name in sorted(manifest)[layout.rank :: layout.world_size]:
         if not (path / name).exists() or _checksum(path / name) != manifest[name]:

@@ -48,31 +48,38 @@ class Pipeline:
         self.travel, self.dtype = Travel(blueprint.plan, blueprint.layout), blueprint.dtype
         self.batches: list[MicroBatch] = []
         self.totals: list[Tensor] = []
-        self.schedules: dict[tuple[Sizes, int, bool], Any] = {}
+        self.schedules: dict[bool, tuple[tuple[Sizes, int], Any]] = {}
+        self.interleaved = len(self.stages) > self.layout.pipeline_group.size()
 
     def run(self, batches: Sequence[MicroBatch], train: bool) -> list[Tensor]:
         """Forward, and in training backward, of all micro-batches; the last stage returns their totals, others
         nothing."""
         self.batches, self.totals = list(batches), []
-        schedule = self._schedule(Sizes.of(batches[0]), len(batches), train)
-        numbers = torch.arange(len(batches))
+        if self.interleaved:  # takes multiples of the pipeline's size only
+            self.batches += [batches[0].emptied()] * (-len(batches) % self.layout.pipeline_group.size())
+        schedule = self._schedule(Sizes.of(batches[0]), len(self.batches), train)
+        numbers = torch.arange(len(self.batches))
         last = len(self.stages) - 1 in self.local_stages
         loss = {"target": numbers, "losses": []} if last else {}  # a schedule takes the loss in evaluation too
         (schedule.step if train else schedule.eval)(number=numbers, return_outputs=False, **loss)
         return self.totals
 
     def _schedule(self, sizes: Sizes, number: int, train: bool) -> Any:
-        key = (sizes, number, train)
-        if key not in self.schedules:
+        """The schedule for so many micro-batches; only the newest is kept, because each has buffers of its own."""
+        made_for, schedule = self.schedules.get(train, (None, None))
+        if made_for != (sizes, number):
             stages = [self._stage(index, sizes) for index in self.local_stages]
-            interleaved = len(self.stages) > self.layout.pipeline_group.size()
             few = number < len(self.stages)  # too few for 1F1B, and then GPipe holds no more activations
             kind: Any = ScheduleGPipe if few or self.layout.config.schedule == "gpipe" else Schedule1F1B
-            kind = ScheduleInterleaved1F1B if interleaved else kind
-            self.schedules[key] = kind(
-                stages if interleaved else stages[0], number, loss_fn=lambda output, _: output[0], scale_grads=False
+            kind = ScheduleInterleaved1F1B if self.interleaved else kind
+            schedule = kind(
+                stages if self.interleaved else stages[0],
+                number,
+                loss_fn=lambda output, _: output[0],
+                scale_grads=False,
             )
-        return self.schedules[key]
+            self.schedules[train] = ((sizes, number), schedule)
+        return schedule
 
     def _stage(self, index: int, sizes: Sizes) -> PipelineStage:
         names = self.stages[index]

@@ -72,6 +72,8 @@ def _check_tokenizer(config: RunConfig, expected: Sequence[Path]) -> None:
 
 
 def _check_initial(config: RunConfig, expected: Sequence[Path]) -> None:
+    if Path(config.run.folder, "checkpoints", "latest").exists():
+        return  # the run has weights of its own
     initial = config.run.initial
     checkpoints = Path(initial or "", "checkpoints")
     if initial is not None and not checkpoints.is_dir() and not _is_expected(checkpoints, expected):

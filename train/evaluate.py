@@ -72,7 +72,8 @@ def answer(config: RunConfig, layout: Layout) -> tuple[int, list[Sample]]:
     config = for_phase(config, phase)
     engine = engine_of(config, phase, layout)
     restored = checkpointer.load_latest(engine, weights_only=True)
-    assert restored is not None
+    if restored is None:
+        raise ConfigurationError(f"{config.run.folder} holds no checkpoint any more; train the run first.")
     tokenizer, settings = Tokenizer(config.data.tokenizer), config.evaluation
     mixture = chosen(config.mixture, settings)
     stream = open_stream(config, tokenizer, mixture, settings.split)

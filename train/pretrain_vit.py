@@ -22,6 +22,7 @@ from data.images import decode
 from data.ledger import Ledger
 from data.objectives.base import Skip
 from data.shards import Record, ShardSource
+from errors import ConfigurationError
 from model.batch import MicroBatch
 from model.pali import PaLI, initialize, units
 from model.weights import logical_tensors, write_tensors
@@ -33,9 +34,9 @@ BOX_WEIGHT = 2.0  # an error of half the image counts as much as a nat
 
 @dataclass(frozen=True)
 class Labelled:
-    """An encoded image, and the (words, box) of each object in it; a box is in fractions of the image."""
+    """An image, uint8 [S, S, 3], and the (words, box) of each object in it; a box is in fractions of the image."""
 
-    image: bytes
+    image: np.ndarray
     objects: list[tuple[set[str], Sequence[float]]]
 
 
@@ -68,7 +69,9 @@ def main(composed: DictConfig) -> None:
     settings, size = config.vit_pretraining, config.stage.phases[0].image_size
     torch.set_num_threads(os.cpu_count() or 1)
     source = ShardSource(settings.source, config.data.location(settings.source), "train", Ledger(1.0, 0))
-    records = list(_labelled(source))
+    records = list(_labelled(source, size))
+    if not records:
+        raise ConfigurationError(f"vit_pretraining.source={settings.source} has no image with objects; name another.")
     words = sorted({word for record in records for found, _ in record.objects for word in found})
     classifier = Classifier(config, size, len(words))
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=settings.learning_rate, weight_decay=0.0)
@@ -76,7 +79,7 @@ def main(composed: DictConfig) -> None:
     right: list[float] = []
     for step in track(range(settings.steps), f"ViT: {len(words)} classes, {len(records)} images"):
         chosen = [records[i] for i in rng.integers(len(records), size=settings.batch)]
-        images = torch.from_numpy(np.stack([decode(record.image, size) for record in chosen]))
+        images = torch.from_numpy(np.stack([record.image for record in chosen]))
         targets = [_targets(record, words, size // config.vit.patch_size) for record in chosen]
         loss, share = _judge(classifier(images), torch.from_numpy(np.stack(targets, 1)))
         warmup, decay = (step + 1) / 50, (settings.steps - step) / (0.2 * settings.steps)
@@ -90,16 +93,16 @@ def main(composed: DictConfig) -> None:
     print(f"{settings.output}: all words right at {np.mean(right[-20:]):.1%} of the last patches")
 
 
-def _labelled(source: ShardSource) -> Iterator[Labelled]:
+def _labelled(source: ShardSource, size: int) -> Iterator[Labelled]:
     """Every readable record of the source that has objects."""
     for number in range(len(source)):
         try:
             record: Record = source[number]
-        except Skip:
+            if record.image is not None and record.fields.get("objects"):
+                objects = [(set(str(item["label"]).split()), item["box"]) for item in record.fields["objects"]]
+                yield Labelled(decode(record.image, size), objects)
+        except (Skip, KeyError, TypeError):  # a broken record; training itself counts them
             continue
-        if record.image is not None and record.fields.get("objects"):
-            objects = [(set(str(item["label"]).split()), item["box"]) for item in record.fields["objects"]]
-            yield Labelled(record.image, objects)
 
 
 def _targets(record: Labelled, words: Sequence[str], grid: int) -> np.ndarray:

@@ -1,11 +1,14 @@
 """What a run leaves behind and how it speaks: its folder, checkpoints, metrics, tracker and display."""
 
+import gc
 import os
 import shutil
 import socket
 import time
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from data.objectives import NAMES
 from errors import ConfigurationError
@@ -65,7 +68,9 @@ class Run:
         self.settle()
         found = self.checkpointer.load_latest(engine)
         if found is None and self.config.run.initial is not None:
-            Checkpointer(Path(self.config.run.initial, "checkpoints")).load_latest(engine, weights_only=True)
+            folder = Path(self.config.run.initial, "checkpoints")
+            if Checkpointer(folder).load_latest(engine, weights_only=True) is None:
+                raise ConfigurationError(f"run.initial={self.config.run.initial} has no checkpoint; train it first.")
         if found is None and self.config.run.initial_weights:
             load_files(engine, self.config.run.initial_weights)
         return found or (0, {})
@@ -169,6 +174,9 @@ class Run:
 
 def engine_of(config: RunConfig, phase: Phase, layout: Layout) -> Engine:
     """The model as a phase trains it, with its initial weights; `config` as the phase sees it."""
+    gc.collect()  # an engine and its pipeline refer to each other; that of the phase before makes room first
+    if layout.device.type == "cuda":
+        torch.cuda.empty_cache()
     return build_engine(
         config.vit, config.mt5, config.model, config.optimizer, layout=layout, num_objectives=len(NAMES),
         precision=config.run.precision, freeze=phase.freeze, seed=config.run.seed,

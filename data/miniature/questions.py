@@ -10,8 +10,8 @@ from data.miniature.language import Language
 from data.miniature.scene import PAIRS, Pair, Scene, Shape
 
 SEPARATION = 0.3  # of the image: how much further left (…) than all else the thing “on the left” (…) must be
-SIZE_SHARE = 0.15  # of the records that could ask for a size do so
-EXISTS_SHARE = 0.15
+SIZE_SHARE = 0.05  # of the records that could ask for a size do so
+EXISTS_SHARE = 0.05
 # Three shapes of one colour are rarer than one: asked this often, the answers 1, 2 and 3 come out alike.
 COUNT_COLOUR_SHARE = {1: 0.09, 2: 0.3, 3: 1.0}
 
@@ -40,7 +40,7 @@ class Question:
 
 
 def ask(rng: np.random.Generator, scene: Scene) -> list[Question]:
-    """Different questions about the scene: three about one shape, four or five about two, five or six about three."""
+    """Different questions about the scene: three about one shape, at most five about two, six about three."""
     wanted = len(scene.shapes) + 2 + int(rng.integers(2)) * (len(scene.shapes) > 1)
     chosen: list[Question] = []
     if rng.random() < EXISTS_SHARE:

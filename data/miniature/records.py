@@ -16,7 +16,7 @@ from data.miniature.scene import PAIRS, SIZES, Box, Scene, Shape, uses_held_out
 Record = dict[str, Any]
 Maker = Callable[[np.random.Generator, str, Sequence[str]], tuple[Record, Scene | None]]
 
-ENGLISH_SHARE = 0.5  # of questions, and of alt-texts; the other languages share the rest
+ENGLISH_SHARE = 0.6  # of questions, and of alt-texts; the other languages share the rest
 MOSTLY_SIGNS = SceneOptions(sign_share=0.8)
 SIMPLE = (0.55, 0.27, 0.18)  # shares of scenes with 1, 2 and 3 shapes: one shape alone teaches what its name means
 SOME_SIGNS = SceneOptions(sign_share=0.2, num_shapes=SIMPLE)

@@ -49,7 +49,7 @@ def test_blind_guessing_gains_little() -> None:
 def test_answers_are_balanced() -> None:
     questions = questions_of("train", 4000)
     shares = {name: count / len(questions) for name, count in Counter(q.template for q in questions).items()}
-    assert 0.02 < shares["size"] < 0.06 and 0.02 < shares["exists"] < 0.06
+    assert 0.005 < shares["size"] < 0.04 and 0.005 < shares["exists"] < 0.04
     assert 0.3 < shares["colour"] < 0.42 and 0.18 < shares["shape"] < 0.3
     assert 0.1 < shares["what_at"] + shares["colour_at"] + shares["shape_at"] < 0.2
     assert 0.11 < shares["count"] + shares["count_colour"] < 0.2
