@@ -36,9 +36,9 @@ def step_line(
 
     Losses are in nats per target token, z-loss included. `tokens_per_s` counts real encoder (visual ones too) and
     decoder tokens; `positions` are those of all rows of the step as they were packed (before trimming), padding and
-    empty rows included. `tflop` is the step's model arithmetic. `data_wait_s` is of the slowest rank, `memory_gib` of the fullest one. `mfu` is null where
-    the peak is unknown. `step_s`, `compute_s`, `communication_wait_s` and `…rank…` are of the step before
-    (`rank_times.summary`): ranks tell each other once a step.
+    empty rows included. `tflop` is the step's model arithmetic. `data_wait_s` is of the slowest rank, `memory_gib` of
+    the fullest one. `mfu` is null where the peak is unknown. `step_s`, `compute_s`, `communication_wait_s` and
+    `…rank…` are of the step before (`rank_times.summary`): ranks tell each other once a step.
     """
     real = agreed.encoder_tokens + agreed.num_targets
     tflops = flops / seconds / world_size / 1e12

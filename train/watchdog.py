@@ -51,6 +51,7 @@ class Watchdog:
             self.file: TextIO = (self.stacks / f"rank_{self.heartbeats.own.rank:05d}.txt").open("a")
         except OSError:
             self.file = sys.stderr
+        self._set_timer()  # not left to the thread, which native code may keep from ever starting
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self.thread.start()
         return self
@@ -80,8 +81,11 @@ class Watchdog:
                 self.launcher = None
                 print(f"The launcher of {own} has died; this process saves and ends.", file=sys.stderr, flush=True)
                 os.kill(own.process, signal.SIGTERM)
-            faulthandler.dump_traceback_later(self.timeout_s, exit=True, file=self.file)
+            self._set_timer()
             self.left.wait(self.tick_s)
+
+    def _set_timer(self) -> None:
+        faulthandler.dump_traceback_later(self.timeout_s, exit=True, file=self.file)
 
     def _end(self) -> None:
         own = self.heartbeats.own

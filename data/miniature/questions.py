@@ -97,7 +97,7 @@ _FAMILIES: tuple[tuple[Callable[[np.random.Generator, Scene], list[Question]], f
     (_colours, 1.0),
     (_shapes, 1.0),
     (_positions, 0.3),
-    (_counts, 0.3),
+    (_counts, 0.25),
 )
 
 

@@ -10,7 +10,8 @@ from train.config import RunConfig, to_run_config
 from train.entry import CONF, register
 from train.phases import for_phase, spans
 
-GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "experiment")
+OTHERS = ("experiment", "cluster", "hydra")  # overlays, and the groups of train.submit and of Hydra itself
+GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in OTHERS)
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 
