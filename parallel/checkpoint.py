@@ -95,6 +95,7 @@ class Checkpointer:
 
         def publish() -> None:
             self._publish(partial, name, content, group.size())
+            self._prune()
 
         try:
             _together(group, prepare if rank == 0 else _nothing)
@@ -108,8 +109,6 @@ class Checkpointer:
                 f"{free / 2**30:.2f} GiB are free there); mend that and start the same command again: it goes on from "
                 "the checkpoint before."
             ) from error
-        if rank == 0:
-            self._prune()
 
     def _publish(self, partial: Path, name: str, content: dict[str, Any], world_size: int) -> None:
         """Join what the ranks wrote (a pipeline stage knows the ages of its own tensors only) and move `latest`."""
