@@ -103,6 +103,16 @@ def through_a_pipeline(folder: Path) -> None:
     for name, values in now.items():
         assert torch.equal(values, resample_position(before[name], 16) if name == "patches.position" else before[name])
 
+    # Interleaved stages take any number of micro-batches, though the schedule takes even numbers only.
+    interleaved = replace(case, schedule="interleaved").engine(layout)
+    batches, plain = problem.micro_batches(0), case.engine(layout)
+    for number in (1, 3, 5, 7):
+        targets = sum(batch.num_targets for batch in batches[:number])
+        both = [e.forward_backward(batches[:number], targets) for e in (interleaved, plain)]
+        assert both[0].tokens.sum() == targets
+        torch.testing.assert_close(both[0].loss, both[1].loss, rtol=1e-5, atol=0)
+        assert interleaved.update(1e-3) == pytest.approx(plain.update(1e-3), rel=1e-5)
+
     # Only the vision tower differs, and with it only the first stage.
     deeper = build_engine(
         replace(problem.VIT, depth=3),
@@ -153,6 +163,14 @@ def everything_else(folder: Path) -> None:
         assert loaded == (step - 1, {"step": step - 1})
         mine = sum("is damaged (__1_0.distcp)" in str(w.message) for w in caught)
         assert bool(layout.all_reduce_data(torch.tensor(mine)))
+
+    # All are damaged: nobody starts anew unasked. What is damaged was put aside.
+    assert checkpointer.steps() == [1] and (folder / "run" / "step_00000003.damaged").is_dir()
+    if layout.rank == 0:
+        (folder / "run" / "step_00000001" / "manifest.json").write_text("{}")
+    layout.barrier()
+    with pytest.raises(ConfigurationError, match=r"All checkpoints in .* are damaged"):
+        checkpointer.load_latest(case.engine(layout))
 
     # Another resolution: positions are resampled, the rest is as saved; what was frozen starts moments of its own.
     last = Checkpointer(folder / "phases")
