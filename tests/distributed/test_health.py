@@ -11,23 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import pytest
-
-from data.corpus_text import corpus_texts
-from data.miniature.config import MiniatureConfig
-from data.miniature.corpus import make_corpus
-from data.tokenizer import train_tokenizer
-
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ["experiment=equivalence", "data.batch_examples=4", "data.num_streams=2", "parallel.micro_batch=2"]
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    make_corpus(MiniatureConfig(folder=str(folder), scale=0.005, languages=["en", "de"], workers=1))
-    train_tokenizer(corpus_texts(folder, "train"), folder / "tokenizer.model", 600)
-    return folder
 
 
 def start(corpus: Path, folder: Path, *settings: str) -> subprocess.Popen[str]:
