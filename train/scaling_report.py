@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from errors import ConfigurationError
+from train.entry import in_one_sentence
 from train.scaling import Return, Score, Trained, read_sweep, returns
 from train.scaling_figure import draw
 
@@ -105,8 +106,4 @@ def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ConfigurationError as error:
-        print(f"Configuration: {error}", file=sys.stderr)
-        sys.exit(2)
+    in_one_sentence(lambda: main(sys.argv[1:]))
