@@ -121,7 +121,7 @@ def hugging_face(sizes: Sizes, precision: str) -> Callable[[list[dict[str, Tenso
             with precise():
                 loss = model(**{name: tensor.to(device) for name, tensor in batch.items()}) / len(batches)
             loss.backward()
-            total += float(loss)
+            total += loss.item()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return total

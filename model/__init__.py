@@ -1,1 +1,6 @@
 """The model: a ViT whose patch tokens join the text in the encoder of an mT5, as a list of units."""
+
+import warnings
+
+# On import Megatron says that Transformer Engine and Apex are missing; nothing of them is used here.
+warnings.filterwarnings("ignore", module=r"megatron\.")
