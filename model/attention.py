@@ -51,13 +51,13 @@ def relative_buckets(
     device: torch.device,
     first_query: int = 0,
 ) -> Tensor:
-    """Bucket of every (query, key) distance, int64 [num_queries, num_keys].
+    """Bucket of every distance from a query to a key, int64 [num_queries + num_keys - 1]: that of query i and key j
+    is number j - i + num_queries - 1.
 
     T5X `_relative_position_bucket`: half of the buckets are exact distances, half grow logarithmically up to
     `max_distance`. Distances count within a packed segment, because segments are contiguous.
     """
-    queries = torch.arange(first_query, first_query + num_queries, device=device)
-    distance = torch.arange(num_keys, device=device)[None, :] - queries[:, None]
+    distance = torch.arange(1 - num_queries, num_keys, device=device) - first_query
     buckets = torch.zeros_like(distance)
     if bidirectional:
         num_buckets //= 2
@@ -74,7 +74,10 @@ def relative_buckets(
 def relative_bias(
     table: Tensor, config: MT5Config, num_queries: int, num_keys: int, bidirectional: bool, first_query: int = 0
 ) -> Tensor:
-    """T5 relative position bias, [heads, num_queries, num_keys], from a table [buckets, heads]."""
+    """T5 relative position bias, [heads, num_queries, num_keys], from a table [buckets, heads].
+
+    The same along every diagonal: looked up once per distance, and so is its gradient summed.
+    """
     buckets = relative_buckets(
         num_queries,
         num_keys,
@@ -84,7 +87,7 @@ def relative_bias(
         table.device,
         first_query,
     )
-    return F.embedding(buckets, table).permute(2, 0, 1)
+    return table[buckets].t().unfold(1, num_keys, 1).flip(1)
 
 
 def t5_attention(
@@ -126,6 +129,7 @@ def flex_t5_attention(
     q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
     score = None
     if table is not None:
+        last = q.shape[2] - 1
         buckets = relative_buckets(
             q.shape[2],
             k.shape[2],
@@ -136,7 +140,7 @@ def flex_t5_attention(
         )
 
         def score(value, batch, head, i, j):  # type: ignore[no-untyped-def]
-            return value + table[buckets[i, j], head]
+            return value + table[buckets[j - i + last], head]
 
     attend = _compiled_flex() if q.is_cuda else flex_attention
     return attend(q, k, v, score_mod=score, block_mask=blocks, scale=1.0).permute(2, 0, 1, 3).flatten(2)

@@ -19,10 +19,9 @@ ours. What that takes (tests/distributed/test_options_workarounds.py tells when 
    16-bit gradients, `engine.forward` is not needed.
 7. ZeRO-3 overwrites gradients in the first backward of a step and adds in the others; where a rank holds several
    (interleaved) stages, the first backward of the second stage is not the first, so gradients are zeroed and added.
-8. ZeRO-3 releases a parameter when no module that is at work uses it, at the latest when the optimizer steps. To keep
-   parameters gathered over the micro-batches of a step, the step itself is entered as such a module:
-   `stage3_max_live_parameters`, `stage3_max_reuse_distance` and the persistence threshold count only while DeepSpeed
-   knows the order of modules beforehand, which the first steps and a pipeline's schedule make it forget.
+8. ZeRO-3 gathers and releases parameters module by module, in hooks that cost more than the work of a small module, and
+   releases them at the latest when the optimizer steps. To keep parameters gathered over the micro-batches of a step
+   (`gather: step`), the hooks are removed, and units are gathered when the step begins.
 9. ZeRO++'s groups of nearby ranks are made by us: DeepSpeed takes neighbours in the world, who may be tensor-parallel,
    and makes them anew for every unit that is sharded.
 10. DeepSpeed's NVMe offload reads state back sub-group by sub-group, but there is one only, and our optimizers keep
@@ -33,7 +32,8 @@ ours. What that takes (tests/distributed/test_options_workarounds.py tells when 
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
@@ -41,6 +41,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.zero import partition_parameters, partitioned_param_coordinator, stage3
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.utils import groups
 from torch import Tensor, nn
 
@@ -57,7 +58,6 @@ from parallel.materialize import Blueprint, materialize
 from parallel.optimizer import Shard
 
 EVERYTHING = 10**15  # elements: larger than any model
-THE_STEP = -1  # the id of a module that no model has
 
 for name in ("DeepSpeed", "deepspeed"):  # it announces itself on every rank
     logging.getLogger(name).setLevel(logging.ERROR)
@@ -131,6 +131,9 @@ class ZeroEngine(Engine):
             config=config,
         )
         self.fresh = True  # no backward since the last update
+        self.gather_once = self.stage == 3 and layout.config.gather == "step"
+        if self.gather_once:
+            self.zero.parameter_offload.destroy()  # the hooks
         self._map_into_files(pali, layout.config)
         super().__init__(blueprint, pali, self.zero.optimizer, layout.stage_group)
 
@@ -221,10 +224,40 @@ class ZeroEngine(Engine):
             dist.all_gather_into_tensor(flat, flats[rank].clone(), group=self.layout.data_group)
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch], num_targets: int) -> LossTotals:
-        if self.stage == 3 and self.layout.config.gather == "step":
-            for parameter in self.model.parameters():
-                parameter.ds_active_sub_modules.add(THE_STEP)  # type: ignore[attr-defined]
+        if self.gather_once:
+            self._gather()  # until the optimizer steps
         return super().forward_backward(micro_batches, num_targets)
+
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossTotals:
+        with self._gathered():
+            return super().evaluate(micro_batches)
+
+    def generate(self, batch: MicroBatch, max_new_tokens: int) -> Tensor:
+        with self._gathered():
+            return super().generate(batch, max_new_tokens)
+
+    @contextmanager
+    def _gathered(self) -> Iterator[None]:
+        """Whole parameters where no hooks gather them."""
+        if not self.gather_once:
+            yield
+            return
+        gathered = self._gather()
+        try:
+            yield
+        finally:
+            gathered[0].partition(param_list=gathered, has_been_updated=False)
+
+    def _gather(self) -> list[Any]:
+        """Gather what is not there, a unit in one collective; returns it."""
+        gathered: list[Any] = []
+        for unit in self.model.children():
+            for quantized in (False, True):  # ZeRO++'s weights
+                sharded: list[Any] = [p for p in unit.parameters() if _is_sharded(p) and _is_quantized(p) == quantized]
+                if sharded:
+                    sharded[0].all_gather_coalesced(sharded, quantize=quantized).wait()
+                gathered += sharded
+        return gathered
 
     def backward(self, loss: Tensor) -> None:
         self.zero.clear_backward_seen_flag()
@@ -244,6 +277,14 @@ class ZeroEngine(Engine):
         self.fresh = True
         norm = float(self.zero._global_grad_norm)
         return norm if norm >= 0 and not self.zero.overflow else math.nan
+
+
+def _is_sharded(parameter: Any) -> bool:
+    return parameter.ds_status == ZeroParamStatus.NOT_AVAILABLE  # type: ignore[no-any-return]
+
+
+def _is_quantized(parameter: Any) -> bool:
+    return hasattr(parameter.ds_tensor, "ds_quant_scale")
 
 
 def _compare_within(group: dist.ProcessGroup) -> None:

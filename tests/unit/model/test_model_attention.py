@@ -19,9 +19,21 @@ def test_buckets_are_mesh_tensorflows(bidirectional: bool) -> None:
     theirs = MT5Attention._relative_position_bucket(
         distance, bidirectional=bidirectional, num_buckets=32, max_distance=128
     )
-    assert torch.equal(relative_buckets(300, 300, bidirectional, 32, 128, torch.device("cpu")), theirs)
+    diagonals = torch.cat([theirs[:, 0].flip(0), theirs[0, 1:]])
+    assert torch.equal(relative_buckets(300, 300, bidirectional, 32, 128, torch.device("cpu")), diagonals)
     last = relative_buckets(1, 300, bidirectional, 32, 128, torch.device("cpu"), first_query=299)
-    assert torch.equal(last, theirs[299:])
+    assert torch.equal(last, theirs[299])
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_every_query_and_key_get_the_bias_of_their_bucket(bidirectional: bool) -> None:
+    distance = torch.arange(7)[None, :] - torch.arange(2, 7)[:, None]
+    theirs = MT5Attention._relative_position_bucket(
+        distance, bidirectional=bidirectional, num_buckets=32, max_distance=128
+    )
+    table = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    found = relative_bias(table, MT5, 5, 7, bidirectional, first_query=2)
+    assert torch.equal(found, table[theirs].permute(2, 0, 1))
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
