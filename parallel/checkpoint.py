@@ -74,7 +74,10 @@ class Checkpointer:
         return self.writing is not None and self.writing.done() and self.writing.exception() is not None
 
     def wait(self) -> None:
-        """Until the last save is whole on disk; raises SaveFailed, once and on every rank, if it will never be."""
+        """Until the last save is whole on disk; raises SaveFailed, once and on every rank, if it will never be.
+
+        Another RuntimeError is the group's: a rank has died.
+        """
         writing, self.writing = self.writing, None
         if writing is not None:
             writing.result()
@@ -101,7 +104,7 @@ class Checkpointer:
             _together(group, prepare if rank == 0 else _nothing)
             _together(group, write)
             _together(group, publish if rank == 0 else _nothing)
-        except Exception as error:  # also of the group, when a peer has died
+        except SaveFailed as error:  # not of the group: a peer that died ends the run as everywhere else
             shutil.rmtree(partial, ignore_errors=True)
             free = shutil.disk_usage(self.folder if self.folder.exists() else "/").free
             raise SaveFailed(

@@ -162,7 +162,7 @@ class Run:
         """Flush everything and give the signals back."""
         try:
             self.checkpointer.wait()
-        except SaveFailed as error:  # something else ends the run
+        except RuntimeError as error:  # something else ends the run
             self.display.note(str(error))
         if self.metrics is not None:
             self.metrics.close()
