@@ -1,1 +1,7 @@
 """Where the model lives: process groups, tensor and data parallelism, ZeRO, sharded optimizers, checkpoints."""
+
+import warnings
+
+# Libraries' notes to their own authors, on import and in every step, would bury what a run says to its user.
+warnings.filterwarnings("ignore", module=r"(megatron|deepspeed|torch)\.")
+warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)

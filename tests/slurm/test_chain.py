@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster, unproven, wait_for
+from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import CORPUS, SETTINGS, curve, same_curve
 from train.snapshot import ROOT
 from train.submit import follow, main, plan, requests, submit
@@ -21,7 +21,6 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-@unproven
 def test_corpus_two_trainings_and_scores(
     slurm: Cluster, corpus: Path, straight: Curve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -42,7 +41,6 @@ def test_corpus_two_trainings_and_scores(
     assert json.loads(Path("two/evaluation.json").read_text())["step"] == 1
 
 
-@unproven
 def test_a_broken_link_cancels_what_hangs_on_it(
     slurm: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -57,7 +55,6 @@ def test_a_broken_link_cancels_what_hangs_on_it(
     assert (tmp_path / "thesis" / "chapter.tex").exists()
 
 
-@unproven
 def test_followers_learn_how_it_ended(
     slurm: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,10 +13,6 @@ HERE = Path(__file__).parent
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # where daemons are, which users need not have in theirs
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "ss")
 MISSING = [name for name in PROGRAMS if not shutil.which(name, path=PATH)]
-# Written, but never yet seen to pass: the machine was too busy. Who has seen one pass takes its mark away.
-unproven = pytest.mark.skipif(
-    "PALI_UNPROVEN" not in os.environ, reason="never seen to pass yet; PALI_UNPROVEN=1 runs it"
-)
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
 
 
