@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS, EVERY = 14, 4  # of the run; between checkpoints
+STEPS, EVERY = 40, 4  # of the run; between checkpoints
 PATIENCE_S = 900  # for anything that happens at all
 SETTINGS = ("experiment=equivalence", f"run.steps={STEPS}", "data.batch_examples=4", "data.num_streams=2",
             "parallel.micro_batch=2", "parallel.timeout_s=300", f"checkpoint.every_steps={EVERY}")  # fmt: skip

@@ -5,7 +5,7 @@
     python -m benchmarks.faults --list
     python -m benchmarks.faults --report benchmarks/faults.md
 
-A job is two ranks of the toy model on CPUs (gloo), a checkpoint every 4 of 14 steps. A fault strikes while it trains;
+A job is two ranks of the toy model on CPUs (gloo), a checkpoint every 4 of 40 steps. A fault strikes while it trains;
 where the job ends, the same command is started again. "Loss curve equal" compares every step's loss, gradient norm and
 learning rate with those of a run that nothing was done to, to the last bit. Seconds are wall clock; most of the time
 until a job trains again is Python importing torch.
@@ -303,7 +303,7 @@ SOON = "parallel.timeout_s=30"
 NAN_SETTINGS = ("run.guard.max_in_a_row=1", "run.guard.roll_back=1")
 FAULTS = [
     Fault("kill -9 of a rank", kill_rank),
-    Fault("kill -9 of the launcher", kill_launcher, told="has died; this process saves and ends"),
+    Fault("kill -9 of the launcher", kill_launcher, told="has died; this process saves and ends", settings=(SOON,)),
     Fault("kill -9 of a node (two launchers, a process tree stands for a node)", kill_node, nodes=2),
     Fault("SIGSTOP of a rank", stop_rank, told=r"Does not answer, stopped or dead: rank 1", settings=(SOON,)),
     Fault("a read that never returns", hang_reading, told=r"Stands still: rank", prepare=own_corpus, mend=answer_again,

@@ -60,8 +60,7 @@ class Layout:
 
     def __init__(self, parallel: ParallelConfig, this: Launch) -> None:
         start(this, parallel.timeout_s)
-        if parallel_state.model_parallel_is_initialized():
-            parallel_state.destroy_model_parallel()
+        _close_groups()
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor,
             pipeline_model_parallel_size=parallel.pipeline,
@@ -80,7 +79,8 @@ class Layout:
     def background_group(self) -> dist.ProcessGroup:
         """All ranks once more, through their hosts: for a thread beside training, whose collectives come in another
         order. Asking for it the first time is a collective."""
-        return dist.new_group(backend="gloo", timeout=timedelta(seconds=self.config.timeout_s))
+        timeout = timedelta(seconds=self.config.timeout_s)
+        return parallel_state.create_group(range(self.world_size), backend="gloo", timeout=timeout)
 
     @property
     def data_parallel_rank(self) -> int:
@@ -117,3 +117,12 @@ class Layout:
 
     def barrier(self) -> None:
         dist.barrier()
+
+
+def _close_groups() -> None:
+    """End the layout before, if there is one: each of its gloo groups would poll on, in threads of its own."""
+    if parallel_state.model_parallel_is_initialized():
+        _, *groups = parallel_state._global_process_group_list  # the first stands for the world
+        for group in groups:
+            dist.destroy_process_group(group)
+        parallel_state.destroy_model_parallel()
