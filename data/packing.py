@@ -147,13 +147,6 @@ def micro_batches(rows: Rows, micro_batch: int, shape: RowShape) -> list[Rows]:
     return [take(rows, start, start + micro_batch, shape) for start in range(0, padded, micro_batch)]
 
 
-def empty_micro_batch(like: Rows) -> Rows:
-    """As many rows as `like`, without an example."""
-    empty = _map(np.zeros_like, like)
-    empty["visual_index"] -= 1
-    return empty
-
-
 def _shift(rows: Rows, num_rows: int, shape: RowShape) -> Rows:
     """The rows as if `num_rows` more lay before them."""
     index = rows["visual_index"]

@@ -110,6 +110,11 @@ class MicroBatch:
         return self.encoder_tokens.shape[0]
 
     @property
+    def num_positions(self) -> int:
+        """Encoder and decoder positions, padding included."""
+        return self.encoder_segments.numel() + self.decoder_segments.numel()
+
+    @property
     def num_targets(self) -> int:
         """Target tokens of this micro-batch."""
         assert self.target_positions is not None

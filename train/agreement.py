@@ -1,21 +1,26 @@
 """What all ranks agree on in each step, in one small all-reduce."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from data.ledger import ErrorBudgetExceeded
 from train.rank_times import RankTimes
 
 MICRO = 1e6  # seconds travel as whole microseconds
+Item = TypeVar("Item")
 
 
 @dataclass
 class Local:
     """One rank's part of a step. Token, image and example counts are of this rank's data-parallel share.
 
-    `times`: how long the step before took here, None where there was none.
+    `positions` are those of its micro-batches as they are computed, padding included; `empty_positions` those of a
+    micro-batch that it adds where another rank has more. `over_budget`: what ended its reading
+    (ErrorBudgetExceeded). `times`: how long the step before took here, None where there was none.
     """
 
     num_micro_batches: int
@@ -23,6 +28,9 @@ class Local:
     encoder_tokens: int
     images: int
     examples: list[int]  # by objective
+    positions: int = 0
+    empty_positions: int = 0
+    over_budget: str | None = None
     data_wait_s: float = 0.0
     memory_bytes: int = 0
     stop: bool = False
@@ -47,18 +55,23 @@ class Agreed:
     save: bool
     skipped: dict[str, int]
     times: list[RankTimes] = field(default_factory=list)
+    positions: int = 0  # that are computed, of the micro-batches that are added too
 
 
 def agree(local: Local, data_parallel_size: int, device: torch.device) -> Agreed:
     """Sum and take maxima over all ranks in one all-reduce (a second one only in steps that skipped records).
 
     Maxima come out of a sum because every rank has a row of its own. Ranks that read the same rows (tensor or pipeline
-    parallel) count them equally often, so sums are divided by their number.
+    parallel) count them equally often, so sums are divided by their number. Raises ErrorBudgetExceeded on every rank
+    where one of them met it: nobody waits for a rank that has left.
     """
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     times = astuple(local.times or RankTimes())
     columns = [
         local.num_micro_batches,
+        local.positions,
+        local.empty_positions,
+        local.over_budget is not None,
         int(local.data_wait_s * MICRO),
         local.memory_bytes,
         local.stop,
@@ -75,23 +88,52 @@ def agree(local: Local, data_parallel_size: int, device: torch.device) -> Agreed
         dist.all_reduce(message)
     message = message.cpu()
     rows = message[: table.numel()].view_as(table)
-    most = rows.amax(0).tolist()
-    num_targets, encoder_tokens, images, *examples = (
-        message[table.numel() :] // (world // data_parallel_size)
-    ).tolist()
+    most_micro_batches, _, empty_positions, over_budget, data_wait, memory, stop, save, skipped, timed = rows.amax(0)[
+        : -len(times)
+    ].tolist()
+    if over_budget:
+        raise_over_budget(local.over_budget)
+    added = most_micro_batches * world - int(rows[:, 0].sum())
+    sharing = world // data_parallel_size
+    num_targets, encoder_tokens, images, *examples = (message[table.numel() :] // sharing).tolist()
     return Agreed(
-        num_micro_batches=most[0],
+        num_micro_batches=most_micro_batches,
         num_targets=num_targets,
         encoder_tokens=encoder_tokens,
         images=images,
         examples=examples,
-        data_wait_s=most[1] / MICRO,
-        memory_bytes=most[2],
-        stop=bool(most[3]),
-        save=bool(most[4]),
-        skipped=_gather_skipped(local.skipped, world, data_parallel_size) if most[5] else {},
-        times=[RankTimes(*(each / MICRO for each in row[-len(times) :])) for row in rows.tolist()] if most[6] else [],
+        data_wait_s=data_wait / MICRO,
+        memory_bytes=memory,
+        stop=bool(stop),
+        save=bool(save),
+        skipped=_gather_skipped(local.skipped, world, data_parallel_size) if skipped else {},
+        times=[RankTimes(*(each / MICRO for each in row[-len(times) :])) for row in rows.tolist()] if timed else [],
+        positions=(int(rows[:, 1].sum()) + added * empty_positions) // sharing,
     )
+
+
+def raise_over_budget(found: str | None) -> None:
+    """Raise ErrorBudgetExceeded on every rank if any rank `found` a source over its error budget; a collective."""
+    for sentence in filter(None, gather([found])):
+        raise ErrorBudgetExceeded(sentence)
+
+
+def together(batches: Iterable[Item]) -> Iterator[Item]:
+    """The batches, of which every rank has equally many; a collective at each.
+
+    Raises ErrorBudgetExceeded on every rank where reading raised it on one.
+    """
+    iterator = iter(batches)
+    while True:
+        batch, found = None, None
+        try:
+            batch = next(iterator, None)
+        except ErrorBudgetExceeded as error:
+            found = str(error)
+        raise_over_budget(found)
+        if batch is None:
+            return
+        yield batch
 
 
 def _gather_skipped(skipped: dict[str, int], world: int, data_parallel_size: int) -> dict[str, int]:

@@ -6,6 +6,7 @@ from data.examples import ExampleInfo
 from data.packing import Rows
 from data.tokenizer import Tokenizer
 from parallel.engine import Engine
+from train.agreement import together
 from train.samples import Sample
 from train.steps import Trim, as_tensors
 
@@ -20,9 +21,10 @@ def answers(
 ) -> Iterator[Sample]:
     """One sample per example, of batches with one example a row. With `blind`, asked again with every image blanked.
 
-    A collective: all ranks must hold equally many batches (`data.stream.evaluation_batches` sees to it).
+    A collective: all ranks must hold equally many batches (`data.stream.evaluation_batches` sees to it). Raises
+    ErrorBudgetExceeded on every rank where reading raises it on one.
     """
-    for rows, infos in batches:
+    for rows, infos in together(batches):
         batch = trim(as_tensors(rows))
         seen = engine.generate(batch, max_new_tokens).tolist()
         unseen = engine.generate(batch.blanked(), max_new_tokens).tolist() if blind else None

@@ -1,7 +1,8 @@
 """What stands around every entry point: Hydra, and one clear sentence for a configuration that cannot work.
 
-Exit codes: 0 done, 2 a mistake in the configuration, 3 a run that stopped itself (`RunStopped`), 4 a run that hung
-(`train/watchdog.py`), 75 a run that was interrupted by a signal and saved (start it again to go on).
+Exit codes: 0 done, 2 a mistake in the configuration, 3 a run that stopped itself (`RunStopped`, or a source over its
+error budget), 4 a run that hung (`train/watchdog.py`), 75 a run that was interrupted by a signal and saved (start it
+again to go on).
 """
 
 import difflib
@@ -20,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from data.ledger import ErrorBudgetExceeded
 from errors import ConfigurationError
 from launcher import first_rank
 from parallel.launch import stop as leave
@@ -78,6 +80,8 @@ def in_one_sentence(work: Callable[[], None]) -> None:
         stop(f"Configuration: {sentence(error)}", EXIT_CONFIGURATION)
     except RunStopped as error:
         stop(str(error), EXIT_STOPPED, error.alone)
+    except ErrorBudgetExceeded as error:  # on every rank alike (train/agreement.py)
+        stop(str(error), EXIT_STOPPED)
     except Interrupted as error:
         stop(str(error), EXIT_INTERRUPTED)
     except FailedRuns as error:

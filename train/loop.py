@@ -3,6 +3,7 @@
 import math
 import time
 from contextlib import closing
+from functools import partial
 
 from data.objectives import NAMES
 from data.stream import Reader
@@ -21,7 +22,7 @@ from train.profiling import Profiler, memory_told
 from train.rank_times import RankTimes, Stragglers
 from train.run import Extra, Run
 from train.schedule import learning_rate
-from train.steps import Share, identities, seed_generators, trimmer
+from train.steps import Share, identities, read_or_stop, seed_generators, trimmer
 from train.validation import Validation
 from train.watchdog import Watchdog
 
@@ -82,8 +83,8 @@ class Loop:
 
     def dry_run(self, step: int) -> None:
         """Forward and backward on the first batch, and forget it: what cannot work fails before the first step."""
-        share, agreed, _ = self.agreed_share(step)
-        self.engine.forward_backward(share.micro_batches(agreed.num_micro_batches, self.trim), agreed.num_targets)
+        share, agreed = self.agreed_share(step)
+        self.engine.forward_backward(share.filled(agreed.num_micro_batches), agreed.num_targets)
         self.engine.discard()
         self.held = {step: share}
 
@@ -92,17 +93,16 @@ class Loop:
         began = time.perf_counter()
         self.waiting.seconds()  # what came before is not this step's
         seed_generators(self.config.run.seed, step, self.layout.data_parallel_rank)
-        share, agreed, positions = self.agreed_share(step)
-        micro_batches = share.micro_batches(agreed.num_micro_batches, self.trim)
+        share, agreed = self.agreed_share(step)
         self.watchdog.beat(f"step {step}, forward and backward")
-        totals = self.engine.forward_backward(micro_batches, agreed.num_targets)
+        totals = self.engine.forward_backward(share.filled(agreed.num_micro_batches), agreed.num_targets)
         rate = learning_rate(self.config.schedule, step, self.config.run.steps) * self.span.phase.learning_rate_factor
         self.watchdog.beat(f"step {step}, update")
         cause, grad_norm = self.update(totals, rate)
         self.times = RankTimes(time.perf_counter() - began, self.waiting.seconds(), share.data_wait_s)
         line = step_line(
             step, totals, agreed, NAMES, grad_norm=grad_norm, lr=rate, seconds=self.times.step_s,
-            positions=positions, world_size=self.layout.world_size, peak_tflops=self.peak_tflops,
+            world_size=self.layout.world_size, peak_tflops=self.peak_tflops,
             flops=self.flops.step(sum(agreed.examples), agreed.images, agreed.encoder_tokens, agreed.num_targets),
         )  # fmt: skip
         if self.validation.due(step):
@@ -158,18 +158,17 @@ class Loop:
         if step in self.held:
             return self.held.pop(step)
         rows, infos, statistics = self.reader.read(self.run.left_out.batch_of(step) - 1)
-        return Share(rows, infos, statistics.skipped)
+        return Share.of(rows, infos, statistics.skipped, self.trim)
 
-    def agreed_share(self, step: int) -> tuple[Share, Agreed, int]:
-        """This rank's share, what all ranks agree on, and the positions of all rows of the step."""
+    def agreed_share(self, step: int) -> tuple[Share, Agreed]:
+        """This rank's share, and what all ranks agree on; raises ErrorBudgetExceeded on all if it stops one."""
         self.watchdog.beat(f"step {step}, reading")
         began = time.perf_counter()
-        share = self.read(step)
+        share = read_or_stop(partial(self.read, step), self.layout)
         share.data_wait_s = time.perf_counter() - began
         self.watchdog.beat(f"step {step}, meeting all ranks")
         local = share.facts(self.tokens_per_image)
         local.times = self.times
         local.memory_bytes = memory_bytes(self.layout.device)
         local.stop, local.save = self.run.interrupt.asked, self.run.save_due()
-        agreed = agree(local, self.layout.data_parallel_size, self.layout.device)
-        return share, agreed, share.positions * agreed.num_micro_batches * self.layout.data_parallel_size
+        return share, agree(local, self.layout.data_parallel_size, self.layout.device)

@@ -4,14 +4,13 @@ from contextlib import closing
 
 from omegaconf import DictConfig
 
-from data.ledger import ErrorBudgetExceeded
 from data.stream import Reader
 from data.tokenizer import Tokenizer
 from parallel.launch import launch
 from parallel.layout import Layout
 from train.checks import check
 from train.config import to_run_config
-from train.entry import RunStopped, entry
+from train.entry import entry
 from train.loop import Loop
 from train.phases import Span, for_phase, span_of, spans
 from train.restarts import stop_if_in_vain
@@ -26,12 +25,9 @@ def main(composed: DictConfig) -> None:
     check(config, this.world_size)
     with closing(Run(config, Layout(config.parallel, this))) as run:
         stop_if_in_vain(run)
-        try:
-            done = run.checkpointer.latest_step() or 0
-            while done < config.run.steps:
-                done = train_phase(run, span_of(spans(config), done + 1))
-        except ErrorBudgetExceeded as error:
-            raise RunStopped(str(error), alone=True) from error
+        done = run.checkpointer.latest_step() or 0
+        while done < config.run.steps:
+            done = train_phase(run, span_of(spans(config), done + 1))
         run.settle()
         run.display.note(f"{run.folder}: all {config.run.steps} steps are done.")
 

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from data.examples import ExampleInfo
+from data.ledger import ErrorBudgetExceeded
 from data.objectives import NAMES
-from data.packing import Rows, empty_micro_batch
+from data.packing import Rows
 from model.batch import MicroBatch
-from train.agreement import Local
+from parallel.layout import Layout
+from train.agreement import Local, agree
 from train.config import RunConfig
 
 Trim = Callable[[MicroBatch], MicroBatch]
@@ -20,35 +22,54 @@ Trim = Callable[[MicroBatch], MicroBatch]
 
 @dataclass
 class Share:
-    """One rank's share of a step, and the seconds that it was waited for."""
+    """One rank's share of a step as it is computed, and the seconds that it was waited for.
 
-    rows: list[Rows]
+    `empty`: a micro-batch without an example, for when another rank has more of them.
+    """
+
+    micro_batches: list[MicroBatch]
+    empty: MicroBatch
     infos: list[ExampleInfo]
     skipped: dict[str, int]
     data_wait_s: float = 0.0
+
+    @classmethod
+    def of(cls, rows: Sequence[Rows], infos: list[ExampleInfo], skipped: dict[str, int], trim: Trim) -> "Share":
+        """From what a reader gives: at least one micro-batch of rows."""
+        whole = [as_tensors(each) for each in rows]
+        return cls([trim(batch) for batch in whole], trim(whole[0].emptied()), infos, skipped)
 
     def facts(self, tokens_per_image: int) -> Local:
         """What the other ranks must know of it."""
         examples = Counter(info.objective for info in self.infos)
         return Local(
-            num_micro_batches=len(self.rows),
-            num_targets=sum(int(np.count_nonzero(rows["decoder_segments"])) for rows in self.rows),
-            encoder_tokens=sum(int(np.count_nonzero(rows["encoder_segments"])) for rows in self.rows),
-            images=sum(int(np.count_nonzero(rows["visual_index"] >= 0)) for rows in self.rows) // tokens_per_image,
+            num_micro_batches=len(self.micro_batches),
+            num_targets=sum(batch.num_targets for batch in self.micro_batches),
+            encoder_tokens=sum(int((batch.encoder_segments > 0).sum()) for batch in self.micro_batches),
+            images=sum(int((batch.visual_index >= 0).sum()) for batch in self.micro_batches) // tokens_per_image,
             examples=[examples[name] for name in NAMES],
+            positions=sum(batch.num_positions for batch in self.micro_batches),
+            empty_positions=self.empty.num_positions,
             skipped=self.skipped,
             data_wait_s=self.data_wait_s,
         )
 
-    def micro_batches(self, number: int, trim: Trim) -> list[MicroBatch]:
-        """The rows as tensors, filled up with empty micro-batches to `number`."""
-        rows = self.rows + [empty_micro_batch(self.rows[0])] * (number - len(self.rows))
-        return [trim(as_tensors(each)) for each in rows]
+    def filled(self, number: int) -> list[MicroBatch]:
+        """The micro-batches, filled up with empty ones to `number`."""
+        return self.micro_batches + [self.empty] * (number - len(self.micro_batches))
 
-    @property
-    def positions(self) -> int:
-        """Encoder and decoder positions of one micro-batch, padding included."""
-        return self.rows[0]["encoder_segments"].size + self.rows[0]["decoder_segments"].size
+
+def read_or_stop(read: Callable[[], Share], layout: Layout) -> Share:
+    """What `read` gives, before all ranks `agree` on it.
+
+    Where it raises ErrorBudgetExceeded, the other ranks learn so as they agree, and raise it too.
+    """
+    try:
+        return read()
+    except ErrorBudgetExceeded as error:
+        nothing = Local(0, 0, 0, 0, [0] * len(NAMES), over_budget=str(error))
+        agree(nothing, layout.data_parallel_size, layout.device)
+        raise
 
 
 def as_tensors(rows: Rows) -> MicroBatch:

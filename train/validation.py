@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 from data.config import MixtureConfig
 from data.objectives import NAMES
@@ -15,7 +16,7 @@ from train.answers import answers
 from train.config import EvaluationConfig, RunConfig
 from train.metrics import Line, losses
 from train.samples import Sample
-from train.steps import Share, trimmer
+from train.steps import Share, read_or_stop, trimmer
 
 SPLIT = "validation"
 
@@ -44,14 +45,18 @@ class Validation:
         every = self.settings.every_steps
         return every > 0 and (step % every == 0 or step == self.last_step)
 
+    def read(self, step: int) -> Share:
+        """This rank's share of a validation step."""
+        rows, infos, statistics = self.reader.read(step)
+        return Share.of(rows, infos, statistics.skipped, self.trim)
+
     def losses(self, engine: Engine) -> Line:
         """`validation/loss`, and per objective `validation/loss/<objective>` and `validation/accuracy/<objective>`."""
         sums: list[LossTotals] = []
         for step in range(self.settings.steps):
-            rows, infos, statistics = self.reader.read(step)
-            share = Share(rows, infos, statistics.skipped)
+            share = read_or_stop(partial(self.read, step), self.layout)
             agreed = agree(share.facts(self.tokens_per_image), self.layout.data_parallel_size, self.layout.device)
-            sums.append(engine.evaluate(share.micro_batches(agreed.num_micro_batches, self.trim)))
+            sums.append(engine.evaluate(share.filled(agreed.num_micro_batches)))
         parts = ([totals.nll, totals.z_loss, totals.correct, totals.tokens] for totals in sums)
         return losses(LossTotals(*(sum(each[1:], each[0]) for each in zip(*parts, strict=True))), NAMES, "validation/")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data.digest import step_digest
-from data.packing import Rows, empty_micro_batch
+from data.packing import Rows
 from data.stream import Reader, Stream, evaluation_batches
 from errors import ConfigurationError
 from tests.unit.data.conftest import IMAGE_SIZE, TOKENS_PER_IMAGE, mixture
@@ -96,10 +96,3 @@ def test_evaluation_is_one_example_a_row_in_order_and_even_over_ranks(data, toke
             assert info.row == row and info.segment == 1 and info.record["questions"]
             assert tokenizer.decode(rows["decoder_targets"][row]) == info.target_text
         assert not rows["decoder_segments"][len(infos) :].any()
-
-
-def test_an_empty_micro_batch_holds_nothing(stream):
-    like = stream.rows(0, range(4))[0]
-    empty = empty_micro_batch(like)
-    assert all(empty[name].shape == like[name].shape for name in Rows.__annotations__)
-    assert (empty["visual_index"] == -1).all() and not empty["encoder_segments"].any() and not empty["images"].any()

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from errors import ConfigurationError
-from model.batch import MicroBatch
+from model.batch import ARRAYS, MicroBatch
 from model.config import ModelConfig
 from model.loss import LossTotals
 from model.pali import PaLI, freeze
@@ -134,6 +134,14 @@ def test_empty_micro_batch_has_zero_loss_and_gradients() -> None:
     loss, totals, found = _run(small_model(), micro_batch([[], []], encoder_length=6, decoder_length=4, image_slots=1))
     assert loss == 0 and totals.tokens.sum() == 0 and totals.loss == 0
     assert not any(g.any() for g in found.values())
+
+
+def test_an_emptied_micro_batch_has_the_shape_of_its_model_and_no_example() -> None:
+    like = micro_batch([[example(1)], [example(2)]], image_slots=3)
+    empty = like.emptied()
+    assert all(getattr(empty, name).shape == getattr(like, name).shape for name in ARRAYS)
+    assert (empty.visual_index == -1).all() and not empty.encoder_segments.any() and not empty.images.any()
+    assert empty.num_targets == 0 and empty.num_positions == like.num_positions
 
 
 def test_frozen_vit_keeps_nothing_for_a_backward_pass_and_stays_in_evaluation_mode() -> None:

@@ -17,6 +17,7 @@ TOTALS = LossTotals(*torch.tensor([[4.0, 6.0, 0.0], [0.4, 0.2, 0.0], [1.0, 3.0, 
 AGREED = Agreed(
     num_micro_batches=2, num_targets=10, encoder_tokens=90, images=3, examples=[1, 2, 0], data_wait_s=0.25,
     memory_bytes=3 * GIB, stop=False, save=False, skipped={"webli/broken image": 2},
+    positions=200,
 )  # fmt: skip
 
 
@@ -25,7 +26,6 @@ def line(**changes: object) -> dict[str, object]:
         "grad_norm": 1.5,
         "lr": 0.1,
         "seconds": 2.0,
-        "positions": 200,
         "flops": 8e12,
         "world_size": 2,
         "peak_tflops": 100.0,

@@ -1,0 +1,66 @@
+"""A rank's share of a step: what is computed is counted, and a rank that cannot read is no riddle to the others."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from data.ledger import ErrorBudgetExceeded
+from data.objectives import NAMES
+from data.packing import RowShape, empty_rows, micro_batches
+from train.agreement import Local, agree, together
+from train.steps import Share, read_or_stop
+
+TOKENS_PER_IMAGE = 4
+SHAPE = RowShape(
+    encoder_length=64, decoder_length=32, images_per_row=2, image_size=28, tokens_per_image=TOKENS_PER_IMAGE
+)
+LAYOUT = SimpleNamespace(data_parallel_size=1, device=torch.device("cpu"))
+
+
+def share(multiple: int) -> Share:
+    """Two micro-batches of two rows; the longest text has 10 tokens, the longest target 3."""
+    rows = empty_rows(4, SHAPE)
+    for row, (text, target) in enumerate(((10, 3), (5, 2), (1, 1))):
+        rows["encoder_segments"][row, :text] = 1
+        rows["decoder_segments"][row, :target] = 1
+    trim = (lambda batch: batch.trimmed(TOKENS_PER_IMAGE, multiple)) if multiple else (lambda batch: batch)
+    return Share.of(micro_batches(rows, 2, SHAPE), [], {}, trim)
+
+
+@pytest.mark.parametrize(
+    ("multiple", "positions", "of_an_empty_one"), [(0, 4 * 96, 2 * 96), (8, 2 * 24 + 2 * 16, 2 * 16)]
+)
+def test_the_positions_that_are_computed(multiple: int, positions: int, of_an_empty_one: int) -> None:
+    one = share(multiple)
+    facts = one.facts(TOKENS_PER_IMAGE)
+    assert (facts.positions, facts.empty_positions) == (positions, of_an_empty_one)
+    assert (facts.encoder_tokens, facts.num_targets, facts.images) == (16, 6, 0)
+    assert agree(facts, 1, torch.device("cpu")).positions == positions
+    filled = one.filled(5)
+    assert sum(batch.num_positions for batch in filled) == positions + 3 * of_an_empty_one
+    assert [batch.num_targets for batch in filled] == [5, 1, 0, 0, 0]
+
+
+def test_a_source_over_its_budget_is_told_as_ranks_agree() -> None:
+    def read() -> Share:
+        raise ErrorBudgetExceeded("most are in shard x.tar")
+
+    with pytest.raises(ErrorBudgetExceeded, match=r"shard x\.tar"):
+        read_or_stop(read, LAYOUT)  # type: ignore[arg-type]
+    with pytest.raises(ErrorBudgetExceeded, match="told"):
+        agree(Local(0, 0, 0, 0, [0] * len(NAMES), over_budget="told"), 1, torch.device("cpu"))
+
+
+def test_batches_come_until_one_cannot_be_read() -> None:
+    def batches():  # type: ignore[no-untyped-def]
+        yield 1
+        yield 2
+        raise ErrorBudgetExceeded("too many")
+
+    read = []
+    with pytest.raises(ErrorBudgetExceeded, match="too many"):
+        for batch in together(batches()):
+            read.append(batch)
+    assert read == [1, 2]
+    assert list(together([(1,), (2,)])) == [(1,), (2,)]
