@@ -3,6 +3,7 @@
 python -m data.tokenizer root=runs/corpus output=runs/corpus/tokenizer.model vocab_size=4096
 """
 
+import hashlib
 import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -66,6 +67,12 @@ class Tokenizer:
             if token != PAD and token < self.vocab_size:
                 kept.append(int(token))
         return str(self._processor.decode(kept))
+
+
+def checksum(path: str | Path) -> str:
+    """SHA-256 (hex) of a tokenizer's file, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def train_tokenizer(texts: Iterable[str], path: str | Path, vocab_size: int) -> Tokenizer:

@@ -151,6 +151,15 @@ class Checkpointer:
         except ValueError:
             return max(self.steps(), default=None)
 
+    def latest_extra(self) -> dict[str, Any]:
+        """What was saved with the checkpoint that `latest` names, {} where there is none to read; loads nothing."""
+        step = self.latest_step()
+        try:
+            content = json.loads((self._path(step) / "state.json").read_text()) if step is not None else {}
+        except (OSError, ValueError):  # damaged: loading tells of it
+            return {}
+        return dict(content.get("extra", {}))
+
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"
 

@@ -5,14 +5,18 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from data.tokenizer import Tokenizer
+from data.config import MixtureConfig
+from data.shards import shard_paths
+from data.tokenizer import Tokenizer, checksum
 from errors import ConfigurationError
 from parallel import layout
+from parallel.checkpoint import Checkpointer
 from parallel.engine import DTYPES
 from parallel.materialize import plan_of
 from train.config import RunConfig, to_dict
 from train.phases import Span, for_phase, spans
 from train.profiling import profiled_steps
+from train.validation import SPLIT
 
 
 def check(config: RunConfig, world_size: int, expected: Sequence[Path] = ()) -> None:
@@ -32,6 +36,28 @@ def check(config: RunConfig, world_size: int, expected: Sequence[Path] = ()) -> 
     _check_tokenizer(config, expected)
     _check_initial(config, expected)
     _check_same_model(config)
+    _check_same_tokenizer(config, expected)
+
+
+def check_training_data(config: RunConfig, expected: Sequence[Path] = ()) -> None:
+    """Raise ConfigurationError for a source without the shards that training, or its validation, will read."""
+    for span in spans(config):
+        mixture = for_phase(config, span.phase).mixture
+        check_sources(config, mixture, "train", expected)
+        if config.evaluation.every_steps:
+            check_sources(config, mixture, SPLIT, expected)
+
+
+def check_sources(config: RunConfig, mixture: MixtureConfig, split: str, expected: Sequence[Path] = ()) -> None:
+    """Raise ConfigurationError for a mixture that cannot be, or a source of it that has no shards of a split."""
+    mixture.check()
+    for source in dict.fromkeys(component.source for component in mixture.components):
+        location = config.data.location(source)
+        try:
+            shard_paths(location, split)
+        except ConfigurationError:
+            if not _lies_in(Path(location), expected):
+                raise
 
 
 def _check_phase(config: RunConfig, span: Span, world_size: int) -> None:
@@ -56,8 +82,12 @@ def _check_phase(config: RunConfig, span: Span, world_size: int) -> None:
         )
 
 
+def _lies_in(path: Path, folders: Sequence[Path]) -> bool:
+    return any(path.absolute().is_relative_to(folder.absolute()) for folder in folders)
+
+
 def _is_expected(path: Path, expected: Sequence[Path]) -> bool:
-    return not path.exists() and any(path.absolute().is_relative_to(folder.absolute()) for folder in expected)
+    return not path.exists() and _lies_in(path, expected)
 
 
 def _check_tokenizer(config: RunConfig, expected: Sequence[Path]) -> None:
@@ -99,3 +129,19 @@ def _check_same_model(config: RunConfig) -> None:
                     f"{config.run.folder} holds a run with {tower}.{key}={before}, now it is {value}; "
                     "choose another run.name."
                 )
+
+
+def _check_same_tokenizer(config: RunConfig, expected: Sequence[Path]) -> None:
+    """To a model that has been trained, the ids of another tokenizer mean nothing."""
+    path = Path(config.data.tokenizer)
+    for folder in (config.run.folder, config.run.initial):
+        if folder is None or _is_expected(path, expected):
+            continue
+        saved = Checkpointer(Path(folder, "checkpoints")).latest_extra()
+        if "tokenizer" in saved and saved["tokenizer"] != (now := checksum(path)):
+            raise ConfigurationError(
+                f"{folder} was trained with another tokenizer than data.tokenizer={path} (SHA-256 "
+                f"{saved['tokenizer'][:12]}…, not {now[:12]}…); give that one, or choose another run."
+            )
+        if saved:
+            return  # the run has weights of its own

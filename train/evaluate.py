@@ -19,8 +19,8 @@ from parallel.launch import launch
 from parallel.layout import Layout
 from train.agreement import gather
 from train.answers import answers
-from train.checks import check
-from train.config import RunConfig, to_run_config
+from train.checks import check, check_sources
+from train.config import Phase, RunConfig, to_run_config
 from train.entry import entry
 from train.phases import for_phase, span_of, spans
 from train.run import engine_of
@@ -37,11 +37,18 @@ def main(composed: DictConfig) -> None:
     """Answers of all ranks, their scores, and a sheet of samples."""
     config = saved_config(composed, HydraConfig.get().overrides.task)
     this = launch()
+    checkpointer = Checkpointer(Path(config.run.folder, "checkpoints"))
+    step = checkpointer.latest_step()
+    if step is None:
+        raise ConfigurationError(f"{config.run.folder} holds no checkpoint yet; train the run first.")
     check(config, this.world_size)
+    phase = span_of(spans(config), step).phase
+    config = for_phase(config, phase)
+    check_sources(config, chosen(config.mixture, config.evaluation), config.evaluation.split)
     layout = Layout(config.parallel, this)
-    step, samples = answer(config, layout)
+    done, samples = answer(config, phase, checkpointer, layout)
     if layout.rank == 0:
-        report(Path(config.run.folder), config.evaluation.split, step, samples)
+        report(Path(config.run.folder), config.evaluation.split, done, samples)
 
 
 def saved_config(composed: DictConfig, overrides: list[str]) -> RunConfig:
@@ -62,14 +69,8 @@ def overridden(config: DictConfig, composed: DictConfig, overrides: list[str]) -
     return to_run_config(config)
 
 
-def answer(config: RunConfig, layout: Layout) -> tuple[int, list[Sample]]:
-    """(step of the checkpoint, answers to the held-out examples of all ranks)."""
-    checkpointer = Checkpointer(Path(config.run.folder, "checkpoints"))
-    step = checkpointer.latest_step()
-    if step is None:
-        raise ConfigurationError(f"{config.run.folder} holds no checkpoint yet; train the run first.")
-    phase = span_of(spans(config), step).phase
-    config = for_phase(config, phase)
+def answer(config: RunConfig, phase: Phase, checkpointer: Checkpointer, layout: Layout) -> tuple[int, list[Sample]]:
+    """(step of the checkpoint, answers to the held-out examples of all ranks); `config` as the phase sees it."""
     engine = engine_of(config, phase, layout)
     restored = checkpointer.load_latest(engine, weights_only=True)
     if restored is None:

@@ -8,7 +8,7 @@ from data.stream import Reader
 from data.tokenizer import Tokenizer
 from parallel.launch import launch
 from parallel.layout import Layout
-from train.checks import check
+from train.checks import check, check_training_data
 from train.config import to_run_config
 from train.entry import entry
 from train.loop import Loop
@@ -23,6 +23,7 @@ def main(composed: DictConfig) -> None:
     config = to_run_config(composed)
     this = launch()
     check(config, this.world_size)
+    check_training_data(config)
     with closing(Run(config, Layout(config.parallel, this))) as run:
         stop_if_in_vain(run)
         done = run.checkpointer.latest_step() or 0

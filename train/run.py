@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from data.objectives import NAMES
+from data.tokenizer import checksum
 from errors import ConfigurationError
 from parallel.checkpoint import Checkpointer, SaveFailed
 from parallel.engine import Engine, build_engine
@@ -37,6 +38,7 @@ class Run:
 
     def __init__(self, config: RunConfig, layout: Layout) -> None:
         self.config, self.layout = config, layout
+        self.tokenizer = checksum(config.data.tokenizer)  # of the file as it is now, whatever becomes of it
         self.folder = Path(config.run.folder)
         self.first_rank = layout.rank == 0
         self.lock = FolderLock(self.folder)
@@ -130,7 +132,7 @@ class Run:
     def save(self, engine: Engine, step: int, extra: Extra) -> None:
         """Begin a checkpoint; a collective of all ranks. Raises RunStopped if the one before could not be written."""
         try:
-            own = {"tracker_run": self.tracker.run_id, "config": to_dict(self.config)}
+            own = {"tracker_run": self.tracker.run_id, "config": to_dict(self.config), "tokenizer": self.tokenizer}
             self.checkpointer.save(engine, step, own | extra)
         except SaveFailed as error:
             raise RunStopped(str(error)) from error

@@ -23,13 +23,15 @@ from omegaconf import DictConfig, OmegaConf
 from data.miniature.config import parse as parse_corpus
 from errors import ConfigurationError
 from train import slurm
-from train.checks import check
+from train.checks import check, check_sources, check_training_data
 from train.cluster import SubmitConfig
 from train.config import RunConfig, to_run_config, to_yaml
 from train.entry import CONF, in_one_sentence, register
 from train.evaluate import overridden, saved_config
+from train.phases import for_phase, spans
 from train.slurm import Job
 from train.snapshot import ROOT, take
+from train.validation import chosen
 
 KINDS = ("corpus", "pretrain", "evaluate")
 FLAGS = {"--dry-run": "submit.dry_run=true", "--follow": "submit.follow=true"}
@@ -115,6 +117,11 @@ def _run(request: Request, site: SubmitConfig, config: RunConfig, expected: Sequ
     usable, tasks = usable_nodes(model_ranks, site, lambda world_size: check(config, world_size, expected))
     if request.kind == "evaluate":
         usable = usable[:1]
+        phase = spans(config)[-1].phase
+        mixture = chosen(for_phase(config, phase).mixture, config.evaluation)
+        check_sources(config, mixture, config.evaluation.split, expected)
+    else:
+        check_training_data(config, expected)
     folder = Path(config.run.folder)
     return Job(request.kind, tuple(request.words), folder, usable, tasks, site, to_yaml(config))
 

@@ -1,5 +1,6 @@
 """Settings that cannot work together are found before anything starts, each in a sentence that says what to change."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from data.config import ComponentConfig, DataConfig, MixtureConfig
+from data.tokenizer import checksum, train_tokenizer
 from errors import ConfigurationError
 from model.config import MT5Config
 from parallel.config import ParallelConfig
-from train.checks import check
+from train.checks import check, check_training_data
 from train.config import Phase, RunConfig, RunSettings, ScheduleConfig, StageConfig, to_dict, to_run_config, to_yaml
 from train.phases import span_of, spans
 
@@ -103,3 +105,66 @@ def test_phases_lie_one_after_another(config: RunConfig) -> None:
     laid_out = spans(config)
     assert [(s.phase.name, s.first, s.last) for s in laid_out] == [("a", 1, 4), ("b", 5, 9), ("c", 10, 10)]
     assert [span_of(laid_out, step).phase.name for step in (1, 4, 5, 10, 11)] == ["a", "a", "b", "c", "c"]
+
+
+def write_sources(root: Path, *files: str) -> None:
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+
+
+def test_shards_must_exist_of_every_split_that_is_read(config: RunConfig, tmp_path: Path) -> None:
+    config.data.root = str(tmp_path)
+    write_sources(tmp_path, "vq2a/train-00000.tar", "webli/00000.tar")
+    config.evaluation.every_steps = 0
+    check_training_data(config)
+    config.evaluation.every_steps = 5
+    with pytest.raises(ConfigurationError, match=f"no validation shards at {tmp_path}/vq2a: point data.root and data"):
+        check_training_data(config)
+    config.data.sources = {"webli": "elsewhere/{split}-*.tar"}
+    pattern = re.escape(f"no train shards at {tmp_path}/elsewhere/{{split}}-*.tar")
+    with pytest.raises(ConfigurationError, match=pattern):
+        check_training_data(config)
+    check_training_data(config, expected=[tmp_path])  # another job will make them
+    with pytest.raises(ConfigurationError, match=pattern):
+        check_training_data(config, expected=[tmp_path / "vq2a"])
+
+
+def test_only_the_sources_of_a_phase_are_asked_for(config: RunConfig, tmp_path: Path) -> None:
+    config.data.root = str(tmp_path)
+    config.evaluation.every_steps = 0
+    config.stage = StageConfig([Phase("questions", image_size=112, objectives={"vqa": 1.0})])
+    write_sources(tmp_path, "vq2a/train-00000.tar")
+    check_training_data(config)
+
+
+def trained_with(folder: str, tokenizer: str) -> None:
+    """A checkpoint of step 3, as far as checks look into it."""
+    saved = Path(folder, "checkpoints", "step_00000003")
+    saved.mkdir(parents=True)
+    (saved / "state.json").write_text(json.dumps({"step": 3, "extra": {"tokenizer": tokenizer}}))
+    (saved.parent / "latest").write_text(saved.name)
+
+
+@pytest.mark.parametrize("first_weights_of_another_run", [False, True])
+def test_the_tokenizer_stays_the_same(config: RunConfig, tmp_path: Path, first_weights_of_another_run: bool) -> None:
+    folder = str(tmp_path / "before") if first_weights_of_another_run else config.run.folder
+    if first_weights_of_another_run:
+        config.run.initial = folder
+    trained_with(folder, checksum(config.data.tokenizer))
+    check(config, world_size=1)
+    other = tmp_path / "other.model"
+    train_tokenizer(["another text with other words"] * 10, other, 400)
+    config.data.tokenizer = str(other)
+    sentence = f"{folder} was trained with another tokenizer than data.tokenizer={other}"
+    with pytest.raises(ConfigurationError, match=re.escape(sentence)):
+        check(config, world_size=1)
+
+
+def test_a_checkpoint_from_before_tokenizers_were_kept_is_taken(config: RunConfig) -> None:
+    trained_with(config.run.folder, "")
+    state = Path(config.run.folder, "checkpoints", "step_00000003", "state.json")
+    state.write_text(json.dumps({"step": 3, "extra": {"phase": "small"}}))
+    check(config, world_size=1)
+    state.write_text("cut sho")
+    check(config, world_size=1)

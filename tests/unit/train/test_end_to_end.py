@@ -37,7 +37,9 @@ def lines(folder: Path) -> list[dict[str, float]]:
     return [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_trained_resumed_and_evaluated(corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_trained_resumed_and_evaluated(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     settings = [
         "experiment=equivalence", f"data.root={corpus}", "run.steps=4", FROZEN_THEN_ALL, "model.dropout_rate=0.1",
@@ -72,6 +74,14 @@ def test_trained_resumed_and_evaluated(corpus: Path, monkeypatch: pytest.MonkeyP
         assert [line[key] for key in ("step", "loss", "grad_norm", "lr")] == [
             expected[key] for key in ("step", "loss", "grad_norm", "lr")
         ]
+
+    other = tmp_path / "other.model"
+    train_tokenizer(corpus_texts(corpus, "validation"), other, 900)
+    for name, main in (("pretrain", pretrain.main), ("evaluate", evaluate.main)):
+        command(monkeypatch, *(settings if name == "pretrain" else []), "run.folder=resumed", f"data.tokenizer={other}")
+        with pytest.raises(SystemExit) as end:
+            entry(name, main)
+        assert end.value.code == 2 and "resumed was trained with another tokenizer" in capsys.readouterr().err
 
     command(monkeypatch, "run.folder=resumed", "evaluation.examples=2", "evaluation.split=validation")
     entry("evaluate", evaluate.main)

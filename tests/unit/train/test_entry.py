@@ -100,6 +100,7 @@ def test_a_run_that_stops_itself_exits_with_three(
     ("module", "argument", "sentence"),
     [
         ("train.pretrain", "parallel.tensor=3", "3"),
+        ("train.pretrain", "data.root=nowhere", "no train shards at nowhere/"),
         ("train.evaluate", "run.folder=nowhere", "run.folder=nowhere holds no run (no config.yaml); train one first."),
     ],
 )
@@ -107,7 +108,7 @@ def test_the_entry_points_themselves(
     module: str, argument: str, sentence: str, tmp_path: Path, tokenizer_path: Path
 ) -> None:
     """Before any process group: with a world that nobody else joins, a start would wait."""
-    environment = os.environ | {"RANK": "0", "WORLD_SIZE": "64", "PYTHONPATH": str(CONF.parent)}
+    environment = os.environ | {"RANK": "0", "WORLD_SIZE": "4", "PYTHONPATH": str(CONF.parent)}
     tokenizer = [f"data.tokenizer={tokenizer_path}"] if module == "train.pretrain" else []
     done = subprocess.run(
         [sys.executable, "-m", module, argument, *tokenizer],

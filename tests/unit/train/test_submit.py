@@ -81,6 +81,15 @@ def test_nodes(model_ranks: int, settings: SubmitConfig, expected: tuple[tuple[i
     assert usable_nodes(model_ranks, settings, streams) == expected
 
 
+def test_shards_must_be_there_or_come(tokenizer_path: Path) -> None:
+    run = [*DEMO, "data.root=c", f"data.tokenizer={tokenizer_path}", "run.folder=runs/one"]
+    with pytest.raises(ConfigurationError, match="no train shards at c/"):
+        plan(requests(["cluster=cpu", *run]))
+    evaluation = ["evaluate", "run.folder=runs/one", "data.root=d"]
+    with pytest.raises(ConfigurationError, match="no test shards at d/"):
+        plan(requests(["cluster=cpu", "corpus", "folder=c", "pretrain", *run, *evaluation]))
+
+
 def test_ranks_that_do_not_fill_their_nodes() -> None:
     with pytest.raises(ConfigurationError, match="= 12 ranks do not fill nodes of 8; choose"):
         usable_nodes(4, site({"gpus_per_node": 8}, data_parallel=3), lambda world_size: None)
