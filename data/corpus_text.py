@@ -9,7 +9,7 @@ import numpy as np
 from data import objectives
 from data.ledger import Ledger
 from data.objectives import detection
-from data.objectives.base import SENTINEL, Skip
+from data.objectives.base import MALFORMED, SENTINEL, Skip
 from data.shards import ShardSource
 from errors import ConfigurationError
 
@@ -22,14 +22,18 @@ def corpus_texts(root: str | Path, split: str = "train") -> Iterator[str]:
             f"no folder of shards in {root}: point root to a corpus (<root>/<source>/<split>-*.tar)."
         )
     for folder in folders:
-        source = ShardSource(folder.name, str(folder), split, Ledger(budget=1.0, minimum=0))
+        ledger = Ledger(budget=1.0, minimum=0)  # tells of what is broken, and never stops
+        source = ShardSource(folder.name, str(folder), split, ledger)
         for number in range(len(source)):
             try:
                 fields = source[number].fields
+                texts = [*filter(None, map(str, record_texts(fields))), *prompts(fields, np.random.default_rng(number))]
             except Skip:
                 continue
-            yield from filter(None, record_texts(fields))
-            yield from prompts(fields, np.random.default_rng(number))
+            except MALFORMED:
+                ledger.count_defect(source.name, source.shard(number), "malformed fields")
+                continue
+            yield from texts
 
 
 def record_texts(fields: Mapping[str, Any]) -> Iterator[str]:

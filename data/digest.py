@@ -7,6 +7,7 @@
 """
 
 import hashlib
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data.config import DataConfig, MixtureConfig
+from data.ledger import ErrorBudgetExceeded
 from data.packing import Rows, RowShape, take
+from data.shards import SPLITS
 from data.stream import Stream
 from data.tokenizer import Tokenizer
 from errors import ConfigurationError
@@ -65,9 +68,13 @@ def open_stream(overrides: Sequence[str], split: str) -> Stream:
             config = compose("pretrain", list(overrides))
         data = _checked(DataConfig, config.data)
         mixture = _checked(MixtureConfig, config.mixture)
+        if not config.stage.phases:
+            raise ConfigurationError("stage.phases is empty; give at least one phase (see conf/stage).")
         image_size, patch_size, seed = config.stage.phases[0].image_size, config.vit.patch_size, config.run.seed
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigurationError(str(error).splitlines()[0]) from error
+        raise ConfigurationError(" ".join(str(error.__cause__ or error).split("full_key")[0].split())) from error
+    if seed < 0:
+        raise ConfigurationError(f"run.seed={seed} must be at least 0.")
     return Stream(data, mixture, Tokenizer(data.tokenizer), image_size, (image_size // patch_size) ** 2, split, seed)
 
 
@@ -86,19 +93,24 @@ def main(arguments: Sequence[str]) -> None:
             own[key] = value
         else:
             overrides.append(argument)
-    try:
-        first, last = (int(step) for step in own["steps"].split(":"))
-        data_parallel_size = int(own["data_parallel_size"])
-    except ValueError as error:
-        raise ConfigurationError(f"steps={own['steps']} is first:end, data_parallel_size a number.") from error
+    steps = re.fullmatch(r"(\d+):(\d+)", own["steps"])
+    if steps is None or int(steps[1]) >= int(steps[2]):
+        raise ConfigurationError(f"steps={own['steps']} must be first:end, such as 0:20, with end above first.")
+    if not own["data_parallel_size"].isdecimal() or int(own["data_parallel_size"]) < 1:
+        raise ConfigurationError(f"data_parallel_size={own['data_parallel_size']} must be a number, at least 1.")
+    if own["split"] not in SPLITS:
+        raise ConfigurationError(f"split={own['split']} is unknown; choose one of {', '.join(SPLITS)}.")
     stream = open_stream(overrides, own["split"])
-    for step in range(first, last):
-        print(step, step_digest(stream, step, data_parallel_size), flush=True)
+    for step in range(int(steps[1]), int(steps[2])):
+        print(step, step_digest(stream, step, int(own["data_parallel_size"])), flush=True)
 
 
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except ConfigurationError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"Configuration: {error}", file=sys.stderr)
         sys.exit(2)
+    except ErrorBudgetExceeded as error:
+        print(error, file=sys.stderr)
+        sys.exit(3)  # as a run that stops itself (train/entry.py)

@@ -20,7 +20,7 @@ from data import images, objectives  # noqa: E402
 from data.config import ComponentConfig, DataConfig, MixtureConfig  # noqa: E402
 from data.examples import EncodedExample, ExampleInfo  # noqa: E402
 from data.ledger import Ledger  # noqa: E402
-from data.objectives.base import Skip  # noqa: E402
+from data.objectives.base import MALFORMED, Skip  # noqa: E402
 from data.shards import Record, ShardSource  # noqa: E402
 from data.tokenizer import EOS, Tokenizer  # noqa: E402
 
@@ -74,7 +74,7 @@ class Component:
     def _make(self, record: Record, rng: np.random.Generator) -> EncodedExample:
         try:
             example = self._module.make(record.fields, rng, self._options, self._tokenizer)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except MALFORMED as error:
             raise Skip(f"malformed fields for {self.objective}", defect=True) from error
         pixels = np.zeros((0, self._image_size, self._image_size, 3), np.uint8)
         if example.image:

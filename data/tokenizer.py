@@ -7,6 +7,7 @@ import hashlib
 import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import sentencepiece
@@ -16,6 +17,7 @@ from errors import ConfigurationError
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 NUM_SENTINELS = 100
+SMALLEST = 3 + 256 + NUM_SENTINELS  # pad, eos, unk, bytes, sentinels
 
 
 class Tokenizer:
@@ -131,24 +133,31 @@ def _in_two_forms(texts: Iterable[str]) -> Iterator[str]:
             yield " ".join(f"{word}," for word in sorted(fresh))
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Trains on all text of the training shards below `root` (`key=value` arguments; see the module's docstring)."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+@dataclass
+class Options:
+    """What `python -m data.tokenizer key=value …` understands."""
 
+    root: str = "runs/corpus"
+    output: str = "${root}/tokenizer.model"
+    vocab_size: int = 4096
+    split: str = "train"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Trains on all text of the training shards below `root` (see Options)."""
+    from data.arguments import parse
     from data.corpus_text import corpus_texts
 
-    settings = {"root": "runs/corpus", "output": "${root}/tokenizer.model", "vocab_size": 4096, "split": "train"}
-    config = OmegaConf.create(settings)
-    OmegaConf.set_struct(config, True)
+    options = parse(arguments, Options)
+    if options.vocab_size <= SMALLEST:
+        raise ConfigurationError(f"vocab_size={options.vocab_size} leaves no piece to learn; set it above {SMALLEST}.")
     try:
-        config.merge_with_dotlist(list(arguments))
-    except OmegaConfBaseException as error:
+        tokenizer = train_tokenizer(corpus_texts(options.root, options.split), options.output, options.vocab_size)
+    except OSError as error:
         raise ConfigurationError(
-            f"python -m data.tokenizer takes {', '.join(settings)} as key=value: {str(error).splitlines()[0]}."
+            f"output={options.output} cannot be written ({error.strerror}); choose another."
         ) from error
-    tokenizer = train_tokenizer(corpus_texts(config.root, config.split), config.output, int(config.vocab_size))
-    print(f"{config.output}: {tokenizer.vocab_size} pieces, {NUM_SENTINELS} of them sentinels")
+    print(f"{options.output}: {tokenizer.vocab_size} pieces, {NUM_SENTINELS} of them sentinels")
 
 
 if __name__ == "__main__":

@@ -113,6 +113,8 @@ def read_sizes(overrides: Sequence[str]) -> Sizes:
     try:
         with initialize_config_dir(str(CONFIGURATION), version_base=None):
             config = compose("pretrain", list(overrides))
+        if not config.stage.phases:
+            raise ConfigurationError("stage.phases is empty; give at least one phase (see conf/stage).")
         phase = config.stage.phases[0]
         vit, mt5, model = (
             _checked(kind, config.get(name))

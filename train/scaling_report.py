@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
+from data.arguments import parse as arguments_of
 from errors import ConfigurationError
 from train.entry import in_one_sentence
 from train.scaling import Return, Score, Trained, read_sweep, returns
@@ -51,16 +49,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def parse(arguments: Sequence[str]) -> Options:
     """`key=value` words as options. Raises ConfigurationError for what is unknown or missing."""
-    for argument in arguments:
-        if "=" not in argument:
-            raise ConfigurationError(f"{argument!r} is not of the form key=value.")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.from_dotlist(list(arguments)))
-    except OmegaConfBaseException as error:
-        known = ", ".join(vars(Options()))
-        raise ConfigurationError(f"{error.full_key} is not an option; known here: {known}.") from error
-    options = OmegaConf.to_object(merged)
-    assert isinstance(options, Options)
+    options = arguments_of(arguments, Options)
     if not options.folder:
         raise ConfigurationError("folder is not given; name the folder of a sweep, such as folder=runs/scaling.")
     return options

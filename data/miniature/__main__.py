@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
             said = make(arguments, together)
     except ConfigurationError as error:
         if first_rank():
-            print(error, file=sys.stderr)
+            print(f"Configuration: {error}", file=sys.stderr)
         return 2
     if together.rank == 0:
         print(said)

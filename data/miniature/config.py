@@ -1,10 +1,9 @@
 """Settings of the miniature corpus."""
 
+import math
 from dataclasses import dataclass, field
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
+from data.arguments import parse as arguments_of
 from data.miniature.language import CODES
 from errors import ConfigurationError
 
@@ -44,7 +43,7 @@ class MiniatureConfig:
             raise ConfigurationError(
                 f"image_size={self.image_size} pixels is too small to read a sign; use 56 or more."
             )
-        if self.scale <= 0 or self.shard_records < 1 or self.seed < 0 or self.workers < 0:
+        if not 0 < self.scale < math.inf or self.shard_records < 1 or self.seed < 0 or self.workers < 0:
             raise ConfigurationError("scale and shard_records must be above 0, seed and workers at least 0.")
         if min(self.webli, self.cc3m_35l, self.vq2a, self.objects, self.text, self.evaluation) < 1:
             raise ConfigurationError("Every source and the evaluation splits need at least 1 record.")
@@ -55,15 +54,7 @@ class MiniatureConfig:
 
 
 def parse(arguments: list[str]) -> MiniatureConfig:
-    """Reads `key=value` words. Raises ConfigurationError for unknown keys and wrong types."""
-    for argument in arguments:
-        if "=" not in argument:
-            raise ConfigurationError(f"“{argument}” is not of the form key=value.")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(MiniatureConfig), OmegaConf.from_cli(arguments))
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ConfigurationError(f"{error.full_key}: {str(error).splitlines()[0].rstrip('.')}.") from error
-    assert isinstance(config, MiniatureConfig)
+    """Reads `key=value` words. Raises ConfigurationError for unknown keys, wrong types and impossible values."""
+    config = arguments_of(arguments, MiniatureConfig)
     config.check()
     return config

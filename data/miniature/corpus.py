@@ -53,8 +53,11 @@ def _prepare(config: MiniatureConfig, folder: Path, staging: Path) -> bool:
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigurationError(f"{folder} exists and is no miniature corpus; choose another folder or remove it.")
     shutil.rmtree(staging, ignore_errors=True)
-    for source in SOURCES:
-        (staging / source).mkdir(parents=True)
+    try:
+        for source in SOURCES:
+            (staging / source).mkdir(parents=True)
+    except OSError as error:
+        raise ConfigurationError(f"folder={folder} cannot be made ({error.strerror}); choose another.") from error
     return True
 
 

@@ -10,6 +10,9 @@ from errors import ConfigurationError
 
 SENTINEL = "<extra_id_0>"
 
+# What reading a record's fields raises where they are of another kind than data/README.md says.
+MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+
 # PaLI's text uses Google Translate's code for Hebrew.
 LANGUAGE_ALIASES = {"he": "iw"}
 

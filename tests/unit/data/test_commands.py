@@ -1,0 +1,108 @@
+"""The programs of `data`: a mistake is one sentence and exit code 2, a broken record is skipped and told of."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data import digest, tokenizer
+from data.arguments import parse
+from data.corpus_text import corpus_texts
+from data.miniature.config import parse as parse_miniature
+from data.miniature.corpus import make_corpus
+from data.shard_writer import write_shard
+from errors import ConfigurationError
+from tests.unit.data.conftest import png, record
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["vocab_size=abc"], "vocab_size: Value 'abc' of type 'str' could not be converted to Integer"),
+        (["vocab_size=10"], "vocab_size=10 leaves no piece to learn; set it above 359"),
+        (["vocab_sise=600"], "vocab_sise is not an option; known here: root, output, vocab_size, split"),
+        (["root"], "'root' is not of the form key=value"),
+        (["root="], "root: "),
+        (["root=[a"], "cannot be read"),
+        (["root=/nowhere"], "no folder of shards in /nowhere: point root to a corpus"),
+        (["output=/proc/x/y"], "output=/proc/x/y cannot be written"),
+    ],
+)
+def test_mistakes_of_the_tokenizer(corpus: Path, words: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        tokenizer.main([f"root={corpus}", "vocab_size=600", *words])
+    assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("data_parallel_size=0", "data_parallel_size=0 must be a number, at least 1"),
+        ("data_parallel_size=3", "data.num_streams=4 is not a multiple of data_parallel_size=3"),
+        ("steps=5:2", "steps=5:2 must be first:end, such as 0:20, with end above first"),
+        ("steps=x", "steps=x must be first:end"),
+        ("steps=-3:0", "steps=-3:0 must be first:end"),
+        ("split=trian", "split=trian is unknown; choose one of train, validation, test"),
+        ("foo=1", "'foo' is not in struct"),
+        ("data.foo=1", "foo"),
+        ("data.batch_examples=x", "Value 'x' of type 'str' could not be converted to Integer"),
+        ("run.seed=-1", "run.seed=-1 must be at least 0"),
+        ("stage.phases=[]", "stage.phases is empty"),
+        ("data.root=/nowhere", "data.tokenizer=/nowhere/tokenizer.model is no SentencePiece model"),
+        ("data=web", "data.root"),
+    ],
+)
+def test_mistakes_of_the_digest(corpus: Path, word: str, sentence: str) -> None:
+    root = [] if word == "data=web" else [f"data.root={corpus}"]
+    with pytest.raises(ConfigurationError) as error:
+        digest.main([*root, word])
+    assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("scale=abc", "scale: Value 'abc'"),
+        ("scale=nan", "scale and shard_records must be above 0"),
+        ("foo=1", "foo is not an option; known here: folder, seed"),
+        ("folder=[a", "cannot be read"),
+        ("folder=/proc/x", "folder=/proc/x cannot be made"),
+    ],
+)
+def test_mistakes_of_the_miniature(word: str, sentence: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        make_corpus(parse_miniature([word]))
+    assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("module", ["data.tokenizer", "data.digest", "data.miniature"])
+def test_said_in_one_line(module: str, tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run([sys.executable, "-m", module, "foo=1"], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Configuration: ") and len(done.stderr.splitlines()) == 1
+
+
+def test_words_become_a_dataclass() -> None:
+    assert parse(["root=a", "vocab_size=7"], tokenizer.Options) == tokenizer.Options("a", "a/tokenizer.model", 7)
+
+
+def test_malformed_records_are_skipped_and_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bad = [{"captions": ["a list"]}, {"ocr": [{"box": 3}]}, {"questions": 5}, {"objects": [{"label": "dog"}]}]
+    samples = [(f"bad{number}", fields, png(number)) for number, fields in enumerate(bad)]
+    write_shard(tmp_path / "webli" / "train-00000.tar", [*samples, ("good", record(1), png(9))])
+    with caplog.at_level(logging.WARNING):
+        assert "a green square" in list(corpus_texts(tmp_path))
+    assert "webli: malformed fields in" in caplog.text
+
+
+def test_a_digest_of_a_broken_source_stops_as_a_run_does(corpus: Path, tmp_path: Path) -> None:
+    write_shard(tmp_path / "vq2a" / "train-00000.tar", [(f"k{n}", record(n), None) for n in range(20)])
+    settings = [f"data.root={tmp_path}", f"data.tokenizer={corpus}/tokenizer.model", "data.error_budget_minimum=0",
+                "mixture.components=[{source: vq2a, objective: vqa, weight: 1}]"]  # fmt: skip
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run([sys.executable, "-m", "data.digest", *settings], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert "source vq2a is over its error budget" in done.stderr and "Traceback" not in done.stderr
