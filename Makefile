@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RANKS = $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count() or 2; print(max(r for r in (1, 2, 4) if r <= n))")
+CORPUS := runs/corpus
 DEMO := runs/demo
 SLURM := slurmctld slurmd slurm-client munge iproute2
 export OMP_NUM_THREADS ?= 1
@@ -17,12 +18,19 @@ setup: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[wandb,mpi,slurm,test]"
 	touch $@
 
-demo: setup
-	$(BIN)/python -m data.miniature folder=runs/corpus
-	$(BIN)/python -m data.tokenizer root=runs/corpus
-	$(BIN)/python -m train.pretrain_vit experiment=demo
+demo: setup $(CORPUS)/tokenizer.model $(DEMO)_vit.safetensors
 	$(BIN)/torchrun --nproc_per_node $(RANKS) -m train.pretrain experiment=demo run.folder=$(DEMO)
 	$(BIN)/torchrun --nproc_per_node $(RANKS) -m train.evaluate run.folder=$(DEMO)
+
+# Always asked for, but a corpus of the same settings stays as it is: then nothing that follows from it is made again.
+$(CORPUS)/corpus.json: setup
+	$(BIN)/python -m data.miniature folder=$(CORPUS)
+
+$(CORPUS)/tokenizer.model: $(CORPUS)/corpus.json
+	$(BIN)/python -m data.tokenizer root=$(CORPUS)
+
+$(DEMO)_vit.safetensors: $(CORPUS)/corpus.json
+	$(BIN)/python -m train.pretrain_vit experiment=demo
 
 # tests/slurm starts a real Slurm on this machine; where it cannot be installed, those tests are skipped.
 slurm:
