@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from errors import ConfigurationError
 from model.layers import parts_of
@@ -15,27 +16,43 @@ from parallel.engine import Engine
 POSITION = "patches.position"  # resampled where the file's resolution is another
 
 
+def check_files(plan: nn.Module, files: Sequence[str | Path]) -> None:
+    """Raise ConfigurationError for a file that cannot be read, or holds what is no parameter of the model.
+
+    `plan`: all units, be it on `meta`; only the names and shapes in the files are read.
+    """
+    shapes = {part.name: part.shape for _, part in parts_of(plan)}
+    for file in files:
+        if not Path(file).is_file():
+            raise ConfigurationError(f"run.initial_weights names {file}, which is no file; make it or leave it out.")
+        try:
+            with safe_open(str(file), framework="pt") as opened:
+                found = {name: torch.Size(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ConfigurationError(
+                f"run.initial_weights names {file}, which is no safetensors file ({error}); make it anew."
+            ) from error
+        for name, shape in found.items():
+            if name not in shapes:
+                raise ConfigurationError(f"{file} holds {name}, which is no parameter of this model; leave it out.")
+            if shape != shapes[name] and name != POSITION:
+                raise ConfigurationError(
+                    f"{name} is {tuple(shape)} in {file} and {tuple(shapes[name])} here; give the vit and mt5 it was "
+                    "made with."
+                )
+
+
 @torch.no_grad()
 def load_files(engine: Engine, files: Sequence[str | Path]) -> None:
     """Fill parameters from safetensors files of logical names (`vit_block_0.mlp_in.hidden.weight`); others stay.
 
-    Each rank reads only its rectangles. Raises ConfigurationError for a name that is no parameter of the model, or of
-    another shape.
+    Each rank reads only its rectangles. Raises ConfigurationError as `check_files` does.
     """
+    check_files(engine.blueprint.plan, files)
     held = held_weights(engine)
-    shapes = {part.name: part.shape for _, part in parts_of(engine.blueprint.plan)}
     for file in files:
         with safe_open(str(file), framework="pt") as opened:
             names = set(opened.keys())
-            for name in names:
-                if name not in shapes:
-                    raise ConfigurationError(f"{file} holds {name}, which is no parameter of this model.")
-                found = torch.Size(opened.get_slice(name).get_shape())
-                if found != shapes[name] and name != POSITION:
-                    raise ConfigurationError(
-                        f"{name} is {tuple(found)} in {file} and {tuple(shapes[name])} here; give the vit and mt5 it "
-                        "was made with."
-                    )
             for rectangle, values in held:
                 if rectangle.name not in names:
                     continue

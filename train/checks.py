@@ -9,9 +9,11 @@ from data.config import MixtureConfig
 from data.shards import shard_paths
 from data.tokenizer import Tokenizer, checksum
 from errors import ConfigurationError
+from model.pali import PaLI
 from parallel import layout
 from parallel.checkpoint import Checkpointer
 from parallel.engine import DTYPES
+from parallel.initial import check_files
 from parallel.materialize import plan_of
 from train.config import RunConfig, to_dict
 from train.phases import Span, for_phase, spans
@@ -25,8 +27,7 @@ def check(config: RunConfig, world_size: int, expected: Sequence[Path] = ()) -> 
     `expected`: folders that jobs before this one will have made; what is missing in them is no mistake yet.
     """
     config.mixture.check()
-    for span in spans(config):
-        _check_phase(for_phase(config, span.phase), span, world_size)
+    plans = [_check_phase(for_phase(config, span.phase), span, world_size) for span in spans(config)]
     if config.schedule.cooldown_steps > config.run.steps:
         raise ConfigurationError(
             f"schedule.cooldown_steps={config.schedule.cooldown_steps} is longer than the run; "
@@ -34,7 +35,7 @@ def check(config: RunConfig, world_size: int, expected: Sequence[Path] = ()) -> 
         )
     profiled_steps(config.profile)
     _check_tokenizer(config, expected)
-    _check_initial(config, expected)
+    _check_initial(config, plans[0], expected)
     _check_same_model(config)
     _check_same_tokenizer(config, expected)
 
@@ -60,7 +61,8 @@ def check_sources(config: RunConfig, mixture: MixtureConfig, split: str, expecte
                 raise
 
 
-def _check_phase(config: RunConfig, span: Span, world_size: int) -> None:
+def _check_phase(config: RunConfig, span: Span, world_size: int) -> PaLI:
+    """The phase's model on `meta`."""
     image_size, patch = config.model.image_size, config.vit.patch_size
     if image_size % patch:
         raise ConfigurationError(
@@ -71,7 +73,7 @@ def _check_phase(config: RunConfig, span: Span, world_size: int) -> None:
     config.data.check_images(config.vit.num_tokens(image_size))
     layout.check(config.parallel, config.vit, config.mt5, image_size, world_size)
     data_parallel_size = world_size // (config.parallel.tensor * config.parallel.pipeline)
-    plan_of(
+    plan, _ = plan_of(
         config.vit, config.mt5, config.model, config.optimizer, config.parallel, frozen=span.phase.freeze,
         data_parallel_size=data_parallel_size, dtype=DTYPES[config.run.precision],
     )  # fmt: skip
@@ -80,6 +82,7 @@ def _check_phase(config: RunConfig, span: Span, world_size: int) -> None:
             f"data.num_streams={config.data.num_streams} cannot be dealt evenly to {data_parallel_size} data-parallel "
             f"ranks; make it a multiple of {data_parallel_size}."
         )
+    return plan
 
 
 def _lies_in(path: Path, folders: Sequence[Path]) -> bool:
@@ -101,7 +104,7 @@ def _check_tokenizer(config: RunConfig, expected: Sequence[Path]) -> None:
         )
 
 
-def _check_initial(config: RunConfig, expected: Sequence[Path]) -> None:
+def _check_initial(config: RunConfig, plan: PaLI, expected: Sequence[Path]) -> None:
     if Path(config.run.folder, "checkpoints", "latest").exists():
         return  # the run has weights of its own
     initial = config.run.initial
@@ -110,9 +113,7 @@ def _check_initial(config: RunConfig, expected: Sequence[Path]) -> None:
         raise ConfigurationError(
             f"run.initial={initial} holds no checkpoints; name the folder of a run that saved one."
         )
-    for file in config.run.initial_weights:
-        if not Path(file).is_file() and not _is_expected(Path(file), expected):
-            raise ConfigurationError(f"run.initial_weights names {file}, which is no file; make it or leave it out.")
+    check_files(plan, [file for file in config.run.initial_weights if not _is_expected(Path(file), expected)])
 
 
 def _check_same_model(config: RunConfig) -> None:

@@ -67,6 +67,18 @@ def main(composed: DictConfig) -> None:
     """Train, and write the weights to `vit_pretraining.output`."""
     config = to_run_config(composed)
     settings, size = config.vit_pretraining, config.stage.phases[0].image_size
+    if size % config.vit.patch_size:
+        raise ConfigurationError(f"image_size={size} must be a multiple of vit.patch_size={config.vit.patch_size}.")
+    output = Path(settings.output)
+    unfinished = output.with_name(f"{output.stem}.unfinished{output.suffix}")  # whoever finds `output` finds it whole
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.touch()
+        unfinished.unlink()
+    except OSError as error:
+        raise ConfigurationError(
+            f"vit_pretraining.output={output} cannot be written ({error.strerror}); choose another."
+        ) from error
     torch.set_num_threads(os.cpu_count() or 1)
     source = ShardSource(settings.source, config.data.location(settings.source), "train", Ledger(1.0, 0))
     records = list(_labelled(source, size))
@@ -88,9 +100,9 @@ def main(composed: DictConfig) -> None:
         loss.backward()
         optimizer.step()
         right.append(share)
-    Path(settings.output).parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(classifier.weights(), settings.output)
-    print(f"{settings.output}: all words right at {np.mean(right[-20:]):.1%} of the last patches")
+    write_tensors(classifier.weights(), unfinished)
+    os.replace(unfinished, output)
+    print(f"{output}: all words right at {np.mean(right[-20:]):.1%} of the last patches")
 
 
 def _labelled(source: ShardSource, size: int) -> Iterator[Labelled]:

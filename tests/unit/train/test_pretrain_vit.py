@@ -1,0 +1,58 @@
+"""The ViT pretrained alone: what it writes is what a run takes over, and mistakes are one sentence."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from data.miniature.config import MiniatureConfig
+from data.miniature.corpus import make_corpus
+from model.config import ModelConfig, MT5Config, ViTConfig
+from model.pali import build
+from parallel.initial import check_files
+from train import pretrain_vit
+from train.entry import entry
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    make_corpus(MiniatureConfig(folder=str(folder), scale=0.002, languages=["en"], workers=1))
+    return folder
+
+
+def run(monkeypatch: pytest.MonkeyPatch, corpus: Path, *settings: str) -> None:
+    small = ["stage.phases.0.image_size=56", "vit=nano", "vit_pretraining.steps=3", "vit_pretraining.batch=4"]
+    monkeypatch.setattr(sys, "argv", ["program", f"data.root={corpus}", *small, *settings])
+    entry("pretrain", pretrain_vit.main)
+
+
+def test_what_it_writes_is_taken_over(corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    output = tmp_path / "towers" / "vit.safetensors"
+    run(monkeypatch, corpus, f"vit_pretraining.output={output}")
+    assert [file.name for file in output.parent.iterdir()] == [output.name]
+    assert {"patches.position", "bridge.vit_norm.bias"} <= load_file(output).keys()
+    check_files(build(ViTConfig(32, 2, 128, 2, 14), MT5Config(vocab_size=400), ModelConfig(image_size=56)), [output])
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["vit_pretraining.source=text"], "vit_pretraining.source=text has no image with objects; name another"),
+        (["vit_pretraining.source=nowhere"], "no train shards at"),
+        (["vit_pretraining.output=/proc/x/y"], "vit_pretraining.output=/proc/x/y cannot be written"),
+        (["stage.phases.0.image_size=57"], "image_size=57 must be a multiple of vit.patch_size=14"),
+    ],
+)
+def test_mistakes(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    settings: list[str], sentence: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, corpus, *settings)
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert sentence in said and len(said.splitlines()) == 1
