@@ -218,7 +218,9 @@ def everything_else(folder: Path) -> None:
     # Gradients that are not finite, and discarded steps, change nothing, on any rank.
     for zero_stage in (0, 1, 2, 3):
         for precision in ("fp32", "bf16"):
-            guarded = Case(zero_stage=zero_stage, precision=precision).engine(Case(zero_stage=zero_stage).layout())
+            case = Case(zero_stage=zero_stage, precision=precision)
+            layout = case.layout()
+            guarded = case.engine(layout)
             unchanged = weights(guarded)
             (batch, *_) = problem.micro_batches(0)
             parameter = next(p for p in guarded.model.parameters() if p.requires_grad)
@@ -230,8 +232,7 @@ def everything_else(folder: Path) -> None:
             guarded.discard()
             assert all(torch.equal(values, unchanged[name]) for name, values in weights(guarded).items())
             assert set(guarded.optimizer.ages.values()) == {0}
-            fresh = Case(zero_stage=zero_stage, precision=precision).engine(Case(zero_stage=zero_stage).layout())
-            assert train(guarded, range(2)) == train(fresh, range(2)), "the discarded gradients left a trace"
+            assert train(guarded, range(2)) == train(case.engine(layout), range(2)), "the discarded gradients left a trace"
 
 
 def beside_training(folder: Path) -> None:
