@@ -111,7 +111,8 @@ def t5_attention(
 
 
 def vit_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Full attention within each image, scaled by 1/sqrt(D): [N, I, H, D] each -> [N, I, H * D]."""
+    """Full attention within each image, scaled by 1/sqrt(D): query [Nq, I, H, D], key and value [Nk, I, H, D] ->
+    [Nq, I, H * D]."""
     q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
     return F.scaled_dot_product_attention(q, k, v).permute(2, 0, 1, 3).flatten(2)
 

@@ -70,6 +70,10 @@ class TensorParallel:
             gradient_accumulation_fusion=False,
         )
 
+    def padding(self, length: int) -> int:
+        """Positions that a sequence lacks to be split evenly over the ranks."""
+        return -length % self.size if self.sequence else 0
+
     def scatter(self, x: Tensor) -> Tensor:
         """[S, ...] on every rank -> this rank's [S / tensor, ...] under sequence parallelism."""
         return scatter_to_sequence_parallel_region(x, group=self.group) if self.sequence else x

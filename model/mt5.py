@@ -78,6 +78,7 @@ class Bridge(Unit):
     def __init__(self, vit: ViTConfig, mt5: MT5Config, model: ModelConfig, parallel: TensorParallel) -> None:
         super().__init__()
         self.vit, self.mt5, self.rate, self.parallel = vit, mt5, model.dropout_rate, parallel
+        self.tokens = vit.num_tokens(model.image_size)
         self.vit_norm = LayerNorm(vit.width, parallel)
         self.projection = Linear(
             vit.width, mt5.d_model, weight_init=fan_in_truncated, partial_gradient=parallel.sequence
@@ -88,7 +89,7 @@ class Bridge(Unit):
 
     def forward(self, carry: Carry, batch: MicroBatch) -> Carry:
         visual = self.parallel.gather(self.projection(self.vit_norm(carry[0])), partial_gradient=False)
-        visual = visual.transpose(0, 1).flatten(0, 1)  # [I * N, d]
+        visual = visual[: self.tokens].transpose(0, 1).flatten(0, 1)  # [I * tokens, d]
         # One look-up for both, because each would make a dense gradient of the whole table.
         words = self.embedding(torch.cat([batch.encoder_tokens, batch.decoder_tokens], dim=1))
         encoder, decoder = words.split([batch.encoder_tokens.shape[1], batch.decoder_tokens.shape[1]])

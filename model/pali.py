@@ -26,7 +26,7 @@ def units(
     parallel = parallel or TensorParallel()
     return {
         "patches": Patches(vit, model.image_size, parallel),
-        **{f"vit_block_{i}": ViTBlock(vit, parallel) for i in range(vit.depth)},
+        **{f"vit_block_{i}": ViTBlock(vit, model.image_size, parallel) for i in range(vit.depth)},
         "bridge": Bridge(vit, mt5, model, parallel),
         **{f"encoder_block_{i}": EncoderBlock(mt5, model, parallel) for i in range(mt5.num_encoder_layers)},
         "encoder_norm": EncoderNorm(mt5, model, parallel),

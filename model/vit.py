@@ -21,7 +21,11 @@ from model.layers import (
 
 
 class Patches(Unit):
-    """Images -> patch tokens with their position: (images of the batch) -> (vision [N, I, width],)."""
+    """Images -> patch tokens with their position: (images of the batch) -> (vision [N, I, width],).
+
+    Under sequence parallelism zeros follow them, up to a multiple of the ranks: N is of all positions. Nobody attends
+    to those, and the bridge drops them.
+    """
 
     def __init__(self, config: ViTConfig, image_size: int, parallel: TensorParallel) -> None:
         super().__init__()
@@ -36,7 +40,10 @@ class Patches(Unit):
         pixels = batch.images.to(weight.dtype) / 127.5 - 1.0  # [0, 255] -> [-1, 1]
         vision = self.embedding(patchify(pixels, self.config.patch_size)) + self.position
         # Contiguous, or every block would go on in the transposed order and copy before each matrix product.
-        return (self.parallel.scatter(vision.transpose(0, 1).contiguous()),)
+        vision = vision.transpose(0, 1).contiguous()
+        if padding := self.parallel.padding(self.tokens):
+            vision = F.pad(vision, (0, 0, 0, 0, 0, padding))
+        return (self.parallel.scatter(vision),)
 
     def cost(self, shape: Shape) -> Cost:
         d, tokens = self.config.width, shape.images * shape.vision_tokens
@@ -48,10 +55,10 @@ class Patches(Unit):
 class ViTBlock(Unit):
     """Pre-norm self-attention and MLP with tanh-GELU, biases everywhere: (vision,) -> (vision,)."""
 
-    def __init__(self, config: ViTConfig, parallel: TensorParallel) -> None:
+    def __init__(self, config: ViTConfig, image_size: int, parallel: TensorParallel) -> None:
         super().__init__()
         d = config.width
-        self.config = config
+        self.config, self.tokens = config, config.num_tokens(image_size)
         self.attention_norm = LayerNorm(d, parallel)
         self.attention_in = ColumnLinear(
             d, {"query": d, "key": d, "value": d}, parallel, bias=True, weight_init=xavier_uniform
@@ -69,6 +76,7 @@ class ViTBlock(Unit):
         (vision,) = carry
         head_dim = self.config.width // self.config.num_heads
         query, key, value = (split_heads(x, head_dim) for x in self.attention_in(self.attention_norm(vision)))
+        key, value = key[: self.tokens], value[: self.tokens]  # not the padding
         vision = vision + self.attention_out(self.attend(vit_attention, query, key, value))
         (hidden,) = self.mlp_in(self.mlp_norm(vision))
         return (vision + self.mlp_out(F.gelu(hidden, approximate="tanh")),)

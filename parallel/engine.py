@@ -128,7 +128,7 @@ class Engine(ABC):
         return generate(self.model, batch, max_new_tokens, together=self.layout.data_group, decoder=decoder)
 
     def _placed(self, micro_batches: Sequence[MicroBatch]) -> list[MicroBatch]:
-        """On the device, with lengths that sequence parallelism can divide."""
+        """On the device, with lengths of text that sequence parallelism can divide."""
         multiple = self.layout.config.tensor if self.layout.config.sequence else 1
         return [batch.padded(multiple).to(self.layout.device) for batch in micro_batches]
 

@@ -16,7 +16,7 @@ from parallel.config import ParallelConfig
 from parallel.launch import Launch, start
 
 
-def check(parallel: ParallelConfig, vit: ViTConfig, mt5: MT5Config, image_size: int, world_size: int) -> None:
+def check(parallel: ParallelConfig, vit: ViTConfig, mt5: MT5Config, world_size: int) -> None:
     """Raise ConfigurationError, before anything starts, for a layout that the world or the model cannot be divided
     into."""
     tensor, pipeline = parallel.tensor, parallel.pipeline
@@ -42,8 +42,6 @@ def check(parallel: ParallelConfig, vit: ViTConfig, mt5: MT5Config, image_size: 
         "mt5.d_ff": mt5.d_ff,
         "mt5.vocab_size": mt5.vocab_size,
     }
-    if parallel.sequence:
-        divided["visual tokens per image"] = vit.num_tokens(image_size)
     for name, value in divided.items():
         if value % tensor:
             raise ConfigurationError(

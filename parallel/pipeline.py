@@ -197,7 +197,7 @@ class Travel:
 
     def _shapes(self, sizes: Sizes, split: int) -> dict[str, tuple[int, ...]]:
         return {
-            "vision": (self.vision_tokens // split, sizes.images, self.width),
+            "vision": (-(-self.vision_tokens // split), sizes.images, self.width),  # padded where it must be
             "encoder": (sizes.encoder_length // split, sizes.rows, self.d_model),
             "decoder": (sizes.decoder_length // split, sizes.rows, self.d_model),
             "encoder_bias": self.table,

@@ -71,7 +71,7 @@ def _check_phase(config: RunConfig, span: Span, world_size: int) -> PaLI:
         )
     config.data.check()
     config.data.check_images(config.vit.num_tokens(image_size))
-    layout.check(config.parallel, config.vit, config.mt5, image_size, world_size)
+    layout.check(config.parallel, config.vit, config.mt5, world_size)
     data_parallel_size = world_size // (config.parallel.tensor * config.parallel.pipeline)
     plan, _ = plan_of(
         config.vit, config.mt5, config.model, config.optimizer, config.parallel, frozen=span.phase.freeze,

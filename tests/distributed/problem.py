@@ -41,6 +41,7 @@ class Case:
     precision: str = "fp32"
     cut: list[str] = field(default_factory=list)
     persistent_elements: int = 0  # ZeRO-3 gathers even the smallest tensor
+    image_size: int = MODEL.image_size
 
     @property
     def world_size(self) -> int:
@@ -55,11 +56,13 @@ class Case:
         words += ["sequence"] * self.sequence + [f"recompute-{self.recompute}"] * (self.recompute != "none")
         words += ["frozen"] * bool(self.freeze) + [self.optimizer] * (self.optimizer != "adafactor")
         words += [self.precision] * (self.precision != "fp32") + ["cut-" + "-".join(self.cut)] * bool(self.cut)
-        return " ".join(words + ["persistent"] * (self.persistent_elements > 0)) or "one process"
+        words += ["persistent"] * (self.persistent_elements > 0)
+        words += [f"image{self.image_size}"] * (self.image_size != MODEL.image_size)
+        return " ".join(words) or "one process"
 
     def alone(self) -> "Case":
         """The same training in one process."""
-        return Case(freeze=self.freeze, optimizer=self.optimizer, precision=self.precision)
+        return Case(freeze=self.freeze, optimizer=self.optimizer, precision=self.precision, image_size=self.image_size)
 
     def layout(self) -> Layout:
         interleaved = self.schedule == "interleaved"
@@ -85,7 +88,7 @@ class Case:
         return build_engine(
             VIT,
             MT5,
-            MODEL,
+            replace(MODEL, image_size=self.image_size),
             optimizer,
             layout=layout,
             num_objectives=NUM_OBJECTIVES,
@@ -95,26 +98,28 @@ class Case:
         )
 
 
-def micro_batches(step: int) -> list[MicroBatch]:
+def micro_batches(step: int, image_size: int = MODEL.image_size) -> list[MicroBatch]:
     """The global batch of a step: packed rows, rows with two images, text-only rows, one micro-batch without images."""
     generator = torch.Generator().manual_seed(100 + step)
-    return [_micro_batch(generator, with_images=number != 2) for number in range(MICRO_BATCHES)]
+    return [_micro_batch(generator, number != 2, image_size) for number in range(MICRO_BATCHES)]
 
 
-def _micro_batch(generator: torch.Generator, with_images: bool) -> MicroBatch:
-    rows, length, targets = 3, 16, 8
+def _micro_batch(generator: torch.Generator, with_images: bool, image_size: int) -> MicroBatch:
+    n = VIT.num_tokens(image_size)
+    rows, length, targets = 3, 2 * n + 8, 8
 
     def tokens(*shape: int) -> Tensor:
         return torch.randint(2, MT5.vocab_size, shape, generator=generator)
 
-    encoder_segments = torch.tensor([[1] * 7 + [2] * 8 + [0], [1] * 14 + [0] * 2, [1] * 5 + [2] * 6 + [3] * 5])
+    first, second, third = [1] * (n + 3) + [2] * (n + 4) + [0], [1] * (2 * n + 6) + [0] * 2, [1] * 5 + [2] * 6
+    encoder_segments = torch.tensor([first, second, third + [3] * (length - 11)])
     decoder_segments = torch.tensor([[1] * 3 + [2] * 4 + [0], [1] * 6 + [0] * 2, [1] * 2 + [2] * 3 + [3] * 3])
     visual_index = torch.full((rows, length), -1)
     if with_images:  # row 0: one image for each of its examples; row 1: one example with two images; row 2: text only
-        visual_index[0, :4], visual_index[0, 7:11] = torch.arange(4), torch.arange(4, 8)
-        visual_index[1, :8] = torch.arange(8, 16)
+        visual_index[0, :n], visual_index[0, n + 3 : 2 * n + 3] = torch.arange(n), torch.arange(n, 2 * n)
+        visual_index[1, : 2 * n] = torch.arange(2 * n, 4 * n)
     return MicroBatch(
-        images=torch.randint(0, 256, (4, 28, 28, 3), generator=generator, dtype=torch.uint8),
+        images=torch.randint(0, 256, (4, image_size, image_size, 3), generator=generator, dtype=torch.uint8),
         encoder_tokens=tokens(rows, length).masked_fill(visual_index >= 0, 0),
         encoder_segments=encoder_segments,
         visual_index=visual_index,
@@ -123,6 +128,11 @@ def _micro_batch(generator: torch.Generator, with_images: bool) -> MicroBatch:
         decoder_segments=decoder_segments,
         objectives=torch.randint(0, NUM_OBJECTIVES, (rows, targets), generator=generator),
     )
+
+
+def global_batch(engine: Engine, step: int) -> list[MicroBatch]:
+    """The batch of a step at the engine's resolution."""
+    return micro_batches(step, engine.blueprint.model.image_size)
 
 
 def share(engine: Engine, batches: list[MicroBatch]) -> list[MicroBatch]:
@@ -136,7 +146,7 @@ def train(engine: Engine, steps: range = range(STEPS)) -> list[tuple[float, floa
     """(loss, gradient norm) of each step."""
     curve = []
     for step in steps:
-        batches = micro_batches(step)
+        batches = global_batch(engine, step)
         num_targets = sum(batch.num_targets for batch in batches)
         totals = engine.forward_backward(share(engine, batches), num_targets)
         curve.append((float(totals.loss), engine.update(LEARNING_RATES[type(engine.optimizer).__name__.lower()])))
@@ -145,13 +155,13 @@ def train(engine: Engine, steps: range = range(STEPS)) -> list[tuple[float, floa
 
 def validate(engine: Engine) -> Tensor:
     """Totals [4, objectives] of a step's batches that no training step had."""
-    totals = engine.evaluate(share(engine, micro_batches(STEPS)))
+    totals = engine.evaluate(share(engine, global_batch(engine, STEPS)))
     return torch.stack([totals.nll, totals.z_loss, totals.correct, totals.tokens])
 
 
 def answers(engine: Engine) -> Tensor:
     """Greedy tokens [3, 6] after prompts of three lengths, two with images and one without."""
-    batch = micro_batches(STEPS + 1)[0]
+    batch = global_batch(engine, STEPS + 1)[0]
     found = engine.generate(replace(batch, encoder_segments=batch.encoder_segments.clamp(max=1)), 6)
     return torch.nn.functional.pad(found, (0, 6 - found.shape[1]))
 

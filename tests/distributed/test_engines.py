@@ -73,6 +73,9 @@ LAYOUTS: list[Case] = [
     Case(tensor=4, pipeline=2),
     Case(pipeline=2, data=4, zero_stage=3),
     Case(tensor=2, pipeline=2, data=2, zero_stage=3, sequence=True, precision="bf16"),
+    # 9 visual tokens, which no number of ranks divides
+    Case(tensor=2, pipeline=2, zero_stage=1, sequence=True, image_size=42, cut=["vit_block_1"]),
+    Case(tensor=4, pipeline=2, schedule="interleaved", zero_stage=3, sequence=True, freeze=FROZEN_VIT, image_size=42),
 ]
 NAMES = [case.name for case in LAYOUTS]
 # What every pair of values of is tried, if a world of at most eight ranks can have it.

@@ -30,6 +30,7 @@ from tests.unit.model.examples import (
 )
 
 TOLERANCE = 1e-5
+ODD = 12  # pixels: 9 visual tokens, which neither 2 nor 4 ranks can divide
 FROZEN_VIT = ["patches.*", "vit_block_*", "bridge.vit_norm.*"]
 
 
@@ -54,13 +55,28 @@ def _all_checks(size: int) -> None:
                 _check_training(parallel, reference, batch, tensor_parallel)
         _check_recomputation(parallel, tensor_parallel)
         _check_generation(parallel, reference, tensor_parallel)
+        _check_odd_images(tensor_parallel)
 
 
-def _batches() -> list[MicroBatch]:
+def _check_odd_images(tensor_parallel: TensorParallel) -> None:
+    """Visual tokens that sequence parallelism cannot divide; also where no row has an image."""
+    model = replace(MODEL, image_size=ODD)
+    reference = small_model(model=model)
+    parallel = PaLI(units(VIT, MT5, model, NUM_OBJECTIVES, tensor_parallel))
+    load(parallel, logical_tensors(reference))
+    for frozen in ([], FROZEN_VIT):
+        for either in (reference, parallel):
+            freeze(either, frozen)
+        for batch in _batches(ODD):
+            _check_training(parallel, reference, batch, tensor_parallel)
+    _check_generation(parallel, reference, tensor_parallel, ODD)
+
+
+def _batches(image_size: int = MODEL.image_size) -> list[MicroBatch]:
     """Packed rows with several images and text alone; and rows without any image. Lengths divide by 4."""
     mixed = [[example(1), example(2, pictures=0, inputs=9)], [example(3, pictures=2), example(4, targets=9)]]
     text = [[example(5, pictures=0)], [example(6, pictures=0), example(7, pictures=0)]]
-    return [micro_batch(mixed, 60, 20), micro_batch(text, 20, 16, image_slots=2)]
+    return [micro_batch(mixed, 60, 20, 0, image_size), micro_batch(text, 20, 16, 2, image_size)]
 
 
 def _check_training(parallel: PaLI, reference: PaLI, batch: MicroBatch, tensor_parallel: TensorParallel) -> None:
@@ -113,9 +129,12 @@ def _check_recomputation(parallel: PaLI, tensor_parallel: TensorParallel) -> Non
             assert torch.equal(parameter.grad, expected[name]), f"{name} with sequence={tensor_parallel.sequence}"
 
 
-def _check_generation(parallel: PaLI, reference: PaLI, tensor_parallel: TensorParallel) -> None:
+def _check_generation(
+    parallel: PaLI, reference: PaLI, tensor_parallel: TensorParallel, image_size: int = MODEL.image_size
+) -> None:
     """Prompts of several lengths, none of which sequence parallelism has to divide while decoding."""
-    batch = micro_batch([[example(seed, inputs=length)] for seed, length in enumerate((5, 2, 12))], 28, 1)
+    rows = [[example(seed, inputs=length)] for seed, length in enumerate((5, 2, 12))]
+    batch = micro_batch(rows, 28, 1, image_size=image_size)
     expected = generate(reference, batch, 11)
     for together in (None, tensor_parallel.group):
         assert torch.equal(generate(parallel, batch, 11, together), expected)

@@ -26,9 +26,8 @@ class Example:
     targets: list[int] = field(default_factory=list)
     objective: int = 0
 
-    @property
-    def encoder_length(self) -> int:
-        return len(self.pictures) * TOKENS_PER_IMAGE + len(self.inputs)
+    def encoder_length(self, tokens_per_image: int) -> int:
+        return len(self.pictures) * tokens_per_image + len(self.inputs)
 
 
 def example(seed: int, pictures: int = 1, inputs: int = 5, targets: int = 4) -> Example:
@@ -45,10 +44,15 @@ def picture(seed: int, size: int = MODEL.image_size) -> Tensor:
 
 
 def micro_batch(
-    rows: list[list[Example]], encoder_length: int = 0, decoder_length: int = 0, image_slots: int = 0
+    rows: list[list[Example]],
+    encoder_length: int = 0,
+    decoder_length: int = 0,
+    image_slots: int = 0,
+    image_size: int = MODEL.image_size,
 ) -> MicroBatch:
     """Each inner list packed into one row; lengths and image slots at least as given, and at least one image slot."""
-    encoder_length = max(encoder_length, *(sum(e.encoder_length for e in row) for row in rows), 1)
+    visual = VIT.num_tokens(image_size)
+    encoder_length = max(encoder_length, *(sum(e.encoder_length(visual) for e in row) for row in rows), 1)
     decoder_length = max(decoder_length, *(sum(len(e.targets) + 1 for e in row) for row in rows), 1)
     pictures: list[Tensor] = []
     encoder = torch.zeros(3, len(rows), encoder_length, dtype=torch.long)
@@ -58,11 +62,11 @@ def micro_batch(
         at, out = 0, 0
         for segment, e in enumerate(row, start=1):
             for seed in e.pictures:
-                slot = len(pictures) * TOKENS_PER_IMAGE
-                encoder[1, b, at : at + TOKENS_PER_IMAGE] = segment
-                encoder[2, b, at : at + TOKENS_PER_IMAGE] = torch.arange(slot, slot + TOKENS_PER_IMAGE)
-                pictures.append(picture(seed))
-                at += TOKENS_PER_IMAGE
+                slot = len(pictures) * visual
+                encoder[1, b, at : at + visual] = segment
+                encoder[2, b, at : at + visual] = torch.arange(slot, slot + visual)
+                pictures.append(picture(seed, image_size))
+                at += visual
             encoder[0, b, at : at + len(e.inputs)] = torch.tensor(e.inputs, dtype=torch.long)
             encoder[1, b, at : at + len(e.inputs)] = segment
             at += len(e.inputs)
@@ -73,7 +77,7 @@ def micro_batch(
             decoder[2, b, here] = segment
             decoder[3, b, here] = e.objective
             out += len(targets)
-    blank = torch.zeros(MODEL.image_size, MODEL.image_size, 3, dtype=torch.uint8)
+    blank = torch.zeros(image_size, image_size, 3, dtype=torch.uint8)
     pictures += [blank] * max(1 - len(pictures), image_slots - len(pictures), 0)
     return MicroBatch(torch.stack(pictures), *encoder, *decoder)
 

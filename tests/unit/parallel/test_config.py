@@ -7,7 +7,7 @@ import pytest
 from errors import ConfigurationError
 from parallel.config import ParallelConfig
 from parallel.layout import check
-from tests.distributed.problem import MODEL, MT5, VIT
+from tests.distributed.problem import MT5, VIT
 
 ZERO3: dict[str, Any] = {"zero_stage": 3}
 
@@ -43,4 +43,4 @@ def test_impossible_on_their_own(options: dict[str, Any], said: str) -> None:
 def test_impossible_in_this_world(options: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigurationError, match=said):
-        check(ParallelConfig(**ZERO3, **options), VIT, MT5, MODEL.image_size, 4)
+        check(ParallelConfig(**ZERO3, **options), VIT, MT5, 4)
