@@ -31,10 +31,6 @@ def check(parallel: ParallelConfig, vit: ViTConfig, mt5: MT5Config, world_size: 
             f"parallel.hpz_partition_size={parallel.hpz_partition_size} does not divide the data-parallel size {data}; "
             "choose a divisor."
         )
-    if (parallel.quantized_weights or parallel.quantized_gradients) and not torch.cuda.is_available():
-        raise ConfigurationError(
-            "parallel.quantized_weights and quantized_gradients need DeepSpeed's CUDA kernels; set both to false here."
-        )
     divided = {
         "vit.num_heads": vit.num_heads,
         "vit.mlp_dim": vit.mlp_dim,
@@ -53,10 +49,22 @@ def check(parallel: ParallelConfig, vit: ViTConfig, mt5: MT5Config, world_size: 
         )
 
 
+def check_device(parallel: ParallelConfig, device: torch.device) -> None:
+    """Raise ConfigurationError for what this device cannot do; `check` may run on a login node without any GPU."""
+    if (parallel.quantized_weights or parallel.quantized_gradients) and device.type != "cuda":
+        raise ConfigurationError(
+            "parallel.quantized_weights and quantized_gradients need DeepSpeed's CUDA kernels; set both to false here."
+        )
+
+
 class Layout:
-    """Degrees, this process's place in them, and the groups that follow. Starting it is a collective of all ranks."""
+    """Degrees, this process's place in them, and the groups that follow. Starting it is a collective of all ranks.
+
+    Raises ConfigurationError, before any group starts, for what the devices here cannot do.
+    """
 
     def __init__(self, parallel: ParallelConfig, this: Launch) -> None:
+        check_device(parallel, this.device)
         start(this, parallel.timeout_s)
         _close_groups()
         parallel_state.initialize_model_parallel(

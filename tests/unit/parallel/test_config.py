@@ -6,7 +6,8 @@ import pytest
 
 from errors import ConfigurationError
 from parallel.config import ParallelConfig
-from parallel.layout import check
+from parallel.launch import launch
+from parallel.layout import Layout, check
 from tests.distributed.problem import MT5, VIT
 
 ZERO3: dict[str, Any] = {"zero_stage": 3}
@@ -36,11 +37,18 @@ def test_impossible_on_their_own(options: dict[str, Any], said: str) -> None:
     ("options", "said"),
     [
         ({"hpz_partition_size": 3}, "does not divide the data-parallel size 4"),
-        ({"quantized_weights": True}, "need DeepSpeed's CUDA kernels"),
-        ({"quantized_gradients": True}, "need DeepSpeed's CUDA kernels"),
     ],
 )
-def test_impossible_in_this_world(options: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+def test_impossible_in_this_world(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         check(ParallelConfig(**ZERO3, **options), VIT, MT5, 4)
+
+
+@pytest.mark.parametrize("option", ["quantized_weights", "quantized_gradients"])
+def test_a_machine_without_gpus_may_submit_what_it_cannot_run(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    parallel = ParallelConfig(**ZERO3, **{option: True})
+    check(parallel, VIT, MT5, 4)
+    monkeypatch.setattr("parallel.layout.start", lambda *_: pytest.fail("process groups were started"))
+    with pytest.raises(ConfigurationError, match="need DeepSpeed's CUDA kernels; set both to false here"):
+        Layout(parallel, launch({}))
