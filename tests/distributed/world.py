@@ -3,10 +3,11 @@
 import os
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.multiprocessing as multiprocessing
@@ -15,23 +16,32 @@ import torch.multiprocessing as multiprocessing
 def run_world(size: int, function: Callable[..., None], *arguments: Any) -> None:
     """Run `function(*arguments)` on `size` ranks with torchrun's variables set; a failure of any rank is raised here.
 
-    Ranks use one thread each; GPUs are used where there are enough of them. On CPUs ranks are forked from one server
-    that has imported everything: an import takes seconds, and there are many ranks.
+    Ranks use one thread each. On CPUs they are forked from one server that has imported everything: an import takes
+    seconds, and there are many ranks.
     """
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     method = "spawn" if torch.cuda.device_count() else "forkserver"  # CUDA does not survive a fork
     get_context("forkserver").set_forkserver_preload(["tests.distributed.problem", "parallel.zero"])
-    multiprocessing.start_processes(_rank, (size, port, function, arguments), nprocs=size, start_method=method)  # type: ignore
+    with patch.dict(os.environ, visible(size)):  # before a rank imports anything that looks for GPUs
+        multiprocessing.start_processes(_rank, (size, port, function, arguments), nprocs=size, start_method=method)  # type: ignore
+
+
+def backend(size: int) -> str:
+    """NCCL where every rank can have a GPU of its own, else gloo."""
+    return "nccl" if torch.cuda.device_count() >= size else "gloo"
+
+
+def visible(size: int) -> Mapping[str, str]:
+    """What ranks are told, so that they choose that backend: GPUs are hidden where there are too few."""
+    return {} if backend(size) == "nccl" else {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def _rank(rank: int, size: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
-    if torch.cuda.device_count() < size:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)
     try:
         function(*arguments)
