@@ -22,7 +22,9 @@ from tests.distributed.problem import FROZEN_VIT, STEPS, Case, answers, micro_ba
 from tests.distributed.world import results_file, run_world
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "equivalence.json"
-TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}  # relative; of losses, gradient norms and each weight's distance
+# Relative; of losses, gradient norms and each weight's distance. In bf16 rounding decides the direction of small
+# updates: weights were up to 3.6e-3 apart (benchmarks/README.md). It also decides near ties between tokens.
+TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}
 MOST_RANKS = 8
 LAYOUTS: list[Case] = [
     Case(pipeline=2, schedule="gpipe", recompute="block"),
@@ -133,11 +135,10 @@ def test_equals_one_process(results: Path, case: Case) -> None:
     for each, wanted in zip(found["validation"], expected["validation"], strict=True):
         torch.testing.assert_close(each, wanted, rtol=TOLERANCE[case.precision], atol=1.0 * (case.precision == "bf16"))
     assert found["weights"].keys() == expected["weights"].keys()
-    if case.precision == "bf16":  # rounding decides the direction of small updates, and near ties between tokens
-        return
-    assert torch.equal(found["answers"], expected["answers"])
     for name, values in expected["weights"].items():
-        assert weight_deviation(name, found["weights"][name], values) <= TOLERANCE["fp32"], name
+        assert weight_deviation(name, found["weights"][name], values) <= TOLERANCE[case.precision], name
+    if case.precision == "fp32":
+        assert torch.equal(found["answers"], expected["answers"])
 
 
 def weight_deviation(name: str, found: Tensor, expected: Tensor) -> float:

@@ -6,6 +6,7 @@ A test that fails here after an upgrade says which workaround to look at: what i
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import deepspeed
@@ -14,12 +15,17 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime import constants
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.swap_tensor.optimizer_utils import OptimizerSwapper
 from deepspeed.runtime.zero import partition_parameters, partitioned_param_coordinator, stage3
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.runtime.zero.utils import assert_ints_same_as_other_ranks
-from deepspeed.utils import groups
+from deepspeed.utils import groups, safe_get_full_fp32_param
 
+from model.layers import parts_of
+from model.pali import local_block
+from parallel import zero
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.engine import build_engine
 from parallel.launch import launch
@@ -60,6 +66,47 @@ def first_gathers(engine: ZeroEngine) -> int:
     return sum(event.count for event in profile.key_averages() if event.key == "c10d::_allgather_base_")
 
 
+def with_most_live_parameters() -> ZeroEngine:
+    """ZeRO-3 with the settings that DeepSpeed has for keeping parameters gathered, instead of our workaround."""
+    ours = zero._deepspeed_config
+
+    def theirs(blueprint: Any) -> dict[str, Any]:
+        config = ours(blueprint)
+        most = dict.fromkeys(("stage3_max_live_parameters", "stage3_max_reuse_distance"), 10**15)
+        return config | {"zero_optimization": config["zero_optimization"] | most}
+
+    zero._deepspeed_config = theirs
+    try:
+        return make(zero_stage=3)
+    finally:
+        zero._deepspeed_config = ours
+
+
+def kept_until_the_update(engine: ZeroEngine) -> tuple[bool, bool]:
+    """(whether all parameters are gathered after a step's micro-batches, whether any is after its update)."""
+
+    def gathered() -> list[bool]:
+        return [p.ds_status == ZeroParamStatus.AVAILABLE for p in engine.model.parameters()]  # type: ignore[attr-defined]
+
+    engine.forward_backward(micro_batches(0)[:2], num_targets=100)
+    before = all(gathered())
+    engine.discard()
+    return before, any(gathered())
+
+
+def shards_are_where_we_think(engine: ZeroEngine) -> bool:
+    """Number the elements of logical tensors through our map of the shards, and ask DeepSpeed for the parameters."""
+    numbers = {part.name: torch.arange(part.shape.numel()).view(part.shape) for _, part in parts_of(engine.model)}
+    for shard in engine.shards():
+        for r in shard.rectangles:
+            where = tuple(slice(o, o + n) for o, n in zip(r.offset, r.size, strict=True))
+            r.view(shard.weights.detach()).copy_(numbers[r.name][where])
+    whole = {p: safe_get_full_fp32_param(p) for p in engine.model.parameters()}
+    return all(
+        torch.equal(local_block(whole[p], part), numbers[part.name].float()) for p, part in parts_of(engine.model)
+    )
+
+
 def refused(function: Callable[[], object], error: type[Exception]) -> bool:
     try:
         function()
@@ -91,6 +138,18 @@ def observe(folder: Path) -> None:
     seen["other numbers refused"] = engine.layout.any_rank(alone)
     groups._create_zero_param_parallel_group(2)
     seen["second group refused"] = refused(lambda: groups._create_zero_param_parallel_group(2), AssertionError)
+
+    seen["gathers, most live parameters"] = first_gathers(with_most_live_parameters())
+    seen["kept"] = kept_until_the_update(make(zero_stage=3, gather="step"))
+    seen["kept, for each micro-batch"] = kept_until_the_update(make(zero_stage=3))
+    seen["found"] = [shards_are_where_we_think(make(zero_stage=stage)) for stage in (1, 2, 3)]
+
+    disk = {"offload_optimizer": "nvme", "offload_parameters": "nvme", "offload_folder": str(folder / "offloaded")}
+    engine = make(zero_stage=3, **disk)
+    seen["norm, on the disk"] = norm(engine)
+    flats, swapper = engine.zero.fp32_partitioned_groups_flat, SimpleNamespace(optimizer=engine.zero.optimizer)
+    seen["sub-groups"] = len(flats)
+    seen["state to swap"] = [len(OptimizerSwapper._get_state_tensors(swapper, flat)) for flat in flats]
 
     engine = make(zero_stage=3, pipeline=2, virtual_stages=2)
     seen["interleaved"] = norm(engine)
@@ -149,6 +208,31 @@ def test_the_second_stage_of_a_rank_adds_to_old_gradients(seen: dict[str, Any]) 
 
 def test_persistent_tensors_are_released_until_the_order_is_known(seen: dict[str, Any]) -> None:
     assert 0 < seen["gathers"] < seen["gathers of persistent tensors"]
+
+
+def test_live_parameters_are_released_until_the_order_is_known(seen: dict[str, Any]) -> None:
+    assert seen["gathers"] < seen["gathers, most live parameters"]
+
+
+def test_parameters_are_kept_by_the_step_and_given_back_by_the_update(seen: dict[str, Any]) -> None:
+    assert seen["kept"] == (True, False)
+    assert seen["kept, for each micro-batch"] == (False, False)
+
+
+def test_deepspeed_would_swap_one_sub_group_without_its_state(seen: dict[str, Any]) -> None:
+    assert seen["sub-groups"] == 1
+    assert seen["state to swap"] == [0]
+    assert seen["norm, on the disk"] == pytest.approx(seen["norm"], rel=1e-5)
+
+
+def test_shards_are_found(seen: dict[str, Any]) -> None:
+    assert seen["found"] == [True, True, True]
+
+
+def test_deepspeed_tells_values_but_not_where_they_lie() -> None:
+    kinds = ("fp32_param", "grad", "optimizer_state")
+    tells = {f"safe_get_{where}_{what}" for where in ("full", "local") for what in kinds}
+    assert {name for name in dir(deepspeed.utils) if name.startswith("safe_get_")} == tells
 
 
 def test_nearby_ranks_are_grouped_once_a_process(seen: dict[str, Any]) -> None:
