@@ -26,11 +26,16 @@ class Shape:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one unit: parameters (count), forward FLOPs (2 per multiply-add), bytes kept for its backward pass."""
+    """Of one unit: parameters (count), forward FLOPs (2 per multiply-add), bytes kept for its backward pass.
+
+    Of those bytes, where a unit can be recomputed: its inputs, and what only attention keeps.
+    """
 
     parameters: int = 0
     flops: float = 0.0
     activation_bytes: float = 0.0
+    input_bytes: float = 0.0
+    attention_bytes: float = 0.0
 
 
 class Unit(nn.Module):
@@ -75,9 +80,18 @@ def costs_of(units: Iterable[tuple[str, Unit]], shape: Shape) -> Iterator[UnitCo
     below_trained = False
     for name, unit in units:
         cost, trained = unit.cost(shape), unit.trained
-        kept = cost.activation_bytes if trained or below_trained else 0.0
+        kept = kept_bytes(cost, unit.recompute) if trained or below_trained else 0.0
         yield UnitCost(name, unit, cost, trained, training_flops(cost.flops, trained, below_trained), kept)
         below_trained |= trained
+
+
+def kept_bytes(cost: Cost, recompute: str) -> float:
+    """What is kept until the backward pass, where `Unit.recompute` says what is computed again then."""
+    return {
+        "none": cost.activation_bytes,
+        "attention": cost.activation_bytes - cost.attention_bytes,
+        "block": cost.input_bytes,
+    }[recompute]
 
 
 def training_flops_of(units: Iterable[tuple[str, Unit]], shape: Shape) -> float:

@@ -171,8 +171,9 @@ class EncoderBlock(Block):
         d, i, f, length = self.mt5.d_model, self.mt5.inner, self.mt5.d_ff, shape.encoder_tokens
         tokens = shape.rows * length
         flops = linear_flops(tokens, d, 4 * i + 3 * f) + attention_flops(shape.rows, length, length, i)
-        kept = shape.element_bytes * tokens * (4 * d + 4 * i + 4 * f) + self.kept_weights(shape, length, length)
-        return Cost(4 * d * i + 3 * d * f + 2 * d, flops, kept)
+        element, weights = shape.element_bytes * tokens, self.kept_weights(shape, length, length)
+        kept = element * (4 * d + 4 * i + 4 * f) + weights
+        return Cost(4 * d * i + 3 * d * f + 2 * d, flops, kept, element * d, weights)
 
 
 class EncoderNorm(Unit):
@@ -242,9 +243,9 @@ class DecoderBlock(Block):
             + attention_flops(shape.rows, m, m, i)
             + attention_flops(shape.rows, m, n, i)
         )
-        kept = shape.element_bytes * shape.rows * (m * (6 * d + 6 * i + 4 * f) + 2 * n * i)
-        kept += self.kept_weights(shape, m, m) + self.kept_weights(shape, m, n)
-        return Cost(8 * d * i + 3 * d * f + 3 * d, flops, kept)
+        element, weights = shape.element_bytes * shape.rows, self.kept_weights(shape, m, m + n)
+        kept = element * (m * (6 * d + 6 * i + 4 * f) + 2 * n * i) + weights
+        return Cost(8 * d * i + 3 * d * f + 3 * d, flops, kept, element * m * d, weights)
 
 
 class VocabularyOutput(nn.Module):

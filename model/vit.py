@@ -87,7 +87,8 @@ class ViTBlock(Unit):
         flops = linear_flops(tokens, d, 4 * d + 2 * m) + attention_flops(
             shape.images, shape.vision_tokens, shape.vision_tokens, d
         )
-        return Cost(4 * d * d + 2 * d * m + 9 * d + m, flops, shape.element_bytes * tokens * (8 * d + 2 * m))
+        element = shape.element_bytes * tokens
+        return Cost(4 * d * d + 2 * d * m + 9 * d + m, flops, element * (8 * d + 2 * m), element * d)
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:

@@ -24,6 +24,7 @@ from parallel.config import OptimizerConfig
 from parallel.fragments import Rectangle
 from parallel.layout import Layout
 from parallel.materialize import Ballast, Blueprint, draw
+from parallel.memory import Work
 from parallel.optimizer import Shard, ShardedOptimizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -173,10 +174,12 @@ def build_engine(
     precision: str = "fp32",
     freeze: Sequence[str] = (),
     seed: int = 0,
+    work: Work | None = None,
 ) -> Engine:
     """The model of the configuration, laid out, initialised from `seed`, ready to train.
 
-    `precision` is "fp32" or "bf16" (compute in bf16, fp32 weights in the optimizer). Raises ConfigurationError for a
+    `precision` is "fp32" or "bf16" (compute in bf16, fp32 weights in the optimizer). `work` is what pipeline stages are
+    balanced for. Raises ConfigurationError for a
     freeze pattern that matches nothing, or if nothing is left to train.
     """
     from parallel.replicated import ReplicatedEngine  # DeepSpeed is slow to import: only who shards pays for it
@@ -191,6 +194,7 @@ def build_engine(
         dtype=DTYPES[precision],
         frozen=freeze,
         seed=seed,
+        work=work,
     )
     if layout.config.zero_stage == 0:
         return ReplicatedEngine(blueprint)

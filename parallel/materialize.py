@@ -1,7 +1,7 @@
 """From a plan on `meta` to initialised parameters, one unit at a time."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,11 @@ from model.pali import PaLI, freeze, initialize, units
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.groups import check_groups
 from parallel.layout import Layout
+from parallel.memory import Memory, Work
 from parallel.partition import StageCost, cut
 from parallel.recompute import mark_recomputed
 
-TEXT_TOKENS = 32  # input and target text of the example that stages are balanced for (the paper's tables)
+TEXT_TOKENS = 32  # input and target text of an example of the paper's tables
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,13 @@ def plan_of(
     frozen: Sequence[str],
     data_parallel_size: int,
     dtype: torch.dtype,
+    work: Work | None = None,
     num_objectives: int = 1,
     tensor_parallel: TensorParallel | None = None,
 ) -> tuple[PaLI, list[StageCost]]:
     """The whole model on `meta`, frozen, and the stages that it is cut into; nothing need be started.
 
+    `work`: the steps that stages are balanced, and memory is predicted, for; else rows of one example of the paper's.
     Raises ConfigurationError where a pattern matches nothing, or all, and where there is no such cut.
     """
     with torch.device("meta"):
@@ -64,9 +67,17 @@ def plan_of(
     check_groups(optimizer.groups, [part.name for _, part in parts_of(plan)])
     if not any(p.requires_grad for p in plan.parameters()):
         raise ConfigurationError(f"The freeze patterns {list(frozen)} leave nothing to train; remove one.")
-    vision = vit.num_tokens(model.image_size)
-    shape = Shape(1, vision, 1, vision + TEXT_TOKENS, TEXT_TOKENS, dtype.itemsize)
-    return plan, cut(list(costs_of(plan.units(), shape)), parallel, data_parallel_size)
+    work = work or _example(vit, model, parallel)
+    work = replace(work, shape=replace(work.shape, element_bytes=dtype.itemsize))
+    memory = Memory(parallel, optimizer, work, data_parallel_size)
+    return plan, cut(list(costs_of(plan.units(), work.shape)), memory)
+
+
+def _example(vit: ViTConfig, model: ModelConfig, parallel: ParallelConfig) -> Work:
+    """Rows of one image and its text each, as many micro-batches as fill the pipeline."""
+    rows, vision = parallel.micro_batch, vit.num_tokens(model.image_size)
+    shape = Shape(rows, vision, rows, vision + TEXT_TOKENS, TEXT_TOKENS)
+    return Work(shape, parallel.pipeline * parallel.virtual_stages)
 
 
 def draw(
@@ -80,6 +91,7 @@ def draw(
     dtype: torch.dtype,
     frozen: Sequence[str],
     seed: int,
+    work: Work | None = None,
 ) -> Blueprint:
     """Plan the whole model for a layout that is started; raises as `plan_of` does."""
     plan, stages = plan_of(
@@ -91,6 +103,7 @@ def draw(
         frozen=frozen,
         data_parallel_size=layout.data_parallel_size,
         dtype=dtype,
+        work=work,
         num_objectives=num_objectives,
         tensor_parallel=layout.tensor_parallel,
     )

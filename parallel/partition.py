@@ -9,38 +9,36 @@ from rich.table import Table
 
 from errors import ConfigurationError
 from model.costs import UnitCost
-from parallel.config import ParallelConfig
-
-BYTES_OF_FROZEN = 2  # a 16-bit parameter
-BYTES_OF_TRAINED = 12  # a 16-bit parameter, fp32 weight and gradient, and a factored optimizer's next to nothing
+from parallel.memory import Memory
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """What one stage costs per micro-batch; bytes before tensor parallelism and ZeRO divide them."""
+    """What one stage costs per micro-batch; `memory_bytes` is what its rank needs for all of its stages, predicted."""
 
     units: tuple[str, ...]
     parameters: int
     flops: float
-    parameter_bytes: float
-    kept_bytes: float  # activations of one micro-batch
+    memory_bytes: float
 
 
-def cut(costs: Sequence[UnitCost], parallel: ParallelConfig, data_parallel_size: int = 1) -> list[StageCost]:
+def cut(costs: Sequence[UnitCost], memory: Memory) -> list[StageCost]:
     """The stages, first to last: as `parallel.cut` says, else by dynamic programming over the units' training FLOPs.
 
     A frozen unit below everything trained costs its forward pass only. Raises ConfigurationError for more stages than
-    units, for a cut that names no unit, and where no cut keeps every stage within `parallel.memory_gib`.
+    units, for a cut that names no unit, and where no cut keeps every rank within `parallel.memory_gib`.
     """
+    parallel = memory.parallel
     number = parallel.pipeline * parallel.virtual_stages
     if number > len(costs):
         raise ConfigurationError(
             f"parallel.pipeline={parallel.pipeline} x parallel.virtual_stages={parallel.virtual_stages} are more "
             f"stages than the model's {len(costs)} units; choose at most {len(costs)}."
         )
-    starts = _named(costs, parallel.cut, number) if parallel.cut else _balanced(costs, parallel, data_parallel_size)
-    ends = [*starts[1:], len(costs)]
-    return [_stage(costs[first:end]) for first, end in zip(starts, ends, strict=True)]
+    starts = _named(costs, parallel.cut, number) if parallel.cut else _balanced(costs, memory)
+    stages = [costs[first:end] for first, end in zip(starts, [*starts[1:], len(costs)], strict=True)]
+    ranks = [memory.rank_bytes(stages[rank :: parallel.pipeline], rank) for rank in range(parallel.pipeline)]
+    return [_stage(stage, ranks[index % parallel.pipeline]) for index, stage in enumerate(stages)]
 
 
 def _named(costs: Sequence[UnitCost], names: Sequence[str], number: int) -> list[int]:
@@ -57,19 +55,22 @@ def _named(costs: Sequence[UnitCost], names: Sequence[str], number: int) -> list
     return starts
 
 
-def _balanced(costs: Sequence[UnitCost], parallel: ParallelConfig, data_parallel_size: int) -> list[int]:
-    """First units of the stages whose largest time is least; among equals, of least largest memory."""
+def _balanced(costs: Sequence[UnitCost], memory: Memory) -> list[int]:
+    """First units of the stages whose largest time is least; among equals, of least largest memory.
+
+    Of several stages on a rank each may take an equal share of `parallel.memory_gib`.
+    """
+    parallel = memory.parallel
     number = parallel.pipeline * parallel.virtual_stages
     flops = [0.0, *accumulate(cost.training_flops for cost in costs)]
-    stored = [0.0, *accumulate(_parameter_bytes(cost) for cost in costs)]
-    kept = [0.0, *accumulate(cost.kept_bytes for cost in costs)]
-    limit = parallel.memory_gib * 2**30 if parallel.memory_gib else float("inf")
+    stored = [0.0, *accumulate(map(memory.stored, costs))]
+    kept = [0.0, *accumulate(map(memory.kept_once, costs))]
+    in_flight = [memory.in_flight(stage) for stage in range(number)]
+    limit = parallel.memory_gib * 2**30 / parallel.virtual_stages if parallel.memory_gib else float("inf")
 
     def price(stage: int, first: int, end: int) -> tuple[float, float]:
-        memory = resident_bytes(
-            stored[end] - stored[first], kept[end] - kept[first], stage, parallel, data_parallel_size
-        )
-        return (flops[end] - flops[first], memory) if memory <= limit else (float("inf"), float("inf"))
+        needed = stored[end] - stored[first] + in_flight[stage] * (kept[end] - kept[first])
+        return (flops[end] - flops[first], needed) if needed <= limit else (float("inf"), float("inf"))
 
     @cache
     def best(stage: int, first: int) -> tuple[tuple[float, float], int]:
@@ -84,7 +85,7 @@ def _balanced(costs: Sequence[UnitCost], parallel: ParallelConfig, data_parallel
 
     if best(0, 0)[0][0] == float("inf"):
         raise ConfigurationError(
-            f"No cut into {number} stages keeps every stage within parallel.memory_gib={parallel.memory_gib} GiB; take "
+            f"No cut into {number} stages keeps every rank within parallel.memory_gib={parallel.memory_gib} GiB; take "
             "more stages, tensor parallelism, a higher ZeRO stage or recompute."
         )
     starts = [0]
@@ -93,40 +94,22 @@ def _balanced(costs: Sequence[UnitCost], parallel: ParallelConfig, data_parallel
     return starts
 
 
-def _parameter_bytes(cost: UnitCost) -> float:
-    return cost.cost.parameters * (BYTES_OF_TRAINED if cost.trained else BYTES_OF_FROZEN)
-
-
-def resident_bytes(stored: float, kept: float, stage: int, parallel: ParallelConfig, data_parallel_size: int) -> float:
-    """Predicted bytes on one rank of a stage: parameters and their states, activations of the micro-batches in flight.
-
-    Under 1F1B stage s of p holds p - s micro-batches. ZeRO-3 divides all parameter bytes by the data-parallel size,
-    ZeRO-1 and 2 about two thirds and five sixths of them.
-    """
-    sharded = {0: 0.0, 1: 2 / 3, 2: 5 / 6, 3: 1.0}[parallel.zero_stage]
-    stored *= 1 - sharded + sharded / data_parallel_size
-    in_flight = parallel.pipeline * parallel.virtual_stages - stage
-    return (stored + kept * parallel.micro_batch * in_flight) / parallel.tensor
-
-
-def _stage(costs: Sequence[UnitCost]) -> StageCost:
+def _stage(costs: Sequence[UnitCost], memory_bytes: float) -> StageCost:
     return StageCost(
         units=tuple(cost.name for cost in costs),
         parameters=sum(cost.cost.parameters for cost in costs),
         flops=sum(cost.training_flops for cost in costs),
-        parameter_bytes=sum(map(_parameter_bytes, costs)),
-        kept_bytes=sum(cost.kept_bytes for cost in costs),
+        memory_bytes=memory_bytes,
     )
 
 
-def table(stages: Sequence[StageCost], parallel: ParallelConfig, data_parallel_size: int) -> Table:
-    """The cut as people read it: stage, units, parameters, TFLOP per example, predicted memory."""
-    shown = Table(title="pipeline stages (one example a row; memory per rank, predicted)")
+def table(stages: Sequence[StageCost]) -> Table:
+    """The cut as people read it: stage, units, parameters, TFLOP per micro-batch, predicted memory."""
+    shown = Table(title="pipeline stages (TFLOP of one micro-batch; predicted memory of a rank with all of its stages)")
     for name in ("stage", "units", "parameters", "TFLOP", "share", "memory"):
         shown.add_column(name, justify="left" if name == "units" else "right", no_wrap=name != "units")
     total = sum(stage.flops for stage in stages)
     for number, stage in enumerate(stages):
-        memory = resident_bytes(stage.parameter_bytes, stage.kept_bytes, number, parallel, data_parallel_size)
         first, last = stage.units[0], stage.units[-1]
         shown.add_row(
             str(number),
@@ -134,6 +117,6 @@ def table(stages: Sequence[StageCost], parallel: ParallelConfig, data_parallel_s
             f"{stage.parameters / 1e6:,.1f} M",
             f"{stage.flops / 1e12:.4f}",
             f"{stage.flops / total:.0%}",
-            f"{memory / 2**30:.2f} GiB",
+            f"{stage.memory_bytes / 2**30:.2f} GiB",
         )
     return shown

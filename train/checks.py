@@ -18,6 +18,7 @@ from parallel.materialize import plan_of
 from train.config import RunConfig, to_dict
 from train.phases import Span, for_phase, spans
 from train.profiling import profiled_steps
+from train.steps import work_of
 from train.validation import SPLIT
 
 
@@ -76,6 +77,7 @@ def _check_phase(config: RunConfig, span: Span, world_size: int) -> PaLI:
     plan, _ = plan_of(
         config.vit, config.mt5, config.model, config.optimizer, config.parallel, frozen=span.phase.freeze,
         data_parallel_size=data_parallel_size, dtype=DTYPES[config.run.precision],
+        work=work_of(config, data_parallel_size),
     )  # fmt: skip
     if config.data.num_streams % data_parallel_size:
         raise ConfigurationError(

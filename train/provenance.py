@@ -11,9 +11,11 @@ import psutil
 import torch
 
 from parallel.layout import Layout
-from parallel.partition import StageCost, resident_bytes
+from parallel.partition import StageCost
 
-STAGE_COLUMNS = ["stage", "first unit", "last unit", "units", "million parameters", "TFLOP per example", "memory GiB"]
+STAGE_COLUMNS = [
+    "stage", "first unit", "last unit", "units", "million parameters", "TFLOP per micro-batch", "memory GiB"
+]  # fmt: skip
 CODE = Path(__file__).resolve().parent
 GIT_TIMEOUT_S = 20  # a repository on a slow network drive must not hold up the run
 
@@ -62,13 +64,10 @@ def degrees(layout: Layout) -> dict[str, Any]:
     }
 
 
-def stage_rows(stages: Sequence[StageCost], layout: Layout) -> list[list[Any]]:
-    """A row of STAGE_COLUMNS for each pipeline stage; memory is predicted, for one rank."""
+def stage_rows(stages: Sequence[StageCost]) -> list[list[Any]]:
+    """A row of STAGE_COLUMNS for each pipeline stage; memory is predicted, for a rank with all of its stages."""
     rows: list[list[Any]] = []
     for number, stage in enumerate(stages):
-        memory = resident_bytes(
-            stage.parameter_bytes, stage.kept_bytes, number, layout.config, layout.data_parallel_size
-        )
-        size = [stage.parameters / 1e6, stage.flops / 1e12, memory / 2**30]
+        size = [stage.parameters / 1e6, stage.flops / 1e12, stage.memory_bytes / 2**30]
         rows.append([number, stage.units[0], stage.units[-1], len(stage.units), *size])
     return rows

@@ -28,6 +28,7 @@ from train.lock import FolderLock
 from train.metrics import Line, MetricsFile
 from train.provenance import degrees, git_state, hardware, stage_rows
 from train.samples import Sample, draw
+from train.steps import work_of
 from train.tracking import NoTracker, Tracker, open_tracker
 
 Extra = dict[str, Any]
@@ -90,7 +91,7 @@ class Run:
                 self.alert("restart", f"{self.folder}: resumed after step {step}")
             else:
                 self.display.note(f"{self.folder}: a new run")
-        self.tracker.stages(stage_rows(engine.blueprint.stages, self.layout))
+        self.tracker.stages(stage_rows(engine.blueprint.stages))
 
     def facts(self) -> dict[str, Any]:
         """What the run is made with, besides its configuration."""
@@ -101,7 +102,7 @@ class Run:
         """Show how the model is cut into pipeline stages, if it is."""
         stages = engine.blueprint.stages
         if len(stages) > 1:
-            self.display.note(as_text(table(stages, self.layout.config, self.layout.data_parallel_size)))
+            self.display.note(as_text(table(stages)))
 
     def record(self, line: Line) -> None:
         """One step's metrics, to the file, the tracker and the display."""
@@ -182,6 +183,7 @@ def engine_of(config: RunConfig, phase: Phase, layout: Layout) -> Engine:
     return build_engine(
         config.vit, config.mt5, config.model, config.optimizer, layout=layout, num_objectives=len(NAMES),
         precision=config.run.precision, freeze=phase.freeze, seed=config.run.seed,
+        work=work_of(config, layout.data_parallel_size),
     )  # fmt: skip
 
 

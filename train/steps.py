@@ -13,7 +13,9 @@ from data.ledger import ErrorBudgetExceeded
 from data.objectives import NAMES
 from data.packing import Rows
 from model.batch import MicroBatch
+from model.costs import Shape
 from parallel.layout import Layout
+from parallel.memory import Work
 from train.agreement import Local, agree
 from train.config import RunConfig
 
@@ -70,6 +72,18 @@ def read_or_stop(read: Callable[[], Share], layout: Layout) -> Share:
         nothing = Local(0, 0, 0, 0, [0] * len(NAMES), over_budget=str(error))
         agree(nothing, layout.data_parallel_size, layout.device)
         raise
+
+
+def work_of(config: RunConfig, data_parallel_size: int) -> Work:
+    """What a rank does in a step, before any row is read; `config` as the phase sees it.
+
+    Rows are taken to be as full as their image slots allow.
+    """
+    data, rows = config.data, config.parallel.micro_batch
+    vision = config.vit.num_tokens(config.model.image_size)
+    shape = Shape(rows * data.images_per_row, vision, rows, data.encoder_length, data.decoder_length)
+    number = -(-data.batch_examples // (data_parallel_size * rows * data.images_per_row))
+    return Work(shape, number)
 
 
 def as_tensors(rows: Rows) -> MicroBatch:
