@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from data.ledger import Ledger
 from data.objectives.base import Skip
 from errors import ConfigurationError
+from progress import beat
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ def index(path: str) -> ShardIndex:
                 return ShardIndex(keys, stored["spans"], bool(stored["truncated"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # Missing, or not an index of ours: made anew.
+    beat(f"indexing {path}")
     made = scan(path)
     keys_bytes = np.frombuffer("\n".join(made.keys).encode(), np.uint8)
     unfinished = f"{beside}.{uuid.uuid4().hex}.npz"  # many machines may index one tar at once

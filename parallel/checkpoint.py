@@ -15,7 +15,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,11 @@ from parallel.fragments import Rectangle
 from parallel.layout import Layout
 from parallel.logical import logical_tensors
 from parallel.staging import Staging
+from progress import beat
 
 Piece = tuple[str, Rectangle | torch.Size, Tensor]  # name, where it lies or the shape of what every rank holds, values
 
+SIGN_OF_LIFE_S = 1.0  # while a save is waited for
 POSITION = "weights/patches.position"  # the one tensor whose shape depends on the resolution
 
 
@@ -80,6 +82,8 @@ class Checkpointer:
         """
         writing, self.writing = self.writing, None
         if writing is not None:
+            while not wait([writing], timeout=SIGN_OF_LIFE_S).done:  # a peer that died is found by the writer's group
+                beat(f"waiting for a checkpoint in {self.folder}")
             writing.result()
 
     def _write(self, state: dict[str, Tensor], content: dict[str, Any], group: dist.ProcessGroup) -> None:
@@ -207,7 +211,7 @@ class Checkpointer:
         resampled = POSITION in state and POSITION not in wanted
         if resampled:
             wanted[POSITION] = torch.empty(shapes[POSITION])
-        dcp.load(wanted, storage_reader=dcp.FileSystemReader(path))
+        dcp.load(wanted, storage_reader=dcp.FileSystemReader(path), planner=_Planner())
         if resampled:
             _scatter_position(engine, wanted[POSITION])
         engine.publish()
@@ -216,6 +220,14 @@ class Checkpointer:
             ages = content["ages"]
             engine.optimizer.ages.update({name: ages.get(name, 0) for name in engine.optimizer.ages})
         return content["step"], content["extra"]
+
+
+class _Planner(dcp.DefaultLoadPlanner):
+    """Says how far reading has come."""
+
+    def resolve_tensor(self, read_item: dcp.planner.ReadItem) -> Tensor:
+        beat(f"reading {read_item.dest_index.fqn}")
+        return super().resolve_tensor(read_item)
 
 
 def _pieces(engine: Engine, optimizer: bool) -> list[Piece]:
@@ -283,6 +295,7 @@ def _broken_file(path: Path, layout: Layout) -> str | None:
     if not isinstance(manifest, dict) or not {".metadata", "state.json"} <= manifest.keys():
         return "manifest.json"
     for name in sorted(manifest)[layout.rank :: layout.world_size]:
+        beat(f"checking {path / name}")
         if not (path / name).exists() or _checksum(path / name) != manifest[name]:
             return name
     return None

@@ -12,6 +12,7 @@ from model.layers import parts_of
 from model.vit import resample_position
 from parallel.checkpoint import held_weights
 from parallel.engine import Engine
+from progress import beat
 
 POSITION = "patches.position"  # resampled where the file's resolution is another
 
@@ -56,6 +57,7 @@ def load_files(engine: Engine, files: Sequence[str | Path]) -> None:
             for rectangle, values in held:
                 if rectangle.name not in names:
                     continue
+                beat(f"reading {rectangle.name} from {file}")
                 where = tuple(slice(o, o + n) for o, n in zip(rectangle.offset, rectangle.size, strict=True))
                 if rectangle.name == POSITION:
                     values.copy_(resample_position(opened.get_tensor(POSITION), rectangle.shape[0])[where])

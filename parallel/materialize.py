@@ -17,6 +17,7 @@ from parallel.layout import Layout
 from parallel.memory import Memory, Work
 from parallel.partition import StageCost, cut
 from parallel.recompute import mark_recomputed
+from progress import beat
 
 TEXT_TOKENS = 32  # input and target text of an example of the paper's tables
 
@@ -120,9 +121,11 @@ def materialize(blueprint: Blueprint, place: Callable[[nn.Module], None] = lambd
     everything = dict(blueprint.plan.units())
     names = [name for stage in blueprint.local_stages for name in blueprint.stages[stage].units]
     for name in names:
+        beat(f"making {name}")
         _to_empty(everything[name], device, dtype)
         initialize(everything[name], blueprint.seed, name)
         place(everything[name])
+    beat("the model is made; its optimizer")
     pali = PaLI({name: everything[name] for name in names})
     if not any(p.requires_grad for p in pali.parameters()):
         pali.ballast = Ballast(device, dtype)

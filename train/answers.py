@@ -6,6 +6,7 @@ from data.examples import ExampleInfo
 from data.packing import Rows
 from data.tokenizer import Tokenizer
 from parallel.engine import Engine
+from progress import beat
 from train.agreement import together
 from train.samples import Sample
 from train.steps import Trim, as_tensors
@@ -24,7 +25,8 @@ def answers(
     A collective: all ranks must hold equally many batches (`data.stream.evaluation_batches` sees to it). Raises
     ErrorBudgetExceeded on every rank where reading raises it on one.
     """
-    for rows, infos in together(batches):
+    for number, (rows, infos) in enumerate(together(batches), 1):
+        beat(f"answers to batch {number}")
         batch = trim(as_tensors(rows))
         seen = engine.generate(batch, max_new_tokens).tolist()
         unseen = engine.generate(batch.blanked(), max_new_tokens).tolist() if blind else None

@@ -28,6 +28,7 @@ from train.samples import Sample, draw, drawable_first
 from train.scoring import evaluation
 from train.steps import trimmer
 from train.validation import chosen, open_stream
+from train.watchdog import Watchdog
 
 PICTURED_PER_COMPONENT = 24  # samples whose pictures are kept to choose from
 PICTURED = 24  # samples on the sheet
@@ -46,9 +47,12 @@ def main(composed: DictConfig) -> None:
     config = for_phase(config, phase)
     check_sources(config, chosen(config.mixture, config.evaluation), config.evaluation.split)
     layout = Layout(config.parallel, this)
-    done, samples = answer(config, phase, checkpointer, layout)
+    folder = Path(config.run.folder)
+    # Signs of life of its own: the run may go on training meanwhile.
+    with Watchdog(config.parallel.timeout_s, folder / "evaluation", layout.rank, layout.world_size):
+        done, samples = answer(config, phase, checkpointer, layout)
     if layout.rank == 0:
-        report(Path(config.run.folder), config.evaluation.split, done, samples)
+        report(folder, config.evaluation.split, done, samples)
 
 
 def saved_config(composed: DictConfig, overrides: list[str]) -> RunConfig:

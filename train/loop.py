@@ -10,6 +10,7 @@ from data.stream import Reader
 from model.loss import LossTotals
 from parallel.engine import Engine
 from parallel.waiting import CommunicationWait
+from progress import beat
 from train.agreement import Agreed, agree, gather
 from train.config import RunConfig
 from train.entry import Interrupted
@@ -24,7 +25,6 @@ from train.run import Extra, Run
 from train.schedule import learning_rate
 from train.steps import Share, identities, read_or_stop, seed_generators, trimmer
 from train.validation import Validation
-from train.watchdog import Watchdog
 
 
 class Loop:
@@ -49,7 +49,6 @@ class Loop:
         self.trim = trimmer(config)
         self.flops = FlopCounter(config, span.phase.freeze)
         self.peak_tflops = peak_tflops(config, self.layout.device)
-        self.watchdog = Watchdog(config.parallel.timeout_s, run.folder, self.layout.rank, self.layout.world_size)
         self.waiting = CommunicationWait(self.layout.device)
         self.stragglers = Stragglers(config.run.straggler)
         self.profiler = Profiler(config.profile, run.folder, self.layout.rank, self.layout.device)
@@ -61,7 +60,7 @@ class Loop:
         an older checkpoint. Raises Interrupted and RunStopped.
         """
         memory = memory_told(self.config.profile, self.run.folder, self.layout.rank, self.layout.device)
-        with self.watchdog, self.waiting, memory, closing(self.profiler):
+        with self.waiting, memory, closing(self.profiler):
             self.dry_run(done + 1)
             for step in range(done + 1, self.span.last + 1):
                 self.profiler.begin(step)
@@ -72,7 +71,7 @@ class Loop:
                     return self.roll_back(step)
                 every = self.config.checkpoint.every_steps
                 if agreed.save or agreed.stop or step % every == 0 or step == self.span.last:
-                    self.watchdog.beat(f"step {step}, its checkpoint")
+                    beat(f"step {step}, its checkpoint")
                     self.run.save(self.engine, step, {"guard": self.guard.state, "phase": self.span.phase.name})
                 if agreed.stop and step < self.config.run.steps:
                     self.run.settle()
@@ -94,10 +93,10 @@ class Loop:
         self.waiting.seconds()  # what came before is not this step's
         seed_generators(self.config.run.seed, step, self.layout.data_parallel_rank)
         share, agreed = self.agreed_share(step)
-        self.watchdog.beat(f"step {step}, forward and backward")
+        beat(f"step {step}, forward and backward")
         totals = self.engine.forward_backward(share.filled(agreed.num_micro_batches), agreed.num_targets)
         rate = learning_rate(self.config.schedule, step, self.config.run.steps) * self.span.phase.learning_rate_factor
-        self.watchdog.beat(f"step {step}, update")
+        beat(f"step {step}, update")
         cause, grad_norm = self.update(totals, rate)
         self.times = RankTimes(time.perf_counter() - began, self.waiting.seconds(), share.data_wait_s)
         line = step_line(
@@ -106,11 +105,9 @@ class Loop:
             flops=self.flops.step(sum(agreed.examples), agreed.images, agreed.encoder_tokens, agreed.num_targets),
         )  # fmt: skip
         if self.validation.due(step):
-            self.watchdog.beat(f"step {step}, validation loss")
             line |= self.validation.losses(self.engine)
         self.run.record(line if cause is None else line | {"guard": cause})
         if self.validation.due(step):
-            self.watchdog.beat(f"step {step}, samples")
             self.run.show(step, self.validation.samples(self.engine))
         if (slow := self.stragglers.judge(agreed.times)) is not None:
             self.run.alert("straggler", slow)
@@ -144,7 +141,7 @@ class Loop:
     def roll_back(self, step: int) -> int:
         """Go back to before the bad steps that ended with `step`; returns the step to go on after."""
         bad = self.guard.bad
-        self.watchdog.beat(f"step {step}, going back")
+        beat(f"step {step}, going back")
         good = self.run.roll_back(step - len(bad), bad)
         self.run.alert(
             "roll-back",
@@ -162,11 +159,11 @@ class Loop:
 
     def agreed_share(self, step: int) -> tuple[Share, Agreed]:
         """This rank's share, and what all ranks agree on; raises ErrorBudgetExceeded on all if it stops one."""
-        self.watchdog.beat(f"step {step}, reading")
+        beat(f"step {step}, reading")
         began = time.perf_counter()
         share = read_or_stop(partial(self.read, step), self.layout)
         share.data_wait_s = time.perf_counter() - began
-        self.watchdog.beat(f"step {step}, meeting all ranks")
+        beat(f"step {step}, meeting all ranks")
         local = share.facts(self.tokens_per_image)
         local.times = self.times
         local.memory_bytes = memory_bytes(self.layout.device)

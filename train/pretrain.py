@@ -1,6 +1,7 @@
 """Train: `python -m train.pretrain model=pali_3b …`, or under torchrun. The same command started again goes on."""
 
 from contextlib import closing
+from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -16,6 +17,7 @@ from train.phases import Span, for_phase, span_of, spans
 from train.restarts import stop_if_in_vain
 from train.run import Run, engine_of
 from train.validation import Validation, open_stream
+from train.watchdog import Watchdog
 
 
 def main(composed: DictConfig) -> None:
@@ -24,7 +26,9 @@ def main(composed: DictConfig) -> None:
     this = launch()
     check(config, this.world_size)
     check_training_data(config)
-    with closing(Run(config, Layout(config.parallel, this))) as run:
+    layout = Layout(config.parallel, this)
+    timeout_s, folder = config.parallel.timeout_s, Path(config.run.folder)
+    with closing(Run(config, layout)) as run, Watchdog(timeout_s, folder, layout.rank, layout.world_size):
         stop_if_in_vain(run)
         done = run.checkpointer.latest_step() or 0
         while done < config.run.steps:

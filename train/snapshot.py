@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("conf", "data", "hydra_plugins", "model", "parallel", "slurm", "train", "errors.py", "launcher.py")
+CODE = ("conf", "data", "hydra_plugins", "model", "parallel", "slurm", "train",
+        "errors.py", "launcher.py", "progress.py")  # fmt: skip
 
 
 def take(folder: Path, files: Mapping[str, str], dry: bool = False) -> Path:

@@ -11,6 +11,7 @@ from data.tokenizer import Tokenizer
 from model.loss import LossTotals
 from parallel.engine import Engine
 from parallel.layout import Layout
+from progress import beat
 from train.agreement import agree, gather
 from train.answers import answers
 from train.config import EvaluationConfig, RunConfig
@@ -54,6 +55,7 @@ class Validation:
         """`validation/loss`, and per objective `validation/loss/<objective>` and `validation/accuracy/<objective>`."""
         sums: list[LossTotals] = []
         for step in range(self.settings.steps):
+            beat(f"validation loss, batch {step + 1} of {self.settings.steps}")
             share = read_or_stop(partial(self.read, step), self.layout)
             agreed = agree(share.facts(self.tokens_per_image), self.layout.data_parallel_size, self.layout.device)
             sums.append(engine.evaluate(share.filled(agreed.num_micro_batches)))

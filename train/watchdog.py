@@ -13,6 +13,7 @@ from typing import TextIO
 
 import psutil
 
+import progress
 from train.heartbeat import Heartbeat, Heartbeats
 
 EXIT_HUNG = 4
@@ -24,7 +25,7 @@ LIBRARIES = ("site-packages", "dist-packages", f"lib/python{sys.version_info.maj
 
 
 class Watchdog:
-    """While it is entered, `beat` must be called at least every `timeout_s` seconds; a thread looks after it.
+    """While it is entered, `progress.beat` must be called at least every `timeout_s` seconds; a thread looks after it.
 
     If no beat comes, every rank (each has a watchdog of its own) prints where all of its threads are, to stderr and to
     `stacks/` in the run's folder, and ends with exit code 4: a collective that waits for a dead peer cannot be
@@ -46,6 +47,7 @@ class Watchdog:
         self.left.clear()
         self.watched = threading.get_ident()
         self.beat("start-up")
+        progress.listeners.append(self.beat)
         try:
             self.stacks.mkdir(parents=True, exist_ok=True)
             self.file: TextIO = (self.stacks / f"rank_{self.heartbeats.own.rank:05d}.txt").open("a")
@@ -57,6 +59,7 @@ class Watchdog:
         return self
 
     def __exit__(self, *_: object) -> None:
+        progress.listeners.remove(self.beat)
         self.left.set()
         self.thread.join()
         faulthandler.cancel_dump_traceback_later()
@@ -67,8 +70,9 @@ class Watchdog:
                 Path(self.file.name).unlink(missing_ok=True)
 
     def beat(self, place: str) -> None:
-        """Something was completed; `place` says what is done next, for the message."""
-        self.place, self.last_beat = place, time.monotonic()
+        """Something was completed by the thread that entered; `place` says what is done next, for the message."""
+        if threading.get_ident() == self.watched:
+            self.place, self.last_beat = place, time.monotonic()
 
     def _watch(self) -> None:
         own = self.heartbeats.own

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import progress
 from data.corpus_text import corpus_texts
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
@@ -40,6 +41,8 @@ def lines(folder: Path) -> list[dict[str, float]]:
 def test_trained_resumed_and_evaluated(
     corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    places: list[str] = []  # where the watchdog hears that something was completed
+    monkeypatch.setattr(progress, "listeners", [places.append])
     monkeypatch.chdir(tmp_path)
     settings = [
         "experiment=equivalence", f"data.root={corpus}", "run.steps=4", FROZEN_THEN_ALL, "model.dropout_rate=0.1",
@@ -55,6 +58,8 @@ def test_trained_resumed_and_evaluated(
     assert "validation/loss" in straight[1] and "validation/loss" not in straight[0]
     assert {key for key in straight[3] if key.startswith("loss/")} <= {"loss/vqa", "loss/ocr"}
     assert (tmp_path / "straight" / "samples" / "step_00000004.png").exists()
+    told = {"making patches", "making head", "validation loss, batch 1 of 1", "answers to batch 1"}
+    assert told <= set(places) and any(place.startswith("indexing ") for place in places)
 
     save = Run.save
 
@@ -69,11 +74,14 @@ def test_trained_resumed_and_evaluated(
         with pytest.raises(KeyboardInterrupt):
             entry("pretrain", pretrain.main)
     assert len(lines(tmp_path / "resumed")) == 3
+    places.clear()
     entry("pretrain", pretrain.main)
     for line, expected in zip(lines(tmp_path / "resumed"), straight, strict=True):
         assert [line[key] for key in ("step", "loss", "grad_norm", "lr")] == [
             expected[key] for key in ("step", "loss", "grad_norm", "lr")
         ]
+    assert any(place.startswith("checking ") for place in places)
+    assert any(place.startswith("reading weights/") for place in places)
 
     other = tmp_path / "other.model"
     train_tokenizer(corpus_texts(corpus, "validation"), other, 900)
@@ -83,9 +91,12 @@ def test_trained_resumed_and_evaluated(
             entry(name, main)
         assert end.value.code == 2 and "resumed was trained with another tokenizer" in capsys.readouterr().err
 
+    places.clear()
     command(monkeypatch, "run.folder=resumed", "evaluation.examples=2", "evaluation.split=validation")
     entry("evaluate", evaluate.main)
     result = json.loads((tmp_path / "resumed" / "evaluation.json").read_text())
     assert result["step"] == 4 and result["split"] == "validation"
     assert {"score", "blind"} == result["objectives"]["vqa"]["exact_match"].keys()
     assert (tmp_path / "resumed" / "samples.png").exists()
+    assert "answers to batch 1" in places
+    assert (tmp_path / "resumed" / "evaluation" / "heartbeats" / "rank_00000.json").exists(), "it was watched over"

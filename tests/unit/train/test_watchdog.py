@@ -13,8 +13,9 @@ from train.heartbeat import Heartbeat
 from train.watchdog import EXIT_HUNG, describe, may_speak, verdict
 
 RANK = """
-import ctypes, sys, time
+import ctypes, sys, threading, time
 from pathlib import Path
+import progress
 from train.watchdog import Watchdog
 
 def stands_still():
@@ -70,6 +71,17 @@ def test_progress_is_no_hang_and_leaves_no_stacks(tmp_path: Path) -> None:
     process = start(tmp_path, 0, beats, world_size=1, timeout_s=1)
     assert process.wait(timeout=30) == 0
     assert not list((tmp_path / "stacks").iterdir())
+
+
+def test_progress_is_heard_from_anywhere(tmp_path: Path) -> None:
+    beats = "\n    ".join(["time.sleep(0.5); progress.beat('next')"] * 5)
+    assert start(tmp_path, 0, beats, world_size=1, timeout_s=1).wait(timeout=30) == 0
+
+
+def test_another_threads_progress_is_not_this_ones(tmp_path: Path) -> None:
+    hang = "threading.Thread(target=lambda: [(time.sleep(0.2), progress.beat('next')) for _ in range(300)]).start()"
+    process = start(tmp_path, 0, f"{hang}; time.sleep(60)", world_size=1, timeout_s=2)
+    assert process.wait(timeout=30) == EXIT_HUNG
 
 
 def test_the_guilty_are_named_before_those_who_wait() -> None:

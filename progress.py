@@ -1,0 +1,11 @@
+"""What a process does now: told by whoever completes something, heard by who watches over it (`train/watchdog.py`)."""
+
+from collections.abc import Callable
+
+listeners: list[Callable[[str], None]] = []
+
+
+def beat(place: str) -> None:
+    """Something was completed; `place` says what is done next. Nothing happens where nobody listens."""
+    for listener in listeners:
+        listener(place)
