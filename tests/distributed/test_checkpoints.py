@@ -237,8 +237,6 @@ def skipped(case: Case) -> None:
     assert set(guarded.optimizer.ages.values()) == {0}
     fresh = case.engine(layout)
     assert train(guarded, range(2)) == train(fresh, range(2)), "the discarded gradients left a trace"
-                "the discarded gradients left a trace"
-            )
 
 
 def beside_training(folder: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from safetensors.torch import save_file
 
 from train.checks import check
 from train.config import RunConfig, to_run_config
@@ -34,7 +35,7 @@ def test_every_experiment_fits_together(experiment: str, tokenizer_path: Path, t
     stage2 = [f"run.initial={initial}"] if experiment.endswith("stage2") else []
     config = composed(f"experiment={experiment}", f"data.tokenizer={tokenizer_path}", *stage2)
     pretrained = tmp_path / "vit.safetensors"  # an earlier command makes the real one
-    pretrained.touch()
+    save_file({}, pretrained)
     config.run.initial_weights = [str(pretrained) for _ in config.run.initial_weights]
     check(config, world_size=2 if experiment in ("demo", "scaling") else 8)
     assert config.run.folder == f"runs/{config.run.name}"
