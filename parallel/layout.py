@@ -1,6 +1,7 @@
 """The one object that owns degrees and process groups: world = data x pipeline x tensor, tensor ranks next to each
 other."""
 
+from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
 
@@ -130,5 +131,6 @@ def _close_groups() -> None:
     if parallel_state.model_parallel_is_initialized():
         _, *groups = parallel_state._global_process_group_list  # the first stands for the world
         for group in groups:
-            dist.destroy_process_group(group)
+            with suppress(ValueError):  # it has ended with the world that it belonged to
+                dist.destroy_process_group(group)
         parallel_state.destroy_model_parallel()
