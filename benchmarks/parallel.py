@@ -135,17 +135,20 @@ def _memory(name: str) -> int:
 def formula(settings: dict[str, Any], world_size: int, parameters: int) -> Counter[str]:
     """Bytes that a rank with so many `parameters` (its tensor-parallel blocks) sends in a step, by group.
 
-    Data: gradients are summed (all-reduce, or reduce-scatter and, once updated, all-gather of the weights); ZeRO-2 and
-    ZeRO-3 reduce in every micro-batch, ZeRO-3 gathers for its forward and for its backward pass. Tensor (without a
-    pipeline): one all-reduce of the residual stream after and, in the backward pass, before each attention and MLP; the
-    embedding of each stream and the head one more; sequence parallelism sends as much. Pipeline: what travels.
+    Data: gradients are summed once a step (all-reduce: twice the ring); DeepSpeed's stages 1 and 2 do so too, 2 in every
+    micro-batch, keep their shard, and gather the weights once they are updated. ZeRO-3 reduce-scatters and gathers in
+    every micro-batch, in a pipeline once more for the backward pass (elsewhere DeepSpeed keeps up to 1e9 elements).
+    Tensor (without a pipeline): one all-reduce of the residual stream after and, in the backward pass, before each
+    attention and MLP; the embedding of each stream and the head one more. Sequence parallelism sends a quarter more: an
+    all-reduce becomes a reduce-scatter and an all-gather, and inputs are gathered again for the backward pass;
+    gradients of norms and biases come on top. Pipeline: what travels.
     """
     tensor, pipeline, zero = (settings.get(n, d) for n, d in (("tensor", 1), ("pipeline", 1), ("zero_stage", 0)))
     data = world_size // tensor // pipeline
     share = MICRO_BATCHES // data
     ring = parameters * FLOAT * (data - 1) / data
     bytes_sent = Counter[str]()
-    bytes_sent["data"] = ring * {0: 2, 1: 2, 2: share + 1, 3: 3 * share}[zero]
+    bytes_sent["data"] = ring * {0: 2, 1: 3, 2: 2 * share + 1, 3: (2 + (pipeline > 1)) * share}[zero]
     if tensor > 1:
         vision, encoder, decoder = (
             ROWS * n * d * FLOAT for n, d in ((VISUAL, VIT.width), (ENCODER, MT5.d_model), (DECODER, MT5.d_model))
@@ -153,7 +156,8 @@ def formula(settings: dict[str, Any], world_size: int, parameters: int) -> Count
         vit = 4 * VIT.depth * vision
         mt5 = (4 * MT5.num_encoder_layers + MT5.num_decoder_layers + 1) * encoder
         mt5 += (6 * MT5.num_decoder_layers + 2) * decoder
-        bytes_sent["tensor"] = share * 2 * (tensor - 1) / tensor * (vit + mt5) / pipeline
+        all_reduce = 2.5 if settings.get("sequence") else 2
+        bytes_sent["tensor"] = share * all_reduce * (tensor - 1) / tensor * (vit + mt5) / pipeline
     return bytes_sent
 
 
