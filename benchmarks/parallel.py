@@ -135,7 +135,7 @@ def _memory(name: str) -> int:
 def formula(settings: dict[str, Any], world_size: int, parameters: int) -> Counter[str]:
     """Bytes that a rank with so many `parameters` (its tensor-parallel blocks) sends in a step, by group.
 
-    Data: gradients are summed once a step (all-reduce: twice the ring); DeepSpeed's stages 1 and 2 do so too, 2 in every
+    Data: gradients are summed once a step (all-reduce: twice the ring), in DeepSpeed's stages 1 and 2 too, 2 in every
     micro-batch, keep their shard, and gather the weights once they are updated. ZeRO-3 reduce-scatters and gathers in
     every micro-batch, in a pipeline once more for the backward pass (elsewhere DeepSpeed keeps up to 1e9 elements).
     Tensor (without a pipeline): one all-reduce of the residual stream after and, in the backward pass, before each
