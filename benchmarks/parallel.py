@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,10 @@ def name_of(settings: dict[str, Any]) -> str:
     return " ".join(f"{k}={v}" for k, v in settings.items()) or "data parallel"
 
 
-def engine_of(settings: dict[str, Any]) -> Engine:
+def engine_of(settings: dict[str, Any], vit: ViTConfig = VIT, mt5: MT5Config = MT5) -> Engine:
     """The benchmark's model, ZeRO-3 gathering all of it."""
     layout = Layout(ParallelConfig(persistent_elements=0, timeout_s=300, **settings), launch())
-    return build_engine(VIT, MT5, MODEL, OptimizerConfig(), layout=layout, num_objectives=1)
+    return build_engine(vit, mt5, MODEL, OptimizerConfig(), layout=layout, num_objectives=1)
 
 
 def micro_batch(seed: int) -> MicroBatch:
@@ -208,12 +209,12 @@ def _run(size: int, function: Callable[..., None], *arguments: Any) -> list[dict
 
 # ---- the pipeline's bubble -------------------------------------------------------------------------------------------
 
-FORWARD_S, BACKWARD_S = 0.1, 0.2
+FORWARD_S, BACKWARD_S = 0.2, 0.4
 
 
 def asleep(folder: Path, settings: dict[str, Any], micro_batches: int) -> None:
-    """A step whose stages sleep; real work is small beside it."""
-    engine = engine_of(settings)
+    """A step whose stages sleep; real work, of towers as deep and far narrower, is small beside it."""
+    engine = engine_of(settings, replace(VIT, width=32, mlp_dim=64), replace(MT5, d_model=32, d_ff=64, d_kv=8))
     pipeline = engine.pipeline
     assert pipeline is not None
     step(engine, micro_batches)
@@ -235,7 +236,7 @@ def asleep(folder: Path, settings: dict[str, Any], micro_batches: int) -> None:
 
 
 def bubble(console: Console) -> None:
-    table = Table(title="pipeline bubble: the share of a step in which a stage waits (0.1 s forward, 0.2 s backward)")
+    table = Table(title="pipeline bubble: the share of a step in which a stage waits (0.2 s forward, 0.4 s backward)")
     for column in ("stages", "micro-batches", "schedule", "measured", "(p-1)/(v m+p-1)"):
         table.add_column(column, justify="right", no_wrap=True)
     for stages, micro_batches in ((2, 4), (2, 8), (4, 4), (4, 8)):
