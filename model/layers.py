@@ -26,6 +26,7 @@ from megatron.core.tensor_parallel import (
 from torch import Generator, Tensor, nn
 
 Initializer = Callable[[Tensor, Generator], object]
+AT_ONCE = 2**24  # elements; torch's truncated normal takes several times the memory of what it fills
 
 if not torch.cuda.is_available():
     # megatron-core 0.16.1 allocates the buffers of sequence parallelism on torch.cuda.current_device(), under gloo too.
@@ -332,4 +333,6 @@ def fan_in_normal(x: Tensor, generator: Generator) -> Tensor:
 def fan_in_truncated(x: Tensor, generator: Generator) -> Tensor:
     """flax `variance_scaling(1.0, "fan_in", "truncated_normal")`: cut at 2 sigma, unit variance (T5X MLP, logits)."""
     std = x.shape[1] ** -0.5 / 0.87962566103423978
-    return nn.init.trunc_normal_(x, 0.0, std, -2 * std, 2 * std, generator=generator)
+    for rows in x.split(max(1, AT_ONCE // x.shape[1])):
+        nn.init.trunc_normal_(rows, 0.0, std, -2 * std, 2 * std, generator=generator)
+    return x
