@@ -364,7 +364,7 @@ def _ip(*words: str) -> None:
 def run(fault: Fault, folder: Path, corpus: Path) -> Result:
     """Do it, and see what becomes of the job."""
     if (missing := fault.needs()) is not None:
-        return Result(fault.name, f"not run: {missing}", survived=True)
+        return Result(fault.name, f"not run: {missing}")
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier call
     expected = reference(fault.reference, folder.parent, corpus)
     nan = {"FAULT_NAN_BATCH": str(NAN_BATCH)} if fault.module == "benchmarks.faulty" else {}

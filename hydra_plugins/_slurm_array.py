@@ -220,14 +220,16 @@ def with_site(params: dict[str, Any], site: ClusterConfig) -> dict[str, Any]:
 def _frame(folder: Path) -> tuple[list[str], list[str]]:
     """The lines of the job's script before and after srun: how the run ended is kept, and it may be queued again.
 
-    Bash's status of srun is the highest exit code of its tasks. 0 to 3: to start the run again would change nothing.
-    All else goes on from the last checkpoint: a signal (75), a hang (4), a rank that was killed (from 128).
+    Bash's status of srun is the highest exit code of its tasks. 0, 2 and 3: to start the run again would change
+    nothing. All else goes on from the last checkpoint, as in slurm/pretrain.sbatch: a signal (75), a hang (4), a rank
+    that was killed (from 128), one that lost its peers (1; soon and for the fourth time, it is something else).
     """
     file = f'{shlex.quote(str(folder))}/"${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}_${{SLURM_ARRAY_TASK_ID:-0}}.exit"'
     return [f"rm -f {file}"], [
         "code=$?",
         f'echo "$code" > {file}',
-        'case "$code" in 0 | 1 | 2 | 3) exit "$code" ;; esac',
+        'case "$code" in 0 | 2 | 3) exit "$code" ;; esac',
+        '[ "$code" = 1 ] && [ "$SECONDS" -lt 120 ] && [ "${SLURM_RESTART_COUNT:-0}" -ge 3 ] && exit 1',
         'exec scontrol requeue "$SLURM_JOB_ID"',
     ]
 

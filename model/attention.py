@@ -76,7 +76,7 @@ def relative_bias(
 ) -> Tensor:
     """T5 relative position bias, [heads, num_queries, num_keys], from a table [buckets, heads].
 
-    The same along every diagonal: looked up once per distance, and so is its gradient summed.
+    The same along every diagonal: looked up once per distance. Its gradient is summed along the diagonals, in fp32.
     """
     buckets = relative_buckets(
         num_queries,
@@ -87,7 +87,7 @@ def relative_bias(
         table.device,
         first_query,
     )
-    return table[buckets].t().unfold(1, num_keys, 1).flip(1)
+    return table.float()[buckets].t().unfold(1, num_keys, 1).flip(1).to(table.dtype)
 
 
 def t5_attention(

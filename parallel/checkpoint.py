@@ -208,6 +208,13 @@ class Checkpointer:
             f"{_shape(shapes.get(different))} there and {_shape(state[different].shape)} here; give the same vit and "
             "mt5, or another run.folder."
         )
+        known = {f"weights/{part.name}" for _, part in parts_of(engine.blueprint.plan)}
+        surplus = next((name for name in shapes if name.startswith("weights/") and name not in known), None)
+        if surplus is not None:  # the same on every rank
+            raise ConfigurationError(
+                f"{path} is a checkpoint of another model: {surplus.removeprefix('weights/')} is missing here; give "
+                "the same vit and mt5, or another run.folder."
+            )
         resampled = POSITION in state and POSITION not in wanted
         if resampled:
             wanted[POSITION] = torch.empty(shapes[POSITION])

@@ -246,7 +246,8 @@ class ZeroEngine(Engine):
         try:
             yield
         finally:
-            gathered[0].partition(param_list=gathered, has_been_updated=False)
+            if gathered:  # a small stage's parameters all stay gathered (`persistent_elements`)
+                gathered[0].partition(param_list=gathered, has_been_updated=False)
 
     def _gather(self) -> list[Any]:
         """Gather what is not there, a unit in one collective; returns it."""

@@ -119,19 +119,18 @@ def _check_initial(config: RunConfig, plan: PaLI, expected: Sequence[Path]) -> N
 
 
 def _check_same_model(config: RunConfig) -> None:
-    """A folder holds one run: its model may not change under its checkpoints."""
+    """A folder holds one run: its model and its optimizer may not change under its checkpoints."""
     saved_at = Path(config.run.folder, "config.yaml")
     if not saved_at.exists():
         return
     saved, now = OmegaConf.load(saved_at), to_dict(config)
-    for tower in ("vit", "mt5"):
-        for key, value in now[tower].items():
-            before = OmegaConf.select(saved, f"{tower}.{key}")
-            if before != value:
-                raise ConfigurationError(
-                    f"{config.run.folder} holds a run with {tower}.{key}={before}, now it is {value}; "
-                    "choose another run.name."
-                )
+    fixed = [f"{tower}.{key}" for tower in ("vit", "mt5") for key in now[tower]]
+    for key in [*fixed, "optimizer.name"]:
+        before, value = OmegaConf.select(saved, key), OmegaConf.select(OmegaConf.create(now), key)
+        if before != value:
+            raise ConfigurationError(
+                f"{config.run.folder} holds a run with {key}={before}, now it is {value}; choose another run.name."
+            )
 
 
 def _check_same_tokenizer(config: RunConfig, expected: Sequence[Path]) -> None:

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from errno import EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, ENOSPC, ENOTDIR, EPERM, EROFS
 from importlib import import_module
 from pathlib import Path
 
@@ -32,6 +33,9 @@ from train.sweep import FailedRuns, Sweep, become_one_of, folder_name
 CONF = Path(__file__).resolve().parent.parent / "conf"
 EXIT_CONFIGURATION, EXIT_STOPPED = 2, 3
 EXIT_INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: try again
+# What files and folders of the user's may do: (not) be what they should be, or take no more.
+OF_THE_USER = dict.fromkeys((EACCES, EPERM, EROFS, EEXIST, ENOTDIR, EISDIR), EXIT_CONFIGURATION)
+OF_THE_USER |= dict.fromkeys((ENOSPC, EDQUOT, EFBIG), EXIT_STOPPED)
 
 
 class RunStopped(RuntimeError):
@@ -86,6 +90,11 @@ def in_one_sentence(work: Callable[[], None]) -> None:
         stop(str(error), EXIT_INTERRUPTED)
     except FailedRuns as error:
         stop(str(error), error.code)
+    except OSError as error:
+        code = OF_THE_USER.get(error.errno or 0)
+        if code is None or (error.filename is None and code != EXIT_STOPPED):
+            raise
+        stop(f"{error.filename or 'A file'}: {error.strerror}; mend that, or choose another place.", code, True)
 
 
 def register() -> None:

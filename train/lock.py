@@ -34,7 +34,7 @@ class FolderLock:
                 return None
             else:
                 self.file.truncate(0)
-                self.file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                self.file.write(f"process {os.getpid()} on {socket.gethostname()}{of_this_job()}\n")
                 self.file.flush()
                 return None
 
@@ -42,3 +42,9 @@ class FolderLock:
         """The run has ended."""
         if self.file is not None:
             self.file.close()
+
+
+def of_this_job() -> str:
+    """Which Slurm job this process belongs to, in words; the restarts of a job are one job."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return f" of Slurm job {job}" if job else ""

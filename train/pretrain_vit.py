@@ -60,7 +60,7 @@ class Classifier(nn.Module):
     def weights(self) -> dict[str, Tensor]:
         """What PaLI takes over, by logical name; the head is left behind."""
         norm = {f"bridge.vit_norm.{name}": p.detach() for name, p in self.norm.named_parameters()}
-        return {name: tensor.contiguous() for name, tensor in (logical_tensors(self.vit) | norm).items()}
+        return {name: tensor.cpu().contiguous() for name, tensor in (logical_tensors(self.vit) | norm).items()}
 
 
 def main(composed: DictConfig) -> None:
@@ -85,7 +85,8 @@ def main(composed: DictConfig) -> None:
     if not records:
         raise ConfigurationError(f"vit_pretraining.source={settings.source} has no image with objects; name another.")
     words = sorted({word for record in records for found, _ in record.objects for word in found})
-    classifier = Classifier(config, size, len(words))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    classifier = Classifier(config, size, len(words)).to(device)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     rng = np.random.default_rng(config.run.seed)
     right: list[float] = []
@@ -93,7 +94,7 @@ def main(composed: DictConfig) -> None:
         chosen = [records[i] for i in rng.integers(len(records), size=settings.batch)]
         images = torch.from_numpy(np.stack([record.image for record in chosen]))
         targets = [_targets(record, words, size // config.vit.patch_size) for record in chosen]
-        loss, share = _judge(classifier(images), torch.from_numpy(np.stack(targets, 1)))
+        loss, share = _judge(classifier(images.to(device)), torch.from_numpy(np.stack(targets, 1)).to(device))
         warmup, decay = (step + 1) / 50, (settings.steps - step) / (0.2 * settings.steps)
         optimizer.param_groups[0]["lr"] = settings.learning_rate * min(1.0, warmup, decay)
         optimizer.zero_grad()
@@ -144,7 +145,7 @@ def _judge(output: Tensor, targets: Tensor) -> tuple[Tensor, float]:
 
 
 def _images_only(images: Tensor) -> MicroBatch:
-    nothing = torch.zeros(1, 1, dtype=torch.long)
+    nothing = torch.zeros(1, 1, dtype=torch.long, device=images.device)
     return MicroBatch(images, nothing, nothing, nothing, nothing, nothing, nothing, nothing)
 
 

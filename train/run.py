@@ -21,10 +21,10 @@ from parallel.partition import table
 from train.agreement import gather
 from train.config import Phase, RunConfig, to_dict, to_yaml
 from train.display import as_text, open_display
-from train.entry import RunStopped
+from train.entry import Interrupted, RunStopped
 from train.interrupt import Interrupt
 from train.left_out import LeftOut
-from train.lock import FolderLock
+from train.lock import WAIT_S, FolderLock, of_this_job
 from train.metrics import Line, MetricsFile
 from train.provenance import degrees, git_state, hardware, stage_rows
 from train.samples import Sample, draw
@@ -42,12 +42,14 @@ class Run:
         self.tokenizer = checksum(config.data.tokenizer)  # of the file as it is now, whatever becomes of it
         self.folder = Path(config.run.folder)
         self.first_rank = layout.rank == 0
-        self.lock = FolderLock(self.folder)
+        self.lock = FolderLock(self.folder, min(WAIT_S, config.parallel.timeout_s / 2))  # the other ranks wait too
         holder = None
         if self.first_rank:
             self.folder.mkdir(parents=True, exist_ok=True)
             holder = self.lock.take()
         if (holder := gather([holder])[0]) is not None:
+            if of_this_job() and holder.endswith(of_this_job()):  # a node that Slurm lost may live a little longer
+                raise Interrupted(f"{self.folder} is still in use by {holder}, which this is; it must start again.")
             raise ConfigurationError(
                 f"{self.folder} is in use by {holder}; wait for it or end it, or choose another run.name."
             )
