@@ -204,16 +204,15 @@ def everything_else(folder: Path) -> None:
     assert set(other.optimizer.ages.values()) == {0}
 
     # A checkpoint of another model is refused in one sentence.
-    wider = build_engine(
-        problem.VIT,
-        replace(problem.MT5, d_ff=256),
-        problem.MODEL,
-        OptimizerConfig(),
-        layout=layout,
-        num_objectives=1,
-    )
-    with pytest.raises(ConfigurationError, match=r"another model.*256 x 128 here"):
-        last.load_latest(wider)
+    for other_mt5, sentence in (
+        (replace(problem.MT5, d_ff=256), r"another model.*256 x 128 here"),
+        (replace(problem.MT5, num_decoder_layers=1), r"another model: decoder_block_1.* is missing here"),
+    ):
+        other = build_engine(
+            problem.VIT, other_mt5, problem.MODEL, OptimizerConfig(), layout=layout, num_objectives=1
+        )  # fmt: skip
+        with pytest.raises(ConfigurationError, match=sentence):
+            last.load_latest(other)
 
     for zero_stage in (0, 1, 2, 3):
         for precision in ("fp32", "bf16"):

@@ -1,7 +1,8 @@
-"""Runs as they are started, by torchrun: killed under one layout, ended under another, equal to one process."""
+"""Runs as they are started, by torchrun: killed, and ended under the same layout or another."""
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -76,3 +77,25 @@ def test_killed_under_one_layout_ended_under_another(corpus: Path, tmp_path: Pat
     for found, expected in zip(lines(run), lines(alone), strict=True):
         for key in ("step", "loss", "grad_norm"):
             assert found[key] == pytest.approx(expected[key], rel=1e-5)
+
+
+def test_killed_at_any_moment_the_curve_continues_digit_for_digit(corpus: Path, tmp_path: Path) -> None:
+    """Twice: with `checkpoint.every_steps=1`, most moments are amid a checkpoint that is written beside training."""
+    straight, run = tmp_path / "straight", tmp_path / "run"
+    layout, draw = ["parallel.zero_stage=1", "run.steps=30"], random.Random(0)
+    with started(corpus, straight, *layout, ranks=2) as process:
+        assert process.wait() == 0, said(straight).read_text()
+    for _ in range(2):
+        with started(corpus, run, *layout, ranks=2) as process:
+            done = len(lines(run))
+            while len(lines(run)) < done + 4:
+                assert process.poll() is None, said(run).read_text()
+                time.sleep(0.01)
+            time.sleep(draw.uniform(0, 0.3))
+            for each in [process, *ranks_of(run)]:
+                each.kill()
+    with started(corpus, run, *layout, ranks=2) as process:
+        assert process.wait() == 0, said(run).read_text()
+    assert said(run).read_text().count("resumed after step") == 2
+    curves = ([(x["step"], x["loss"], x["grad_norm"], x["lr"]) for x in lines(folder)] for folder in (run, straight))
+    assert next(curves) == next(curves)

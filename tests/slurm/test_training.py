@@ -72,16 +72,17 @@ def process_of(number: str, rank: int) -> int:
 
 
 @pytest.mark.parametrize(
-    "layout",
+    ("nodes", "layout"),
     [
-        ["parallel.tensor=2", "parallel.pipeline=2"],
-        ["parallel.tensor=2", "parallel.sequence=true", "parallel.zero_stage=3", "submit.data_parallel=2"],
+        (2, ["parallel.tensor=2", "parallel.pipeline=2", "parallel.zero_stage=1"]),
+        (4, ["parallel.tensor=2", "parallel.pipeline=2", "parallel.sequence=true", "parallel.zero_stage=3",
+             "submit.data_parallel=2"]),
     ],
-    ids=["tensor2-pipeline2", "tensor2-data2-zero3"],
-)
-def test_two_nodes_of_two_ranks(layout: list[str], train: Submit, straight: Curve) -> None:
+    ids=["tensor2-pipeline2-zero1", "tensor2-pipeline2-data2-zero3"],
+)  # fmt: skip
+def test_nodes_of_two_ranks(nodes: int, layout: list[str], train: Submit, straight: Curve) -> None:
     job, number = train(*layout, "run.steps=3", "schedule.warmup_steps=2")
-    assert job.title == "pretrain run: 2 nodes x 2 ranks"
+    assert job.title == f"pretrain run: {nodes} nodes x 2 ranks"
     ends_well(job, number)
     same_curve(curve(Path("run")), straight[:3])
 
@@ -118,6 +119,14 @@ def test_a_node_lost_in_the_middle_of_a_step(slurm: Cluster, train: Submit, stra
         assert show(number)["NumNodes"] == "1" and "resumed after step" in said, said
     finally:
         slurm.start_node("n4")
+    same_curve(curve(Path("run")), straight)
+
+
+def test_a_killed_rank(train: Submit, straight: Curve) -> None:
+    job, number = train("submit.data_parallel=2", "cluster.tasks_per_node=1")
+    with stopped_after(5, number) as ranks:
+        os.kill(ranks[1], signal.SIGKILL)
+    assert "resumed after step" in ends_well(job, number, restarts=1)
     same_curve(curve(Path("run")), straight)
 
 

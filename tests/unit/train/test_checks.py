@@ -98,6 +98,9 @@ def test_a_folder_keeps_its_model(config: RunConfig) -> None:
         ConfigurationError, match=r"holds a run with mt5\.d_ff=320, now it is 640; choose another run\.name"
     ):
         check(replace(config, mt5=MT5Config(vocab_size=4096, d_ff=640)), world_size=1)
+    config.optimizer.name = "adamw"
+    with pytest.raises(ConfigurationError, match=r"holds a run with optimizer\.name=adafactor, now it is adamw"):
+        check(config, world_size=1)
 
 
 def test_phases_lie_one_after_another(config: RunConfig) -> None:

@@ -1,5 +1,6 @@
 """A mistake in the configuration is one sentence and exit code 2."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -96,10 +97,26 @@ def test_a_run_that_stops_itself_exits_with_three(
     assert capsys.readouterr().err == "The run stopped.\n"
 
 
+@pytest.mark.parametrize(("cause", "code"), [(errno.EACCES, 2), (errno.ENOSPC, 3)])
+def test_what_the_users_disk_refuses_is_one_sentence(
+    cause: int, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused(_: object) -> None:
+        raise OSError(cause, os.strerror(cause), "some/where")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(SystemExit) as end:
+        entry("pretrain", refused)
+    assert end.value.code == code
+    assert capsys.readouterr().err == f"some/where: {os.strerror(cause)}; mend that, or choose another place.\n"
+
+
 @pytest.mark.parametrize(
     ("module", "argument", "sentence"),
     [
         ("train.pretrain", "parallel.tensor=3", "3"),
+        ("train.pretrain", "run.folder=/dev/null/run", "Not a directory; mend that, or choose another place."),
         ("train.pretrain", "data.root=nowhere", "no train shards at nowhere/"),
         ("train.evaluate", "run.folder=nowhere", "run.folder=nowhere holds no run (no config.yaml); train one first."),
     ],
