@@ -5,7 +5,7 @@ from collections.abc import Callable
 listeners: list[Callable[[str], None]] = []
 
 
-def beat(place: str) -> None:
-    """Something was completed; `place` says what is done next. Nothing happens where nobody listens."""
+def beat(place: str = "") -> None:
+    """Something was completed; `place` says what is done next, nothing: more of the same. Only who listens hears it."""
     for listener in listeners:
         listener(place)

@@ -26,6 +26,7 @@ from parallel.layout import Layout
 from parallel.materialize import Ballast, Blueprint, draw
 from parallel.memory import Work
 from parallel.optimizer import Shard, ShardedOptimizer
+from progress import beat
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -91,6 +92,7 @@ class Engine(ABC):
             loss, total = self.model((), batch)
             self.backward(loss)
             totals.append(total)
+            beat()  # a step of many micro-batches may take minutes
         return self._reduced(totals)
 
     def update(self, learning_rate: float) -> float:

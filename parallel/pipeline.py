@@ -19,6 +19,7 @@ from model.pali import PaLI
 from model.vit import Patches
 from parallel.layout import Layout
 from parallel.materialize import Blueprint
+from progress import beat
 
 Backward = Callable[[Tensor], None]
 
@@ -106,6 +107,7 @@ class _Forward(nn.Module):
         output = self.pipeline.model(carry, self.pipeline.batches[int(number)], self.names)
         if self.names[-1] == "head":
             self.pipeline.totals.append(output[1])
+        beat()
         return tuple(x.contiguous() for x in output)  # only contiguous tensors can be sent
 
     def backward(self, output: Tensor) -> None:

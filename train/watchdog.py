@@ -40,7 +40,7 @@ class Watchdog:
         """`folder`: the run's."""
         self.timeout_s, self.tick_s = timeout_s, min(LONGEST_TICK_S, timeout_s / 16)
         self.heartbeats, self.stacks = Heartbeats(folder, rank, world_size), folder / "stacks"
-        self.left = threading.Event()
+        self.place, self.left = "start-up", threading.Event()
         self.launcher = os.getppid() if world_size > 1 else None  # one process may well outlive the shell it came from
 
     def __enter__(self) -> "Watchdog":
@@ -69,10 +69,10 @@ class Watchdog:
             if empty:  # nothing hung, in this process or before it
                 Path(self.file.name).unlink(missing_ok=True)
 
-    def beat(self, place: str) -> None:
+    def beat(self, place: str = "") -> None:
         """Something was completed by the thread that entered; `place` says what is done next, for the message."""
         if threading.get_ident() == self.watched:
-            self.place, self.last_beat = place, time.monotonic()
+            self.place, self.last_beat = place or self.place, time.monotonic()
 
     def _watch(self) -> None:
         own = self.heartbeats.own

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from train.lock import FolderLock
 
 HOLDER = """
@@ -18,12 +20,16 @@ time.sleep(60)
 """
 
 
-def test_a_second_job_is_told_who_holds_the_folder(tmp_path: Path) -> None:
+def test_a_second_job_is_told_who_holds_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     first, second = FolderLock(tmp_path), FolderLock(tmp_path, wait_s=0.1)
     assert first.take() is None
     assert second.take() == f"process {os.getpid()} on {os.uname().nodename}"
     first.give_back()
-    assert FolderLock(tmp_path, wait_s=0.1).take() is None
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    third = FolderLock(tmp_path, wait_s=0.1)
+    assert third.take() is None
+    assert str(FolderLock(tmp_path, wait_s=0.1).take()).endswith(" of Slurm job 7")
 
 
 def test_a_job_that_is_killed_holds_nothing(tmp_path: Path) -> None:
