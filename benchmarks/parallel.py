@@ -37,6 +37,7 @@ from parallel.engine import Engine, build_engine
 from parallel.launch import launch
 from parallel.layout import Layout
 from parallel.materialize import Blueprint
+from parallel.pipeline import Sizes
 from tests.distributed.world import run_world
 
 VIT = ViTConfig(width=256, depth=4, mlp_dim=1024, num_heads=4, patch_size=14)
@@ -122,7 +123,7 @@ def measure(folder: Path, settings: dict[str, Any], repeats: int) -> None:
     own += sum(p.ds_numel for p in engine.model.parameters() if hasattr(p, "ds_id"))
     torch.save(
         {"seconds": statistics.median(seconds), "sent": dict(sent), "peak": _memory("VmHWM") - before,
-         "formula": formula(settings, layout.world_size, own)},
+         "formula": formula(settings, layout.world_size, own) + messages(engine)},
         folder / f"{layout.rank}.pt",
     )  # fmt: skip
 
@@ -142,7 +143,7 @@ def formula(settings: dict[str, Any], world_size: int, parameters: int) -> Count
     Tensor (without a pipeline): one all-reduce of the residual stream after and, in the backward pass, before each
     attention and MLP; the embedding of each stream and the head one more. Sequence parallelism sends a quarter more: an
     all-reduce becomes a reduce-scatter and an all-gather, and inputs are gathered again for the backward pass;
-    gradients of norms and biases come on top. Pipeline: what travels.
+    gradients of norms and biases come on top. Pipeline: `messages`.
     """
     tensor, pipeline, zero = (settings.get(n, d) for n, d in (("tensor", 1), ("pipeline", 1), ("zero_stage", 0)))
     data = world_size // tensor // pipeline
@@ -162,13 +163,40 @@ def formula(settings: dict[str, Any], world_size: int, parameters: int) -> Count
     return bytes_sent
 
 
+def messages(engine: Engine) -> Counter[str]:
+    """Bytes that this rank sends to its neighbours in the pipeline in a step: of every micro-batch what its stages pass
+    on, and the gradients of what they were given."""
+    if engine.pipeline is None:
+        return Counter()
+    pipeline, sizes = engine.pipeline, Sizes.of(micro_batch(0))
+    each = 0
+    for stage in pipeline.local_stages:
+        if stage + 1 < len(pipeline.stages):
+            given = pipeline.travel.after(pipeline.stages[stage][-1], sizes, pipeline.dtype)
+            each += sum(x.nbytes for x in given)
+        if stage:
+            taken = pipeline.travel.after(pipeline.stages[stage - 1][-1], sizes, pipeline.dtype)
+            each += sum(x.nbytes for x in taken if x.requires_grad)
+    return Counter(pipeline=each * MICRO_BATCHES // engine.layout.data_parallel_size)
+
+
 def layouts(console: Console, sizes: list[int], repeats: int) -> None:
     for size in sizes:
         table = Table(
             title=f"{size} processes on {os.cpu_count()} cores: one step of {MICRO_BATCHES} micro-batches, fp32"
         )
         table.add_column("layout", no_wrap=True)
-        for column in ("step", "peak memory", "data", "formula", "tensor", "formula", "pipeline", "optimizer"):
+        for column in (
+            "step",
+            "peak memory",
+            "data",
+            "formula",
+            "tensor",
+            "formula",
+            "pipeline",
+            "formula",
+            "optimizer",
+        ):
             table.add_column(column, justify="right", no_wrap=True)
         for settings in LAYOUTS[size]:
             found = _run(size, measure, settings, repeats)
@@ -183,8 +211,8 @@ def layouts(console: Console, sizes: list[int], repeats: int) -> None:
                 name_of(settings),
                 f"{found[0]['seconds'] * 1e3:.0f} ms",
                 f"{max(each['peak'] for each in found) / MB:.0f} MB",
-                *(shown(v) for n in ("data", "tensor") for v in (sent[worst][n], expected[n])),
-                *(shown(sent[worst][n]) for n in ("pipeline", "stage")),
+                *(shown(v) for n in ("data", "tensor", "pipeline") for v in (sent[worst][n], expected[n])),
+                shown(sent[worst]["stage"]),
             )
             kinds = ", ".join(
                 f"{g} {k} {v / MB:.2f} MB" for (g, k), v in sorted(found[worst]["sent"].items()) if v > 1e4
@@ -408,7 +436,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if unknown := set(chosen.sections) - set(SECTIONS):
         parser.error(f"{', '.join(sorted(unknown))}: no such section; choose from {', '.join(SECTIONS)}")
-    console = Console(width=140)
+    console = Console(width=170)
     if "layouts" in chosen.sections:
         layouts(console, chosen.ranks, chosen.repeats)
     if "bubble" in chosen.sections:
