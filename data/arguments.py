@@ -14,7 +14,13 @@ Options = TypeVar("Options")
 
 
 def parse(arguments: Sequence[str], kind: type[Options]) -> Options:
-    """`kind` with what the words say. Raises ConfigurationError for unknown keys and values of a wrong type."""
+    """`kind` with what the words say; `--help` shows its options and ends the process.
+
+    Raises ConfigurationError for unknown keys and values of a wrong type.
+    """
+    if {"-h", "--help"} & set(arguments):
+        print(f"{kind.__doc__}\nkey=value, with these defaults:\n\n{OmegaConf.to_yaml(OmegaConf.structured(kind))}")
+        raise SystemExit(0)
     for argument in arguments:
         if "=" not in argument:
             raise ConfigurationError(f"{argument!r} is not of the form key=value.")

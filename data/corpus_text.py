@@ -19,7 +19,8 @@ def corpus_texts(root: str | Path, split: str = "train") -> Iterator[str]:
     folders = sorted(folder for folder in Path(root).glob("*") if any(folder.glob("*.tar")))
     if not folders:
         raise ConfigurationError(
-            f"no folder of shards in {root}: point root to a corpus (<root>/<source>/<split>-*.tar)."
+            f"no folder of shards in {root}: point root to a corpus (<root>/<source>/<split>-*.tar), or make one "
+            "(python -m data.miniature)."
         )
     for folder in folders:
         ledger = Ledger(budget=1.0, minimum=0)  # tells of what is broken, and never stops

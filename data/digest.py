@@ -85,6 +85,9 @@ def _checked(kind: type[Group], group: DictConfig) -> Group:
 
 
 def main(arguments: Sequence[str]) -> None:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return
     own = {"steps": "0:1", "data_parallel_size": "1", "split": "train"}
     overrides = []
     for argument in arguments:

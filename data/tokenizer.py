@@ -32,8 +32,10 @@ class Tokenizer:
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_file=self.path)
         except (OSError, RuntimeError) as error:
+            wrong = "is no SentencePiece model" if Path(path).exists() else "does not exist"
             raise ConfigurationError(
-                f"data.tokenizer={path} is no SentencePiece model: give mT5's, or train one (python -m data.tokenizer)."
+                f"data.tokenizer={path} {wrong}: give mT5's, or train one (python -m data.tokenizer root=<corpus>; "
+                "python -m data.miniature makes a corpus)."
             ) from error
         special = (self._processor.pad_id(), self._processor.eos_id(), self._processor.unk_id())
         if special != (PAD, EOS, UNKNOWN):

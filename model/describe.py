@@ -140,6 +140,9 @@ def _sentence(error: Exception) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return
     own, overrides = dict(OWN), []
     for argument in arguments:
         key, _, value = argument.partition("=")

@@ -50,7 +50,7 @@ def test_mistakes_of_the_tokenizer(corpus: Path, words: list[str], sentence: str
         ("data.batch_examples=x", "Value 'x' of type 'str' could not be converted to Integer"),
         ("run.seed=-1", "run.seed=-1 must be at least 0"),
         ("stage.phases=[]", "stage.phases is empty"),
-        ("data.root=/nowhere", "data.tokenizer=/nowhere/tokenizer.model is no SentencePiece model"),
+        ("data.root=/nowhere", "data.tokenizer=/nowhere/tokenizer.model does not exist"),
         ("data=web", "data.root"),
     ],
 )

@@ -121,7 +121,7 @@ def test_a_chain_is_checked_in_view_of_what_it_will_make() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([*DEMO, "data.root=c"], "data.tokenizer=c/tokenizer.model is no SentencePiece model"),
+        ([*DEMO, "data.root=c"], "data.tokenizer=c/tokenizer.model does not exist"),
         (["corpus", "folder=c", "pretrain", *DEMO, "data.root=d"], "data.tokenizer=d/tokenizer.model"),
         (["corpus", "folder=c", "pretrain", *DEMO, "data.root=c", "run.initial=no"], "run.initial=no holds no"),
         (["evaluate", "run.folder=no"], "run.folder=no holds no run"),
