@@ -48,7 +48,7 @@ def test_a_model_without_sentinels_is_refused(tmp_path):
     )  # fmt: skip
     with pytest.raises(ConfigurationError, match="where mT5 has <extra_id_0>"):
         Tokenizer(tmp_path / "plain.model")
-    with pytest.raises(ConfigurationError, match="no SentencePiece model"):
+    with pytest.raises(ConfigurationError, match="does not exist"):
         Tokenizer(tmp_path / "absent.model")
 
 
