@@ -137,9 +137,10 @@ def _memory(name: str) -> int:
 def formula(settings: dict[str, Any], world_size: int, parameters: int) -> Counter[str]:
     """Bytes that a rank with so many `parameters` (its tensor-parallel blocks) sends in a step, by group.
 
-    Data: gradients are summed once a step (all-reduce: twice the ring), in DeepSpeed's stages 1 and 2 too, 2 in every
-    micro-batch, keep their shard, and gather the weights once they are updated. ZeRO-3 reduce-scatters and gathers in
-    every micro-batch, in a pipeline once more for the backward pass (elsewhere DeepSpeed keeps up to 1e9 elements).
+    Data: gradients are summed once a step (all-reduce: twice the ring). DeepSpeed's stage 1 does that too, stage 2 in
+    every micro-batch; each rank keeps its shard, and the updated weights are gathered. ZeRO-3 reduce-scatters and
+    gathers in every micro-batch, in a pipeline once more for the backward pass (elsewhere DeepSpeed keeps up to 1e9
+    elements).
     Tensor (without a pipeline): one all-reduce of the residual stream after and, in the backward pass, before each
     attention and MLP; the embedding of each stream and the head one more. Sequence parallelism sends a quarter more: an
     all-reduce becomes a reduce-scatter and an all-gather, and inputs are gathered again for the backward pass;
@@ -186,17 +187,8 @@ def layouts(console: Console, sizes: list[int], repeats: int) -> None:
             title=f"{size} processes on {os.cpu_count()} cores: one step of {MICRO_BATCHES} micro-batches, fp32"
         )
         table.add_column("layout", no_wrap=True)
-        for column in (
-            "step",
-            "peak memory",
-            "data",
-            "formula",
-            "tensor",
-            "formula",
-            "pipeline",
-            "formula",
-            "optimizer",
-        ):
+        beside = [name for group in ("data", "tensor", "pipeline") for name in (group, "formula")]
+        for column in ("step", "peak memory", *beside, "optimizer"):
             table.add_column(column, justify="right", no_wrap=True)
         for settings in LAYOUTS[size]:
             found = _run(size, measure, settings, repeats)

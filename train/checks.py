@@ -123,10 +123,10 @@ def _check_same_model(config: RunConfig) -> None:
     saved_at = Path(config.run.folder, "config.yaml")
     if not saved_at.exists():
         return
-    saved, now = OmegaConf.load(saved_at), to_dict(config)
+    saved, now = OmegaConf.load(saved_at), OmegaConf.create(to_dict(config))
     fixed = [f"{tower}.{key}" for tower in ("vit", "mt5") for key in now[tower]]
     for key in [*fixed, "optimizer.name"]:
-        before, value = OmegaConf.select(saved, key), OmegaConf.select(OmegaConf.create(now), key)
+        before, value = OmegaConf.select(saved, key), OmegaConf.select(now, key)
         if before != value:
             raise ConfigurationError(
                 f"{config.run.folder} holds a run with {key}={before}, now it is {value}; choose another run.name."
