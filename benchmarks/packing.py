@@ -52,7 +52,7 @@ def make_ours(overrides: Sequence[str], precision: str, steps: int, micro_batch:
     stream, step = open_stream(overrides, "train"), ours(read_sizes(overrides), precision)
     packed = [micro_batches(rows_of(stream, number), micro_batch, stream.shape) for number in range(steps)]
     tokens = stream.shape.tokens_per_image
-    trimmed = [[MicroBatch.from_rows(rows).trimmed(tokens, TRIM) for rows in of_step] for of_step in packed]  # type: ignore
+    trimmed = [[MicroBatch.from_rows(rows).trimmed(tokens).joined(TRIM) for rows in of_step] for of_step in packed]  # type: ignore
     batches = cycle(trimmed)
     return lambda: step(next(batches))
 
@@ -72,7 +72,7 @@ def make_hugging_face(overrides: Sequence[str], precision: str, steps: int, micr
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="of conf/pretrain.yaml")
-    parser.add_argument("--micro-batch", type=int, default=8, help="rows of ours per forward pass")
+    parser.add_argument("--micro-batch", type=int, default=12, help="rows of ours per forward pass")
     parser.add_argument("--hugging-face-batch", type=int, default=16, help="examples of theirs per forward pass")
     parser.add_argument("--steps", type=int, default=4, help="different steps, taken in turns")
     parser.add_argument("--repeats", type=int, default=12)

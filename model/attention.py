@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from model.config import MT5Config
+from model.unpacking import Unpacking
 
 
 @dataclass
@@ -39,6 +40,18 @@ class Mask:
 
         (rows, num_queries), num_keys = self.queries.shape, self.keys.shape[1]
         return create_block_mask(may, rows, None, num_queries, num_keys, device=self.queries.device)
+
+    @cached_property
+    def unpacking(self) -> Unpacking | None:
+        """How to take packed rows apart where that is worth it: on a CPU. A GPU has `blocks`, and would have to wait
+        for the lengths."""
+        return None if self.queries.is_cuda else Unpacking.of(self.queries, self.keys)
+
+    @cached_property
+    def unpacked(self) -> "Mask":
+        """That of the examples taken apart."""
+        assert self.unpacking is not None
+        return Mask(self.unpacking.queries.segments, self.unpacking.keys.segments, self.causal)
 
 
 @lru_cache(maxsize=32)

@@ -80,6 +80,26 @@ class MicroBatch:
             loss_scale=self.loss_scale,
         )
 
+    def joined(self, multiple: int = 1) -> "MicroBatch":
+        """All rows as one without padding, its lengths rounded up to a `multiple`; itself where attention over the
+        rows would not take them apart (a GPU, or an example much longer than the others)."""
+        if self.encoder_mask.unpacking is None:
+            return self
+        in_row = torch.maximum(self.encoder_segments.amax(1), self.decoder_segments.amax(1))
+        first = (in_row.cumsum(0) - in_row).unsqueeze(1)
+        encoder, decoder = self.encoder_segments > 0, self.decoder_segments > 0
+        return MicroBatch(
+            self.images,
+            self.encoder_tokens[encoder][None],
+            (self.encoder_segments + first)[encoder][None],
+            self.visual_index[encoder][None],
+            self.decoder_tokens[decoder][None],
+            self.decoder_targets[decoder][None],
+            (self.decoder_segments + first)[decoder][None],
+            self.objectives[decoder][None],
+            loss_scale=self.loss_scale,
+        ).padded(multiple)
+
     def padded(self, multiple: int) -> "MicroBatch":
         """With both lengths rounded up to a multiple, by positions that belong to no example."""
         encoder, decoder = (-x.shape[1] % multiple for x in (self.encoder_segments, self.decoder_segments))

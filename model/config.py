@@ -62,10 +62,10 @@ class MT5Config:
 class ModelConfig:
     """What joins the towers, and how the loss is taken.
 
-    `attention` is "plain" (any device), "flex" (torch flex_attention; needs CUDA to train) or "auto" (flex on CUDA
-    without dropout, else plain). `dropout_rate` is mT5's; the ViT has none. `z_loss` multiplies log(Z)^2 of every
-    target token (T5X default 1e-4). `loss_reduction` is "mean" over the target tokens of the step, or "sum" (T5X
-    `loss_normalizing_factor=None`). `loss_chunk` bounds the target tokens whose logits exist at once.
+    `attention` is "plain" (any device; on a CPU example by example), "flex" (torch flex_attention; needs CUDA to train)
+    or "auto" (flex on CUDA without dropout, else plain). `dropout_rate` is mT5's; the ViT has none. `z_loss` multiplies
+    log(Z)^2 of every target token (T5X default 1e-4). `loss_reduction` is "mean" over the target tokens of the step, or
+    "sum" (T5X `loss_normalizing_factor=None`). `loss_chunk` bounds the target tokens whose logits exist at once.
     """
 
     image_size: int = 224

@@ -23,7 +23,7 @@ from train.profiling import Profiler, memory_told
 from train.rank_times import RankTimes, Stragglers
 from train.run import Extra, Run
 from train.schedule import learning_rate
-from train.steps import Share, identities, read_or_stop, seed_generators, trimmer
+from train.steps import Share, identities, joiner, read_or_stop, seed_generators
 from train.validation import Validation
 
 
@@ -46,7 +46,7 @@ class Loop:
         same_phase = extra.get("phase") == span.phase.name
         self.guard = Guard(config.run.guard, extra["guard"] if same_phase else ())
         self.tokens_per_image = config.vit.num_tokens(config.model.image_size)
-        self.trim = trimmer(config)
+        self.join = joiner(config, self.layout.device)
         self.flops = FlopCounter(config, span.phase.freeze)
         self.peak_tflops = peak_tflops(config, self.layout.device)
         self.waiting = CommunicationWait(self.layout.device)
@@ -155,7 +155,7 @@ class Loop:
         if step in self.held:
             return self.held.pop(step)
         rows, infos, statistics = self.reader.read(self.run.left_out.batch_of(step) - 1)
-        return Share.of(rows, infos, statistics.skipped, self.trim)
+        return Share.of(rows, infos, statistics.skipped, self.join)
 
     def agreed_share(self, step: int) -> tuple[Share, Agreed]:
         """This rank's share, and what all ranks agree on; raises ErrorBudgetExceeded on all if it stops one."""

@@ -91,8 +91,19 @@ def as_tensors(rows: Rows) -> MicroBatch:
     return MicroBatch.from_rows(cast(Mapping[str, np.ndarray], rows))
 
 
+def joiner(config: RunConfig, device: torch.device) -> Trim:
+    """What leaves a micro-batch no padding for the loss: one row of all its examples, which attention takes apart.
+
+    On a CPU; elsewhere, and with dropout, whose masks are drawn per row, what `trimmer` gives.
+    """
+    trim, multiple = trimmer(config), config.data.trim_multiple
+    if multiple == 0 or config.parallel.pipeline > 1 or config.model.dropout_rate or device.type != "cpu":
+        return trim
+    return lambda batch: trim(batch).joined(multiple)
+
+
 def trimmer(config: RunConfig) -> Trim:
-    """What leaves out what no example of a micro-batch uses (`data.trim_multiple`); `config` as the phase sees it."""
+    """What leaves out what no row of a micro-batch uses (`data.trim_multiple`); `config` as the phase sees it."""
     multiple, tokens_per_image = config.data.trim_multiple, config.vit.num_tokens(config.model.image_size)
     if multiple == 0 or config.parallel.pipeline > 1:
         return lambda batch: batch

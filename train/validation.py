@@ -17,7 +17,7 @@ from train.answers import answers
 from train.config import EvaluationConfig, RunConfig
 from train.metrics import Line, losses
 from train.samples import Sample
-from train.steps import Share, read_or_stop, trimmer
+from train.steps import Share, joiner, read_or_stop, trimmer
 
 SPLIT = "validation"
 
@@ -29,7 +29,7 @@ class Validation:
         """`config`: as the phase sees it. Nothing is opened where `evaluation.every_steps` is 0."""
         self.settings, self.layout, self.tokenizer = config.evaluation, layout, tokenizer
         self.last_step = config.run.steps
-        self.trim = trimmer(config)
+        self.trim, self.join = trimmer(config), joiner(config, layout.device)
         self.tokens_per_image = config.vit.num_tokens(config.model.image_size)
         if self.settings.every_steps:
             self.stream = open_stream(config, tokenizer, config.mixture, SPLIT)
@@ -49,7 +49,7 @@ class Validation:
     def read(self, step: int) -> Share:
         """This rank's share of a validation step."""
         rows, infos, statistics = self.reader.read(step)
-        return Share.of(rows, infos, statistics.skipped, self.trim)
+        return Share.of(rows, infos, statistics.skipped, self.join)
 
     def losses(self, engine: Engine) -> Line:
         """`validation/loss`, and per objective `validation/loss/<objective>` and `validation/accuracy/<objective>`."""

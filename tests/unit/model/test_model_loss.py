@@ -30,18 +30,18 @@ def _loss(
 
 def test_loss_statistics_and_gradients_against_the_formula() -> None:
     hidden, weight, targets = _case()
-    logits = hidden @ weight.t()
+    logits = hidden.double() @ weight.double().t()
     log_z = logits.logsumexp(1)
     nll, z = F.cross_entropy(logits, targets, reduction="none"), 0.3 * log_z**2
     expected = torch.autograd.grad(0.7 * (nll + z).sum() * 2, (hidden, weight))
 
     loss, statistics = _loss(hidden, weight, targets, 0.7, 0.3, chunk=7)
     found = torch.autograd.grad(loss * 2, (hidden, weight))
-    torch.testing.assert_close(loss, 0.7 * (nll + z).sum(), rtol=1e-6, atol=0)
-    torch.testing.assert_close(statistics[:2], torch.stack([nll, z]).detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss, 0.7 * (nll + z).sum().float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(statistics[:2], torch.stack([nll, z]).detach().float(), rtol=1e-5, atol=1e-6)
     assert torch.equal(statistics[2], (logits.argmax(1) == targets).float())
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(found, expected, strict=True):  # 16 to 101 terms a sum: 3e-7 is what fp32 leaves
+        assert float((ours - theirs).norm() / theirs.norm()) < 1e-6
 
 
 def test_large_logits_do_not_overflow() -> None:

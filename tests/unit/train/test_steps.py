@@ -9,7 +9,7 @@ from data.ledger import ErrorBudgetExceeded
 from data.objectives import NAMES
 from data.packing import RowShape, empty_rows, micro_batches
 from train.agreement import Local, agree, together
-from train.steps import Share, read_or_stop
+from train.steps import Share, joiner, read_or_stop
 
 TOKENS_PER_IMAGE = 4
 SHAPE = RowShape(
@@ -40,6 +40,28 @@ def test_the_positions_that_are_computed(multiple: int, positions: int, of_an_em
     filled = one.filled(5)
     assert sum(batch.num_positions for batch in filled) == positions + 3 * of_an_empty_one
     assert [batch.num_targets for batch in filled] == [5, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("dropout_rate", "pipeline", "device", "rows"),
+    [(0.0, 1, "cpu", 1), (0.1, 1, "cpu", 2), (0.0, 2, "cpu", 2), (0.0, 1, "cuda", 2)],
+)
+def test_rows_are_joined_where_that_changes_nothing_but_time(
+    dropout_rate: float, pipeline: int, device: str, rows: int
+) -> None:
+    config = SimpleNamespace(
+        data=SimpleNamespace(trim_multiple=8),
+        parallel=SimpleNamespace(pipeline=pipeline),
+        model=SimpleNamespace(image_size=28, dropout_rate=dropout_rate),
+        vit=SimpleNamespace(num_tokens=lambda size: TOKENS_PER_IMAGE),
+    )
+    packed = empty_rows(2, SHAPE)
+    for segment in range(1, 5):
+        packed["encoder_segments"][:, 10 * segment - 10 : 10 * segment] = segment
+        packed["decoder_segments"][:, 3 * segment - 3 : 3 * segment] = segment
+    one = Share.of([packed], [], {}, joiner(config, torch.device(device)))  # type: ignore[arg-type]
+    assert one.micro_batches[0].num_rows == rows
+    assert one.facts(TOKENS_PER_IMAGE).encoder_tokens == 80
 
 
 def test_a_source_over_its_budget_is_told_as_ranks_agree() -> None:
