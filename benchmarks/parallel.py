@@ -31,6 +31,9 @@ from model.batch import MicroBatch
 from model.config import ModelConfig, MT5Config, ViTConfig
 from model.describe import read_sizes
 from model.layers import parts_of
+from model.mt5 import Bridge, DecoderBlock, EncoderBlock, Head
+from model.vit import ViTBlock
+from parallel.adafactor import factored
 from parallel.checkpoint import Checkpointer
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.engine import Engine, build_engine
@@ -119,11 +122,9 @@ def measure(folder: Path, settings: dict[str, Any], repeats: int) -> None:
     groups = {"tensor": layout.tensor_group, "pipeline": layout.pipeline_group, "data": layout.data_group}
     with counted({**groups, "stage": layout.stage_group}) as sent:
         step(engine)
-    own = sum(part.block.numel() for p, part in parts_of(engine.model) if not hasattr(p, "ds_id"))
-    own += sum(p.ds_numel for p in engine.model.parameters() if hasattr(p, "ds_id"))
     torch.save(
         {"seconds": statistics.median(seconds), "sent": dict(sent), "peak": _memory("VmHWM") - before,
-         "formula": formula(settings, layout.world_size, own) + messages(engine)},
+         "formula": formula(engine)},
         folder / f"{layout.rank}.pt",
     )  # fmt: skip
 
@@ -134,34 +135,52 @@ def _memory(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-def formula(settings: dict[str, Any], world_size: int, parameters: int) -> Counter[str]:
-    """Bytes that a rank with so many `parameters` (its tensor-parallel blocks) sends in a step, by group.
+def formula(engine: Engine) -> Counter[str]:
+    """Bytes that this rank sends in a step, by group.
 
     Data: gradients are summed once a step (all-reduce: twice the ring). DeepSpeed's stage 1 does that too, stage 2 in
     every micro-batch; each rank keeps its shard, and the updated weights are gathered. ZeRO-3 reduce-scatters and
     gathers in every micro-batch, in a pipeline once more for the backward pass (elsewhere DeepSpeed keeps up to 1e9
     elements).
-    Tensor (without a pipeline): one all-reduce of the residual stream after and, in the backward pass, before each
-    attention and MLP; the embedding of each stream and the head one more. Sequence parallelism sends a quarter more: an
-    all-reduce becomes a reduce-scatter and an all-gather, and inputs are gathered again for the backward pass;
-    gradients of norms and biases come on top. Pipeline: `messages`.
+    Tensor: one all-reduce of the residual stream after and, in the backward pass, before each attention and MLP, one
+    of the gradient of what cross-attention reads, one for the embedding of each stream and for the head. Sequence
+    parallelism sends a quarter more: an all-reduce becomes a reduce-scatter and an all-gather, and inputs are gathered
+    again for the backward pass; gradients of what is applied to parts of sequences, norms and biases, are summed too.
+    Pipeline: `messages`. Optimizer: `sums`.
     """
-    tensor, pipeline, zero = (settings.get(n, d) for n, d in (("tensor", 1), ("pipeline", 1), ("zero_stage", 0)))
-    data = world_size // tensor // pipeline
+    layout, config = engine.layout, engine.layout.config
+    data, tensor = layout.data_parallel_size, config.tensor
     share = MICRO_BATCHES // data
-    ring = parameters * FLOAT * (data - 1) / data
-    bytes_sent = Counter[str]()
-    bytes_sent["data"] = ring * {0: 2, 1: 3, 2: 2 * share + 1, 3: (2 + (pipeline > 1)) * share}[zero]
-    if tensor > 1:
-        vision, encoder, decoder = (
-            ROWS * n * d * FLOAT for n, d in ((VISUAL, VIT.width), (ENCODER, MT5.d_model), (DECODER, MT5.d_model))
-        )
-        vit = 4 * VIT.depth * vision
-        mt5 = (4 * MT5.num_encoder_layers + MT5.num_decoder_layers + 1) * encoder
-        mt5 += (6 * MT5.num_decoder_layers + 2) * decoder
-        all_reduce = 2.5 if settings.get("sequence") else 2
-        bytes_sent["tensor"] = share * all_reduce * (tensor - 1) / tensor * (vit + mt5) / pipeline
-    return bytes_sent
+    ring = sum(map(_elements, engine.model.parameters())) * FLOAT * (data - 1) / data
+    passes = {0: 2, 1: 3, 2: 2 * share + 1, 3: (2 + (config.pipeline > 1)) * share}[config.zero_stage]
+    vision, encoder, decoder = (
+        ROWS * n * d * FLOAT for n, d in ((VISUAL, VIT.width), (ENCODER, MT5.d_model), (DECODER, MT5.d_model))
+    )
+    streams: dict[type, int] = {
+        ViTBlock: 4 * vision,
+        Bridge: encoder + decoder,
+        EncoderBlock: 4 * encoder,
+        DecoderBlock: 6 * decoder + encoder,
+        Head: decoder,
+    }
+    reduced = (2.5 if config.sequence else 2) * sum(streams.get(type(unit), 0) for _, unit in engine.model.units())
+    reduced += 2 * FLOAT * sum(_elements(p) for p in engine.model.parameters() if p.partial_gradient)  # type: ignore
+    sent = Counter(data=ring * passes, tensor=share * reduced * (tensor - 1) / tensor)
+    return sent + messages(engine) + sums(engine)
+
+
+def _elements(parameter: Any) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def sums(engine: Engine) -> Counter[str]:
+    """Adafactor's two all-reduces: of every logical tensor that the stage updates two numbers, of a factored one its
+    rows and columns. In the tensor-parallel group where ranks hold whole blocks, else over all of the stage."""
+    optimizer, config = engine.optimizer, engine.optimizer.config
+    numbers = sum(2 + (sum(shape) if factored(shape, config) else 0) for shape in optimizer.shapes.values())
+    ranks = optimizer.group.size()
+    group = "stage" if engine.layout.config.zero_stage else "tensor"
+    return Counter({group: 2 * FLOAT * numbers * (ranks - 1) / ranks})
 
 
 def messages(engine: Engine) -> Counter[str]:
@@ -187,8 +206,8 @@ def layouts(console: Console, sizes: list[int], repeats: int) -> None:
             title=f"{size} processes on {os.cpu_count()} cores: one step of {MICRO_BATCHES} micro-batches, fp32"
         )
         table.add_column("layout", no_wrap=True)
-        beside = [name for group in ("data", "tensor", "pipeline") for name in (group, "formula")]
-        for column in ("step", "peak memory", *beside, "optimizer"):
+        groups = {"data": "data", "tensor": "tensor", "pipeline": "pipeline", "stage": "optimizer"}
+        for column in ("step", "peak memory", *(c for name in groups.values() for c in (name, "formula"))):
             table.add_column(column, justify="right", no_wrap=True)
         for settings in LAYOUTS[size]:
             found = _run(size, measure, settings, repeats)
@@ -203,8 +222,7 @@ def layouts(console: Console, sizes: list[int], repeats: int) -> None:
                 name_of(settings),
                 f"{found[0]['seconds'] * 1e3:.0f} ms",
                 f"{max(each['peak'] for each in found) / MB:.0f} MB",
-                *(shown(v) for n in ("data", "tensor", "pipeline") for v in (sent[worst][n], expected[n])),
-                shown(sent[worst]["stage"]),
+                *(shown(value) for group in groups for value in (sent[worst][group], expected[group])),
             )
             kinds = ", ".join(
                 f"{g} {k} {v / MB:.2f} MB" for (g, k), v in sorted(found[worst]["sent"].items()) if v > 1e4

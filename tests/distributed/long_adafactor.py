@@ -1,0 +1,79 @@
+"""A hundred steps of Adafactor on given gradients: by an engine's optimizer on shards, by transformers' on matrices."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from transformers.optimization import Adafactor as PlainAdafactor
+
+from model.layers import parts_of
+from model.pali import build
+from parallel.adafactor import factored
+from parallel.config import OptimizerConfig
+from parallel.engine import Engine
+from parallel.fragments import Rectangle
+from tests.distributed.problem import MODEL, MT5, VIT, weights
+
+NUM_STEPS, NUM_GRADIENTS, LEARNING_RATE = 100, 10, 1e-2
+
+
+@cache
+def shapes() -> dict[str, torch.Size]:
+    return {part.name: part.shape for _, part in parts_of(build(VIT, MT5, MODEL))}
+
+
+@cache
+def drawn(seed: int) -> dict[str, Tensor]:
+    """Normal values for every logical tensor: the first weights, or one of the gradients that come in turns."""
+    wanted = shapes()
+    flat = torch.randn(sum(shape.numel() for shape in wanted.values()), generator=torch.Generator().manual_seed(seed))
+    pieces = flat.split([shape.numel() for shape in wanted.values()])
+    return {name: piece.view(shape) for (name, shape), piece in zip(wanted.items(), pieces, strict=True)}
+
+
+@cache
+def plain() -> dict[str, Tensor]:
+    """Transformers'. It factors every matrix; what T5X does not factor, it is given as a vector."""
+    config = OptimizerConfig()
+
+    def as_given(name: str, values: Tensor) -> Tensor:
+        return values.clone() if factored(found[name].shape, config) else values.flatten().clone()
+
+    found = drawn(0)
+    given = {name: as_given(name, values).requires_grad_() for name, values in found.items()}
+    gradients = [drawn(1 + number) for number in range(NUM_GRADIENTS)]
+    optimizer = PlainAdafactor(given.values(), lr=LEARNING_RATE, relative_step=False, scale_parameter=True)
+    for step in range(NUM_STEPS):
+        for name, values in given.items():
+            values.grad = as_given(name, gradients[step % NUM_GRADIENTS][name])
+        optimizer.step()
+    return {name: values.detach().view(found[name].shape) for name, values in given.items()}
+
+
+def sharded(engine: Engine) -> dict[str, Tensor]:
+    """The engine's: every logical weight, gathered from all ranks, frozen ones as they were. It ends the training."""
+    optimizer = engine.optimizer
+    optimizer.bind(optimizer.shards, optimizer.shapes, optimizer.group)  # no step was taken yet
+    optimizer.param_groups[0]["params"] = [shard.weights for shard in optimizer.shards]
+    optimizer.set_learning_rate(LEARNING_RATE)
+
+    def laid_out(whole: dict[str, Tensor]) -> list[Tensor]:
+        flats = [torch.zeros_like(shard.weights, dtype=torch.float32) for shard in optimizer.shards]
+        for shard, flat in zip(optimizer.shards, flats, strict=True):
+            for r in shard.rectangles:
+                r.view(flat).copy_(_piece(whole[r.name], r))
+        return flats
+
+    with torch.no_grad():
+        for shard, values in zip(optimizer.shards, laid_out(drawn(0)), strict=True):
+            shard.weights.copy_(values)
+    gradients = [laid_out(drawn(1 + number)) for number in range(NUM_GRADIENTS)]
+    for step in range(NUM_STEPS):
+        for shard, gradient in zip(optimizer.shards, gradients[step % NUM_GRADIENTS], strict=True):
+            shard.weights.grad = gradient
+        optimizer.step()
+    return weights(engine)
+
+
+def _piece(whole: Tensor, r: Rectangle) -> Tensor:
+    return whole[tuple(slice(o, o + n) for o, n in zip(r.offset, r.size, strict=True))]
