@@ -29,10 +29,11 @@ from rich.table import Table
 from benchmarks.traffic import counted
 from model.batch import MicroBatch
 from model.config import ModelConfig, MT5Config, ViTConfig
+from model.costs import Unit
 from model.describe import read_sizes
 from model.layers import parts_of
-from model.mt5 import Bridge, DecoderBlock, EncoderBlock, Head
-from model.vit import ViTBlock
+from model.mt5 import Bridge, DecoderBlock, EncoderBlock, EncoderNorm, Head
+from model.vit import Patches, ViTBlock
 from parallel.adafactor import factored
 from parallel.checkpoint import Checkpointer
 from parallel.config import OptimizerConfig, ParallelConfig
@@ -140,33 +141,43 @@ def formula(engine: Engine) -> Counter[str]:
 
     Data: gradients are summed once a step (all-reduce: twice the ring). DeepSpeed's stage 1 does that too, stage 2 in
     every micro-batch; each rank keeps its shard, and the updated weights are gathered. ZeRO-3 reduce-scatters and
-    gathers in every micro-batch, in a pipeline once more for the backward pass (elsewhere DeepSpeed keeps up to 1e9
-    elements).
-    Tensor: one all-reduce of the residual stream after and, in the backward pass, before each attention and MLP, one
-    of the gradient of what cross-attention reads, one for the embedding of each stream and for the head. Sequence
-    parallelism sends a quarter more: an all-reduce becomes a reduce-scatter and an all-gather, and inputs are gathered
-    again for the backward pass; gradients of what is applied to parts of sequences, norms and biases, are summed too.
+    gathers in every micro-batch, in a pipeline once more for the backward pass, unless that follows at once (in the
+    last stage; elsewhere DeepSpeed keeps up to 1e9 elements).
+    Tensor: `residual`, and under sequence parallelism the gradients of what is applied to parts of sequences, summed.
     Pipeline: `messages`. Optimizer: `sums`.
     """
     layout, config = engine.layout, engine.layout.config
     data, tensor = layout.data_parallel_size, config.tensor
     share = MICRO_BATCHES // data
     ring = sum(map(_elements, engine.model.parameters())) * FLOAT * (data - 1) / data
-    passes = {0: 2, 1: 3, 2: 2 * share + 1, 3: (2 + (config.pipeline > 1)) * share}[config.zero_stage]
+    again = engine.pipeline is not None and len(engine.pipeline.stages) - 1 not in engine.pipeline.local_stages
+    passes = {0: 2, 1: 3, 2: 2 * share + 1, 3: (2 + again) * share}[config.zero_stage]
+    partial = 2 * FLOAT * sum(_elements(p) for p in engine.model.parameters() if p.partial_gradient)  # type: ignore
+    reduced = sum(residual(unit, config.sequence) for _, unit in engine.model.units()) + partial
+    sent = Counter(data=ring * passes, tensor=share * reduced * (tensor - 1) / tensor)
+    return sent + messages(engine) + sums(engine)
+
+
+def residual(unit: Unit, sequence: bool) -> int:
+    """Bytes of the residual stream that a unit gathers or scatters over tensor-parallel ranks, forward and backward.
+
+    An all-reduce is two: one after and, in the backward pass, one before each attention and MLP. Under sequence
+    parallelism an input is gathered twice and its gradient scattered (three), an output scattered and its gradient
+    gathered (two). Besides: what cross-attention reads, the embedding of each stream, the pictures, the head.
+    """
     vision, encoder, decoder = (
         ROWS * n * d * FLOAT for n, d in ((VISUAL, VIT.width), (ENCODER, MT5.d_model), (DECODER, MT5.d_model))
     )
-    streams: dict[type, int] = {
-        ViTBlock: 4 * vision,
-        Bridge: encoder + decoder,
-        EncoderBlock: 4 * encoder,
-        DecoderBlock: 6 * decoder + encoder,
-        Head: decoder,
-    }
-    reduced = (2.5 if config.sequence else 2) * sum(streams.get(type(unit), 0) for _, unit in engine.model.units())
-    reduced += 2 * FLOAT * sum(_elements(p) for p in engine.model.parameters() if p.partial_gradient)  # type: ignore
-    sent = Counter(data=ring * passes, tensor=share * reduced * (tensor - 1) / tensor)
-    return sent + messages(engine) + sums(engine)
+    plain, parts = {
+        Patches: (0, vision),
+        ViTBlock: (8 * vision, 10 * vision),
+        Bridge: (2 * (encoder + decoder), 3 * (encoder + decoder) + ROWS * VISUAL * MT5.d_model * FLOAT),
+        EncoderBlock: (8 * encoder, 10 * encoder),
+        EncoderNorm: (0, 0),
+        DecoderBlock: (12 * decoder + 2 * encoder, 15 * decoder + 3 * encoder),
+        Head: (2 * decoder, 2 * decoder),
+    }[type(unit)]
+    return parts if sequence else plain
 
 
 def _elements(parameter: Any) -> int:
