@@ -23,7 +23,8 @@ def check(parallel: ParallelConfig, vit: ViTConfig, mt5: MT5Config, world_size: 
     tensor, pipeline = parallel.tensor, parallel.pipeline
     if world_size % (tensor * pipeline):
         raise ConfigurationError(
-            f"{world_size} processes cannot be divided into parallel.tensor={tensor} x parallel.pipeline={pipeline}; "
+            f"{world_size} process{'es' * (world_size > 1)} cannot be divided into parallel.tensor={tensor} x "
+            f"parallel.pipeline={pipeline}; "
             f"start a multiple of {tensor * pipeline} processes."
         )
     data = world_size // (tensor * pipeline)

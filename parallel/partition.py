@@ -26,7 +26,8 @@ def cut(costs: Sequence[UnitCost], memory: Memory) -> list[StageCost]:
     """The stages, first to last: as `parallel.cut` says, else by dynamic programming over the units' training FLOPs.
 
     A frozen unit below everything trained costs its forward pass only. Raises ConfigurationError for more stages than
-    units, for a cut that names no unit, and where no cut keeps every rank within `parallel.memory_gib`.
+    units, for a cut that names no unit, and where none, or not the given one, keeps every rank within
+    `parallel.memory_gib`.
     """
     parallel = memory.parallel
     number = parallel.pipeline * parallel.virtual_stages
@@ -38,6 +39,12 @@ def cut(costs: Sequence[UnitCost], memory: Memory) -> list[StageCost]:
     starts = _named(costs, parallel.cut, number) if parallel.cut else _balanced(costs, memory)
     stages = [costs[first:end] for first, end in zip(starts, [*starts[1:], len(costs)], strict=True)]
     ranks = [memory.rank_bytes(stages[rank :: parallel.pipeline], rank) for rank in range(parallel.pipeline)]
+    if parallel.cut and parallel.memory_gib and max(ranks) > parallel.memory_gib * 2**30:
+        raise ConfigurationError(
+            f"parallel.cut={list(parallel.cut)} gives pipeline rank {ranks.index(max(ranks))} stages that take "
+            f"{max(ranks) / 2**30:.1f} GiB, more than parallel.memory_gib={parallel.memory_gib} GiB; move units to "
+            "another stage, or leave parallel.cut out."
+        )
     return [_stage(stage, ranks[index % parallel.pipeline]) for index, stage in enumerate(stages)]
 
 

@@ -1,13 +1,14 @@
 """What stands around every entry point: Hydra, and one clear sentence for a configuration that cannot work.
 
 Exit codes: 0 done, 2 a mistake in the configuration, 3 a run that stopped itself (`RunStopped`, or a source over its
-error budget), 4 a run that hung (`train/watchdog.py`), 75 a run that was interrupted by a signal and saved (start it
-again to go on).
+error budget), 4 a run that hung or lost a rank (`train/watchdog.py`), 75 a run that was interrupted by a signal and
+saved (start it again to go on).
 """
 
 import difflib
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from errno import EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, ENOSPC, ENOTDIR, EPERM, EROFS
@@ -29,6 +30,7 @@ from parallel.launch import stop as leave
 from train.cluster import SubmitConfig
 from train.config import RunConfig
 from train.sweep import FailedRuns, Sweep, become_one_of, folder_name
+from train.watchdog import EXIT_HUNG, PeerLost
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 EXIT_CONFIGURATION, EXIT_STOPPED = 2, 3
@@ -58,16 +60,21 @@ def entry(config_name: str, main: Callable[[DictConfig], None]) -> None:
     register()
     sys.argv[1:] = without_injected(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing: the sentences below are ours
+    warnings.formatwarning = _format_warning
     sweep = Sweep()
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     def job(composed: DictConfig) -> int:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            overrides = HydraConfig.get().job.override_dirname
-            become_one_of(composed, overrides)
-            return sweep.run(overrides, lambda: in_one_sentence(lambda: main(composed)))
-        in_one_sentence(lambda: main(composed))
-        return 0
+        try:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                overrides = HydraConfig.get().job.override_dirname
+                become_one_of(composed, overrides)
+                return sweep.run(overrides, lambda: in_one_sentence(lambda: main(composed)))
+            in_one_sentence(lambda: main(composed))
+            return 0
+        finally:
+            with suppress(OSError):  # not empty: a run was here; else Hydra made it for one that was refused
+                os.rmdir(HydraConfig.get().runtime.output_dir)
 
     try:
         in_one_sentence(job)
@@ -88,6 +95,8 @@ def in_one_sentence(work: Callable[[], None]) -> None:
         stop(str(error), EXIT_STOPPED)
     except Interrupted as error:
         stop(str(error), EXIT_INTERRUPTED)
+    except PeerLost as error:
+        stop(str(error), EXIT_HUNG, True)
     except FailedRuns as error:
         stop(str(error), error.code)
     except OSError as error:
@@ -104,6 +113,14 @@ def register() -> None:
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     with suppress(ModuleNotFoundError):  # the extra `slurm`
         import_module("hydra_plugins._slurm_array")
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Our own warnings are sentences for the user; those of libraries say where they come from."""
+    ours = Path(filename).is_relative_to(CONF.parent) and ".venv" not in Path(filename).parts
+    return f"Warning: {message}\n" if ours else f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def without_injected(arguments: list[str]) -> list[str]:

@@ -34,7 +34,8 @@ def main(composed: DictConfig) -> None:
         while done < config.run.steps:
             done = train_phase(run, span_of(spans(config), done + 1))
         run.settle()
-        run.display.note(f"{run.folder}: all {config.run.steps} steps are done.")
+        more = f"; {done} steps were done before" if done > config.run.steps else ""
+        run.display.note(f"{run.folder}: all {config.run.steps} steps are done{more}.")
 
 
 def train_phase(run: Run, span: Span) -> int:

@@ -1,4 +1,4 @@
-"""Ends a process that makes no progress: a peer that died or hangs must not keep the others waiting for ever."""
+"""Ends a process that makes no progress, and names the peers that died or hang: nobody waits for them for ever."""
 
 import faulthandler
 import os
@@ -6,12 +6,14 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import TextIO
 
 import psutil
+import torch.distributed as dist
 
 import progress
 from train.heartbeat import Heartbeat, Heartbeats
@@ -24,6 +26,10 @@ WAITING = ("torch/distributed/", "deepspeed/comm/", "parallel/waiting.py")  # wh
 LIBRARIES = ("site-packages", "dist-packages", f"lib/python{sys.version_info.major}.", "parallel/waiting.py")
 
 
+class PeerLost(RuntimeError):
+    """The connection to another rank broke; the message says which, if that can be told."""
+
+
 class Watchdog:
     """While it is entered, `progress.beat` must be called at least every `timeout_s` seconds; a thread looks after it.
 
@@ -34,6 +40,8 @@ class Watchdog:
     it is over when `timeout_s` is. A rank whose launcher has died gets a SIGTERM, for nobody else would ever end it. A
     process in which no Python thread can run (native code that keeps
     the interpreter's lock) is ended by a timer in C, which dumps its stacks too, with exit code 1.
+
+    Where a collective fails because a peer has died, it is left by PeerLost, which names that peer.
     """
 
     def __init__(self, timeout_s: float, folder: Path, rank: int = 0, world_size: int = 1) -> None:
@@ -58,7 +66,8 @@ class Watchdog:
         self.thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, trace: TracebackType | None) -> None:
+        lost = self._lost(error, trace) if error and broke(error) else None  # while the thread still beats
         progress.listeners.remove(self.beat)
         self.left.set()
         self.thread.join()
@@ -68,6 +77,8 @@ class Watchdog:
             self.file.close()
             if empty:  # nothing hung, in this process or before it
                 Path(self.file.name).unlink(missing_ok=True)
+        if lost:
+            raise PeerLost(lost) from error
 
     def beat(self, place: str = "") -> None:
         """Something was completed by the thread that entered; `place` says what is done next, for the message."""
@@ -118,6 +129,24 @@ class Watchdog:
                 kill_sibling(own, beat)
         os._exit(EXIT_HUNG)
 
+    def _lost(self, error: BaseException, trace: TracebackType | None) -> str:
+        """What is known of the other end of a broken connection."""
+        traceback.print_exception(error, file=self.file)
+        own = self.heartbeats.own
+        own.frame, own.waits = describe(innermost(trace))  # it tells the others that this rank is not who died
+        self.heartbeats.write()
+        known = self._others()
+        silent = [beat for beat in known.values() if beat and is_gone(own, beat)]
+        if not silent:
+            time.sleep(3 * self.tick_s)
+            silent = [beat for rank, beat in self._others().items() if beat and not answers(known[rank], beat)]
+        who = ", ".join(f"{beat} (last seen: {beat.place})" for beat in silent[:MOST_NAMED])
+        return (
+            f"{str(own).capitalize()} lost a peer at {own.frame} ({self.place}). "
+            + (f"Does not answer, stopped or dead: {who}." if who else "All that it can see of still answer.")
+            + f" The connection said: {_first_line(error)}"
+        )
+
     def _others(self) -> dict[int, Heartbeat | None]:
         own, everyone = self.heartbeats.own.rank, range(self.heartbeats.world_size)
         near = [rank for rank in everyone if rank != own and (may_speak(own) or abs(rank - own) <= NEIGHBOURS)]
@@ -127,6 +156,33 @@ class Watchdog:
 def may_speak(rank: int) -> bool:
     """Ranks 0, 1, 2, 4, 8 …: few enough to read every rank's file, and one of them is alive."""
     return rank & (rank - 1) == 0
+
+
+def broke(error: BaseException) -> bool:
+    """Whether an error says that the connection to another rank is broken; gloo's (torch 2.13) has no type of its
+    own."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
+
+
+def is_gone(own: Heartbeat, other: Heartbeat) -> bool:
+    """Whether a rank on this machine has died without a word."""
+    if other.host != own.host or other.frame is not None:
+        return False
+    try:
+        return psutil.Process(other.process).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def innermost(trace: TracebackType | None) -> FrameType | None:
+    """The frame in which an error was raised."""
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame if trace else None
 
 
 def kill_sibling(own: Heartbeat, other: Heartbeat) -> None:

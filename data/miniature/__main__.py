@@ -33,7 +33,16 @@ def make(arguments: list[str], together: Ranks) -> str:
     columns = TextColumn("records"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, transient=True, disable=together.rank > 0) as display:
         task = display.add_task("records", total=None)
-        made = make_corpus(config, lambda done, total: display.update(task, completed=done, total=total), together)
+        told = 0
+
+        def show(done: int, total: int) -> None:
+            nonlocal told
+            display.update(task, completed=done, total=total)
+            if not display.console.is_terminal and 10 * done // total > told and together.rank == 0:
+                told = 10 * done // total
+                print(f"{config.folder}: {done:,} of {total:,} records, {time.monotonic() - start:.0f} s", flush=True)
+
+        made = make_corpus(config, show, together)
     seconds = time.monotonic() - start
     by = f" by {together.size} ranks" if together.size > 1 else ""
     return f"{config.folder}: " + (f"made in {seconds:.0f} s{by}" if made else "the same corpus is there already")

@@ -19,7 +19,18 @@ from rich.table import Table
 from torch import Tensor
 
 from tests.distributed import long_adafactor
-from tests.distributed.problem import FROZEN_VIT, MODEL, STEPS, Case, answers, micro_batches, train, validate, weights
+from tests.distributed.problem import (
+    FROZEN_VIT,
+    MODEL,
+    STEPS,
+    Case,
+    answers,
+    micro_batches,
+    train,
+    validate,
+    weight_deviation,
+    weights,
+)
 from tests.distributed.world import results_file, run_world
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "equivalence.json"
@@ -160,16 +171,6 @@ def adafactor_deviations(case: Case, found: dict[str, Tensor]) -> dict[str, floa
     trained = {n: w for n, w in long_adafactor.plain().items() if not (case.freeze and n.startswith(FROZEN))}
     norm = torch.linalg.vector_norm
     return {name: float(norm(found[name] - wanted) / norm(wanted)) for name, wanted in trained.items()}
-
-
-def weight_deviation(name: str, found: Tensor, expected: Tensor) -> float:
-    """The distance of two tensors relative to the norm of one (or to 0.1, where a bias has hardly left zero).
-
-    Keys' biases have no gradient but rounding (softmax ignores a shift), which optimizers turn into steps.
-    """
-    if name.endswith("key.bias"):
-        return 0.0
-    return float(torch.linalg.vector_norm(found - expected)) / max(float(torch.linalg.vector_norm(expected)), 0.1)
 
 
 def largest_deviations(found: dict[str, Any], expected: dict[str, Any]) -> tuple[float, float, float]:

@@ -90,6 +90,6 @@ def test_a_slow_rank_is_measured_and_told_of(corpus: Path, tmp_path: Path) -> No
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 0, said
     assert "Rank 1 is slow: its own work takes" in said
-    last = lines(tmp_path)[-1]
-    assert last["slowest_rank"] == 1 and last["slowest_rank_busy_s"] > 2 * last["median_rank_busy_s"]
-    assert last["communication_wait_s"] > 0.2  # of rank 0, which waits for it
+    slowest = max(lines(tmp_path)[2:], key=lambda line: line["slowest_rank_busy_s"])  # it may stand still as it waits
+    assert slowest["slowest_rank"] == 1 and slowest["slowest_rank_busy_s"] > 2 * slowest["median_rank_busy_s"]
+    assert max(line["communication_wait_s"] for line in lines(tmp_path)[2:]) > 0.2  # of rank 0, which waits for it

@@ -65,9 +65,14 @@ def test_killed_under_one_layout_ended_under_another(corpus: Path, tmp_path: Pat
         while len(lines(run)) < 2:
             assert process.poll() is None, said(run).read_text()
             time.sleep(0.05)
-        ranks_of(run)[1].kill()
+        killed = ranks_of(run)[1]
+        killed.kill()
         assert process.wait() != 0
         assert not ranks_of(run), "a rank is left"
+    assert f"Does not answer, stopped or dead: rank 1 on {os.uname().nodename} (process {killed.pid})" in (
+        " ".join(said(run).read_text().split())
+    )
+    assert "Rank 0 on" in said(run).read_text() and "lost a peer at" in said(run).read_text()
     assert all(word in said(run).read_text() for word in ("pipeline stages", "patches ..", ".. head", "GiB"))
 
     with started(corpus, run, "parallel.tensor=2", "parallel.sequence=true", ranks=2) as process:
