@@ -3,3 +3,7 @@
 
 class ConfigurationError(ValueError):
     """A setting that cannot work: the message is one sentence that says what to change (entry points exit with 2)."""
+
+
+class Notice(UserWarning):
+    """What a user should know and the program can live with; the message is one sentence."""

@@ -19,8 +19,9 @@ class DataConfig:
     tokens. `error_budget` is the fraction of a source's records that may be broken before the run stops; up to
     `error_budget_minimum` broken records are always forgiven, so that one bad file in the first step stops nothing.
     `prefetch` is in steps. `trim_multiple`: a micro-batch is cut behind the last position that any of its rows uses, to
-    a multiple of so many positions, and image slots that none uses are left out (on a CPU, the padding of every row);
-    0 keeps all shapes equal, as compiled kernels like them and pipeline stages need them (there it has no effect).
+    a multiple of so many positions, and image slots that none uses are left out; on a CPU, without dropout, its rows
+    are joined into one without padding. 0 keeps all shapes equal, as compiled kernels like them and pipeline stages
+    need them (there it has no effect).
     """
 
     root: str = MISSING

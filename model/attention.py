@@ -48,10 +48,16 @@ class Mask:
         return None if self.queries.is_cuda else Unpacking.of(self.queries, self.keys)
 
     @cached_property
-    def unpacked(self) -> "Mask":
-        """That of the examples taken apart."""
+    def unpacked(self) -> "list[Mask]":
+        """Those of the examples taken apart, class by class."""
         assert self.unpacking is not None
-        return Mask(self.unpacking.queries.segments, self.unpacking.keys.segments, self.causal)
+        sides = zip(self.unpacking.queries.segments, self.unpacking.keys.segments, strict=True)
+        return [Mask(queries, keys, self.causal) for queries, keys in sides]
+
+    @property
+    def num_scores(self) -> int:
+        """Scores of one head that are computed on a CPU."""
+        return self.unpacking.num_scores if self.unpacking else self.queries.numel() * self.keys.shape[1]
 
 
 @lru_cache(maxsize=32)

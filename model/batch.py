@@ -81,14 +81,17 @@ class MicroBatch:
         )
 
     def joined(self, multiple: int = 1) -> "MicroBatch":
-        """All rows as one without padding, its lengths rounded up to a `multiple`; itself where attention over the
-        rows would not take them apart (a GPU, or an example much longer than the others)."""
-        if self.encoder_mask.unpacking is None:
-            return self
+        """All rows as one without padding, its lengths rounded up to a `multiple`; example e is segment e + 1.
+
+        Itself where attention would then compute many more scores than that is worth (a quarter; padding costs all the
+        rest of a block). For batches on the host that go to a CPU.
+        """
         in_row = torch.maximum(self.encoder_segments.amax(1), self.decoder_segments.amax(1))
         first = (in_row.cumsum(0) - in_row).unsqueeze(1)
         encoder, decoder = self.encoder_segments > 0, self.decoder_segments > 0
-        return MicroBatch(
+        if not (encoder.any() and decoder.any()):
+            return self
+        one = MicroBatch(
             self.images,
             self.encoder_tokens[encoder][None],
             (self.encoder_segments + first)[encoder][None],
@@ -99,6 +102,7 @@ class MicroBatch:
             self.objectives[decoder][None],
             loss_scale=self.loss_scale,
         ).padded(multiple)
+        return one if one.num_scores <= 1.25 * self.num_scores else self
 
     def padded(self, multiple: int) -> "MicroBatch":
         """With both lengths rounded up to a multiple, by positions that belong to no example."""
@@ -140,10 +144,16 @@ class MicroBatch:
         assert self.target_positions is not None
         return self.target_positions.numel()
 
+    @property
+    def num_scores(self) -> int:
+        """Scores of one head of a block of each kind, on a CPU."""
+        return sum(mask.num_scores for mask in (self.encoder_mask, self.decoder_mask, self.cross_mask))
+
     def totals_by_example(self) -> Tensor:
         """nll, z-loss (nats), correct and targets of every packed example: fp32 [4, B, most examples in a row].
 
-        Segment s of a row is at s - 1. To be asked for after a forward pass that went through the head.
+        Segment s of a row is at s - 1 (of joined rows: the examples of all rows, in their order). To be asked for after
+        a forward pass that went through the head.
         """
         assert self.statistics is not None and self.target_positions is not None
         rows, most = self.num_rows, int(self.decoder_segments.amax())

@@ -139,14 +139,16 @@ class Block(Unit):
         if self.flex:
             return self.attend(flex_t5_attention, query, key, value, table, self.mt5, self.bidirectional, mask.blocks)
         if apart := mask.unpacking:
-            query, mask = apart.queries.unpack(query), mask.unpacked
-            key, value = apart.keys.unpack(key), apart.keys.unpack(value)
+            queries, keys, values = apart.queries.unpack(query), apart.keys.unpack(key), apart.keys.unpack(value)
+            alone = zip(queries, keys, values, mask.unpacked, strict=True)
+            return apart.queries.repack([self.dense_attention(q, k, v, table, own) for q, k, v, own in alone])
+        return self.dense_attention(query, key, value, table, mask)
+
+    def dense_attention(self, query: Tensor, key: Tensor, value: Tensor, table: Tensor | None, mask: Mask) -> Tensor:
         bias = None
         if table is not None:
             bias = relative_bias(table, self.mt5, query.shape[0], key.shape[0], self.bidirectional)
-        rate = self.rate if self.training else 0.0
-        attended = self.attend(t5_attention, query, key, value, bias, mask.allowed, rate)
-        return apart.queries.repack(attended) if apart else attended
+        return self.attend(t5_attention, query, key, value, bias, mask.allowed, self.rate if self.training else 0.0)
 
     def self_attention(self, x: Tensor, table: Tensor, mask: Mask) -> Tensor:
         query, key, value = self.project(x)

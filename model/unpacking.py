@@ -6,67 +6,81 @@ from typing import Any
 import torch
 from torch import Tensor
 
+WORTH_A_CLASS = 2**16  # scores; fewer cost less than the operators of one more class
+WIDTH = 8  # lengths are multiples of it: softmax, and products in bf16, are faster on whole vector registers
+
 
 @dataclass(frozen=True)
 class Move:
-    """Positions moved: position i of the result, an [L, B] flattened, comes from `source[i]` (int64).
+    """Positions moved, all in one go: position i of the result comes from `source[i]` (int64) of a flattened [L, B].
 
     Those at `empty` come from nowhere, and are zero.
     """
 
-    shape: tuple[int, int]
     source: Tensor
     empty: Tensor
 
     @classmethod
-    def of(cls, shape: tuple[int, int], source: Tensor, target: Tensor) -> "Move":
-        """From the positions `source` to the positions `target` of a result of that shape."""
-        sources = source.new_full((shape[0] * shape[1],), -1)
+    def of(cls, length: int, source: Tensor, target: Tensor) -> "Move":
+        """From the positions `source` to the positions `target` of a result of that length."""
+        sources = source.new_full((length,), -1)
         sources[target] = source
-        return cls(shape, sources.clamp(min=0), (sources < 0).nonzero().squeeze(1))
+        return cls(sources.clamp(min=0), (sources < 0).nonzero().squeeze(1))
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x.flatten(0, 1).index_select(0, self.source).index_fill_(0, self.empty, 0).unflatten(0, self.shape)
+        return x.flatten(0, 1).index_select(0, self.source).index_fill_(0, self.empty, 0)
 
 
 @dataclass(frozen=True)
 class Side:
-    """The queries or the keys of packed rows, there and back; `segments` int64 [E, longest]: 1, or 0 where padded."""
+    """The queries or the keys of packed rows [L, B], there and back.
 
-    segments: Tensor
+    `segments` of each class of examples: int64 [E, longest], 1, or 0 where padded.
+    """
+
+    segments: list[Tensor]
+    rows: torch.Size
     apart: Move
     together: Move
 
     @classmethod
-    def of(cls, segments: Tensor, first: Tensor, num_examples: int) -> "Side":
-        """From segment ids [B, L]; `first` [B]: the number of each row's first example among all `num_examples`."""
-        rows, length = segments.shape
+    def of(cls, segments: Tensor, number: Tensor, classes: list[Tensor]) -> "Side":
+        """From segment ids [B, L]; `number` [B, L] is the place of a position's example in the order of the classes,
+        whose examples have the lengths `classes`."""
         packed = (segments.t().flatten() > 0).nonzero().squeeze(1)
-        example = (first + segments.t() - 1).flatten()[packed]
+        example = number.t().flatten()[packed]
         order = example.argsort(stable=True)
         packed, example = packed[order], example[order]
-        sizes = example.bincount(minlength=num_examples)
-        longest = int(sizes.amax())
-        place = torch.arange(len(example)) - (sizes.cumsum(0) - sizes)[example]
-        alone = place * num_examples + example
-        return cls(
-            (torch.arange(longest) < sizes.unsqueeze(1)).long(),
-            Move.of((longest, num_examples), packed, alone),
-            Move.of((length, rows), alone, packed),
-        )
+        lengths = torch.cat(classes)
+        place = torch.arange(len(example)) - (lengths.cumsum(0) - lengths)[example]
 
-    def unpack(self, x: Tensor) -> Tensor:
-        """[L, B, ...] -> [longest, E, ...]."""
-        return _Moved.apply(x, self.apart, self.together)  # type: ignore[no-any-return]
+        alone, starts, steps, at = [], [], [], 0
+        for each in classes:
+            longest, count = -(-int(each.amax()) // WIDTH) * WIDTH, len(each)
+            alone.append((torch.arange(longest) < each.unsqueeze(1)).long())
+            starts.append(at + torch.arange(count))
+            steps.append(torch.full_like(each, count))
+            at += longest * count
+        target = torch.cat(starts)[example] + place * torch.cat(steps)[example]
+        there, back = Move.of(at, packed, target), Move.of(segments.numel(), target, packed)
+        return cls(alone, segments.t().shape, there, back)
 
-    def repack(self, x: Tensor) -> Tensor:
-        """[longest, E, ...] -> [L, B, ...], zeros where a row has no example."""
-        return _Moved.apply(x, self.together, self.apart)  # type: ignore[no-any-return]
+    def unpack(self, x: Tensor) -> list[Tensor]:
+        """[L, B, ...] -> [longest, E, ...] of each class."""
+        moved = _Moved.apply(x, self.apart, self.together)
+        parts = moved.split([ids.numel() for ids in self.segments]) if len(self.segments) > 1 else [moved]  # type: ignore
+        return [part.unflatten(0, ids.t().shape) for part, ids in zip(parts, self.segments, strict=True)]
+
+    def repack(self, parts: list[Tensor]) -> Tensor:
+        """[longest, E, ...] of each class -> [L, B, ...], zeros where a row has no example."""
+        flat = [part.flatten(0, 1) for part in parts]
+        whole = torch.cat(flat) if len(flat) > 1 else flat[0]
+        return _Moved.apply(whole.unsqueeze(1), self.together, self.apart).unflatten(0, self.rows)  # type: ignore
 
 
 @dataclass(frozen=True)
 class Unpacking:
-    """The examples of packed rows, one per row."""
+    """The examples of packed rows, one per row, in one or two classes of about the same length."""
 
     queries: Side
     keys: Side
@@ -75,12 +89,42 @@ class Unpacking:
     def of(cls, queries: Tensor, keys: Tensor) -> "Unpacking | None":
         """Of segment ids [B, Lq] and [B, Lk] on the host; None if that does not make the scores a quarter fewer."""
         in_row = torch.maximum(queries.amax(1), keys.amax(1))
-        num_examples = int(in_row.sum())
-        if num_examples == 0:
+        count = int(in_row.sum())
+        if count == 0:
             return None
-        sides = [Side.of(segments, in_row.cumsum(0) - in_row, num_examples) for segments in (queries, keys)]
-        scores = num_examples * sides[0].segments.shape[1] * sides[1].segments.shape[1]
-        return cls(*sides) if 0 < scores <= 0.75 * queries.numel() * keys.shape[1] else None
+        first = (in_row.cumsum(0) - in_row).unsqueeze(1)
+        numbers = [(first + segments - 1).clamp(0, count - 1) for segments in (queries, keys)]
+        lengths = [
+            number[segments > 0].bincount(minlength=count)
+            for number, segments in zip(numbers, (queries, keys), strict=True)
+        ]
+        classes = _classes(*lengths)
+        place = torch.empty(count, dtype=torch.long)
+        place[torch.cat(classes)] = torch.arange(count)
+        sides = (
+            Side.of(segments, place[number], [length[each] for each in classes])
+            for segments, number, length in zip((queries, keys), numbers, lengths, strict=True)
+        )
+        unpacking = cls(*sides)
+        return unpacking if 0 < unpacking.num_scores <= 0.75 * queries.numel() * keys.shape[1] else None
+
+    @property
+    def num_scores(self) -> int:
+        """Of one head."""
+        return sum(q.numel() * k.shape[1] for q, k in zip(self.queries.segments, self.keys.segments, strict=True))
+
+
+def _classes(queries: Tensor, keys: Tensor) -> list[Tensor]:
+    """Numbers of the examples of these lengths, cut once, between long and short, where that saves most scores."""
+    order = (queries * keys).argsort(descending=True, stable=True)
+    q, k = queries[order], keys[order]
+    longest = q.cummax(0).values * k.cummax(0).values  # of example i and all before it
+    rest = (q.flip(0).cummax(0).values * k.flip(0).cummax(0).values).flip(0)  # of example i and all after it
+    ahead = torch.arange(1, len(order))
+    split = ahead * longest[:-1] + (len(order) - ahead) * rest[1:]
+    if not len(split) or int(split.amin()) > len(order) * int(longest[-1]) - WORTH_A_CLASS:
+        return [order]
+    return list(order.tensor_split([int(split.argmin()) + 1]))
 
 
 class _Moved(torch.autograd.Function):
@@ -88,9 +132,9 @@ class _Moved(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, there: Move, back: Move) -> Tensor:  # type: ignore[override]
-        ctx.back = back
+        ctx.back, ctx.shape = back, x.shape
         return there(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return ctx.back(grad), None, None
+        return ctx.back(grad.unsqueeze(1)).view(ctx.shape), None, None

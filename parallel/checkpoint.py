@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from errors import ConfigurationError
+from errors import ConfigurationError, Notice
 from model.layers import parts_of
 from model.vit import resample_position
 from parallel.engine import Engine
@@ -141,7 +141,7 @@ class Checkpointer:
                 try:
                     shutil.rmtree(self._path(old))
                 except OSError as error:  # the new checkpoint is whole, and that is what counts
-                    warnings.warn(f"checkpoint {self._path(old)} could not be removed ({error})", stacklevel=2)
+                    warnings.warn(f"checkpoint {self._path(old)} could not be removed ({error})", Notice, stacklevel=2)
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints in the folder, oldest first."""
@@ -185,7 +185,9 @@ class Checkpointer:
             if not engine.layout.any_rank(broken is not None):
                 return self._load(engine, path, weights_only)
             if broken is not None:
-                warnings.warn(f"checkpoint {path} is damaged ({broken}); taking the one before it", stacklevel=2)
+                warnings.warn(
+                    f"checkpoint {path} is damaged ({broken}); taking the one before it", Notice, stacklevel=2
+                )
             if engine.layout.rank == 0 and not weights_only:
                 shutil.rmtree(path.with_suffix(".damaged"), ignore_errors=True)
                 os.replace(path, path.with_suffix(".damaged"))

@@ -42,7 +42,7 @@ def cut(costs: Sequence[UnitCost], memory: Memory) -> list[StageCost]:
     if parallel.cut and parallel.memory_gib and max(ranks) > parallel.memory_gib * 2**30:
         raise ConfigurationError(
             f"parallel.cut={list(parallel.cut)} gives pipeline rank {ranks.index(max(ranks))} stages that take "
-            f"{max(ranks) / 2**30:.1f} GiB, more than parallel.memory_gib={parallel.memory_gib} GiB; move units to "
+            f"{max(ranks) / 2**30:.2f} GiB, more than parallel.memory_gib={parallel.memory_gib} GiB; move units to "
             "another stage, or leave parallel.cut out."
         )
     return [_stage(stage, ranks[index % parallel.pipeline]) for index, stage in enumerate(stages)]

@@ -1,5 +1,7 @@
 """Checks that need more than one part of the configuration; all of them run before any process group starts."""
 
+import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,8 +27,10 @@ from train.validation import SPLIT
 def check(config: RunConfig, world_size: int, expected: Sequence[Path] = ()) -> None:
     """Raise ConfigurationError, one sentence that says what to change, for settings that cannot work together.
 
-    `expected`: folders that jobs before this one will have made; what is missing in them is no mistake yet.
+    `expected`: folders that jobs before this one will have made; what is missing in them is no mistake yet. Raises
+    OSError for a run.folder that cannot be made or written to.
     """
+    _check_folder(Path(config.run.folder))
     config.mixture.check()
     plans = [_check_phase(for_phase(config, span.phase), span, world_size) for span in spans(config)]
     if config.schedule.cooldown_steps > config.run.steps:
@@ -85,6 +89,16 @@ def _check_phase(config: RunConfig, span: Span, world_size: int) -> PaLI:
             f"ranks; make it a multiple of {data_parallel_size}."
         )
     return plan
+
+
+def _check_folder(folder: Path) -> None:
+    """A folder that is not there yet is made later, by a run that is not refused."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    code = errno.ENOTDIR if not place.is_dir() else 0 if os.access(place, os.W_OK | os.X_OK) else errno.EACCES
+    if code:
+        raise OSError(code, os.strerror(code), str(folder))
 
 
 def _lies_in(path: Path, folders: Sequence[Path]) -> bool:

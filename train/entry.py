@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from data.ledger import ErrorBudgetExceeded
-from errors import ConfigurationError
+from errors import ConfigurationError, Notice
 from launcher import first_rank
 from parallel.launch import stop as leave
 from train.cluster import SubmitConfig
@@ -65,16 +65,12 @@ def entry(config_name: str, main: Callable[[DictConfig], None]) -> None:
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     def job(composed: DictConfig) -> int:
-        try:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                overrides = HydraConfig.get().job.override_dirname
-                become_one_of(composed, overrides)
-                return sweep.run(overrides, lambda: in_one_sentence(lambda: main(composed)))
-            in_one_sentence(lambda: main(composed))
-            return 0
-        finally:
-            with suppress(OSError):  # not empty: a run was here; else Hydra made it for one that was refused
-                os.rmdir(HydraConfig.get().runtime.output_dir)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            overrides = HydraConfig.get().job.override_dirname
+            become_one_of(composed, overrides)
+            return sweep.run(overrides, lambda: in_one_sentence(lambda: main(composed)))
+        in_one_sentence(lambda: main(composed))
+        return 0
 
     try:
         in_one_sentence(job)
@@ -118,9 +114,10 @@ def register() -> None:
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """Our own warnings are sentences for the user; those of libraries say where they come from."""
-    ours = Path(filename).is_relative_to(CONF.parent) and ".venv" not in Path(filename).parts
-    return f"Warning: {message}\n" if ours else f"{filename}:{lineno}: {category.__name__}: {message}\n"
+    """Our own are sentences for the user; others say where they come from."""
+    if issubclass(category, Notice):
+        return f"Warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def without_injected(arguments: list[str]) -> list[str]:

@@ -6,6 +6,8 @@ heartbeats/rank_00003.json    what the rank does now, for `cat` and for the othe
 import json
 import os
 import socket
+import threading
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,18 +40,17 @@ class Heartbeats:
         """`folder`: the run's."""
         self.folder, self.world_size = folder / "heartbeats", world_size
         self.own = Heartbeat(rank, socket.gethostname(), os.getpid())
+        self.lock = threading.Lock()  # the watchdog's thread writes, and at the end the main one
 
     def write(self) -> None:
         """Publish `own` as one more sign of life; a folder that cannot be written to is nobody's end."""
-        self.own.beats += 1
         path = self._path(self.own.rank)
         scratch = path.with_suffix(".tmp")
-        try:
+        with self.lock, suppress(OSError):
+            self.own.beats += 1
             self.folder.mkdir(parents=True, exist_ok=True)
             scratch.write_text(json.dumps(asdict(self.own)))
             os.replace(scratch, path)
-        except OSError:
-            pass
 
     def read(self, rank: int) -> Heartbeat | None:
         """The last sign of life of a rank, None where there is none that can be read."""

@@ -34,8 +34,9 @@ def main(composed: DictConfig) -> None:
         while done < config.run.steps:
             done = train_phase(run, span_of(spans(config), done + 1))
         run.settle()
-        more = f"; {done} steps were done before" if done > config.run.steps else ""
-        run.display.note(f"{run.folder}: all {config.run.steps} steps are done{more}.")
+        done_before = f"{done} steps are done; run.steps={config.run.steps} asks for no more."
+        said = f"all {done} steps are done." if done == config.run.steps else done_before
+        run.display.note(f"{run.folder}: {said}")
 
 
 def train_phase(run: Run, span: Span) -> int:

@@ -92,9 +92,8 @@ def as_tensors(rows: Rows) -> MicroBatch:
 
 
 def joiner(config: RunConfig, device: torch.device) -> Trim:
-    """What leaves a micro-batch no padding for the loss: one row of all its examples, which attention takes apart.
-
-    On a CPU; elsewhere, and with dropout, whose masks are drawn per row, what `trimmer` gives.
+    """What joins a micro-batch's rows into one without padding, to train and validate on: on a CPU, where attention
+    takes it apart into examples. Elsewhere, and with dropout, whose masks are drawn per row, what `trimmer` gives.
     """
     trim, multiple = trimmer(config), config.data.trim_multiple
     if multiple == 0 or config.parallel.pipeline > 1 or config.model.dropout_rate or device.type != "cpu":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from errors import Notice
 from train.config import RunConfig, to_dict
 from train.metrics import Line
 from train.provenance import STAGE_COLUMNS
@@ -85,7 +86,7 @@ class WandbTracker:
                 raise
             warnings.warn(
                 f"wandb cannot be reached ({error}); the run is kept in {self.home}, send it later with `wandb sync`.",
-                RuntimeWarning,
+                Notice,
                 stacklevel=2,
             )
             self.run = self._init(config, folder, facts, "offline")
@@ -158,7 +159,7 @@ class WandbTracker:
         try:
             action()
         except Exception as error:  # whatever it is, training goes on
-            warnings.warn(f"wandb failed and is turned off for this run: {error}", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"wandb failed and is turned off for this run: {error}", Notice, stacklevel=3)
             self.run = None
 
 

@@ -13,12 +13,14 @@ from types import FrameType, TracebackType
 from typing import TextIO
 
 import psutil
-import torch.distributed as dist
 
 import progress
 from train.heartbeat import Heartbeat, Heartbeats
 
 EXIT_HUNG = 4
+# What gloo and NCCL say where the other end is gone.
+SIGNS_OF_A_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused",
+                        "remote process exited", "Socket closed")  # fmt: skip
 MOST_NAMED = 8  # ranks of one kind in the message of a hang
 LONGEST_TICK_S = 5.0
 NEIGHBOURS = 16  # ranks before and after this one that may be on the same machine
@@ -67,7 +69,7 @@ class Watchdog:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, trace: TracebackType | None) -> None:
-        lost = self._lost(error, trace) if error and broke(error) else None  # while the thread still beats
+        lost = self._lost(error, trace) if error and what_broke(error) else None  # while the thread still beats
         progress.listeners.remove(self.beat)
         self.left.set()
         self.thread.join()
@@ -106,7 +108,7 @@ class Watchdog:
         own = self.heartbeats.own
         own.frame, own.waits = describe(sys._current_frames().get(self.watched))
         head = (
-            f"{str(own).capitalize()} made no progress for {own.progress_s_ago:.0f} s "
+            f"{_capitalized(own)} made no progress for {own.progress_s_ago:.0f} s "
             f"(parallel.timeout_s={self.timeout_s:g}): {own.place}; its threads:"
         )
         for file in dict.fromkeys((sys.stderr, self.file)):
@@ -131,7 +133,8 @@ class Watchdog:
 
     def _lost(self, error: BaseException, trace: TracebackType | None) -> str:
         """What is known of the other end of a broken connection."""
-        traceback.print_exception(error, file=self.file)
+        with suppress(OSError):
+            traceback.print_exception(error, file=self.file)
         own = self.heartbeats.own
         own.frame, own.waits = describe(innermost(trace))  # it tells the others that this rank is not who died
         self.heartbeats.write()
@@ -142,9 +145,9 @@ class Watchdog:
             silent = [beat for rank, beat in self._others().items() if beat and not answers(known[rank], beat)]
         who = ", ".join(f"{beat} (last seen: {beat.place})" for beat in silent[:MOST_NAMED])
         return (
-            f"{str(own).capitalize()} lost a peer at {own.frame} ({self.place}). "
-            + (f"Does not answer, stopped or dead: {who}." if who else "All that it can see of still answer.")
-            + f" The connection said: {_first_line(error)}"
+            f"{_capitalized(own)} lost a peer at {own.frame} ({self.place}). "
+            + (f"Does not answer, stopped or dead: {who}." if who else "Every rank that it can see still answers.")
+            + f" The connection said: {what_broke(error)} (traceback: {self.file.name})"
         )
 
     def _others(self) -> dict[int, Heartbeat | None]:
@@ -158,14 +161,22 @@ def may_speak(rank: int) -> bool:
     return rank & (rank - 1) == 0
 
 
-def broke(error: BaseException) -> bool:
-    """Whether an error says that the connection to another rank is broken; gloo's (torch 2.13) has no type of its
-    own."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
+def what_broke(error: BaseException | None) -> str | None:
+    """What a collective said of its connection to another rank, if that is what broke; None for any other error.
+
+    The schedules of torch 2.13 raise errors of their own from it, and gloo's has no type of its own.
+    """
+    while error is not None:
+        line = str(error).partition("\n")[0]
+        if isinstance(error, RuntimeError) and any(sign in line for sign in SIGNS_OF_A_LOST_PEER):
+            return line
+        error = error.__cause__ or error.__context__
+    return None
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]
+def _capitalized(beat: Heartbeat) -> str:
+    text = str(beat)
+    return text[0].upper() + text[1:]
 
 
 def is_gone(own: Heartbeat, other: Heartbeat) -> bool:

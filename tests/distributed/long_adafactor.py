@@ -53,7 +53,7 @@ def plain() -> dict[str, Tensor]:
 def sharded(engine: Engine) -> dict[str, Tensor]:
     """The engine's: every logical weight, gathered from all ranks, frozen ones as they were. It ends the training."""
     optimizer = engine.optimizer
-    optimizer.bind(optimizer.shards, optimizer.shapes, optimizer.group)  # no step was taken yet
+    optimizer.bind(optimizer.shards, optimizer.shapes, optimizer.group)  # forgets the steps taken
     optimizer.param_groups[0]["params"] = [shard.weights for shard in optimizer.shards]
     optimizer.set_learning_rate(LEARNING_RATE)
 

@@ -40,6 +40,7 @@ class Case:
     cut: list[str] = field(default_factory=list)
     persistent_elements: int = 0  # ZeRO-3 gathers even the smallest tensor
     image_size: int = MODEL.image_size
+    joined: bool = False  # the rows of a micro-batch become one, as on a CPU
 
     @property
     def world_size(self) -> int:
@@ -55,6 +56,7 @@ class Case:
         words += ["frozen"] * bool(self.freeze) + [self.optimizer] * (self.optimizer != "adafactor")
         words += [self.precision] * (self.precision != "fp32") + ["cut-" + "-".join(self.cut)] * bool(self.cut)
         words += ["persistent"] * (self.persistent_elements > 0)
+        words += ["joined"] * self.joined
         words += [f"image{self.image_size}"] * (self.image_size != MODEL.image_size)
         return " ".join(words) or "one process"
 
@@ -94,12 +96,13 @@ class Case:
 
 
 def micro_batches(step: int, image_size: int = MODEL.image_size) -> list[MicroBatch]:
-    """The global batch of a step: packed rows, rows with two images, text-only rows, one micro-batch without images."""
+    """The global batch of a step: packed rows, rows with two images, text-only rows, one micro-batch without images,
+    two of short examples, which attention takes apart."""
     generator = torch.Generator().manual_seed(100 + step)
-    return [_micro_batch(generator, number != 2, image_size) for number in range(MICRO_BATCHES)]
+    return [_micro_batch(generator, number != 2, image_size, number in (4, 5)) for number in range(MICRO_BATCHES)]
 
 
-def _micro_batch(generator: torch.Generator, with_images: bool, image_size: int) -> MicroBatch:
+def _micro_batch(generator: torch.Generator, with_images: bool, image_size: int, short: bool) -> MicroBatch:
     n = VIT.num_tokens(image_size)
     rows, length, targets = 3, 2 * n + 8, 8
 
@@ -110,7 +113,13 @@ def _micro_batch(generator: torch.Generator, with_images: bool, image_size: int)
     encoder_segments = torch.tensor([first, second, third + [3] * (length - 11)])
     decoder_segments = torch.tensor([[1] * 3 + [2] * 4 + [0], [1] * 6 + [0] * 2, [1] * 2 + [2] * 3 + [3] * 3])
     visual_index = torch.full((rows, length), -1)
-    if with_images:  # row 0: one image for each of its examples; row 1: one example with two images; row 2: text only
+    if short:  # two of up to 8 positions in each row
+        at = torch.arange(length)
+        encoder_segments = torch.stack([(at < 8).long() + 2 * ((at >= 8) & (at < end)) for end in (16, 14, 15)])
+        decoder_segments = torch.tensor([[1] * 4 + [2] * 4] * rows)
+        if n <= 4:
+            visual_index[1, :n] = torch.arange(n)
+    elif with_images:  # row 0: one image for each of its examples; row 1: one example with two images; row 2: text only
         visual_index[0, :n], visual_index[0, n + 3 : 2 * n + 3] = torch.arange(n), torch.arange(n, 2 * n)
         visual_index[1, : 2 * n] = torch.arange(2 * n, 4 * n)
     return MicroBatch(
@@ -147,11 +156,11 @@ def share(engine: Engine, batches: list[MicroBatch]) -> list[MicroBatch]:
     return batches[first : first + size]
 
 
-def train(engine: Engine, steps: range = range(STEPS)) -> list[tuple[float, float]]:
+def train(engine: Engine, steps: range = range(STEPS), joined: bool = False) -> list[tuple[float, float]]:
     """(loss, gradient norm) of each step."""
     curve = []
     for step in steps:
-        batches = global_batch(engine, step)
+        batches = [batch.joined() if joined else batch for batch in global_batch(engine, step)]
         num_targets = sum(batch.num_targets for batch in batches)
         totals = engine.forward_backward(share(engine, batches), num_targets)
         curve.append((float(totals.loss), engine.update(LEARNING_RATES[type(engine.optimizer).__name__.lower()])))

@@ -88,6 +88,8 @@ LAYOUTS: list[Case] = [
     Case(tensor=4, pipeline=2),
     Case(pipeline=2, data=4, zero_stage=3),
     Case(tensor=2, pipeline=2, data=2, zero_stage=3, sequence=True, precision="bf16"),
+    Case(data=2, joined=True),
+    Case(tensor=2, data=2, zero_stage=3, sequence=True, recompute="block", joined=True),
     # 9 visual tokens, which no number of ranks divides
     Case(tensor=2, pipeline=2, zero_stage=1, sequence=True, image_size=42, cut=["vit_block_1"]),
     Case(tensor=4, pipeline=2, schedule="interleaved", zero_stage=3, sequence=True, freeze=FROZEN_VIT, image_size=42),
@@ -116,7 +118,7 @@ def train_all(folder: Path, cases: dict[str, Case]) -> None:
     for name, case in cases.items():
         layout = case.layout()
         engine = case.engine(layout)
-        result = {"curve": train(engine), "weights": weights(engine), "answers": answers(engine)}
+        result = {"curve": train(engine, joined=case.joined), "weights": weights(engine), "answers": answers(engine)}
         result["validation"] = validate(engine)
         if case in ADAFACTOR:
             result["adafactor"] = long_adafactor.sharded(engine)
@@ -244,7 +246,9 @@ def _initial_weights() -> dict[str, Tensor]:
 def test_the_batches_hold_every_kind_of_row() -> None:
     batches = micro_batches(0)
     assert any(bool((batch.visual_index < 0).all()) for batch in batches), "a micro-batch without any image"
-    assert all(int(batch.encoder_segments.max()) == 3 for batch in batches), "packed rows"
+    assert max(int(batch.encoder_segments.max()) for batch in batches) == 3, "packed rows"
+    assert [batch.encoder_mask.unpacking is not None for batch in batches].count(True) == 2, "rows to take apart"
+    assert [batch.joined().num_rows for batch in batches].count(1) >= 2, "rows to join"
 
 
 if __name__ == "__main__":

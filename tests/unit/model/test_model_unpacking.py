@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from model import unpacking
 from model.batch import MicroBatch
 from model.loss import LossTotals
 from model.unpacking import Unpacking
@@ -34,13 +35,18 @@ def dense(monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, LossTotals, di
         return trained(batch)
 
 
+@pytest.mark.parametrize("worth_a_class", [0, 2**16])
 @pytest.mark.parametrize("multiple", [0, 1, 16])
-def test_loss_and_gradients_are_those_of_dense_attention(multiple: int, dense: tuple) -> None:
+def test_loss_and_gradients_are_those_of_dense_attention(
+    multiple: int, worth_a_class: int, dense: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unpacking, "WORTH_A_CLASS", worth_a_class)
     batch = packed()
     if multiple:
         batch = batch.trimmed(TOKENS_PER_IMAGE).joined(multiple)
     loss, totals, gradient = trained(batch)
-    assert all(mask.unpacking for mask in (batch.encoder_mask, batch.decoder_mask, batch.cross_mask))
+    masks = (batch.encoder_mask, batch.decoder_mask, batch.cross_mask)
+    assert [len(mask.unpacked) for mask in masks] == [1 if worth_a_class else 2] * 3
     torch.testing.assert_close(loss, dense[0], rtol=TOLERANCE, atol=0)
     torch.testing.assert_close(totals.nll, dense[1].nll, rtol=TOLERANCE, atol=0)
     assert torch.equal(totals.tokens, dense[1].tokens)
@@ -58,10 +64,32 @@ def test_a_joined_row_has_no_padding(multiple: int) -> None:
     assert joined.encoder_segments.unique_consecutive().tolist()[:8] == list(range(1, 9))
 
 
-def test_rows_stay_where_examples_alone_would_not_have_fewer_scores() -> None:
-    one_per_row = micro_batch([[each] for each in ALIKE])
-    beside_a_long_one = micro_batch([[*ALIKE[:6], example(9, inputs=90)]])
-    nothing = packed().emptied()
-    for batch in (one_per_row, beside_a_long_one, nothing):
+def test_rows_stay_where_joining_them_would_make_more_scores() -> None:
+    for batch in (micro_batch([[each] for each in ALIKE]), packed().emptied()):
         assert batch.encoder_mask.unpacking is None
         assert batch.joined() is batch
+
+
+def test_long_examples_are_a_class_of_their_own() -> None:
+    """Of 21 examples one is three times as long as the others: alone it takes 256^2 scores, with them 22 times that."""
+    segments = torch.zeros(8, 256, dtype=torch.long)
+    segments[0, :250] = 1
+    for row in range(1, 8):
+        segments[row, :231] = 1 + torch.arange(231) // 77
+    found = Unpacking.of(segments, segments)
+    assert found is not None
+    assert [tuple(ids.shape) for ids in found.queries.segments] == [(1, 256), (21, 80)]
+    assert found.num_scores == 256 * 256 + 21 * 80 * 80
+    x = torch.randn(256, 8, 3)
+    for side in (found.queries, found.keys):
+        assert torch.equal(side.repack(side.unpack(x)), x * (segments.t() > 0).unsqueeze(-1))
+
+
+def test_examples_keep_their_losses_when_joined() -> None:
+    pali, batch = small_model(), packed()
+    joined = batch.joined()
+    for each in (batch, joined):
+        pali((), each)
+    alone, together = batch.totals_by_example(), joined.totals_by_example()
+    assert together.shape[:2] == (4, 1)
+    torch.testing.assert_close(together[:, 0], alone[:, alone[3] > 0], rtol=TOLERANCE, atol=1e-6)

@@ -155,7 +155,7 @@ def test_a_cut_by_hand_may_not_take_more_either(pali_3b: Sizes) -> None:
     names = ["bridge", "encoder_block_1", "decoder_block_0"]
     worst = max(stage.memory_bytes for stage in stages_of(pali_3b, cut=names)) / GIB
     assert stages_of(pali_3b, cut=names, memory_gib=worst + 0.1)
-    with pytest.raises(ConfigurationError, match=rf"take {worst:.1f} GiB, more than parallel\.memory_gib=.* GiB; move"):
+    with pytest.raises(ConfigurationError, match=rf"take {worst:.2f} GiB, more than parallel\.memory_gib=.* GiB; move"):
         stages_of(pali_3b, cut=names, memory_gib=worst - 0.1)
 
 

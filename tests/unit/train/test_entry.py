@@ -138,6 +138,16 @@ def test_the_entry_points_themselves(
     assert done.returncode == 2, done.stderr
     assert sentence in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir()), "a run that is refused leaves nothing"
+
+
+def test_our_warnings_are_sentences_and_others_say_where_they_come_from() -> None:
+    code = (
+        "import warnings; from errors import Notice; from train.entry import entry;"
+        "entry('pretrain', lambda _: [warnings.warn('Ours.', Notice), warnings.warn('Theirs.', RuntimeWarning)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=CONF.parent, capture_output=True, text=True, timeout=120)
+    assert done.stderr.splitlines() == ["Warning: Ours.", "<string>:1: RuntimeWarning: Theirs."], done.stderr
 
 
 def test_a_mistake_is_a_value_error() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
+from errors import Notice
 from train import tracking
 from train.config import Phase, RunConfig, RunSettings, StageConfig, TrackerConfig
 from train.samples import Sample
@@ -122,7 +123,7 @@ def test_a_server_that_cannot_be_reached_leaves_an_offline_run(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr(tracking, "INIT_TIMEOUT_S", 2.0)
-    with pytest.warns(RuntimeWarning, match="send it later with `wandb sync`"):
+    with pytest.warns(Notice, match="send it later with `wandb sync`"):
         tracker = open_tracker(config, tmp_path, None, rank=0)
     tracker.log({"step": 1, "loss": 1.0})
     tracker.close()
@@ -136,7 +137,7 @@ def test_its_failing_warns_once_and_stops_nothing(config: RunConfig, tmp_path: P
     tracker = WandbTracker(config, tmp_path, None, {})
     finish = tracker.run.finish
     tracker.run = SimpleNamespace(log=fails)
-    with pytest.warns(RuntimeWarning, match="no route to host") as warned:
+    with pytest.warns(Notice, match="no route to host") as warned:
         tracker.log({"step": 1, "loss": 1.0})
         tracker.log({"step": 2, "loss": 1.0})
         tracker.samples(2, [SAMPLE])

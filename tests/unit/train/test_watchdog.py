@@ -4,13 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from train.heartbeat import Heartbeat
-from train.watchdog import EXIT_HUNG, describe, may_speak, verdict
+from train.heartbeat import Heartbeat, Heartbeats
+from train.watchdog import EXIT_HUNG, PeerLost, Watchdog, describe, may_speak, verdict, what_broke
 
 RANK = """
 import ctypes, sys, threading, time
@@ -108,3 +110,58 @@ def test_a_frame_of_ours_is_shown_rather_than_a_librarys() -> None:
 @pytest.mark.parametrize(("world_size", "speakers"), [(1, [0]), (5, [0, 1, 2, 4]), (9, [0, 1, 2, 4, 8])])
 def test_few_ranks_read_the_files_of_all(world_size: int, speakers: list[int]) -> None:
     assert [rank for rank in range(world_size) if may_speak(rank)] == speakers
+
+
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:40021"
+
+
+def lose_a_peer(folder: Path, error: Exception) -> str:
+    """What rank 0 of two says where a collective raises `error`."""
+    with pytest.raises(PeerLost) as lost, Watchdog(4.8, folder, rank=0, world_size=2) as watchdog:
+        watchdog.beat("step 7, update")
+        raise error
+    assert lost.value.__cause__ is error
+    return str(lost.value)
+
+
+def other_rank(folder: Path, **known: Any) -> Heartbeats:
+    """Rank 1, on another machine."""
+    beats = Heartbeats(folder, 1, 2)
+    beats.own = Heartbeat(1, **{"host": "elsewhere", "process": 5, "place": "step 7, reading", **known})
+    beats.write()
+    return beats
+
+
+def test_who_does_not_beat_any_more_is_named(tmp_path: Path) -> None:
+    other_rank(tmp_path)
+    said = lose_a_peer(tmp_path, RuntimeError(GLOO))
+    assert said.startswith(f"Rank 0 on {os.uname().nodename} (process {os.getpid()}) lost a peer at train/")
+    assert (
+        "(step 7, update). Does not answer, stopped or dead: rank 1 on elsewhere (process 5) (last seen: step 7" in said
+    )
+    assert "Connection closed by peer" in said and "in lose_a_peer" in (tmp_path / "stacks/rank_00000.txt").read_text()
+
+
+def test_whoever_still_beats_or_has_told_its_end_is_not(tmp_path: Path) -> None:
+    other_rank(tmp_path, frame="train/loop.py:9 in step")
+    assert "Every rank that it can see still answers" in lose_a_peer(tmp_path, RuntimeError(GLOO))
+    beats = other_rank(tmp_path)
+    beating = threading.Thread(target=lambda: [(time.sleep(0.05), beats.write()) for _ in range(40)])
+    beating.start()
+    assert "Every rank that it can see still answers" in lose_a_peer(tmp_path, RuntimeError(GLOO))
+    beating.join()
+
+
+def test_a_broken_connection_is_found_behind_other_errors() -> None:
+    def raised() -> Exception:
+        try:
+            try:
+                raise RuntimeError(GLOO)
+            except RuntimeError as error:
+                raise RuntimeError("stage 1 failed to run forward") from error
+        except RuntimeError as error:
+            return error
+
+    assert what_broke(raised()) == GLOO
+    for error in (ValueError(GLOO), RuntimeError("[gloo/transport/tcp/pair.cc] op.preamble.length <= op.nbytes"), None):
+        assert what_broke(error) is None
