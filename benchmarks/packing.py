@@ -2,7 +2,7 @@
 
     python -m data.miniature folder=runs/corpus && python -m data.tokenizer root=runs/corpus
     python -m benchmarks.packing                          # pali_mini on the miniature mixture
-    python -m benchmarks.packing --micro-batch 8 data.batch_examples=128 mixture=demo
+    python -m benchmarks.packing experiment=demo "run.initial_weights=[]" --hugging-face-batch 32
 
 Both sides train on the same examples of the same steps, one update per step: ours as the rows that the data pipeline
 packs, Hugging Face's one example per row, padded to the longest of its batch (texts without a picture get a blank one).
@@ -52,7 +52,9 @@ def make_ours(overrides: Sequence[str], precision: str, steps: int, micro_batch:
     stream, step = open_stream(overrides, "train"), ours(read_sizes(overrides), precision)
     packed = [micro_batches(rows_of(stream, number), micro_batch, stream.shape) for number in range(steps)]
     tokens = stream.shape.tokens_per_image
-    trimmed = [[MicroBatch.from_rows(rows).trimmed(tokens).joined(TRIM) for rows in of_step] for of_step in packed]  # type: ignore
+    trimmed = [
+        [MicroBatch.from_rows(rows).trimmed(tokens, TRIM).joined(TRIM) for rows in of_step] for of_step in packed
+    ]  # type: ignore
     batches = cycle(trimmed)
     return lambda: step(next(batches))
 
