@@ -1,7 +1,7 @@
 """Layouts over CPU processes: time, bytes sent, memory, the pipeline's bubble, and checkpoints.
 
     python -m benchmarks.parallel                       # all but materialize, a few minutes
-    python -m benchmarks.parallel layouts --ranks 2 4   # step time, traffic and memory
+    python -m benchmarks.parallel layouts --ranks 2 4   # step time, traffic and memory; --csv: of every rank
     python -m benchmarks.parallel bubble gathers checkpoints
     python -m benchmarks.parallel materialize           # a 1.5 B model over 4 ranks: takes 12 GiB
 
@@ -10,12 +10,13 @@ exact. For the bubble, stages sleep instead of computing, so that two cores can 
 """
 
 import argparse
+import csv
 import os
 import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,22 +27,18 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.formulas import FLOAT, Bytes, expected_bytes
 from benchmarks.traffic import counted
 from model.batch import MicroBatch
 from model.config import ModelConfig, MT5Config, ViTConfig
-from model.costs import Unit
 from model.describe import read_sizes
 from model.layers import parts_of
-from model.mt5 import Bridge, DecoderBlock, EncoderBlock, EncoderNorm, Head
-from model.vit import Patches, ViTBlock
-from parallel.adafactor import factored
 from parallel.checkpoint import Checkpointer
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.engine import Engine, build_engine
 from parallel.launch import launch
 from parallel.layout import Layout
 from parallel.materialize import Blueprint
-from parallel.pipeline import Sizes
 from tests.distributed.world import run_world
 
 VIT = ViTConfig(width=256, depth=4, mlp_dim=1024, num_heads=4, patch_size=14)
@@ -51,7 +48,7 @@ MT5 = MT5Config(
 MODEL = ModelConfig(image_size=112)
 ROWS, ENCODER, DECODER, MICRO_BATCHES = 2, 96, 32, 8  # rows and positions of a micro-batch; micro-batches of all ranks
 VISUAL = VIT.num_tokens(MODEL.image_size)
-MB, FLOAT = 1e6, 4  # bytes
+MB = 1e6  # bytes
 
 LAYOUTS: dict[int, list[dict[str, Any]]] = {
     2: [{}, {"zero_stage": 1}, {"zero_stage": 2}, {"zero_stage": 3}, {"tensor": 2}, {"tensor": 2, "sequence": True},
@@ -65,6 +62,9 @@ LAYOUTS: dict[int, list[dict[str, Any]]] = {
 }  # fmt: skip
 SECTIONS = ("layouts", "bubble", "gathers", "checkpoints", "materialize")
 MATERIALIZED, MATERIALIZED_RANKS = "pali_1_5b", 4
+CSV_COLUMNS = ["ranks", "layout", "step_ms", "rank", "peak_memory_mb", "group", "kind", "sent_mb", "formula_mb"]
+GROUPS = {"data": "data", "tensor": "tensor", "pipeline": "pipeline", "stage": "optimizer"}  # as the table calls them
+SMALL = 1e4  # bytes of a step's norms, flags and sums of the vocabulary-parallel loss, which no formula counts
 
 
 def name_of(settings: dict[str, Any]) -> str:
@@ -117,17 +117,20 @@ def measure(folder: Path, settings: dict[str, Any], repeats: int) -> None:
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     engine = engine_of(settings)
-    layout = engine.layout
     step(engine)
     seconds = [step(engine) for _ in range(repeats)]
+    peak = _memory("VmHWM") - before
+    found = {"seconds": statistics.median(seconds), "peak": peak, **traffic(engine)}
+    torch.save(found, folder / f"{engine.layout.rank}.pt")
+
+
+def traffic(engine: Engine) -> dict[str, Bytes]:
+    """What this rank sends in a step, and what it should."""
+    layout = engine.layout
     groups = {"tensor": layout.tensor_group, "pipeline": layout.pipeline_group, "data": layout.data_group}
     with counted({**groups, "stage": layout.stage_group}) as sent:
         step(engine)
-    torch.save(
-        {"seconds": statistics.median(seconds), "sent": dict(sent), "peak": _memory("VmHWM") - before,
-         "formula": formula(engine)},
-        folder / f"{layout.rank}.pt",
-    )  # fmt: skip
+    return {"sent": sent, "formula": expected_bytes(engine, VIT, MT5, micro_batch(0), MICRO_BATCHES)}
 
 
 def _memory(name: str) -> int:
@@ -136,113 +139,43 @@ def _memory(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-def formula(engine: Engine) -> Counter[str]:
-    """Bytes that this rank sends in a step, by group.
-
-    Data: gradients are summed once a step (all-reduce: twice the ring). DeepSpeed's stage 1 does that too, stage 2 in
-    every micro-batch; each rank keeps its shard, and the updated weights are gathered. ZeRO-3 reduce-scatters and
-    gathers in every micro-batch, in a pipeline once more for the backward pass, unless that follows at once (in the
-    last stage; elsewhere DeepSpeed keeps up to 1e9 elements).
-    Tensor: `residual`, and under sequence parallelism the gradients of what is applied to parts of sequences, summed.
-    Pipeline: `messages`. Optimizer: `sums`.
-    """
-    layout, config = engine.layout, engine.layout.config
-    data, tensor = layout.data_parallel_size, config.tensor
-    share = MICRO_BATCHES // data
-    ring = sum(map(_elements, engine.model.parameters())) * FLOAT * (data - 1) / data
-    again = engine.pipeline is not None and len(engine.pipeline.stages) - 1 not in engine.pipeline.local_stages
-    passes = {0: 2, 1: 3, 2: 2 * share + 1, 3: (2 + again) * share}[config.zero_stage]
-    partial = 2 * FLOAT * sum(_elements(p) for p in engine.model.parameters() if p.partial_gradient)  # type: ignore
-    reduced = sum(residual(unit, config.sequence) for _, unit in engine.model.units()) + partial
-    sent = Counter(data=ring * passes, tensor=share * reduced * (tensor - 1) / tensor)
-    return sent + messages(engine) + sums(engine)
-
-
-def residual(unit: Unit, sequence: bool) -> int:
-    """Bytes of the residual stream that a unit gathers or scatters over tensor-parallel ranks, forward and backward.
-
-    An all-reduce is two: one after and, in the backward pass, one before each attention and MLP. Under sequence
-    parallelism an input is gathered twice and its gradient scattered (three), an output scattered and its gradient
-    gathered (two). Besides: what cross-attention reads, the embedding of each stream, the pictures, the head.
-    """
-    vision, encoder, decoder = (
-        ROWS * n * d * FLOAT for n, d in ((VISUAL, VIT.width), (ENCODER, MT5.d_model), (DECODER, MT5.d_model))
-    )
-    plain, parts = {
-        Patches: (0, vision),
-        ViTBlock: (8 * vision, 10 * vision),
-        Bridge: (2 * (encoder + decoder), 3 * (encoder + decoder) + ROWS * VISUAL * MT5.d_model * FLOAT),
-        EncoderBlock: (8 * encoder, 10 * encoder),
-        EncoderNorm: (0, 0),
-        DecoderBlock: (12 * decoder + 2 * encoder, 15 * decoder + 3 * encoder),
-        Head: (2 * decoder, 2 * decoder),
-    }[type(unit)]
-    return parts if sequence else plain
-
-
-def _elements(parameter: Any) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def sums(engine: Engine) -> Counter[str]:
-    """Adafactor's two all-reduces: of every logical tensor that the stage updates two numbers, of a factored one its
-    rows and columns. In the tensor-parallel group where ranks hold whole blocks, else over all of the stage."""
-    optimizer, config = engine.optimizer, engine.optimizer.config
-    numbers = sum(2 + (sum(shape) if factored(shape, config) else 0) for shape in optimizer.shapes.values())
-    ranks = optimizer.group.size()
-    group = "stage" if engine.layout.config.zero_stage else "tensor"
-    return Counter({group: 2 * FLOAT * numbers * (ranks - 1) / ranks})
-
-
-def messages(engine: Engine) -> Counter[str]:
-    """Bytes that this rank sends to its neighbours in the pipeline in a step: of every micro-batch what its stages pass
-    on, and the gradients of what they were given."""
-    if engine.pipeline is None:
-        return Counter()
-    pipeline, sizes = engine.pipeline, Sizes.of(micro_batch(0))
-    each = 0
-    for stage in pipeline.local_stages:
-        if stage + 1 < len(pipeline.stages):
-            given = pipeline.travel.after(pipeline.stages[stage][-1], sizes, pipeline.dtype)
-            each += sum(x.nbytes for x in given)
-        if stage:
-            taken = pipeline.travel.after(pipeline.stages[stage - 1][-1], sizes, pipeline.dtype)
-            each += sum(x.nbytes for x in taken if x.requires_grad)
-    return Counter(pipeline=each * MICRO_BATCHES // engine.layout.data_parallel_size)
-
-
-def layouts(console: Console, sizes: list[int], repeats: int) -> None:
+def layouts(console: Console, sizes: list[int], repeats: int, csv_at: Path | None) -> None:
+    """The table, by group for the rank that sends most; every rank and kind goes to `csv_at`."""
+    lines: list[Sequence[object]] = []
     for size in sizes:
-        table = Table(
-            title=f"{size} processes on {os.cpu_count()} cores: one step of {MICRO_BATCHES} micro-batches, fp32"
-        )
+        title = f"{size} processes on {os.cpu_count()} cores: one step of {MICRO_BATCHES} micro-batches, fp32"
+        table = Table(title=title)
         table.add_column("layout", no_wrap=True)
-        groups = {"data": "data", "tensor": "tensor", "pipeline": "pipeline", "stage": "optimizer"}
-        for column in ("step", "peak memory", *(c for name in groups.values() for c in (name, "formula"))):
+        for column in ("step", "peak memory", *(c for name in GROUPS.values() for c in (name, "formula"))):
             table.add_column(column, justify="right", no_wrap=True)
         for settings in LAYOUTS[size]:
             found = _run(size, measure, settings, repeats)
-            sent: list[Counter[str]] = [_by_group(each["sent"]) for each in found]
-            worst = max(range(size), key=lambda rank: sum(sent[rank].values()))
-            expected = found[worst]["formula"]
-
-            def shown(value: float) -> str:
-                return f"{value / MB:.2f} MB" if value else "-"
-
+            for rank, each in enumerate(found):
+                start = size, name_of(settings), f"{1e3 * each['seconds']:.0f}", rank, f"{each['peak'] / MB:.0f}"
+                lines += [(*start, *row) for row in sent_and_expected(each)]
+            worst = max(found, key=lambda each: sum(each["sent"].values()))
+            sent, formula = by_group(worst["sent"]), by_group(worst["formula"])
             table.add_row(
                 name_of(settings),
                 f"{found[0]['seconds'] * 1e3:.0f} ms",
                 f"{max(each['peak'] for each in found) / MB:.0f} MB",
-                *(shown(value) for group in groups for value in (sent[worst][group], expected[group])),
+                *(f"{x[group] / MB:.2f} MB" if x[group] else "-" for group in GROUPS for x in (sent, formula)),
             )
-            kinds = ", ".join(
-                f"{g} {k} {v / MB:.2f} MB" for (g, k), v in sorted(found[worst]["sent"].items()) if v > 1e4
-            )
-            console.print(f"[dim]{name_of(settings)}: {kinds}[/dim]")
         console.print(table)
+    if csv_at is not None:
+        with csv_at.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([CSV_COLUMNS, *lines])
+        console.print(f"every rank and kind: {csv_at}")
 
 
-def _by_group(sent: dict[tuple[str, str], float]) -> Counter[str]:
+def sent_and_expected(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(group, kind, MB sent, MB by the formula) of one rank; flags and norms, which no formula counts, are left out."""
+    sent, formula = found["sent"], found["formula"]
+    kept = sorted(key for key in sent | formula if key in formula or sent[key] > SMALL)
+    return [(*key, f"{sent[key] / MB:.3f}", f"{formula[key] / MB:.3f}") for key in kept]
+
+
+def by_group(sent: Bytes) -> Counter[str]:
     total = Counter[str]()
     for (group, _), value in sent.items():
         total[group] += value
@@ -387,7 +320,7 @@ def gathers(console: Console, repeats: int) -> None:
             name_of({"pipeline": 2, **settings}),
             f"{found[0]['seconds'] * 1e3:.0f} ms",
             f"{max(each['peak'] for each in found) / MB:.0f} MB",
-            f"{max(_by_group(each['sent'])['data'] for each in found) / MB:.2f} MB",
+            f"{max(by_group(each['sent'])['data'] for each in found) / MB:.2f} MB",
         )
     console.print(table)
 
@@ -454,12 +387,13 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", default=list(SECTIONS[:-1]), help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4, 8], choices=[2, 4, 8])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--csv", type=Path, help="where layouts writes every rank's peak memory and bytes by kind")
     chosen = parser.parse_args()
     if unknown := set(chosen.sections) - set(SECTIONS):
         parser.error(f"{', '.join(sorted(unknown))}: no such section; choose from {', '.join(SECTIONS)}")
     console = Console(width=170)
     if "layouts" in chosen.sections:
-        layouts(console, chosen.ranks, chosen.repeats)
+        layouts(console, chosen.ranks, chosen.repeats, chosen.csv)
     if "bubble" in chosen.sections:
         bubble(console)
     if "gathers" in chosen.sections:

@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from data.stream import evaluation_batches
 from data.tokenizer import Tokenizer
 from errors import ConfigurationError
 from parallel.checkpoint import Checkpointer
@@ -23,11 +22,12 @@ from train.checks import check, check_sources
 from train.config import Phase, RunConfig, to_run_config
 from train.entry import entry
 from train.phases import for_phase, span_of, spans
+from train.reading import ReplicaReader
 from train.run import engine_of
 from train.samples import Sample, draw, drawable_first
 from train.scoring import evaluation
 from train.steps import trimmer
-from train.validation import chosen, open_stream
+from train.validation import chosen
 from train.watchdog import Watchdog
 
 PICTURED_PER_COMPONENT = 24  # samples whose pictures are kept to choose from
@@ -80,13 +80,10 @@ def answer(config: RunConfig, phase: Phase, checkpointer: Checkpointer, layout: 
     if restored is None:
         raise ConfigurationError(f"{config.run.folder} holds no checkpoint any more; train the run first.")
     tokenizer, settings = Tokenizer(config.data.tokenizer), config.evaluation
-    mixture = chosen(config.mixture, settings)
-    stream = open_stream(config, tokenizer, mixture, settings.split)
+    reader = ReplicaReader(config, layout, tokenizer, chosen(config.mixture, settings), settings.split)
     own: list[Sample] = []
     kept: dict[tuple[str, str], int] = {}
-    batches = evaluation_batches(
-        stream, settings.batch, settings.examples, layout.data_parallel_rank, layout.data_parallel_size, config.run.seed
-    )
+    batches = reader.held_out(settings.batch, settings.examples, config.run.seed)
     for sample in answers(engine, batches, tokenizer, settings.max_new_tokens, trimmer(config), blind=True):
         component = (sample.source, sample.objective)
         kept[component] = kept.get(component, 0) + 1

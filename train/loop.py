@@ -2,11 +2,10 @@
 
 import math
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 
 from data.objectives import NAMES
-from data.stream import Reader
 from model.loss import LossTotals
 from parallel.engine import Engine
 from parallel.waiting import CommunicationWait
@@ -21,6 +20,7 @@ from train.metrics import memory_bytes, step_line
 from train.phases import Span
 from train.profiling import Profiler, memory_told
 from train.rank_times import RankTimes, Stragglers
+from train.reading import ReplicaReader
 from train.run import Extra, Run
 from train.schedule import learning_rate
 from train.steps import Share, identities, joiner, read_or_stop, seed_generators
@@ -36,7 +36,7 @@ class Loop:
         span: Span,
         run: Run,
         engine: Engine,
-        reader: Reader,
+        reader: ReplicaReader,
         validation: Validation,
         extra: Extra,
     ) -> None:
@@ -154,15 +154,17 @@ class Loop:
         """This rank's share; step 1 is the first of the mixture."""
         if step in self.held:
             return self.held.pop(step)
-        rows, infos, statistics = self.reader.read(self.run.left_out.batch_of(step) - 1)
-        return Share.of(rows, infos, statistics.skipped, self.join)
+        with nullcontext() if self.layout.speaks else self.waiting.on_the_host():  # where another rank reads
+            reading = self.reader.read(self.run.left_out.batch_of(step) - 1)
+        return Share.of(reading, self.join)
 
     def agreed_share(self, step: int) -> tuple[Share, Agreed]:
         """This rank's share, and what all ranks agree on; raises ErrorBudgetExceeded on all if it stops one."""
         beat(f"step {step}, reading")
         began = time.perf_counter()
         share = read_or_stop(partial(self.read, step), self.layout)
-        share.data_wait_s = time.perf_counter() - began
+        if self.layout.speaks:
+            share.data_wait_s = time.perf_counter() - began
         beat(f"step {step}, meeting all ranks")
         local = share.facts(self.tokens_per_image)
         local.times = self.times

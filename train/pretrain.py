@@ -5,7 +5,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from data.stream import Reader
 from data.tokenizer import Tokenizer
 from parallel.launch import launch
 from parallel.layout import Layout
@@ -14,9 +13,10 @@ from train.config import to_run_config
 from train.entry import entry
 from train.loop import Loop
 from train.phases import Span, for_phase, span_of, spans
+from train.reading import ReplicaReader
 from train.restarts import stop_if_in_vain
 from train.run import Run, engine_of
-from train.validation import Validation, open_stream
+from train.validation import Validation
 from train.watchdog import Watchdog
 
 
@@ -49,11 +49,9 @@ def train_phase(run: Run, span: Span) -> int:
         return done  # the newest checkpoint was cut short, and the one before it belongs to an earlier phase
     run.begin(done, extra, engine)
     tokenizer = Tokenizer(config.data.tokenizer)
-    stream = open_stream(config, tokenizer, config.mixture, "train")
-    layout = run.layout
-    reader = Reader(stream, layout.data_parallel_rank, layout.data_parallel_size, config.parallel.micro_batch)
-    with closing(reader):
-        return Loop(config, span, run, engine, reader, Validation(config, layout, tokenizer), extra).train(done)
+    validation = Validation(config, run.layout, tokenizer)
+    with closing(ReplicaReader(config, run.layout, tokenizer, config.mixture, "train")) as reader:
+        return Loop(config, span, run, engine, reader, validation, extra).train(done)
 
 
 if __name__ == "__main__":

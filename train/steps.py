@@ -18,6 +18,7 @@ from parallel.layout import Layout
 from parallel.memory import Work
 from train.agreement import Local, agree
 from train.config import RunConfig
+from train.reading import Reading
 
 Trim = Callable[[MicroBatch], MicroBatch]
 
@@ -36,10 +37,10 @@ class Share:
     data_wait_s: float = 0.0
 
     @classmethod
-    def of(cls, rows: Sequence[Rows], infos: list[ExampleInfo], skipped: dict[str, int], trim: Trim) -> "Share":
+    def of(cls, reading: Reading, trim: Trim) -> "Share":
         """From what a reader gives: at least one micro-batch of rows."""
-        whole = [as_tensors(each) for each in rows]
-        return cls([trim(batch) for batch in whole], trim(whole[0].emptied()), infos, skipped)
+        whole = [as_tensors(rows) for rows in reading.rows]
+        return cls([trim(batch) for batch in whole], trim(whole[0].emptied()), reading.infos, reading.skipped)
 
     def facts(self, tokens_per_image: int) -> Local:
         """What the other ranks must know of it."""

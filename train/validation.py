@@ -6,7 +6,6 @@ from functools import partial
 
 from data.config import MixtureConfig
 from data.objectives import NAMES
-from data.stream import Reader, Stream, evaluation_batches
 from data.tokenizer import Tokenizer
 from model.loss import LossTotals
 from parallel.engine import Engine
@@ -16,6 +15,7 @@ from train.agreement import agree, gather
 from train.answers import answers
 from train.config import EvaluationConfig, RunConfig
 from train.metrics import Line, losses
+from train.reading import ReplicaReader
 from train.samples import Sample
 from train.steps import Share, joiner, read_or_stop, trimmer
 
@@ -28,18 +28,11 @@ class Validation:
     def __init__(self, config: RunConfig, layout: Layout, tokenizer: Tokenizer) -> None:
         """`config`: as the phase sees it. Nothing is opened where `evaluation.every_steps` is 0."""
         self.settings, self.layout, self.tokenizer = config.evaluation, layout, tokenizer
-        self.last_step = config.run.steps
+        self.last_step, self.num_components = config.run.steps, len(config.mixture.components)
         self.trim, self.join = trimmer(config), joiner(config, layout.device)
         self.tokens_per_image = config.vit.num_tokens(config.model.image_size)
         if self.settings.every_steps:
-            self.stream = open_stream(config, tokenizer, config.mixture, SPLIT)
-            self.reader = Reader(
-                self.stream,
-                layout.data_parallel_rank,
-                layout.data_parallel_size,
-                config.parallel.micro_batch,
-                prefetch=0,
-            )
+            self.reader = ReplicaReader(config, layout, tokenizer, config.mixture, SPLIT, prefetch=0)
 
     def due(self, step: int) -> bool:
         """Whether to validate after this step."""
@@ -48,8 +41,7 @@ class Validation:
 
     def read(self, step: int) -> Share:
         """This rank's share of a validation step."""
-        rows, infos, statistics = self.reader.read(step)
-        return Share.of(rows, infos, statistics.skipped, self.join)
+        return Share.of(self.reader.read(step), self.join)
 
     def losses(self, engine: Engine) -> Line:
         """`validation/loss`, and per objective `validation/loss/<objective>` and `validation/accuracy/<objective>`."""
@@ -66,18 +58,10 @@ class Validation:
         """Answers to `evaluation.samples` validation examples, from all components of the mixture; on every rank."""
         if not self.settings.samples:
             return []
-        per_component = math.ceil(self.settings.samples / len(self.stream.components))
-        batches = evaluation_batches(
-            self.stream, per_component, per_component, self.layout.data_parallel_rank, self.layout.data_parallel_size
-        )
+        per_component = math.ceil(self.settings.samples / self.num_components)
+        batches = self.reader.held_out(per_component, per_component)
         own = list(answers(engine, batches, self.tokenizer, self.settings.max_new_tokens, self.trim))
         return gather(own if self.layout.speaks else [])[: self.settings.samples]
-
-
-def open_stream(config: RunConfig, tokenizer: Tokenizer, mixture: MixtureConfig, split: str) -> Stream:
-    """One split of a mixture at the resolution of `config`."""
-    tokens_per_image = config.vit.num_tokens(config.model.image_size)
-    return Stream(config.data, mixture, tokenizer, config.model.image_size, tokens_per_image, split, config.run.seed)
 
 
 def chosen(mixture: MixtureConfig, settings: EvaluationConfig) -> MixtureConfig:

@@ -19,6 +19,7 @@ from train.entry import Interrupted, RunStopped
 from train.left_out import LeftOut
 from train.loop import Loop
 from train.phases import Span
+from train.reading import Reading
 
 SHAPE = RowShape(80, 16, 1, 112, 64)
 
@@ -44,12 +45,12 @@ class FakeEngine:
 
 
 class FakeReader:
-    def read(self, step: int) -> tuple[list[Any], list[ExampleInfo], Any]:
+    def read(self, step: int) -> Reading:
         rows, _ = pack([], SHAPE)
         from data.packing import micro_batches
 
         info = ExampleInfo("vq2a", "vqa", f"key{step}", "shard", "en", "What?", "red", step)
-        return micro_batches(rows, 2, SHAPE), [info], SimpleNamespace(skipped={})
+        return Reading(micro_batches(rows, 2, SHAPE), [info])
 
 
 def loop(engine: FakeEngine, folder: Path, steps: int, **guard: Any) -> tuple[Loop, SimpleNamespace]:
@@ -92,6 +93,20 @@ def test_steps_are_taken_measured_and_saved(tmp_path: Path) -> None:
     assert engine.calls == [("discard", None)] + [("update", 0.25)] * 5
     assert [step for step, _ in run.saved] == [4, 5]
     assert run.saved[-1][1] == {"guard": [5.0, 4.0, 3.0, 2.0, 1.0], "phase": "mini"}
+
+
+def test_the_dry_run_fails_before_anything_is_recorded_and_reads_nothing_twice(tmp_path: Path) -> None:
+    broken = FakeEngine([])  # its first forward pass fails
+    trained, run = loop(broken, tmp_path, steps=5)
+    with pytest.raises(StopIteration):
+        trained.train(0)
+    assert not run.lines and not run.saved and not broken.calls
+    trained, run = loop(FakeEngine([9.0, 5.0, 4.0]), tmp_path, steps=2)
+    read = trained.reader.read
+    steps: list[int] = []
+    trained.reader.read = lambda step: steps.append(step) or read(step)  # type: ignore
+    trained.train(0)
+    assert steps == [0, 1]
 
 
 def test_a_bad_loss_is_skipped_and_its_examples_are_kept(tmp_path: Path) -> None:

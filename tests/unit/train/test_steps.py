@@ -9,6 +9,7 @@ from data.ledger import ErrorBudgetExceeded
 from data.objectives import NAMES
 from data.packing import RowShape, empty_rows, micro_batches
 from train.agreement import Local, agree, together
+from train.reading import Reading
 from train.steps import Share, joiner, read_or_stop
 
 TOKENS_PER_IMAGE = 4
@@ -25,7 +26,7 @@ def share(multiple: int) -> Share:
         rows["encoder_segments"][row, :text] = 1
         rows["decoder_segments"][row, :target] = 1
     trim = (lambda batch: batch.trimmed(TOKENS_PER_IMAGE, multiple)) if multiple else (lambda batch: batch)
-    return Share.of(micro_batches(rows, 2, SHAPE), [], {}, trim)
+    return Share.of(Reading(micro_batches(rows, 2, SHAPE), []), trim)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_rows_are_joined_where_that_changes_nothing_but_time(
     for segment in range(1, 5):
         packed["encoder_segments"][:, 10 * segment - 10 : 10 * segment] = segment
         packed["decoder_segments"][:, 3 * segment - 3 : 3 * segment] = segment
-    one = Share.of([packed], [], {}, joiner(config, torch.device(device)))  # type: ignore[arg-type]
+    one = Share.of(Reading([packed], []), joiner(config, torch.device(device)))  # type: ignore[arg-type]
     assert one.micro_batches[0].num_rows == rows
     assert one.facts(TOKENS_PER_IMAGE).encoder_tokens == 80
 

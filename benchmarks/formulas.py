@@ -1,0 +1,139 @@
+"""What a rank should send in a training step: bytes by (group, kind), as `benchmarks.traffic` counts them.
+
+Groups: `data` (gradients and weights), `tensor` (the residual stream), `pipeline` (what stages pass on), `stage` (all
+ranks of a pipeline stage: Adafactor's sums).
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from model.batch import MicroBatch
+from model.config import MT5Config, ViTConfig
+from model.costs import Unit
+from model.mt5 import Bridge, DecoderBlock, EncoderBlock, EncoderNorm, Head
+from model.vit import Patches, ViTBlock
+from parallel.adafactor import factored
+from parallel.engine import Engine
+from parallel.pipeline import Sizes
+
+Bytes = Counter[tuple[str, str]]
+FLOAT = 4  # bytes; of fp32, in which CPUs talk
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Bytes of a micro-batch's residual streams, whole sequences; `placed`: visual tokens as the encoder takes them."""
+
+    vision: int
+    encoder: int
+    decoder: int
+    placed: int
+
+    @classmethod
+    def of(cls, vit: ViTConfig, mt5: MT5Config, batch: MicroBatch) -> "Streams":
+        visual_tokens = len(batch.images) * vit.num_tokens(batch.images.shape[1])
+        positions = (visual_tokens, batch.encoder_tokens.numel(), batch.decoder_tokens.numel(), visual_tokens)
+        widths = (vit.width, mt5.d_model, mt5.d_model, mt5.d_model)
+        return cls(*(n * width * FLOAT for n, width in zip(positions, widths, strict=True)))
+
+
+def expected_bytes(engine: Engine, vit: ViTConfig, mt5: MT5Config, batch: MicroBatch, micro_batches: int) -> Bytes:
+    """Bytes that this rank sends in a step of so many micro-batches, of all data-parallel ranks, as large as `batch`.
+
+    That is where ZeRO-3 gathers all of the model (`persistent_elements=0`) and nothing is recomputed or frozen.
+    """
+    share = micro_batches // engine.layout.data_parallel_size
+    between = residuals(engine, Streams.of(vit, mt5, batch), share)
+    return gradients(engine, share) + between + messages(engine, Sizes.of(batch), share) + sums(engine)
+
+
+def gradients(engine: Engine, share: int) -> Bytes:
+    """In the data-parallel group: gradients, and weights that other ranks updated.
+
+    Gradients are summed once a step; by DeepSpeed's stage 2, in every micro-batch. ZeRO-3 reduce-scatters them, and
+    gathers weights, in every micro-batch; in a pipeline once more for the backward pass, unless that follows at once
+    (in the last stage; elsewhere DeepSpeed keeps up to 1e9 elements).
+    """
+    layout = engine.layout
+    data, stage = layout.data_parallel_size, layout.config.zero_stage
+    ring = elements(engine.model.parameters()) * FLOAT * (data - 1) / data
+    again = engine.pipeline is not None and len(engine.pipeline.stages) - 1 not in engine.pipeline.local_stages
+    sent = Bytes()
+    if stage < 3:
+        sent["data", "all-reduce"] = 2 * ring * (share if stage == 2 else 1)
+        sent["data", "all-gather"] = ring * (stage > 0)
+    else:
+        sent["data", "reduce-scatter"] = ring * share
+        sent["data", "all-gather"] = ring * share * (1 + again)
+    return +sent
+
+
+def residuals(engine: Engine, streams: Streams, share: int) -> Bytes:
+    """In the tensor-parallel group, forward and backward: `residual` of every unit; under sequence parallelism also the
+    gradients of weights that are applied to a part of each sequence."""
+    layout = engine.layout
+    tensor, sequence = layout.config.tensor, layout.config.sequence
+    sent = Bytes()
+    for _, unit in engine.model.units():
+        for kind, size in residual(unit, streams, sequence).items():
+            sent["tensor", kind] += size * share * (tensor - 1) / tensor
+    partial = elements(p for p in engine.model.parameters() if p.partial_gradient)  # type: ignore[attr-defined]
+    sent["tensor", "all-reduce"] += 2 * FLOAT * partial * share * (tensor - 1) / tensor
+    return +sent
+
+
+def residual(unit: Unit, streams: Streams, sequence: bool) -> Counter[str]:
+    """Bytes of the residual stream that a unit sums, gathers or scatters, by kind; an all-reduce sends twice its bytes.
+
+    Plain: one all-reduce after and, in the backward pass, one before each attention and MLP. Under sequence
+    parallelism, of each attention and MLP: the input is gathered twice and its gradient scattered, the output scattered
+    and its gradient gathered. Besides: what cross-attention reads, the embedding, the pictures, the head.
+    """
+    vision, encoder, decoder = streams.vision, streams.encoder, streams.decoder
+    reduce, gather, scatter = {
+        Patches: (0, vision, 0),
+        ViTBlock: (4 * vision, 6 * vision, 4 * vision),
+        Bridge: (encoder + decoder, encoder + decoder + streams.placed, 0),
+        EncoderBlock: (4 * encoder, 6 * encoder, 4 * encoder),
+        EncoderNorm: (0, 0, 0),
+        DecoderBlock: (6 * decoder + encoder, 9 * decoder + 2 * encoder, 6 * decoder + encoder),
+        Head: (decoder, decoder, decoder),
+    }[type(unit)]
+    if not sequence:
+        return Counter({"all-reduce": 2 * reduce})
+    summed = 2 * reduce if isinstance(unit, Bridge) else 0  # vocabulary-parallel look-ups, of whole sequences
+    return Counter({"all-reduce": summed, "all-gather": gather, "reduce-scatter": scatter})
+
+
+def messages(engine: Engine, sizes: Sizes, share: int) -> Bytes:
+    """To neighbours in the pipeline: what a stage passes on, and gradients of what it was given."""
+    pipeline = engine.pipeline
+    if pipeline is None:
+        return Bytes()
+
+    def after(stage: int) -> list[Tensor]:
+        return pipeline.travel.after(pipeline.stages[stage][-1], sizes, pipeline.dtype)
+
+    last = len(pipeline.stages) - 1
+    given = sum(x.nbytes for stage in pipeline.local_stages if stage < last for x in after(stage))
+    taken = sum(x.nbytes for stage in pipeline.local_stages if stage for x in after(stage - 1) if x.requires_grad)
+    return Bytes({("pipeline", "message"): (given + taken) * share})
+
+
+def sums(engine: Engine) -> Bytes:
+    """Adafactor's two all-reduces: of every logical tensor that the stage updates two numbers, of a factored one its
+    rows and columns. In the tensor-parallel group where ranks hold whole blocks, else over all of the stage."""
+    optimizer, config = engine.optimizer, engine.optimizer.config
+    numbers = sum(2 + (sum(shape) if factored(shape, config) else 0) for shape in optimizer.shapes.values())
+    ranks = optimizer.group.size()
+    group = "stage" if engine.layout.config.zero_stage else "tensor"
+    return +Bytes({(group, "all-reduce"): 2 * FLOAT * numbers * (ranks - 1) / ranks})
+
+
+def elements(parameters: Iterable[Any]) -> int:
+    """Of whole parameters, also where ZeRO-3 left a shard."""
+    return sum(int(getattr(p, "ds_numel", p.numel())) for p in parameters)

@@ -1,0 +1,117 @@
+"""A replica, the ranks of one data-parallel rank, reads as one: its first rank reads, and tells the others.
+
+So a picture is fetched and decoded once a replica. All of it are told the texts; pixels are told to the first pipeline
+stage alone, elsewhere pictures have no channels.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from data.config import MixtureConfig
+from data.examples import ExampleInfo
+from data.ledger import ErrorBudgetExceeded
+from data.packing import Rows
+from data.stream import Reader, Stream, evaluation_batches
+from data.tokenizer import Tokenizer
+from parallel.layout import Layout
+from train.config import RunConfig
+
+
+@dataclass
+class Reading:
+    """Micro-batches of packed rows, their examples, and how many records were left out, by "<source>/<cause>"."""
+
+    rows: list[Rows]
+    infos: list[ExampleInfo]
+    skipped: dict[str, int] = field(default_factory=dict)
+
+
+class ReplicaReader:
+    """One split of a mixture, for every rank of a replica; each read is a collective of the replica.
+
+    A read raises ErrorBudgetExceeded on all of the replica where its first rank meets it.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        layout: Layout,
+        tokenizer: Tokenizer,
+        mixture: MixtureConfig,
+        split: str,
+        prefetch: int | None = None,
+    ) -> None:
+        """`config`: as the phase sees it; `prefetch`: steps to read ahead, else as `config.data` says."""
+        self.layout = layout
+        self.stream: Stream | None = None
+        if layout.speaks:
+            self.stream = open_stream(config, tokenizer, mixture, split)
+            place = layout.data_parallel_rank, layout.data_parallel_size
+            self.reader = Reader(self.stream, *place, config.parallel.micro_batch, prefetch)
+
+    def read(self, step: int) -> Reading:
+        """The replica's share of a step."""
+        return cast(Reading, told(partial(self._step, step), self.layout))
+
+    def held_out(self, batch: int, limit: int | None, seed: int = 0) -> Iterator[Reading]:
+        """Every component's records in order, as `data.stream.evaluation_batches` gives them: equally many on every
+        rank, one example a row."""
+        place = self.layout.data_parallel_rank, self.layout.data_parallel_size
+        batches = iter(() if self.stream is None else evaluation_batches(self.stream, batch, limit, *place, seed))
+
+        def read() -> Reading | None:
+            found = next(batches, None)
+            return found and Reading([found[0]], found[1])
+
+        while (reading := told(read, self.layout)) is not None:
+            yield reading
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        if self.stream is not None:
+            self.reader.close()
+
+    def _step(self, step: int) -> Reading:
+        rows, infos, statistics = self.reader.read(step)
+        return Reading(rows, infos, statistics.skipped)
+
+
+def told(read: Callable[[], Reading | None], layout: Layout) -> Reading | None:
+    """What `read` gives on the first rank of a replica, on all of them."""
+    if layout.model_group.size() == 1:
+        return read()
+    found, over_budget = None, None
+    if layout.speaks:
+        try:
+            found = read()
+        except ErrorBudgetExceeded as error:
+            over_budget = str(error)
+    message: list[Any] = [over_budget, found and _without_pixels(found)]
+    dist.broadcast_object_list(message, group=layout.model_group, group_src=0, device=torch.device("cpu"))
+    over_budget, reading = message
+    if over_budget is not None:
+        raise ErrorBudgetExceeded(over_budget)
+    if reading is not None and layout.pipeline_group.rank() == 0:
+        for number, rows in enumerate(reading.rows):
+            images = found.rows[number]["images"] if found else np.empty((*rows["images"].shape[:-1], 3), np.uint8)
+            dist.broadcast(torch.from_numpy(images), group=layout.tensor_group, group_src=0)
+            rows["images"] = images
+    return reading
+
+
+def _without_pixels(reading: Reading) -> Reading:
+    """Pictures keep their number and size, but no channels; examples lose the records that they were made of."""
+    rows = [cast(Rows, {**each, "images": each["images"][..., :0]}) for each in reading.rows]
+    return Reading(rows, [replace(info, record=None) for info in reading.infos], reading.skipped)
+
+
+def open_stream(config: RunConfig, tokenizer: Tokenizer, mixture: MixtureConfig, split: str) -> Stream:
+    """One split of a mixture at the resolution of `config`."""
+    tokens_per_image = config.vit.num_tokens(config.model.image_size)
+    return Stream(config.data, mixture, tokenizer, config.model.image_size, tokens_per_image, split, config.run.seed)
