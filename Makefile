@@ -46,7 +46,8 @@ test: setup slurm
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/unit --numprocesses 2
+	$(BIN)/python -m pytest tests/distributed tests/slurm
 
 clean:
 	rm -rf .venv runs
