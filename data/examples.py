@@ -1,8 +1,6 @@
 """An example ready to be packed, and what is told about it beside its arrays."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +10,7 @@ from numpy.typing import NDArray
 class ExampleInfo:
     """Where an example comes from and where it went, for logs, samples and the guard against bad batches.
 
-    `row` and `segment` say where it lies in the rows it was returned with. `truncated`: a text had to be cut. `record`:
-    the fields of the record it was made of.
+    `row` and `segment` say where it lies in the rows it was returned with. `truncated`: a text had to be cut.
     """
 
     source: str
@@ -27,7 +24,6 @@ class ExampleInfo:
     row: int = -1
     segment: int = 0
     truncated: bool = False
-    record: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,6 @@ class Component:
             language=example.language,
             input_text=example.input_text,
             target_text=example.target_text,
-            record=record.fields,
         )
         return EncodedExample(
             self._ids(example.input_text, example.input_ids),

@@ -26,7 +26,7 @@ class RowShape:
 class Rows(TypedDict):
     """B rows of Le encoder and Ld decoder positions, with I = B * images_per_row image slots.
 
-    images           uint8 [I, S, S, 3]  an unused slot is zeros
+    images           uint8 [I, S, S, 3]  an unused slot is zeros; no channels on ranks that look at no picture
     encoder_tokens   int32 [B, Le]       0 at visual positions and padding
     encoder_segments int32 [B, Le]       0 = padding, 1 … = example in the row, contiguous; visual tokens come first
     visual_index     int32 [B, Le]       slot * tokens_per_image + token, slot counted over all I; -1 where not visual

@@ -151,7 +151,7 @@ def evaluation_batches(
     """Every component's records in order (the first `limit` of each), one example a row and one image slot a row.
 
     Yields equally many batches of exactly `micro_batch` rows on every rank; infos are those of the leading rows, the
-    rest is empty (the last batch of all, or a record that its objective skips). `info.record` holds the references.
+    rest is empty (the last batch of all, or a record that its objective skips).
     """
     shape = replace(stream.shape, images_per_row=1)
     places = [

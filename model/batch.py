@@ -30,7 +30,7 @@ class MicroBatch:
     Several examples may share a row; segment ids (1, 2, ... contiguous; 0 is padding) keep them apart.
     """
 
-    images: Tensor  # uint8 [I, S, S, 3]; unused slots are zeros
+    images: Tensor  # uint8 [I, S, S, 3]; unused slots are zeros; beyond the first pipeline stage [I, S, S, 0]
     encoder_tokens: Tensor  # int64 [B, L]; 0 at visual tokens and padding
     encoder_segments: Tensor  # int64 [B, L]
     visual_index: Tensor  # int64 [B, L]: image slot * tokens per image + token, -1 at text and padding

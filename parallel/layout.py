@@ -104,7 +104,7 @@ class Layout:
 
     @property
     def speaks(self) -> bool:
-        """Of the ranks that read the same rows, this one tells the others what they hold."""
+        """Whether this is the first rank of its replica (`model_group`): it reads, and tells the others."""
         return self.model_group.rank() == 0
 
     @property

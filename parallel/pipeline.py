@@ -1,7 +1,7 @@
 """Micro-batches through pipeline stages: the schedules of `torch.distributed.pipelining`, over any cut of the units.
 
 Between stages travel (vision,) before the bridge and (encoder, decoder, encoder_bias, decoder_bias) after it, nothing
-else: token ids, masks and targets are read by every rank, and found by the number of the micro-batch. Shapes and which
+else: every rank holds token ids, masks and targets, and finds them by the number of the micro-batch. Shapes and which
 of the tensors carry gradients are known beforehand, so stages never negotiate.
 """
 

@@ -51,17 +51,6 @@ class CommunicationWait:
         waited, self.waited_s = self.waited_s, 0.0
         return waited
 
-    @contextmanager
-    def on_the_host(self) -> Iterator[None]:
-        """Count all of a wait that blocks the process, on a GPU too."""
-        self.depth += 1
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.depth -= 1
-            self.waited_s += time.perf_counter() - start
-
     def _wrap(self, owner: type, name: str) -> None:
         function = self.original[owner, name] = getattr(owner, name)
 
@@ -76,17 +65,18 @@ class CommunicationWait:
         if self.depth or self._aside():
             yield
             return
-        if self.device.type != "cuda":
-            with self.on_the_host():
-                yield
-            return
         self.depth += 1
         try:
-            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            began.record()
-            yield
-            ended.record()
-            self.pending.append((began, ended))
+            if self.device.type == "cuda":
+                began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                began.record()
+                yield
+                ended.record()
+                self.pending.append((began, ended))
+            else:
+                start = time.perf_counter()
+                yield
+                self.waited_s += time.perf_counter() - start
         finally:
             self.depth -= 1
 

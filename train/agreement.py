@@ -61,7 +61,7 @@ class Agreed:
 def agree(local: Local, data_parallel_size: int, device: torch.device) -> Agreed:
     """Sum and take maxima over all ranks in one all-reduce (a second one only in steps that skipped records).
 
-    Maxima come out of a sum because every rank has a row of its own. Ranks that read the same rows (tensor or pipeline
+    Maxima come out of a sum because every rank has a row of its own. Ranks that hold the same rows (tensor or pipeline
     parallel) count them equally often, so sums are divided by their number. Raises ErrorBudgetExceeded on every rank
     where one of them met it: nobody waits for a rank that has left.
     """

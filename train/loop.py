@@ -2,7 +2,8 @@
 
 import math
 import time
-from contextlib import closing, nullcontext
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 
 from data.objectives import NAMES
@@ -85,7 +86,7 @@ class Loop:
         share, agreed = self.agreed_share(step)
         self.engine.forward_backward(share.filled(agreed.num_micro_batches), agreed.num_targets)
         self.engine.discard()
-        self.held = {step: share}
+        self.held = {step: replace(share, data_wait_s=0.0)}
 
     def step(self, step: int) -> Agreed:
         """One step of all ranks, from data to the line of metrics."""
@@ -154,17 +155,12 @@ class Loop:
         """This rank's share; step 1 is the first of the mixture."""
         if step in self.held:
             return self.held.pop(step)
-        with nullcontext() if self.layout.speaks else self.waiting.on_the_host():  # where another rank reads
-            reading = self.reader.read(self.run.left_out.batch_of(step) - 1)
-        return Share.of(reading, self.join)
+        return Share.of(self.reader.read(self.run.left_out.batch_of(step) - 1), self.join)
 
     def agreed_share(self, step: int) -> tuple[Share, Agreed]:
         """This rank's share, and what all ranks agree on; raises ErrorBudgetExceeded on all if it stops one."""
         beat(f"step {step}, reading")
-        began = time.perf_counter()
         share = read_or_stop(partial(self.read, step), self.layout)
-        if self.layout.speaks:
-            share.data_wait_s = time.perf_counter() - began
         beat(f"step {step}, meeting all ranks")
         local = share.facts(self.tokens_per_image)
         local.times = self.times

@@ -50,21 +50,25 @@ class Stragglers:
 
     def __init__(self, settings: StragglerConfig) -> None:
         self.settings = settings
-        self.recent: deque[list[float]] = deque(maxlen=settings.window)
+        self.recent: deque[Sequence[RankTimes]] = deque(maxlen=settings.window)
 
     def judge(self, times: Sequence[RankTimes]) -> str | None:
         """The sentence to say after a step, or None."""
         if len(times) < 2 or not self.settings.factor:
             return None
-        self.recent.append([each.busy_s for each in times])
+        self.recent.append(times)
         if len(self.recent) < self.settings.window:
             return None
-        means = [statistics.fmean(rank) for rank in zip(*self.recent, strict=True)]
+        by_rank = list(zip(*self.recent, strict=True))
+        means = [statistics.fmean(each.busy_s for each in rank) for rank in by_rank]
         median, slowest = statistics.median_low(means), max(means)
         if slowest <= self.settings.factor * median:
             return None
         self.recent.clear()
+        rank = means.index(slowest)
+        data = statistics.fmean(each.data_wait_s for each in by_rank[rank])
         return (
-            f"Rank {means.index(slowest)} is slow: its own work takes {slowest:.3g} s a step, {slowest / median:.1f} "
-            f"times the median of all ranks ({median:.3g} s), on average over {self.settings.window} steps."
+            f"Rank {rank} is slow: its own work takes {slowest:.3g} s a step ({data:.3g} s of it waiting for data), "
+            f"{slowest / median:.1f} times the median of all ranks ({median:.3g} s), on average over "
+            f"{self.settings.window} steps."
         )

@@ -1,12 +1,13 @@
 """A replica, the ranks of one data-parallel rank, reads as one: its first rank reads, and tells the others.
 
-So a picture is fetched and decoded once a replica. All of it are told the texts; pixels are told to the first pipeline
-stage alone, elsewhere pictures have no channels.
+So a picture is fetched and decoded once a replica. Who only read the texts could not know the rows: an unreadable
+picture changes them. Texts are told to all; pixels to the first pipeline stage, elsewhere pictures have no channels.
 """
 
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
@@ -25,17 +26,22 @@ from train.config import RunConfig
 
 @dataclass
 class Reading:
-    """Micro-batches of packed rows, their examples, and how many records were left out, by "<source>/<cause>"."""
+    """Micro-batches of packed rows, their examples, and how many records were left out, by "<source>/<cause>".
+
+    `data_wait_s`: how long this rank waited for it itself; 0 where another one read.
+    """
 
     rows: list[Rows]
     infos: list[ExampleInfo]
     skipped: dict[str, int] = field(default_factory=dict)
+    data_wait_s: float = 0.0
 
 
 class ReplicaReader:
     """One split of a mixture, for every rank of a replica; each read is a collective of the replica.
 
-    A read raises ErrorBudgetExceeded on all of the replica where its first rank meets it.
+    Every rank opens the shards, and all fail alike where that fails. A read raises ErrorBudgetExceeded on all of the
+    replica where its first rank meets it.
     """
 
     def __init__(
@@ -48,41 +54,44 @@ class ReplicaReader:
         prefetch: int | None = None,
     ) -> None:
         """`config`: as the phase sees it; `prefetch`: steps to read ahead, else as `config.data` says."""
-        self.layout = layout
-        self.stream: Stream | None = None
-        if layout.speaks:
-            self.stream = open_stream(config, tokenizer, mixture, split)
-            place = layout.data_parallel_rank, layout.data_parallel_size
-            self.reader = Reader(self.stream, *place, config.parallel.micro_batch, prefetch)
+        self.layout, self.micro_batch, self.prefetch = layout, config.parallel.micro_batch, prefetch
+        self.stream = open_stream(config, tokenizer, mixture, split)
+
+    @cached_property
+    def reader(self) -> Reader:
+        """Only of the first rank of a replica."""
+        rank, size = self.layout.data_parallel_rank, self.layout.data_parallel_size
+        return Reader(self.stream, rank, size, self.micro_batch, self.prefetch)
 
     def read(self, step: int) -> Reading:
         """The replica's share of a step."""
-        return cast(Reading, told(partial(self._step, step), self.layout))
+        return cast(Reading, read_once(partial(self._step, step), self.layout))
 
     def held_out(self, batch: int, limit: int | None, seed: int = 0) -> Iterator[Reading]:
         """Every component's records in order, as `data.stream.evaluation_batches` gives them: equally many on every
         rank, one example a row."""
-        place = self.layout.data_parallel_rank, self.layout.data_parallel_size
-        batches = iter(() if self.stream is None else evaluation_batches(self.stream, batch, limit, *place, seed))
+        rank, size = self.layout.data_parallel_rank, self.layout.data_parallel_size
+        batches = evaluation_batches(self.stream, batch, limit, rank, size, seed)
 
         def read() -> Reading | None:
             found = next(batches, None)
             return found and Reading([found[0]], found[1])
 
-        while (reading := told(read, self.layout)) is not None:
+        while (reading := read_once(read, self.layout)) is not None:
             yield reading
 
     def close(self) -> None:
         """Stops reading ahead."""
-        if self.stream is not None:
+        if self.layout.speaks:
             self.reader.close()
 
     def _step(self, step: int) -> Reading:
+        began = time.perf_counter()
         rows, infos, statistics = self.reader.read(step)
-        return Reading(rows, infos, statistics.skipped)
+        return Reading(rows, infos, statistics.skipped, time.perf_counter() - began)
 
 
-def told(read: Callable[[], Reading | None], layout: Layout) -> Reading | None:
+def read_once(read: Callable[[], Reading | None], layout: Layout) -> Reading | None:
     """What `read` gives on the first rank of a replica, on all of them."""
     if layout.model_group.size() == 1:
         return read()
@@ -94,21 +103,21 @@ def told(read: Callable[[], Reading | None], layout: Layout) -> Reading | None:
             over_budget = str(error)
     message: list[Any] = [over_budget, found and _without_pixels(found)]
     dist.broadcast_object_list(message, group=layout.model_group, group_src=0, device=torch.device("cpu"))
-    over_budget, reading = message
-    if over_budget is not None:
-        raise ErrorBudgetExceeded(over_budget)
-    if reading is not None and layout.pipeline_group.rank() == 0:
-        for number, rows in enumerate(reading.rows):
-            images = found.rows[number]["images"] if found else np.empty((*rows["images"].shape[:-1], 3), np.uint8)
-            dist.broadcast(torch.from_numpy(images), group=layout.tensor_group, group_src=0)
-            rows["images"] = images
+    if message[0] is not None:
+        raise ErrorBudgetExceeded(message[0])
+    reading: Reading | None = found or message[1]
+    if reading is not None and layout.pipeline_group.rank() == 0 and layout.tensor_group.size() > 1:
+        for rows in reading.rows:  # the first rank of this tensor-parallel group is the replica's
+            if not layout.speaks:
+                rows["images"] = np.empty((*rows["images"].shape[:-1], 3), np.uint8)
+            dist.broadcast(torch.from_numpy(rows["images"]), group=layout.tensor_group, group_src=0)
     return reading
 
 
 def _without_pixels(reading: Reading) -> Reading:
-    """Pictures keep their number and size, but no channels; examples lose the records that they were made of."""
+    """Pictures keep their number and size, but have no channels."""
     rows = [cast(Rows, {**each, "images": each["images"][..., :0]}) for each in reading.rows]
-    return Reading(rows, [replace(info, record=None) for info in reading.infos], reading.skipped)
+    return Reading(rows, reading.infos, reading.skipped)
 
 
 def open_stream(config: RunConfig, tokenizer: Tokenizer, mixture: MixtureConfig, split: str) -> Stream:

@@ -25,7 +25,7 @@ Trim = Callable[[MicroBatch], MicroBatch]
 
 @dataclass
 class Share:
-    """One rank's share of a step as it is computed, and the seconds that it was waited for.
+    """One rank's share of a step as it is computed, and the seconds that this rank waited for data.
 
     `empty`: a micro-batch without an example, for when another rank has more of them.
     """
@@ -40,7 +40,8 @@ class Share:
     def of(cls, reading: Reading, trim: Trim) -> "Share":
         """From what a reader gives: at least one micro-batch of rows."""
         whole = [as_tensors(rows) for rows in reading.rows]
-        return cls([trim(batch) for batch in whole], trim(whole[0].emptied()), reading.infos, reading.skipped)
+        batches, empty = [trim(batch) for batch in whole], trim(whole[0].emptied())
+        return cls(batches, empty, reading.infos, reading.skipped, reading.data_wait_s)
 
     def facts(self, tokens_per_image: int) -> Local:
         """What the other ranks must know of it."""

@@ -74,5 +74,6 @@ def test_a_broken_record_of_one_rank_stops_all(corpus: Path, tmp_path: Path) -> 
     assert is_clean(codes, said, held_out), (codes, said)
 
     broken(training, 30)
-    codes, said = ended("train.pretrain", *run, "run.steps=100")
-    assert is_clean(codes, said, training), (codes, said)
+    for layout in ([], ["parallel.tensor=2"]):  # two ranks that read, and one that tells the other
+        codes, said = ended("train.pretrain", *run, "run.steps=100", *layout)
+        assert is_clean(codes, said, training), (codes, said)

@@ -1,5 +1,6 @@
-"""Four ranks of one replica (tensor 2 x pipeline 2) read as one: who decodes, and what each is told."""
+"""Two replicas of four ranks (tensor 2 x pipeline 2) read as one each: who decodes, and what each is told."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,11 +16,13 @@ from parallel.config import ParallelConfig
 from parallel.launch import launch
 from parallel.layout import Layout
 from tests.distributed.world import results_file, run_world
+from train.agreement import together
 from train.config import RunConfig
-from train.reading import ReplicaReader, told
+from train.reading import Reading, ReplicaReader, read_once
 from train.steps import as_tensors
 
-RANKS = 4
+RANKS = 8
+REPLICAS = [(0, 1, 4, 5), (2, 3, 6, 7)]  # tensor next to each other, then data, then pipeline
 
 
 def read_all(folder: Path, corpus: Path) -> None:
@@ -42,7 +45,8 @@ def read_all(folder: Path, corpus: Path) -> None:
         held_out = list(reader.held_out(2, 5))
         reader.close()
     try:
-        told(over_budget, layout)
+        broken = partial(read_once, over_budget if layout.data_parallel_rank else nothing, layout)
+        list(together(iter(broken, None)))
         ended = ""
     except ErrorBudgetExceeded as error:
         ended = str(error)
@@ -58,7 +62,11 @@ def read_all(folder: Path, corpus: Path) -> None:
     )
 
 
-def over_budget() -> None:
+def nothing() -> Reading:
+    return Reading([], [])
+
+
+def over_budget() -> Reading:
     raise ErrorBudgetExceeded("most are in shard x.tar")
 
 
@@ -70,21 +78,28 @@ def results(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict
 
 
 def test_pictures_are_decoded_once(results: list[dict[str, Any]]) -> None:
-    first, *others = (each["decoded"] for each in results)
-    assert first == 8 + 5 and others == [0, 0, 0]
+    decoded = [each["decoded"] for each in results]
+    first, second = decoded[0], decoded[2]
+    assert first + second == 8 + 5 and first and second
+    assert decoded == [first, 0, second, 0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("what", ["step", "held out"])
-def test_texts_are_told_to_all_and_pixels_to_the_first_stage(results: list[dict[str, Any]], what: str) -> None:
-    assert results[0][what] and all(each["texts"] == results[0]["texts"] for each in results)
-    assert any(batch["images"].any() for batch in results[0][what])
-    for rank in range(1, RANKS):
-        for expected, found in zip(results[0][what], results[rank][what], strict=True):
+@pytest.mark.parametrize("replica", REPLICAS)
+def test_texts_are_told_to_all_and_pixels_to_the_first_stage(
+    results: list[dict[str, Any]], replica: tuple[int, ...], what: str
+) -> None:
+    first, *others = (results[rank] for rank in replica)
+    assert any(batch["images"].any() for batch in first[what])
+    for number, other in enumerate(others, 1):
+        assert other["texts"] == first["texts"]
+        for expected, found in zip(first[what], other[what], strict=True):
             for name in expected.keys() - {"images", "statistics", "loss_scale"}:
-                assert torch.equal(found[name], expected[name]), (rank, name)
-            pixels = expected["images"] if rank < 2 else expected["images"][..., :0]
+                assert torch.equal(found[name], expected[name]), (number, name)
+            pixels = expected["images"] if number == 1 else expected["images"][..., :0]
             assert torch.equal(found["images"], pixels)
 
 
 def test_all_learn_what_ends_the_reading(results: list[dict[str, Any]]) -> None:
+    """Those of the replica where reading ended, first of all; those of the other as they go on together."""
     assert [each["ended"] for each in results] == ["most are in shard x.tar"] * RANKS

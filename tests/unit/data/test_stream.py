@@ -93,6 +93,6 @@ def test_evaluation_is_one_example_a_row_in_order_and_even_over_ranks(data, toke
     for rows, infos in (batch for batches in ranks for batch in batches):
         assert rows["encoder_tokens"].shape == (2, 96) and rows["images"].shape[0] == 2
         for row, info in enumerate(infos):
-            assert info.row == row and info.segment == 1 and info.record["questions"]
+            assert info.row == row and info.segment == 1
             assert tokenizer.decode(rows["decoder_targets"][row]) == info.target_text
         assert not rows["decoder_segments"][len(infos) :].any()
