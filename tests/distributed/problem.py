@@ -21,6 +21,7 @@ MODEL = ModelConfig(image_size=28, loss_chunk=7)
 FROZEN_VIT = ["patches.*", "vit_block_*", "bridge.vit_norm.*"]
 STEPS, MICRO_BATCHES, NUM_OBJECTIVES = 5, 8, 3
 LEARNING_RATES = {"adafactor": 1e-2, "adamw": 1e-3}
+EPSILON = 1e-6  # AdamW divides a gradient by its own size: one that is only rounding must stay below this
 
 
 @dataclass
@@ -81,8 +82,7 @@ class Case:
         return Layout(parallel, launch())
 
     def engine(self, layout: Layout) -> Engine:
-        # AdamW divides a gradient by its own size: one that is only rounding must stay below epsilon.
-        optimizer = OptimizerConfig(name=self.optimizer, epsilon=1e-6, gradient_clipping=0.5)
+        optimizer = OptimizerConfig(name=self.optimizer, epsilon=EPSILON, gradient_clipping=0.5)
         return build_engine(
             VIT,
             MT5,
@@ -98,9 +98,12 @@ class Case:
 
 def micro_batches(step: int, image_size: int = MODEL.image_size) -> list[MicroBatch]:
     """The global batch of a step: packed rows, rows with two images, text-only rows, one micro-batch without images,
-    two of short examples, which attention takes apart."""
+    two of short examples, which attention takes apart. In step 1 the first half of it has no image, in step 3 all."""
     generator = torch.Generator().manual_seed(100 + step)
-    return [_micro_batch(generator, number != 2, image_size, number in (4, 5)) for number in range(MICRO_BATCHES)]
+    without = {1: range(MICRO_BATCHES // 2), 3: range(MICRO_BATCHES)}.get(step, (2,))  # numbers of micro-batches
+    return [
+        _micro_batch(generator, number not in without, image_size, number in (4, 5)) for number in range(MICRO_BATCHES)
+    ]
 
 
 def _micro_batch(generator: torch.Generator, with_images: bool, image_size: int, short: bool) -> MicroBatch:
@@ -118,7 +121,7 @@ def _micro_batch(generator: torch.Generator, with_images: bool, image_size: int,
         at = torch.arange(length)
         encoder_segments = torch.stack([(at < 8).long() + 2 * ((at >= 8) & (at < end)) for end in (16, 14, 15)])
         decoder_segments = torch.tensor([[1] * 4 + [2] * 4] * rows)
-        if n <= 4:
+        if with_images and n <= 4:
             visual_index[1, :n] = torch.arange(n)
     elif with_images:  # row 0: one image for each of its examples; row 1: one example with two images; row 2: text only
         visual_index[0, :n], visual_index[0, n + 3 : 2 * n + 3] = torch.arange(n), torch.arange(n, 2 * n)

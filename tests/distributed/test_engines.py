@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from tests.distributed import long_adafactor
+from tests.distributed import long_updates
 from tests.distributed.problem import (
     FROZEN_VIT,
     MODEL,
@@ -95,7 +95,6 @@ LAYOUTS: list[Case] = [
     Case(tensor=4, pipeline=2, schedule="interleaved", zero_stage=3, sequence=True, freeze=FROZEN_VIT, image_size=42),
 ]
 NAMES = [case.name for case in LAYOUTS]
-ADAFACTOR = [case for case in LAYOUTS if case.optimizer == "adafactor" and case.image_size == MODEL.image_size]
 # What every pair of values of is tried, if a world of at most eight ranks can have it.
 VALUES: dict[str, tuple[Any, ...]] = {
     "tensor": (1, 2, 4),
@@ -120,8 +119,8 @@ def train_all(folder: Path, cases: dict[str, Case]) -> None:
         engine = case.engine(layout)
         result = {"curve": train(engine, joined=case.joined), "weights": weights(engine), "answers": answers(engine)}
         result["validation"] = validate(engine)
-        if case in ADAFACTOR:
-            result["adafactor"] = long_adafactor.sharded(engine)
+        if case in LAYOUTS:
+            result["long"] = long_updates.sharded(engine, case.image_size)
         if layout.rank == 0:
             torch.save(result, results_file(folder, name))
 
@@ -159,18 +158,22 @@ def test_equals_one_process(results: Path, case: Case) -> None:
         assert torch.equal(found["answers"], expected["answers"])
 
 
-@pytest.mark.parametrize("case", ADAFACTOR, ids=[case.name for case in ADAFACTOR])
-def test_a_hundred_steps_of_adafactor_are_the_plain_ones(results: Path, case: Case) -> None:
+@pytest.mark.parametrize("case", LAYOUTS, ids=NAMES)
+def test_a_hundred_updates_are_the_plain_ones(results: Path, case: Case) -> None:
     """On given gradients: those of training would differ by rounding, and a hundred steps make much of little."""
-    found, first = torch.load(results_file(results, case.name))["adafactor"], long_adafactor.drawn(0)
-    for name, deviation in adafactor_deviations(case, found).items():
+    found, first = torch.load(results_file(results, case.name))["long"], long_updates.drawn(0, case.image_size)
+    for name, deviation in long_deviations(case, found).items():
         assert deviation <= 1e-6, name
         assert not torch.equal(found[name], first[name]), name
 
 
-def adafactor_deviations(case: Case, found: dict[str, Tensor]) -> dict[str, float]:
+def long_deviations(case: Case, found: dict[str, Tensor]) -> dict[str, float]:
     """Of every trained weight after a hundred steps: the distance from the plain one, relative to the norm of that."""
-    trained = {n: w for n, w in long_adafactor.plain().items() if not (case.freeze and n.startswith(FROZEN))}
+    trained = {
+        n: w
+        for n, w in long_updates.plain(case.optimizer, case.image_size).items()
+        if not (case.freeze and n.startswith(FROZEN))
+    }
     norm = torch.linalg.vector_norm
     return {name: float(norm(found[name] - wanted) / norm(wanted)) for name, wanted in trained.items()}
 
@@ -185,13 +188,12 @@ def largest_deviations(found: dict[str, Any], expected: dict[str, Any]) -> tuple
 def show(results: Path) -> None:
     """The table of layouts, with the largest deviation from one process seen in each."""
     table = Table(title=f"largest relative deviation from one process over {STEPS} steps")
-    for column in ("ranks", "layout", "loss", "gradient norm", "weights", "Adafactor, 100 steps"):
+    for column in ("ranks", "layout", "loss", "gradient norm", "weights", "100 updates"):
         table.add_column(column, justify="left" if column == "layout" else "right", no_wrap=True)
     for case in LAYOUTS:
         found, expected = both(results, case)
         deviations = [*largest_deviations(found, expected)]
-        if case in ADAFACTOR:
-            deviations.append(max(adafactor_deviations(case, found["adafactor"]).values()))
+        deviations.append(max(long_deviations(case, found["long"]).values()))
         table.add_row(str(case.world_size), case.name, *(f"{each:.1e}" for each in deviations))
     Console(width=170).print(table)
 
@@ -238,14 +240,15 @@ def test_training_changes_every_trained_weight_and_no_frozen_one(results: Path) 
 def _initial_weights() -> dict[str, Tensor]:
     from model.layers import parts_of
     from model.pali import build, local_block
-    from tests.distributed.problem import MODEL, MT5, VIT
+    from tests.distributed.problem import MT5, VIT
 
     return {part.name: local_block(p, part) for p, part in parts_of(build(VIT, MT5, MODEL, 1, seed=1))}
 
 
 def test_the_batches_hold_every_kind_of_row() -> None:
     batches = micro_batches(0)
-    assert any(bool((batch.visual_index < 0).all()) for batch in batches), "a micro-batch without any image"
+    without = [[bool((batch.visual_index < 0).all()) for batch in micro_batches(step)] for step in (0, 1, 3)]
+    assert [sum(step) for step in without] == [1, 4, 8] and all(without[1][:4]), "no image: once, on some ranks, at all"
     assert max(int(batch.encoder_segments.max()) for batch in batches) == 3, "packed rows"
     assert [batch.encoder_mask.unpacking is not None for batch in batches].count(True) == 2, "rows to take apart"
     assert [batch.joined().num_rows for batch in batches].count(1) >= 2, "rows to join"

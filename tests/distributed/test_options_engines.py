@@ -16,7 +16,17 @@ from parallel.config import OptimizerConfig, ParallelConfig, ParameterGroup
 from parallel.engine import Engine, build_engine
 from parallel.launch import launch
 from parallel.layout import Layout
-from tests.distributed.problem import MODEL, MT5, NUM_OBJECTIVES, VIT, micro_batches, train, weight_deviation, weights
+from tests.distributed.problem import (
+    EPSILON,
+    MODEL,
+    MT5,
+    NUM_OBJECTIVES,
+    VIT,
+    micro_batches,
+    train,
+    weight_deviation,
+    weights,
+)
 from tests.distributed.world import results_file, run_world
 
 
@@ -46,7 +56,7 @@ GROUPS = {
         ParameterGroup("head.*", weight_decay=0.0),
     ],
 }
-ADAMW = {**GROUPS, "name": "adamw", "epsilon": 1e-6}  # as in tests/distributed/problem.py
+ADAMW = {**GROUPS, "name": "adamw", "epsilon": EPSILON}
 BIG_VISION = {"multiply_by_parameter_scale": False, "update_clipping": None, "beta2_cap": 0.9, "momentum": 0.9}
 CASES = {
     "sequence": Options(SEQUENCE),

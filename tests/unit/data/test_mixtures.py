@@ -63,6 +63,14 @@ def test_the_papers_ablations(name, absent):
     assert weights(f"without_{name}") == {key: value for key, value in PAPER.items() if key not in absent}
 
 
+def test_the_papers_ablations_of_languages():
+    assert weights("only_webli") == weights("only_webli_en") == {"split_captioning": 1}
+    assert weights("webli_en_and_rest") == PAPER
+    for name, english in (("only_webli", False), ("only_webli_en", True), ("webli_en_and_rest", True)):
+        webli = [each.options.get("languages") for each in load(name).components if each.source == "webli"]
+        assert all(languages == (["en"] if english else None) for languages in webli), name
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -18,8 +18,10 @@ from model.pali import PaLI, build, freeze, units
 from tests.unit.model.examples import MODEL, MT5, VIT, example, micro_batch
 
 PRESETS = {"pali_3b": 3.074, "pali_5b": 5.037, "pali_15b": 14.771, "pali_17b": 16.734}  # billions of parameters
-VITS = ("mini", "base", "large", "so400m", "huge", "giant", "gigantic", "enormous")
-MT5S = ("mini", "small", "base", "large", "xl", "xxl")
+# Millions of parameters: of big_vision's encoders (no pooling, no head) at 224 pixels, and of T5X's mT5.
+VITS = {"base": 85.7, "large": 303.2, "so400m": 412.4, "huge": 630.8, "giant": 1011.2, "gigantic": 1842.8,
+        "enormous": 3805.4}  # fmt: skip
+MT5S = {"small": 300.2, "base": 582.4, "large": 1229.6, "xl": 3742.6, "xxl": 12921.1}
 
 # TFLOP of one training example for 16/16, 32/32, 64/64, 128/128 input/target tokens; printed to three digits or so.
 TFLOP = {
@@ -42,7 +44,26 @@ def test_parameters_of_the_presets(preset: str) -> None:
     assert round(sum(p.numel() for p in planned.parameters()) / 1e9, 3) == PRESETS[preset]
 
 
-@pytest.mark.parametrize(("vit", "mt5"), [*((vit, "mini") for vit in VITS), *(("mini", mt5) for mt5 in MT5S)])
+@pytest.mark.parametrize("vit", VITS)
+def test_parameters_of_the_vits(vit: str) -> None:
+    planned = plan(read_sizes([f"vit={vit}", "mt5=mini", "stage=full_224"]))
+    counted = {name: p.numel() for name, p in planned.named_parameters()}
+    encoder = ("patches.", "vit_block_", "bridge.vit_norm.")
+    assert sum(n for name, n in counted.items() if name.startswith(encoder)) / 1e6 == pytest.approx(VITS[vit], abs=0.05)
+
+
+@pytest.mark.parametrize("mt5", MT5S)
+def test_parameters_of_the_mt5s(mt5: str) -> None:
+    planned = plan(read_sizes(["vit=mini", f"mt5={mt5}", "stage=full_224"]))
+    counted = {name: p.numel() for name, p in planned.named_parameters()}
+    vision = ("patches.", "vit_block_", "bridge.vit_norm.", "bridge.projection.")
+    found = sum(n for name, n in counted.items() if not name.startswith(vision))
+    assert found / 1e6 == pytest.approx(MT5S[mt5], abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("vit", "mt5"), [*((vit, "mini") for vit in VITS), *(("mini", mt5) for mt5 in MT5S), ("mini", "mini")]
+)
 def test_formulas_count_the_parameters_of_every_unit_of_every_size(vit: str, mt5: str) -> None:
     sizes = read_sizes([f"vit={vit}", f"mt5={mt5}", "stage=full_224"])
     for unit in costs_of(plan(sizes).units(), one_example(sizes, 32, 32)):

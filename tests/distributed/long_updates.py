@@ -1,5 +1,7 @@
-"""A hundred steps of Adafactor on given gradients: by an engine's optimizer on shards, by transformers' on matrices."""
+"""A hundred updates on given gradients: by an engine's optimizer on its shards, and on whole matrices by transformers'
+Adafactor or torch's AdamW."""
 
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -12,37 +14,42 @@ from parallel.adafactor import factored
 from parallel.config import OptimizerConfig
 from parallel.engine import Engine
 from parallel.fragments import Rectangle
-from tests.distributed.problem import MODEL, MT5, VIT, weights
+from tests.distributed.problem import EPSILON, LEARNING_RATES, MODEL, MT5, VIT, weights
 
-NUM_STEPS, NUM_GRADIENTS, LEARNING_RATE = 100, 10, 1e-2
-
-
-@cache
-def shapes() -> dict[str, torch.Size]:
-    return {part.name: part.shape for _, part in parts_of(build(VIT, MT5, MODEL))}
+NUM_STEPS, NUM_GRADIENTS = 100, 10
 
 
 @cache
-def drawn(seed: int) -> dict[str, Tensor]:
+def shapes(image_size: int) -> dict[str, torch.Size]:
+    return {part.name: part.shape for _, part in parts_of(build(VIT, MT5, replace(MODEL, image_size=image_size)))}
+
+
+@cache
+def drawn(seed: int, image_size: int) -> dict[str, Tensor]:
     """Normal values for every logical tensor: the first weights, or one of the gradients that come in turns."""
-    wanted = shapes()
+    wanted = shapes(image_size)
     flat = torch.randn(sum(shape.numel() for shape in wanted.values()), generator=torch.Generator().manual_seed(seed))
     pieces = flat.split([shape.numel() for shape in wanted.values()])
     return {name: piece.view(shape) for (name, shape), piece in zip(wanted.items(), pieces, strict=True)}
 
 
 @cache
-def plain() -> dict[str, Tensor]:
-    """Transformers'. It factors every matrix; what T5X does not factor, it is given as a vector."""
-    config = OptimizerConfig()
+def plain(kind: str, image_size: int) -> dict[str, Tensor]:
+    """Transformers' Adafactor factors every matrix; what T5X does not factor, it is given as a vector."""
+    config, rate = OptimizerConfig(), LEARNING_RATES[kind]
 
     def as_given(name: str, values: Tensor) -> Tensor:
         return values.clone() if factored(found[name].shape, config) else values.flatten().clone()
 
-    found = drawn(0)
+    found = drawn(0, image_size)
     given = {name: as_given(name, values).requires_grad_() for name, values in found.items()}
-    gradients = [drawn(1 + number) for number in range(NUM_GRADIENTS)]
-    optimizer = PlainAdafactor(given.values(), lr=LEARNING_RATE, relative_step=False, scale_parameter=True)
+    gradients = [drawn(1 + number, image_size) for number in range(NUM_GRADIENTS)]
+    optimizer: torch.optim.Optimizer
+    if kind == "adafactor":
+        optimizer = PlainAdafactor(given.values(), lr=rate, relative_step=False, scale_parameter=True)
+    else:
+        betas = (config.beta1, config.beta2)
+        optimizer = torch.optim.AdamW(given.values(), rate, betas, EPSILON, weight_decay=0.0)
     for step in range(NUM_STEPS):
         for name, values in given.items():
             values.grad = as_given(name, gradients[step % NUM_GRADIENTS][name])
@@ -50,12 +57,12 @@ def plain() -> dict[str, Tensor]:
     return {name: values.detach().view(found[name].shape) for name, values in given.items()}
 
 
-def sharded(engine: Engine) -> dict[str, Tensor]:
+def sharded(engine: Engine, image_size: int) -> dict[str, Tensor]:
     """The engine's: every logical weight, gathered from all ranks, frozen ones as they were. It ends the training."""
     optimizer = engine.optimizer
     optimizer.bind(optimizer.shards, optimizer.shapes, optimizer.group)  # forgets the steps taken
     optimizer.param_groups[0]["params"] = [shard.weights for shard in optimizer.shards]
-    optimizer.set_learning_rate(LEARNING_RATE)
+    optimizer.set_learning_rate(LEARNING_RATES[optimizer.config.name])
 
     def laid_out(whole: dict[str, Tensor]) -> list[Tensor]:
         flats = [torch.zeros_like(shard.weights, dtype=torch.float32) for shard in optimizer.shards]
@@ -65,9 +72,9 @@ def sharded(engine: Engine) -> dict[str, Tensor]:
         return flats
 
     with torch.no_grad():
-        for shard, values in zip(optimizer.shards, laid_out(drawn(0)), strict=True):
+        for shard, values in zip(optimizer.shards, laid_out(drawn(0, image_size)), strict=True):
             shard.weights.copy_(values)
-    gradients = [laid_out(drawn(1 + number)) for number in range(NUM_GRADIENTS)]
+    gradients = [laid_out(drawn(1 + number, image_size)) for number in range(NUM_GRADIENTS)]
     for step in range(NUM_STEPS):
         for shard, gradient in zip(optimizer.shards, gradients[step % NUM_GRADIENTS], strict=True):
             shard.weights.grad = gradient
