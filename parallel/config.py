@@ -24,7 +24,7 @@ class ParallelConfig:
     What ZeRO may do besides: `gather`: ZeRO-3's parameters are gathered anew for every "micro_batch", or once and kept
     over all micro-batches of a "step". `offload_optimizer`: the fp32 weights, their gradients and the optimizer's state
     live on the "cpu" and are updated there; "nvme" maps weights and state into files in `offload_folder` as well.
-    (Under bf16 DeepSpeed then adds up gradients of micro-batches in 16 bits.) `offload_parameters`: ZeRO-3's shards of
+    `offload_parameters`: ZeRO-3's shards of
     parameters, frozen ones too, live on the "cpu", or in files ("nvme"). Files are filled from host memory, which must
     hold a rank's shard once, at the start. All are tested on CPUs only. ZeRO++: `hpz_partition_size` ranks next to
     each other (of one machine) keep a second copy of ZeRO-3's parameters, gathered from in the backward pass;

@@ -1,7 +1,7 @@
 """What may be chosen within a layout changes memory, speed or the update that was asked for, and nothing else."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from parallel.config import OptimizerConfig, ParallelConfig, ParameterGroup
 from parallel.engine import Engine, build_engine
 from parallel.launch import launch
 from parallel.layout import Layout
+from parallel.optimizer import Piece
 from tests.distributed.problem import (
     EPSILON,
     MODEL,
@@ -32,16 +33,22 @@ from tests.distributed.world import results_file, run_world
 
 @dataclass
 class Options:
-    """Settings of `parallel` and of `optimizer` over two ranks, and the case whose curve they must give."""
+    """Settings of `parallel` and of `optimizer`, and the case whose curve they must give."""
 
     parallel: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     same_as: str | None = None
+    ranks: int = 2
+    loss_reduction: str = "mean"
+    precision: str = "fp32"
 
     def engine(self) -> Engine:
         layout = Layout(ParallelConfig(**self.parallel, timeout_s=120), launch())
         optimizer = OptimizerConfig(**{"gradient_clipping": 0.5, **self.optimizer})
-        return build_engine(VIT, MT5, MODEL, optimizer, layout=layout, num_objectives=NUM_OBJECTIVES, seed=1)
+        model = replace(MODEL, loss_reduction=self.loss_reduction)
+        return build_engine(
+            VIT, MT5, model, optimizer, layout=layout, num_objectives=NUM_OBJECTIVES, precision=self.precision, seed=1
+        )
 
 
 SEQUENCE = {"tensor": 2, "sequence": True}
@@ -85,15 +92,28 @@ CASES = {
     "zero3_nearby": Options({**ZERO3, "hpz_partition_size": 2}, same_as="zero3"),
     "zero3_attention": Options({**ZERO3, "recompute": "attention"}, same_as="zero3"),
     "zero3_every_2": Options({**ZERO3, "recompute": "every_n"}, same_as="zero3"),
+    "data_sum": Options(loss_reduction="sum"),
+    "zero2_sum": Options({"zero_stage": 2}, same_as="data_sum", loss_reduction="sum"),
+    "zero3_sum": Options(ZERO3, same_as="data_sum", loss_reduction="sum"),
+    "pipeline_data_zero3_step": Options({"pipeline": 2, **ZERO3, "gather": "step"}, same_as="zero3", ranks=4),
+    "pipeline_data_zero3_on_the_cpu": Options({"pipeline": 2, **ZERO3, **CPU}, GROUPS, "data_groups", ranks=4),
+    "sequence_data_zero2_on_disk": Options({**SEQUENCE, "zero_stage": 2, **DISK}, ADAMW, "data_adamw", ranks=4),
+    "sequence_data_zero3_nearby": Options({**SEQUENCE, **ZERO3, "hpz_partition_size": 2}, same_as="zero3", ranks=4),
 }
 
 
+SUMS = [{"zero_stage": stage} for stage in range(4)]
+SUMS += [{"zero_stage": stage, "offload_optimizer": "cpu"} for stage in (1, 2, 3)]
 ONCE_A_STEP = [name for name, options in CASES.items() if options.parallel.get("gather") == "step"]
 
 
-def train_all(folder: Path) -> None:
+def train_all(folder: Path, ranks: int) -> None:
     os.chdir(folder)
+    if ranks == 2:
+        torch.save([copies(parallel) for parallel in SUMS], results_file(folder, "copies"))
     for name, options in CASES.items():
+        if options.ranks != ranks:
+            continue
         engine = options.engine()
         result: dict[str, Any] = {"curve": train(engine, range(3)), "weights": weights(engine)}
         if name in ("zero3", "zero3_step"):
@@ -115,6 +135,22 @@ def train_all(folder: Path) -> None:
             ]
         if engine.layout.rank == 0:
             torch.save(result, results_file(folder, name))
+
+
+def copies(parallel: dict[str, Any]) -> float:
+    """Under bf16: how far the gradient of 13 equal micro-batches is from 13 times that of one, relative."""
+    engine = Options({**ZERO3, **parallel}, {"gradient_clipping": None}, precision="bf16").engine()
+    batch, found = micro_batches(0)[engine.layout.data_parallel_rank], []
+
+    def keep(pieces: list[Piece]) -> None:
+        found.append(torch.cat([gradient.float().flatten() for *_, gradient in pieces]))
+
+    engine.optimizer.update = keep  # type: ignore[method-assign]
+    for number in (1, 13):
+        engine.forward_backward([batch] * number, num_targets=100)
+        engine.update(0.0)
+    norm = torch.linalg.vector_norm
+    return float(norm(found[1] - 13 * found[0]) / norm(13 * found[0]))
 
 
 def gathers(engine: Engine, number: int) -> int:
@@ -145,7 +181,8 @@ def in_file(x: Tensor, folder: Path) -> bool:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("options")
-    run_world(2, train_all, folder)
+    for ranks in (2, 4):
+        run_world(ranks, train_all, folder, ranks)
     return folder
 
 
@@ -171,6 +208,16 @@ def moved_alike(found: Tensor, expected: Tensor, initial: Tensor) -> bool:
     """Whether a weight moved as it should but for the last bit of a momentum in bf16, which rounding decides."""
     norm = torch.linalg.vector_norm
     return bool(norm(found - expected) <= 2**-8 * norm(expected - initial))
+
+
+def test_a_summed_loss_has_the_gradient_of_all_target_tokens(results: Path) -> None:
+    (mean, *_), (summed, *_) = (torch.load(results_file(results, name))["curve"] for name in ("zero3", "data_sum"))
+    assert summed == pytest.approx((mean[0], mean[1] * sum(batch.num_targets for batch in micro_batches(0))), rel=1e-5)
+
+
+@pytest.mark.parametrize("number", range(len(SUMS)))
+def test_gradients_are_accumulated_in_fp32_under_bf16(results: Path, number: int) -> None:
+    assert torch.load(results_file(results, "copies"))[number] <= 1e-5
 
 
 def test_zero3_gathers_for_every_micro_batch_or_once_a_step(results: Path) -> None:
