@@ -35,8 +35,6 @@ OFFLOADS: list[tuple[int, dict[str, str]]] = [
     (2, {"offload_optimizer": "nvme"}),
     (3, {"offload_optimizer": "nvme", "offload_parameters": "nvme"}),
 ]
-# AdamW divides by the root of tiny second moments, so rounding weighs more, and grows with every step.
-TOLERANCE = {"adafactor": 3e-5, "adamw": 1e-4}
 
 
 def uninterrupted(folder: Path) -> None:
@@ -70,8 +68,10 @@ def test_the_curve_continues_under_any_layout(tmp_path: Path) -> None:
     for optimizer in OPTIMIZERS:
         curve = [torch.load(results_file(tmp_path, f"{optimizer}_{number}")) for number in range(len(CHAIN))]
         flat = [pair for part in curve for pair in part]
-        for found, expected in zip(flat, torch.load(results_file(tmp_path, optimizer)), strict=True):
-            assert found == pytest.approx(expected, rel=TOLERANCE[optimizer])
+        found, expected = (torch.tensor(c) for c in (flat, torch.load(results_file(tmp_path, optimizer))))
+        loss, norm = ((found - expected).abs() / expected).amax(0).tolist()
+        print(f"{optimizer}: losses within {loss:.1e}, gradient norms within {norm:.1e}, relative")
+        assert max(loss, norm) <= 1e-5
         assert [f.name for f in sorted((tmp_path / optimizer).iterdir())] == [
             "latest",
             *(f"step_{STEPS_EACH * links:08d}" for links in (len(CHAIN) - 1, len(CHAIN))),

@@ -11,6 +11,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ["experiment=equivalence", "data.batch_examples=4", "data.num_streams=2", "parallel.micro_batch=2"]
 
@@ -45,11 +48,12 @@ def process_of(folder: Path, rank: int) -> int:
     return int(json.loads((folder / "heartbeats" / f"rank_{rank:05d}.json").read_text())["process"])
 
 
-def test_a_rank_that_stops_ends_the_run_and_is_named(corpus: Path, tmp_path: Path) -> None:
-    process = start(corpus, tmp_path, "run.steps=100000", "parallel.timeout_s=8", "checkpoint.every_steps=1000")
+@pytest.mark.parametrize(("layout", "place"), [("parallel.pipeline=1", "in all_reduce"), ("parallel.pipeline=2", "")])
+def test_a_rank_that_stops_ends_the_run_and_is_named(corpus: Path, tmp_path: Path, layout: str, place: str) -> None:
+    process = start(corpus, tmp_path, "run.steps=100000", "parallel.timeout_s=8", "checkpoint.every_steps=1000", layout)
     try:
         until(lambda: len(lines(tmp_path)) >= 3, process)
-        stopped = process_of(tmp_path, 1)
+        stopped, waiting = process_of(tmp_path, 1), process_of(tmp_path, 0)
         os.kill(stopped, signal.SIGSTOP)
         began = time.monotonic()
         said, _ = process.communicate(timeout=60)
@@ -58,8 +62,9 @@ def test_a_rank_that_stops_ends_the_run_and_is_named(corpus: Path, tmp_path: Pat
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode != 0
+    assert not any(map(psutil.pid_exists, (stopped, waiting))), "a rank is left"
     assert f"Does not answer, stopped or dead: rank 1 on {os.uname().nodename} (process {stopped})" in said
-    assert "Waits: rank 0 on" in said and "in all_reduce" in said
+    assert "Waits: rank 0 on" in said and place in said
     assert "The run hangs" in (tmp_path / "stacks" / "rank_00000.txt").read_text()
 
 

@@ -68,14 +68,20 @@ def test_trained_resumed_and_evaluated(
             raise KeyboardInterrupt
         save(run, engine, step, extra)
 
-    command(monkeypatch, *settings, "run.folder=resumed")
+    command(monkeypatch, *settings, "run.folder=resumed", "tracker=wandb", "tracker.mode=offline")
     with monkeypatch.context() as patched:  # the third step is done, but not saved
         patched.setattr(Run, "save", dies_at_step_3)
         with pytest.raises(KeyboardInterrupt):
             entry("pretrain", pretrain.main)
     assert len(lines(tmp_path / "resumed")) == 3
     places.clear()
+    run_id = tmp_path / "resumed" / "wandb" / "run_id"
+    known = run_id.read_text()
+    run_id.unlink()  # the checkpoint holds it too
     entry("pretrain", pretrain.main)
+    assert run_id.read_text() == known
+    saved = json.loads((tmp_path / "resumed" / "checkpoints" / "step_00000004" / "state.json").read_text())["extra"]
+    assert saved["tracker_run"] == known and saved["config"]["data"]["batch_examples"] == 8
     for line, expected in zip(lines(tmp_path / "resumed"), straight, strict=True):
         assert [line[key] for key in ("step", "loss", "grad_norm", "lr")] == [
             expected[key] for key in ("step", "loss", "grad_norm", "lr")
