@@ -21,7 +21,7 @@ from parallel.engine import Engine
 from parallel.pipeline import Sizes
 
 Bytes = Counter[tuple[str, str]]
-FLOAT = 4  # bytes; of fp32, in which CPUs talk
+FLOAT = 4  # bytes
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,25 @@ class Streams:
 def expected_bytes(engine: Engine, vit: ViTConfig, mt5: MT5Config, batch: MicroBatch, micro_batches: int) -> Bytes:
     """Bytes that this rank sends in a step of so many micro-batches, of all data-parallel ranks, as large as `batch`.
 
-    That is where ZeRO-3 gathers all of the model (`persistent_elements=0`) and nothing is recomputed or frozen.
+    In fp32, with nothing recomputed, frozen or padded (lengths that sequence parallelism divides, as many micro-batches
+    as interleaved stages take), and ZeRO-3 gathering all of the model anew for every micro-batch.
     """
-    share = micro_batches // engine.layout.data_parallel_size
-    between = residuals(engine, Streams.of(vit, mt5, batch), share)
-    return gradients(engine, share) + between + messages(engine, Sizes.of(batch), share) + sums(engine)
+    own_micro_batches = micro_batches // engine.layout.data_parallel_size
+    between = residuals(engine, Streams.of(vit, mt5, batch), own_micro_batches)
+    return (
+        gradients(engine, own_micro_batches)
+        + between
+        + messages(engine, Sizes.of(batch), own_micro_batches)
+        + sums(engine)
+    )
 
 
-def gradients(engine: Engine, share: int) -> Bytes:
+def gradients(engine: Engine, own_micro_batches: int) -> Bytes:
     """In the data-parallel group: gradients, and weights that other ranks updated.
 
     Gradients are summed once a step; by DeepSpeed's stage 2, in every micro-batch. ZeRO-3 reduce-scatters them, and
-    gathers weights, in every micro-batch; in a pipeline once more for the backward pass, unless that follows at once
-    (in the last stage; elsewhere DeepSpeed keeps up to 1e9 elements).
+    gathers weights, in every micro-batch: once where the backward pass follows at once (without a pipeline, and on the
+    rank of its last stage), as DeepSpeed keeps up to 1e9 elements until then, else once more for the backward pass.
     """
     layout = engine.layout
     data, stage = layout.data_parallel_size, layout.config.zero_stage
@@ -64,15 +70,15 @@ def gradients(engine: Engine, share: int) -> Bytes:
     again = engine.pipeline is not None and len(engine.pipeline.stages) - 1 not in engine.pipeline.local_stages
     sent = Bytes()
     if stage < 3:
-        sent["data", "all-reduce"] = 2 * ring * (share if stage == 2 else 1)
+        sent["data", "all-reduce"] = 2 * ring * (own_micro_batches if stage == 2 else 1)
         sent["data", "all-gather"] = ring * (stage > 0)
     else:
-        sent["data", "reduce-scatter"] = ring * share
-        sent["data", "all-gather"] = ring * share * (1 + again)
+        sent["data", "reduce-scatter"] = ring * own_micro_batches
+        sent["data", "all-gather"] = ring * own_micro_batches * (1 + again)
     return +sent
 
 
-def residuals(engine: Engine, streams: Streams, share: int) -> Bytes:
+def residuals(engine: Engine, streams: Streams, own_micro_batches: int) -> Bytes:
     """In the tensor-parallel group, forward and backward: `residual` of every unit; under sequence parallelism also the
     gradients of weights that are applied to a part of each sequence."""
     layout = engine.layout
@@ -80,9 +86,9 @@ def residuals(engine: Engine, streams: Streams, share: int) -> Bytes:
     sent = Bytes()
     for _, unit in engine.model.units():
         for kind, size in residual(unit, streams, sequence).items():
-            sent["tensor", kind] += size * share * (tensor - 1) / tensor
+            sent["tensor", kind] += size * own_micro_batches * (tensor - 1) / tensor
     partial = elements(p for p in engine.model.parameters() if p.partial_gradient)  # type: ignore[attr-defined]
-    sent["tensor", "all-reduce"] += 2 * FLOAT * partial * share * (tensor - 1) / tensor
+    sent["tensor", "all-reduce"] += 2 * FLOAT * partial * own_micro_batches * (tensor - 1) / tensor
     return +sent
 
 
@@ -109,7 +115,7 @@ def residual(unit: Unit, streams: Streams, sequence: bool) -> Counter[str]:
     return Counter({"all-reduce": summed, "all-gather": gather, "reduce-scatter": scatter})
 
 
-def messages(engine: Engine, sizes: Sizes, share: int) -> Bytes:
+def messages(engine: Engine, sizes: Sizes, own_micro_batches: int) -> Bytes:
     """To neighbours in the pipeline: what a stage passes on, and gradients of what it was given."""
     pipeline = engine.pipeline
     if pipeline is None:
@@ -121,7 +127,7 @@ def messages(engine: Engine, sizes: Sizes, share: int) -> Bytes:
     last = len(pipeline.stages) - 1
     given = sum(x.nbytes for stage in pipeline.local_stages if stage < last for x in after(stage))
     taken = sum(x.nbytes for stage in pipeline.local_stages if stage for x in after(stage - 1) if x.requires_grad)
-    return Bytes({("pipeline", "message"): (given + taken) * share})
+    return Bytes({("pipeline", "message"): (given + taken) * own_micro_batches})
 
 
 def sums(engine: Engine) -> Bytes:
