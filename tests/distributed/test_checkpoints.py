@@ -4,21 +4,28 @@ import json
 import resource
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
+from torch import Tensor
+from torch.distributed.checkpoint.planner import ReadItem
 
 from errors import ConfigurationError
 from model.config import ModelConfig
 from model.vit import resample_position
-from parallel.checkpoint import Checkpointer, SaveFailed
+from parallel import checkpoint
+from parallel.checkpoint import Checkpointer, SaveFailed, held_weights
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.engine import Engine, build_engine
 from parallel.launch import launch
 from parallel.layout import Layout
 from tests.distributed import problem
+from tests.distributed.long_updates import shapes
 from tests.distributed.problem import FROZEN_VIT, Case, train, weights
 from tests.distributed.world import results_file, run_world
 
@@ -43,12 +50,32 @@ def uninterrupted(folder: Path) -> None:
         torch.save(train(case.engine(case.layout()), range(STEPS_EACH * len(CHAIN))), results_file(folder, optimizer))
 
 
+@contextmanager
+def elements_read() -> Iterator[list[int]]:
+    """How many elements of weights this rank takes from a checkpoint, once it has taken any."""
+    read: list[int] = []
+    resolve = checkpoint._Planner.resolve_tensor
+
+    def counting(planner: checkpoint._Planner, item: ReadItem) -> Tensor:
+        found = resolve(planner, item)
+        if item.dest_index.fqn.startswith("weights/"):
+            read[:] = [sum(read) + found.numel()]
+        return found
+
+    with patch.object(checkpoint._Planner, "resolve_tensor", counting):
+        yield read
+
+
 def link(folder: Path, number: int, case: Case) -> None:
     for optimizer in OPTIMIZERS:
         layout = case.layout()
         engine = replace(case, optimizer=optimizer).engine(layout)
         checkpointer = Checkpointer(folder / optimizer, keep_last=2)
-        loaded = checkpointer.load_latest(engine)
+        held = sum(values.numel() for _, values in held_weights(engine))
+        with elements_read() as read:
+            loaded = checkpointer.load_latest(engine)
+        assert loaded is None or read == [held], "a rank reads what it holds, and nothing else"
+        assert case.world_size == 1 or held < sum(map(torch.Size.numel, shapes(problem.MODEL.image_size).values())) / 2
         first = 0 if loaded is None else loaded[0]
         assert first == number * STEPS_EACH
         if loaded is not None:
