@@ -66,10 +66,12 @@ def open_stream(overrides: Sequence[str], split: str) -> Stream:
     try:
         with initialize_config_dir(str(CONFIGURATION), version_base=None):
             config = compose("pretrain", list(overrides))
-        data = _checked(DataConfig, config.data)
         mixture = _checked(MixtureConfig, config.mixture)
         if not config.stage.phases:
             raise ConfigurationError("stage.phases is empty; give at least one phase (see conf/stage).")
+        for name in ("batch_examples", "encoder_length", "decoder_length"):
+            config.data[name] = config.stage.phases[0].get(name) or config.data[name]
+        data = _checked(DataConfig, config.data)
         image_size, patch_size, seed = config.stage.phases[0].image_size, config.vit.patch_size, config.run.seed
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError(" ".join(str(error.__cause__ or error).split("full_key")[0].split())) from error

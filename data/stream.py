@@ -1,6 +1,5 @@
 """A step number is the whole state: steps as rows, read ahead in the background, and held-out examples in order."""
 
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -65,21 +64,13 @@ class Stream:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What one rank read in one step. positions and padding: of encoder and decoder rows together.
+    """What one rank read in one step.
 
-    examples: number per objective. skipped: number per "source/cause" since the last step. truncated: examples whose
-    text was cut to fit a row.
+    skipped: number per "source/cause" since the last step. truncated: examples whose text was cut to fit a row.
     """
 
-    examples: dict[str, int]
     skipped: dict[str, int]
     truncated: int
-    positions: int
-    padding: int
-
-    @property
-    def padding_fraction(self) -> float:
-        return self.padding / self.positions
 
 
 class Reader:
@@ -129,15 +120,7 @@ class Reader:
     def _prepare(self, step: int) -> tuple[list[Rows], list[ExampleInfo], Statistics]:
         rows, infos = self._stream.rows(step, self._streams)
         batches = micro_batches(rows, self._micro_batch, self._stream.shape)
-        segments = [batch[name] for batch in batches for name in ("encoder_segments", "decoder_segments")]  # type: ignore
-        statistics = Statistics(
-            examples=dict(Counter(info.objective for info in infos)),
-            skipped=self._stream.ledger.drain(),
-            truncated=sum(info.truncated for info in infos),
-            positions=sum(each.size for each in segments),
-            padding=sum(int(np.count_nonzero(each == 0)) for each in segments),
-        )
-        return batches, infos, statistics
+        return batches, infos, Statistics(self._stream.ledger.drain(), sum(info.truncated for info in infos))
 
 
 def evaluation_batches(

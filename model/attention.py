@@ -168,6 +168,8 @@ def flex_t5_attention(
 
 @lru_cache(maxsize=1)
 def _compiled_flex():  # type: ignore[no-untyped-def]
+    # Each kind of attention and each shape is compiled anew; beyond the limit (8) torch falls back to all scores.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     return torch.compile(flex_attention, dynamic=False)
 
 

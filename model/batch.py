@@ -53,7 +53,7 @@ class MicroBatch:
         return cls(*(t if name == "images" else t.long() for name, t in tensors.items()))  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """A copy on `device`; the transfer overlaps where the host memory is pinned."""
+        """A copy on `device`."""
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in (*ARRAYS, "target_positions")}
         return replace(self, **moved)
 

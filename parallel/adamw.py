@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov & Hutter 2019) on flat shards, torch's own fused update; weight decay on matrices only."""
+"""AdamW (Loshchilov & Hutter 2019) on flat shards, torch's own update; weight decay on matrices only."""
 
 from collections.abc import Iterator
 

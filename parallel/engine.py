@@ -138,10 +138,10 @@ class Engine(ABC):
     def _reduced(self, totals: list[Tensor]) -> LossTotals:
         """Summed over micro-batches and data-parallel ranks, on every rank; only a last stage has any."""
         nothing = torch.zeros(4, self.blueprint.num_objectives, device=self.layout.device)
-        summed = self.layout.all_reduce_data(torch.stack([nothing, *totals]).sum(0))
-        if self.pipeline is not None:
-            dist.all_reduce(summed, group=self.layout.pipeline_group)
-        return LossTotals.from_tensor(summed)
+        summed = torch.stack([nothing, *totals]).sum(0)
+        if self.layout.world_size > 1:  # in one sum, so that all ranks have the same bits and judge them alike
+            dist.all_reduce(summed)
+        return LossTotals.from_tensor(summed / self.layout.config.tensor)
 
 
 def make_optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> ShardedOptimizer:
@@ -177,8 +177,10 @@ def build_engine(
     freeze: Sequence[str] = (),
     seed: int = 0,
     work: Work | None = None,
+    drawn: bool = True,
 ) -> Engine:
-    """The model of the configuration, laid out, initialised from `seed`, ready to train.
+    """The model of the configuration, laid out, initialised from `seed`, ready to train; not `drawn`, its weights are
+    whatever the memory held, for who loads all of them next.
 
     `precision` is "fp32" or "bf16" (compute in bf16, fp32 weights in the optimizer). `work` is what pipeline stages are
     balanced for. Raises ConfigurationError for a
@@ -195,7 +197,7 @@ def build_engine(
         num_objectives=num_objectives,
         dtype=DTYPES[precision],
         frozen=freeze,
-        seed=seed,
+        seed=seed if drawn else None,
         work=work,
     )
     if layout.config.zero_stage == 0:

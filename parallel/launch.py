@@ -1,6 +1,7 @@
 """Who am I, on which device, and how the ranks meet, whoever launched them."""
 
 import os
+import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -49,6 +50,8 @@ def start(this: Launch, timeout_s: float) -> None:
     if this.world_size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # gloo keeps a socket for every peer of every group
     torch.set_num_threads(num_threads(this, os.environ, len(os.sched_getaffinity(0)), os.cpu_count() or 1))
     meet(this, os.environ)
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))

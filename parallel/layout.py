@@ -4,6 +4,7 @@ other."""
 from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,8 @@ from model.config import MT5Config, ViTConfig
 from model.layers import TensorParallel
 from parallel.config import ParallelConfig
 from parallel.launch import Launch, start
+
+T = TypeVar("T")
 
 
 def check(parallel: ParallelConfig, vit: ViTConfig, mt5: MT5Config, world_size: int) -> None:
@@ -116,6 +119,14 @@ class Layout:
         if self.data_parallel_size > 1:
             dist.all_reduce(x, op, group=self.data_group)
         return x
+
+    def of_first_rank(self, value: T) -> T:
+        """The first rank's value, on every rank: what is on a shared disk, say, which others may see later. A
+        collective."""
+        told = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(told, device=torch.device("cpu"))
+        return told[0]
 
     def any_rank(self, flag: bool) -> bool:
         """Whether the flag is set on any rank of the world; a collective."""

@@ -33,7 +33,7 @@ class Blueprint:
     optimizer: OptimizerConfig
     layout: Layout
     dtype: torch.dtype
-    seed: int
+    seed: int | None  # None: weights are loaded, not drawn
 
     @property
     def local_stages(self) -> list[int]:
@@ -91,7 +91,7 @@ def draw(
     num_objectives: int,
     dtype: torch.dtype,
     frozen: Sequence[str],
-    seed: int,
+    seed: int | None,
     work: Work | None = None,
 ) -> Blueprint:
     """Plan the whole model for a layout that is started; raises as `plan_of` does."""
@@ -123,7 +123,8 @@ def materialize(blueprint: Blueprint, place: Callable[[nn.Module], None] = lambd
     for name in names:
         beat(f"making {name}")
         _to_empty(everything[name], device, dtype)
-        initialize(everything[name], blueprint.seed, name)
+        if blueprint.seed is not None:
+            initialize(everything[name], blueprint.seed, name)
         place(everything[name])
     beat("the model is made; its optimizer")
     pali = PaLI({name: everything[name] for name in names})

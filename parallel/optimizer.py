@@ -28,7 +28,7 @@ class Shard:
 class ShardedOptimizer(torch.optim.Optimizer):
     """An optimizer over flat shards of logical tensors.
 
-    DeepSpeed owns the life of the shards: it sets `.grad` on them and calls `step`. After it has made them, `bind`
+    An engine owns the life of the shards: it sets `.grad` on them and calls `step`. After it has made them, `bind`
     says what they are. `skip` makes steps do nothing. The age of a logical tensor is the number of updates that it has
     had.
     """

@@ -28,6 +28,7 @@ class Local:
     encoder_tokens: int
     images: int
     examples: list[int]  # by objective
+    truncated: int = 0  # examples whose text was cut to fit a row
     positions: int = 0
     empty_positions: int = 0
     over_budget: str | None = None
@@ -56,6 +57,7 @@ class Agreed:
     skipped: dict[str, int]
     times: list[RankTimes] = field(default_factory=list)
     positions: int = 0  # that are computed, of the micro-batches that are added too
+    truncated: int = 0
 
 
 def agree(local: Local, data_parallel_size: int, device: torch.device) -> Agreed:
@@ -80,7 +82,7 @@ def agree(local: Local, data_parallel_size: int, device: torch.device) -> Agreed
         local.times is not None,
         *(int(seconds * MICRO) for seconds in times),
     ]
-    totals = [local.num_targets, local.encoder_tokens, local.images, *local.examples]
+    totals = [local.num_targets, local.encoder_tokens, local.images, local.truncated, *local.examples]
     table = torch.zeros(world, len(columns), dtype=torch.int64)
     table[rank] = torch.tensor(columns, dtype=torch.int64)
     message = torch.cat([table.flatten(), torch.tensor(totals, dtype=torch.int64)]).to(device)
@@ -95,12 +97,13 @@ def agree(local: Local, data_parallel_size: int, device: torch.device) -> Agreed
         raise_over_budget(local.over_budget)
     added = most_micro_batches * world - int(rows[:, 0].sum())
     sharing = world // data_parallel_size
-    num_targets, encoder_tokens, images, *examples = (message[table.numel() :] // sharing).tolist()
+    num_targets, encoder_tokens, images, truncated, *examples = (message[table.numel() :] // sharing).tolist()
     return Agreed(
         num_micro_batches=most_micro_batches,
         num_targets=num_targets,
         encoder_tokens=encoder_tokens,
         images=images,
+        truncated=truncated,
         examples=examples,
         data_wait_s=data_wait / MICRO,
         memory_bytes=memory,

@@ -75,7 +75,7 @@ def overridden(config: DictConfig, composed: DictConfig, overrides: list[str]) -
 
 def answer(config: RunConfig, phase: Phase, checkpointer: Checkpointer, layout: Layout) -> tuple[int, list[Sample]]:
     """(step of the checkpoint, answers to the held-out examples of all ranks); `config` as the phase sees it."""
-    engine = engine_of(config, phase, layout)
+    engine = engine_of(config, phase, layout, restored=True)
     restored = checkpointer.load_latest(engine, weights_only=True)
     if restored is None:
         raise ConfigurationError(f"{config.run.folder} holds no checkpoint any more; train the run first.")

@@ -4,7 +4,7 @@ from functools import cached_property
 
 import torch
 
-from model.costs import Shape, training_flops
+from model.costs import Shape, training_flops_of
 from model.pali import PaLI, freeze, units
 from train.config import RunConfig
 
@@ -45,12 +45,7 @@ class FlopCounter:
             encoder_tokens=round(encoder_tokens / examples),
             decoder_tokens=round(decoder_tokens / examples),
         )
-        total, below_trained = 0.0, False
-        for _, unit in self.plan.units():
-            trained = any(parameter.requires_grad for parameter in unit.parameters())
-            total += training_flops(unit.cost(shape).flops, trained, below_trained)  # type: ignore[operator]
-            below_trained |= trained
-        return total
+        return training_flops_of(self.plan.units(), shape)
 
 
 def peak_tflops(config: RunConfig, device: torch.device) -> float | None:

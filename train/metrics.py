@@ -35,9 +35,10 @@ def step_line(
 
     Losses are in nats per target token, z-loss included. `tokens_per_s` counts real encoder (visual ones too) and
     decoder tokens; `padding_fraction` is the share of positions that are computed (after `data.trim_multiple`) without
-    holding one. `tflop` is the step's model arithmetic. `data_wait_s` is of the slowest rank, `memory_gib` of the
-    fullest one. `mfu` is null where the peak is unknown. `step_s`, `compute_s`, `communication_wait_s` and `…rank…` are
-    of the step before (`rank_times.summary`): ranks tell each other once a step.
+    holding one, `truncated` the examples whose text was cut to fit a row. `tflop` is the step's model arithmetic.
+    `data_wait_s` is of the slowest rank, `memory_gib` of the fullest one. `mfu` is null where the peak is unknown.
+    `step_s`, `compute_s`, `communication_wait_s` and `…rank…` are of the step before (`rank_times.summary`): ranks tell
+    each other once a step.
     """
     real = agreed.encoder_tokens + agreed.num_targets
     tflops = flops / seconds / world_size / 1e12
@@ -52,6 +53,7 @@ def step_line(
         "tflops_per_device": tflops,
         "mfu": tflops / peak_tflops if peak_tflops else None,
         "padding_fraction": 1.0 - real / agreed.positions,
+        "truncated": agreed.truncated,
         "data_wait_s": agreed.data_wait_s,
         "memory_gib": agreed.memory_bytes / GIB,
         **summary(agreed.times),

@@ -30,7 +30,7 @@ def main(composed: DictConfig) -> None:
     timeout_s, folder = config.parallel.timeout_s, Path(config.run.folder)
     with closing(Run(config, layout)) as run, Watchdog(timeout_s, folder, layout.rank, layout.world_size):
         stop_if_in_vain(run)
-        done = run.checkpointer.latest_step() or 0
+        done = run.steps_done()
         while done < config.run.steps:
             done = train_phase(run, span_of(spans(config), done + 1))
         run.settle()
@@ -42,7 +42,7 @@ def main(composed: DictConfig) -> None:
 def train_phase(run: Run, span: Span) -> int:
     """One phase, from the newest checkpoint to its last step; returns the steps of the run that are done."""
     config = for_phase(run.config, span.phase)
-    engine = engine_of(config, span.phase, run.layout)
+    engine = engine_of(config, span.phase, run.layout, run.restores())
     run.introduce(engine)
     done, extra = run.restore(engine)
     if done < span.first - 1:

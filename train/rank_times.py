@@ -1,7 +1,6 @@
 """Where the seconds of a step go, rank by rank: who is slowest, and who is slower than the others again and again."""
 
 import statistics
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,23 +49,26 @@ class Stragglers:
 
     def __init__(self, settings: StragglerConfig) -> None:
         self.settings = settings
-        self.recent: deque[Sequence[RankTimes]] = deque(maxlen=settings.window)
+        self.steps, self.busy_s, self.data_wait_s = 0, [0.0], [0.0]  # sums by rank, of the steps since it was judged
 
     def judge(self, times: Sequence[RankTimes]) -> str | None:
         """The sentence to say after a step, or None."""
         if len(times) < 2 or not self.settings.factor:
             return None
-        self.recent.append(times)
-        if len(self.recent) < self.settings.window:
+        if self.steps == 0:
+            self.busy_s, self.data_wait_s = [0.0] * len(times), [0.0] * len(times)
+        self.steps += 1
+        for rank, each in enumerate(times):
+            self.busy_s[rank] += each.busy_s
+            self.data_wait_s[rank] += each.data_wait_s
+        if self.steps < self.settings.window:
             return None
-        by_rank = list(zip(*self.recent, strict=True))
-        means = [statistics.fmean(each.busy_s for each in rank) for rank in by_rank]
+        means, self.steps = [total / self.settings.window for total in self.busy_s], 0
         median, slowest = statistics.median_low(means), max(means)
         if slowest <= self.settings.factor * median:
             return None
-        self.recent.clear()
         rank = means.index(slowest)
-        data = statistics.fmean(each.data_wait_s for each in by_rank[rank])
+        data = self.data_wait_s[rank] / self.settings.window
         return (
             f"Rank {rank} is slow: its own work takes {slowest:.3g} s a step ({data:.3g} s of it waiting for data), "
             f"{slowest / median:.1f} times the median of all ranks ({median:.3g} s), on average over "

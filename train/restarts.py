@@ -16,7 +16,7 @@ def stop_if_in_vain(run: Run) -> None:
 
     A restart is one by Slurm or torchrun; a run that its user starts is always given a try. A collective of all ranks.
     """
-    step, most = run.checkpointer.latest_step() or 0, run.config.run.restarts_without_progress
+    step, most = run.steps_done(), run.config.run.restarts_without_progress
     vain = count(run.folder / "restarts.json", step, was_restarted(os.environ)) if run.first_rank else 0
     if run.layout.any_rank(vain > most):
         raise RunStopped(

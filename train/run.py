@@ -80,6 +80,10 @@ class Run:
             load_files(engine, self.config.run.initial_weights)
         return found or (0, {})
 
+    def restores(self) -> bool:
+        """Whether `restore` will load every weight (or raise); a collective of all ranks."""
+        return self.layout.of_first_rank(bool(self.checkpointer.steps()) or self.config.run.initial is not None)
+
     def begin(self, step: int, extra: Extra, engine: Engine) -> None:
         """Where `step` steps are done: open metrics and tracker, or let the open ones forget what came after."""
         if self.metrics is not None:
@@ -161,7 +165,11 @@ class Run:
             forget_after(self.checkpointer, last_good)
             self.left_out.write(self.folder)
         self.layout.barrier()
-        return self.checkpointer.latest_step() or 0
+        return self.steps_done()
+
+    def steps_done(self) -> int:
+        """Of the newest checkpoint; a collective of all ranks."""
+        return self.layout.of_first_rank(self.checkpointer.latest_step() or 0)
 
     def close(self) -> None:
         """Flush everything and give the signals back."""
@@ -177,15 +185,16 @@ class Run:
         self.lock.give_back()
 
 
-def engine_of(config: RunConfig, phase: Phase, layout: Layout) -> Engine:
-    """The model as a phase trains it, with its initial weights; `config` as the phase sees it."""
+def engine_of(config: RunConfig, phase: Phase, layout: Layout, restored: bool) -> Engine:
+    """The model as a phase trains it, with its initial weights unless all will be `restored`; `config` as the phase
+    sees it."""
     gc.collect()  # an engine and its pipeline refer to each other; that of the phase before makes room first
     if layout.device.type == "cuda":
         torch.cuda.empty_cache()
     return build_engine(
         config.vit, config.mt5, config.model, config.optimizer, layout=layout, num_objectives=len(NAMES),
         precision=config.run.precision, freeze=phase.freeze, seed=config.run.seed,
-        work=work_of(config, layout.data_parallel_size),
+        work=work_of(config, layout.data_parallel_size), drawn=not restored,
     )  # fmt: skip
 
 

@@ -54,6 +54,7 @@ class Share:
             examples=[examples[name] for name in NAMES],
             positions=sum(batch.num_positions for batch in self.micro_batches),
             empty_positions=self.empty.num_positions,
+            truncated=sum(info.truncated for info in self.infos),
             skipped=self.skipped,
             data_wait_s=self.data_wait_s,
         )

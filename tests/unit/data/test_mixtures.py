@@ -110,3 +110,16 @@ def test_the_digest_command_is_independent_of_the_ranks(corpus, monkeypatch, cap
     assert [line.split()[0] for line in printed[0]] == ["0", "1", "2"] and all(len(line) == 66 for line in printed[0])
     with pytest.raises(ConfigurationError, match="batch_size"):
         digest.main(["data.batch_size=2"])
+
+
+def test_a_digest_is_of_rows_as_the_first_phase_has_them(corpus, monkeypatch, capsys):
+    monkeypatch.setenv("PALI_CORPUS", str(corpus))
+    lengths = {"batch_examples": 8, "encoder_length": 192}
+    of_data = [f"data.{name}={value}" for name, value in lengths.items()]
+    of_phase = ", ".join(f"{name}: {value}" for name, value in lengths.items())
+    printed = []
+    for arguments in ([*of_data, "stage.phases=[{name: a, image_size: 112}]"],
+                      [f"stage.phases=[{{name: a, image_size: 112, {of_phase}}}]"]):  # fmt: skip
+        digest.main(["mixture=miniature", "steps=0:1", "data.num_streams=4", *arguments])
+        printed.append(capsys.readouterr().out)
+    assert printed[0] and printed[0] == printed[1]

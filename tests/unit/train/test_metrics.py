@@ -73,9 +73,9 @@ def test_a_resumed_file_forgets_later_steps_and_a_half_written_line(tmp_path: Pa
 
 
 def test_one_process_agrees_with_itself() -> None:
-    local = Local(3, 10, 90, 3, [1, 2, 0], data_wait_s=0.5, memory_bytes=7, stop=True, skipped={"a/b": 1})
+    local = Local(3, 10, 90, 3, [1, 2, 0], truncated=2, data_wait_s=0.5, memory_bytes=7, stop=True, skipped={"a/b": 1})
     agreed = agree(local, 1, torch.device("cpu"))
-    assert agreed == Agreed(3, 10, 90, 3, [1, 2, 0], 0.5, 7, True, False, {"a/b": 1}, times=[])
+    assert agreed == Agreed(3, 10, 90, 3, [1, 2, 0], 0.5, 7, True, False, {"a/b": 1}, times=[], truncated=2)
 
 
 def test_times_of_all_ranks_travel_in_whole_microseconds() -> None:
