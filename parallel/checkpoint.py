@@ -184,9 +184,8 @@ class Checkpointer:
             if not engine.layout.any_rank(broken is not None):
                 return self._load(engine, path, weights_only)
             if broken is not None:
-                warnings.warn(
-                    f"checkpoint {path} is damaged ({broken}); taking the one before it", Notice, stacklevel=2
-                )
+                then = "; taking the one before it" * (step > steps[0])
+                warnings.warn(f"checkpoint {path} is damaged ({broken}){then}", Notice, stacklevel=2)
             if engine.layout.rank == 0 and not weights_only:
                 shutil.rmtree(path.with_suffix(".damaged"), ignore_errors=True)
                 os.replace(path, path.with_suffix(".damaged"))

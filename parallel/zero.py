@@ -27,11 +27,13 @@ ours. What that takes (tests/distributed/test_options_workarounds.py tells when 
 10. DeepSpeed's NVMe offload reads state back sub-group by sub-group, but there is one only, and our optimizers keep
    their state themselves. So it offloads to the CPU, and that memory is mapped into files; of parameters too, so that
    one mechanism, and one folder, holds everything.
-11. Shards are found through `grad_position` (stage 3) or `_hp_mapping` (stages 1, 2): DeepSpeed has no public map.
+11. It asks for LOCAL_RANK even where there is one process, which no launcher started.
+12. Shards are found through `grad_position` (stage 3) or `_hp_mapping` (stages 1, 2): DeepSpeed has no public map.
 """
 
 import logging
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -104,6 +106,7 @@ class ZeroEngine(Engine):
     def __init__(self, blueprint: Blueprint) -> None:
         layout = blueprint.layout
         self.stage, self.gradient_scale = layout.config.zero_stage, float(layout.data_parallel_size)
+        os.environ.setdefault("LOCAL_RANK", "0")
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
         _compare_within(layout.stage_group)
         config = _deepspeed_config(blueprint)

@@ -11,6 +11,7 @@ from data.config import MixtureConfig
 from data.shards import shard_paths
 from data.tokenizer import Tokenizer, checksum
 from errors import ConfigurationError
+from model.config import ModelConfig
 from model.pali import PaLI
 from parallel import layout
 from parallel.checkpoint import Checkpointer
@@ -30,7 +31,10 @@ def check(config: RunConfig, world_size: int, expected: Sequence[Path] = ()) -> 
     `expected`: folders that jobs before this one will have made; what is missing in them is no mistake yet. Raises
     OSError for a run.folder that cannot be made or written to.
     """
+    if not config.run.folder.strip():
+        raise ConfigurationError("run.folder is empty; name a folder for what the run leaves behind.")
     _check_folder(Path(config.run.folder))
+    _check_image_size(config)
     config.mixture.check()
     plans = [_check_phase(for_phase(config, span.phase), span, world_size) for span in spans(config)]
     if config.schedule.cooldown_steps > config.run.steps:
@@ -89,6 +93,16 @@ def _check_phase(config: RunConfig, span: Span, world_size: int) -> PaLI:
             f"ranks; make it a multiple of {data_parallel_size}."
         )
     return plan
+
+
+def _check_image_size(config: RunConfig) -> None:
+    """Each phase has its own; that of the model is never used."""
+    size, phases = config.model.image_size, [phase.image_size for phase in config.stage.phases]
+    if size not in (ModelConfig().image_size, *phases):
+        raise ConfigurationError(
+            f"model.image_size={size} is not what a phase is trained at; set image_size in stage.phases (now "
+            f"{', '.join(map(str, phases))})."
+        )
 
 
 def _check_folder(folder: Path) -> None:

@@ -11,7 +11,8 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from errno import EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, ENOSPC, ENOTDIR, EPERM, EROFS
+from dataclasses import is_dataclass
+from errno import EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS
 from importlib import import_module
 from pathlib import Path
 
@@ -36,7 +37,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 EXIT_CONFIGURATION, EXIT_STOPPED = 2, 3
 EXIT_INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: try again
 # What files and folders of the user's may do: (not) be what they should be, or take no more.
-OF_THE_USER = dict.fromkeys((EACCES, EPERM, EROFS, EEXIST, ENOTDIR, EISDIR), EXIT_CONFIGURATION)
+OF_THE_USER = dict.fromkeys((EACCES, EPERM, EROFS, EEXIST, ENOTDIR, EISDIR, ENAMETOOLONG), EXIT_CONFIGURATION)
 OF_THE_USER |= dict.fromkeys((ENOSPC, EDQUOT, EFBIG), EXIT_STOPPED)
 
 
@@ -187,6 +188,8 @@ def _bad_key(error: OmegaConfBaseException) -> str:
     parent, _, leaf = key.rpartition(".")
     schema = OmegaConf.structured(SubmitConfig if key.startswith(("cluster", "submit")) else RunConfig)
     node = OmegaConf.select(schema, parent) if parent else schema
+    if is_dataclass(error.object_type):  # also of an item of a list, whose place OmegaConf does not tell
+        node = OmegaConf.structured(error.object_type)
     known = [str(name) for name in node] if isinstance(node, DictConfig) else []
     near = difflib.get_close_matches(leaf, known, 1)
     prefix = f"{parent}." if parent else ""

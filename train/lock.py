@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import IO
@@ -21,14 +22,20 @@ class FolderLock:
         """Wait for the folder; None once it is ours, else who still holds it. Without locks there (some network file
         systems) it is ours."""
         self.file = self.path.open("a+")
-        end = time.monotonic() + self.wait_s
+        begun = time.monotonic()
+        said = False
         while True:
             try:
                 fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if time.monotonic() > end:
-                    self.file.seek(0)
-                    return self.file.read().strip() or "another process"
+                self.file.seek(0)
+                holder = self.file.read().strip() or "another process"
+                if time.monotonic() > begun + self.wait_s:
+                    return holder
+                if not said:
+                    waiting = f"{self.path.parent} is in use by {holder}; waiting up to {self.wait_s:.0f} s for it."
+                    print(waiting, file=sys.stderr, flush=True)
+                    said = True
                 time.sleep(0.5)
             except OSError:
                 return None

@@ -56,6 +56,8 @@ class ReplicaReader:
         """`config`: as the phase sees it; `prefetch`: steps to read ahead, else as `config.data` says."""
         self.layout, self.micro_batch, self.prefetch = layout, config.parallel.micro_batch, prefetch
         self.stream = open_stream(config, tokenizer, mixture, split)
+        if layout.data_parallel_rank:
+            self.stream.ledger.drain()  # every rank has found the same in opening; one replica tells it
 
     @cached_property
     def reader(self) -> Reader:

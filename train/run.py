@@ -13,6 +13,7 @@ import torch
 from data.objectives import NAMES
 from data.tokenizer import checksum
 from errors import ConfigurationError
+from model.layers import parts_of
 from parallel.checkpoint import Checkpointer, SaveFailed
 from parallel.engine import Engine, build_engine
 from parallel.initial import load_files
@@ -45,8 +46,14 @@ class Run:
         self.lock = FolderLock(self.folder, min(WAIT_S, config.parallel.timeout_s / 2))  # the other ranks wait too
         holder = None
         if self.first_rank:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            holder = self.lock.take()
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except FileNotFoundError as error:  # /proc, say, has no room for folders
+                raise ConfigurationError(f"{self.folder} cannot be made; choose another run.folder.") from error
+            try:
+                holder = self.lock.take()
+            except KeyboardInterrupt as error:
+                raise Interrupted(f"Interrupted while waiting for {self.folder}; nothing was begun.") from error
         if (holder := gather([holder])[0]) is not None:
             if of_this_job() and holder.endswith(of_this_job()):  # a node that Slurm lost may live a little longer
                 raise Interrupted(f"{self.folder} is still in use by {holder}, which this is; it must start again.")
@@ -105,8 +112,16 @@ class Run:
         return {"git": git_state(), "hardware": hardware(layout.device, self.hosts), "layout": degrees(layout)}
 
     def introduce(self, engine: Engine) -> None:
-        """Show how the model is cut into pipeline stages, if it is."""
-        stages = engine.blueprint.stages
+        """Show how large the model is, where it lives, and how it is cut into pipeline stages, if it is."""
+        stages, layout = engine.blueprint.stages, engine.layout
+        parameters = [(p.requires_grad, part.shape.numel()) for p, part in parts_of(engine.blueprint.plan)]
+        trained = sum(size for is_trained, size in parameters if is_trained)
+        self.display.note(
+            f"{sum(size for _, size in parameters) / 1e6:,.1f} M parameters, {trained / 1e6:,.1f} M of them trained; "
+            f"{layout.world_size} process{'es' * (layout.world_size > 1)} ({layout.device.type}): data "
+            f"{layout.data_parallel_size} x pipeline {layout.config.pipeline} x tensor {layout.config.tensor}, ZeRO "
+            f"stage {layout.config.zero_stage}; {self.config.run.precision}"
+        )
         if len(stages) > 1:
             self.display.note(as_text(table(stages)))
 

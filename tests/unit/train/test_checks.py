@@ -10,7 +10,7 @@ import pytest
 from data.config import ComponentConfig, DataConfig, MixtureConfig
 from data.tokenizer import checksum, train_tokenizer
 from errors import ConfigurationError
-from model.config import MT5Config, ViTConfig
+from model.config import ModelConfig, MT5Config, ViTConfig
 from parallel.config import ParallelConfig
 from train.checks import check, check_training_data
 from train.config import Phase, RunConfig, RunSettings, ScheduleConfig, StageConfig, to_dict, to_run_config, to_yaml
@@ -76,6 +76,8 @@ def test_a_good_configuration_passes_and_survives_its_file(config: RunConfig) ->
             "'vit_blok_*' matches no parameter",
         ),
         ({"schedule": ScheduleConfig(cooldown_steps=11)}, "longer than the run"),
+        ({"model": ModelConfig(image_size=98)}, "image_size=98 is not what a phase is trained at; set image_size in"),
+        ({"run": RunSettings(folder=" ", steps=10)}, "run.folder is empty; name a folder"),
     ],
 )
 def test_what_cannot_work_together(config: RunConfig, changes: dict[str, object], sentence: str) -> None:

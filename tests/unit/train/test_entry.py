@@ -41,6 +41,8 @@ def outcome(
         ("evaluation.split=train", "evaluation.split='train' is unknown"),
         ("run.steps", "'run.steps' cannot be read as key=value"),
         ("stage.phases=[]", "stage.phases is empty"),
+        ("+run.stpes=5", "run.stpes is not a setting; did you mean run.steps?"),
+        ("stage.phases=[{name: x, frezee: [a]}]", "frezee is not a setting; did you mean freeze?"),
     ],
 )
 def test_mistakes(
