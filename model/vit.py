@@ -37,7 +37,7 @@ class Patches(Unit):
 
     def forward(self, carry: tuple[Tensor, ...], batch: MicroBatch) -> tuple[Tensor, ...]:
         weight = self.embedding.weight
-        pixels = (batch.images.float() / 127.5 - 1.0).to(weight.dtype)  # [0, 255] -> [-1, 1]; 16 bits hold no 255 greys
+        pixels = batch.images.to(weight.dtype) / 127.5 - 1.0  # [0, 255] -> [-1, 1]
         vision = self.embedding(patchify(pixels, self.config.patch_size)) + self.position
         # Contiguous, or every block would go on in the transposed order and copy before each matrix product.
         vision = vision.transpose(0, 1).contiguous()
