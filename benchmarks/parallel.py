@@ -152,7 +152,8 @@ def layouts(console: Console, sizes: list[int], repeats: int, csv_at: Path | Non
             found = _run(size, measure, settings, repeats)
             for rank, each in enumerate(found):
                 start = size, name_of(settings), f"{1e3 * each['seconds']:.0f}", rank, f"{each['peak'] / MB:.0f}"
-                lines += [(*start, *row) for row in sent_and_expected(each)]
+                for group, kind, sent_bytes, expected in sent_and_expected(each):
+                    lines.append((*start, group, kind, f"{sent_bytes / MB:.3f}", f"{expected / MB:.3f}"))
             worst = max(found, key=lambda each: sum(each["sent"].values()))
             sent, formula = by_group(worst["sent"]), by_group(worst["formula"])
             table.add_row(
@@ -168,11 +169,11 @@ def layouts(console: Console, sizes: list[int], repeats: int, csv_at: Path | Non
         console.print(f"every rank and kind: {csv_at}")
 
 
-def sent_and_expected(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """(group, kind, MB sent, MB by the formula) of one rank; flags and norms, which no formula counts, are left out."""
+def sent_and_expected(found: dict[str, Any]) -> list[tuple[str, str, float, float]]:
+    """(group, kind, bytes sent, bytes by the formula) of one rank, without flags and norms, which no formula counts."""
     sent, formula = found["sent"], found["formula"]
     kept = sorted(key for key in sent | formula if key in formula or sent[key] > SMALL)
-    return [(*key, f"{sent[key] / MB:.3f}", f"{formula[key] / MB:.3f}") for key in kept]
+    return [(*key, sent[key], formula[key]) for key in kept]
 
 
 def by_group(sent: Bytes) -> Counter[str]:

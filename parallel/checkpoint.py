@@ -177,7 +177,7 @@ class Checkpointer:
         write over what is left, must be asked for. A collective of all ranks.
         """
         self.wait()
-        steps = engine.layout.of_first_rank(self.steps())
+        steps = engine.layout.of_first_rank(self.steps)
         for step in reversed(steps):
             path = self._path(step)
             broken = _broken_file(path, engine.layout)

@@ -175,16 +175,14 @@ def build_engine(
     num_objectives: int,
     precision: str = "fp32",
     freeze: Sequence[str] = (),
-    seed: int = 0,
+    seed: int | None = 0,
     work: Work | None = None,
-    drawn: bool = True,
 ) -> Engine:
-    """The model of the configuration, laid out, initialised from `seed`, ready to train; not `drawn`, its weights are
-    whatever the memory held, for who loads all of them next.
+    """The model of the configuration, laid out, initialised from `seed`, ready to train.
 
-    `precision` is "fp32" or "bf16" (compute in bf16, fp32 weights in the optimizer). `work` is what pipeline stages are
-    balanced for. Raises ConfigurationError for a
-    freeze pattern that matches nothing, or if nothing is left to train.
+    Without a seed, weights are whatever the memory held, for who loads all of them next. `precision` is "fp32" or
+    "bf16" (compute in bf16, fp32 weights in the optimizer). `work` is what pipeline stages are balanced for. Raises
+    ConfigurationError for a freeze pattern that matches nothing, or if nothing is left to train.
     """
     from parallel.replicated import ReplicatedEngine  # DeepSpeed is slow to import: only who shards pays for it
 
@@ -197,7 +195,7 @@ def build_engine(
         num_objectives=num_objectives,
         dtype=DTYPES[precision],
         frozen=freeze,
-        seed=seed if drawn else None,
+        seed=seed,
         work=work,
     )
     if layout.config.zero_stage == 0:

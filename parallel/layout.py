@@ -1,10 +1,11 @@
 """The one object that owns degrees and process groups: world = data x pipeline x tensor, tensor ranks next to each
 other."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -120,13 +121,13 @@ class Layout:
             dist.all_reduce(x, op, group=self.data_group)
         return x
 
-    def of_first_rank(self, value: T) -> T:
-        """The first rank's value, on every rank: what is on a shared disk, say, which others may see later. A
+    def of_first_rank(self, ask: Callable[[], T]) -> T:
+        """What `ask` gives on the first rank, on every rank: of a shared disk, say, which others may see later. A
         collective."""
-        told = [value]
+        told = [ask() if self.rank == 0 else None]
         if self.world_size > 1:
             dist.broadcast_object_list(told, device=torch.device("cpu"))
-        return told[0]
+        return cast(T, told[0])
 
     def any_rank(self, flag: bool) -> bool:
         """Whether the flag is set on any rank of the world; a collective."""

@@ -31,9 +31,7 @@ def check(config: RunConfig, world_size: int, expected: Sequence[Path] = ()) -> 
     `expected`: folders that jobs before this one will have made; what is missing in them is no mistake yet. Raises
     OSError for a run.folder that cannot be made or written to.
     """
-    if not config.run.folder.strip():
-        raise ConfigurationError("run.folder is empty; name a folder for what the run leaves behind.")
-    _check_folder(Path(config.run.folder))
+    _check_folder(config.run.folder)
     _check_image_size(config)
     config.mixture.check()
     plans = [_check_phase(for_phase(config, span.phase), span, world_size) for span in spans(config)]
@@ -105,9 +103,11 @@ def _check_image_size(config: RunConfig) -> None:
         )
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: str) -> None:
     """A folder that is not there yet is made later, by a run that is not refused."""
-    place = folder.absolute()
+    if not folder.strip():
+        raise ConfigurationError("run.folder is empty; name a folder for what the run leaves behind.")
+    place = Path(folder).absolute()
     while not place.exists():
         place = place.parent
     code = errno.ENOTDIR if not place.is_dir() else 0 if os.access(place, os.W_OK | os.X_OK) else errno.EACCES

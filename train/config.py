@@ -1,8 +1,7 @@
 """What a run is told: the settings of `train/`, joined with those of `model`, `parallel` and `data`."""
 
 import difflib
-from collections.abc import Iterator
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -278,23 +277,10 @@ def to_run_config(composed: DictConfig) -> RunConfig:
 
     Raises ConfigurationError for a value that is impossible on its own.
     """
-    known = OmegaConf.structured(RunConfig)
-    for key, near in _surplus(known, composed):
-        hint = f"did you mean {near[0]}?" if near else "leave it out."
-        raise ConfigurationError(f"{key} is not a setting; {hint}")
-    typed = OmegaConf.to_object(OmegaConf.merge(known, composed))
+    plain = OmegaConf.to_container(composed)  # of typed values a merge takes keys that Hydra's `+` has added
+    typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), plain))
     assert isinstance(typed, RunConfig)
     return typed
-
-
-def _surplus(known: DictConfig, given: DictConfig, where: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Keys that Hydra's `+` has added to typed settings, each with what it may have been meant for."""
-    names = [str(name) for name in known]  # a value that is not given is not `in`
-    for key in map(str, given):
-        if key not in names:
-            yield where + key, [where + name for name in difflib.get_close_matches(key, names, 1)]
-        elif is_dataclass(OmegaConf.get_type(known, key)) and OmegaConf.is_dict(given._get_node(key)):
-            yield from _surplus(known[key], given[key], f"{where}{key}.")
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -18,7 +18,7 @@ from data.config import MixtureConfig
 from data.examples import ExampleInfo
 from data.ledger import ErrorBudgetExceeded
 from data.packing import Rows
-from data.stream import Reader, Stream, evaluation_batches
+from data.stream import Reader, Statistics, Stream, evaluation_batches
 from data.tokenizer import Tokenizer
 from parallel.layout import Layout
 from train.config import RunConfig
@@ -26,14 +26,14 @@ from train.config import RunConfig
 
 @dataclass
 class Reading:
-    """Micro-batches of packed rows, their examples, and how many records were left out, by "<source>/<cause>".
+    """Micro-batches of packed rows, their examples, and what was left out of them.
 
     `data_wait_s`: how long this rank waited for it itself; 0 where another one read.
     """
 
     rows: list[Rows]
     infos: list[ExampleInfo]
-    skipped: dict[str, int] = field(default_factory=dict)
+    statistics: Statistics = field(default_factory=lambda: Statistics({}, 0))
     data_wait_s: float = 0.0
 
 
@@ -90,7 +90,7 @@ class ReplicaReader:
     def _step(self, step: int) -> Reading:
         began = time.perf_counter()
         rows, infos, statistics = self.reader.read(step)
-        return Reading(rows, infos, statistics.skipped, time.perf_counter() - began)
+        return Reading(rows, infos, statistics, time.perf_counter() - began)
 
 
 def read_once(read: Callable[[], Reading | None], layout: Layout) -> Reading | None:
@@ -119,7 +119,7 @@ def read_once(read: Callable[[], Reading | None], layout: Layout) -> Reading | N
 def _without_pixels(reading: Reading) -> Reading:
     """Pictures keep their number and size, but have no channels."""
     rows = [cast(Rows, {**each, "images": each["images"][..., :0]}) for each in reading.rows]
-    return Reading(rows, reading.infos, reading.skipped)
+    return Reading(rows, reading.infos, reading.statistics)
 
 
 def open_stream(config: RunConfig, tokenizer: Tokenizer, mixture: MixtureConfig, split: str) -> Stream:

@@ -44,17 +44,7 @@ class Run:
         self.folder = Path(config.run.folder)
         self.first_rank = layout.rank == 0
         self.lock = FolderLock(self.folder, min(WAIT_S, config.parallel.timeout_s / 2))  # the other ranks wait too
-        holder = None
-        if self.first_rank:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except FileNotFoundError as error:  # /proc, say, has no room for folders
-                raise ConfigurationError(f"{self.folder} cannot be made; choose another run.folder.") from error
-            try:
-                holder = self.lock.take()
-            except KeyboardInterrupt as error:
-                raise Interrupted(f"Interrupted while waiting for {self.folder}; nothing was begun.") from error
-        if (holder := gather([holder])[0]) is not None:
+        if (holder := layout.of_first_rank(self._take_folder)) is not None:
             if of_this_job() and holder.endswith(of_this_job()):  # a node that Slurm lost may live a little longer
                 raise Interrupted(f"{self.folder} is still in use by {holder}, which this is; it must start again.")
             raise ConfigurationError(
@@ -72,8 +62,18 @@ class Run:
         self.tracker: Tracker = NoTracker()
         self.metrics: MetricsFile | None = None
         self.saved_at = time.monotonic()
-        self.left_out: LeftOut = gather([LeftOut.read(self.folder) if self.first_rank else None])[0]
+        self.left_out: LeftOut = layout.of_first_rank(lambda: LeftOut.read(self.folder))
         self.hosts: list[str] = gather([socket.gethostname()])
+
+    def _take_folder(self) -> str | None:
+        """Make the folder and lock it; returns who else holds it."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return self.lock.take()
+        except FileNotFoundError as error:  # /proc, say, has no room for folders
+            raise ConfigurationError(f"{self.folder} cannot be made; choose another run.folder.") from error
+        except KeyboardInterrupt as error:
+            raise Interrupted(f"Interrupted while waiting for {self.folder}; nothing was begun.") from error
 
     def restore(self, engine: Engine) -> tuple[int, Extra]:
         """Load the newest checkpoint, else the first weights that are given: (steps done, what was saved with them)."""
@@ -89,7 +89,7 @@ class Run:
 
     def restores(self) -> bool:
         """Whether `restore` will load every weight (or raise); a collective of all ranks."""
-        return self.layout.of_first_rank(bool(self.checkpointer.steps()) or self.config.run.initial is not None)
+        return self.config.run.initial is not None or self.layout.of_first_rank(lambda: bool(self.checkpointer.steps()))
 
     def begin(self, step: int, extra: Extra, engine: Engine) -> None:
         """Where `step` steps are done: open metrics and tracker, or let the open ones forget what came after."""
@@ -184,7 +184,7 @@ class Run:
 
     def steps_done(self) -> int:
         """Of the newest checkpoint; a collective of all ranks."""
-        return self.layout.of_first_rank(self.checkpointer.latest_step() or 0)
+        return self.layout.of_first_rank(lambda: self.checkpointer.latest_step() or 0)
 
     def close(self) -> None:
         """Flush everything and give the signals back."""
@@ -208,8 +208,8 @@ def engine_of(config: RunConfig, phase: Phase, layout: Layout, restored: bool) -
         torch.cuda.empty_cache()
     return build_engine(
         config.vit, config.mt5, config.model, config.optimizer, layout=layout, num_objectives=len(NAMES),
-        precision=config.run.precision, freeze=phase.freeze, seed=config.run.seed,
-        work=work_of(config, layout.data_parallel_size), drawn=not restored,
+        precision=config.run.precision, freeze=phase.freeze, seed=None if restored else config.run.seed,
+        work=work_of(config, layout.data_parallel_size),
     )  # fmt: skip
 
 

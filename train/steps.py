@@ -12,6 +12,7 @@ from data.examples import ExampleInfo
 from data.ledger import ErrorBudgetExceeded
 from data.objectives import NAMES
 from data.packing import Rows
+from data.stream import Statistics
 from model.batch import MicroBatch
 from model.costs import Shape
 from parallel.layout import Layout
@@ -33,7 +34,7 @@ class Share:
     micro_batches: list[MicroBatch]
     empty: MicroBatch
     infos: list[ExampleInfo]
-    skipped: dict[str, int]
+    statistics: Statistics
     data_wait_s: float = 0.0
 
     @classmethod
@@ -41,7 +42,7 @@ class Share:
         """From what a reader gives: at least one micro-batch of rows."""
         whole = [as_tensors(rows) for rows in reading.rows]
         batches, empty = [trim(batch) for batch in whole], trim(whole[0].emptied())
-        return cls(batches, empty, reading.infos, reading.skipped, reading.data_wait_s)
+        return cls(batches, empty, reading.infos, reading.statistics, reading.data_wait_s)
 
     def facts(self, tokens_per_image: int) -> Local:
         """What the other ranks must know of it."""
@@ -54,8 +55,8 @@ class Share:
             examples=[examples[name] for name in NAMES],
             positions=sum(batch.num_positions for batch in self.micro_batches),
             empty_positions=self.empty.num_positions,
-            truncated=sum(info.truncated for info in self.infos),
-            skipped=self.skipped,
+            truncated=self.statistics.truncated,
+            skipped=self.statistics.skipped,
             data_wait_s=self.data_wait_s,
         )
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from model.batch import MicroBatch
 from model.config import ModelConfig, MT5Config, ViTConfig
 from model.layers import parts_of
+from model.pali import build, local_block
 from parallel.checkpoint import held_weights
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.engine import Engine, build_engine
@@ -136,6 +137,11 @@ def _micro_batch(generator: torch.Generator, with_images: bool, image_size: int,
         decoder_segments=decoder_segments,
         objectives=torch.randint(0, NUM_OBJECTIVES, (rows, targets), generator=generator),
     )
+
+
+def initial_weights() -> dict[str, Tensor]:
+    """Every logical tensor as it is before training."""
+    return {part.name: local_block(p, part) for p, part in parts_of(build(VIT, MT5, MODEL, seed=1))}
 
 
 def weight_deviation(name: str, found: Tensor, expected: Tensor) -> float:

@@ -21,10 +21,10 @@ from torch import Tensor
 from tests.distributed import long_updates
 from tests.distributed.problem import (
     FROZEN_VIT,
-    MODEL,
     STEPS,
     Case,
     answers,
+    initial_weights,
     micro_batches,
     train,
     validate,
@@ -229,17 +229,9 @@ def test_training_changes_every_trained_weight_and_no_frozen_one(results: Path) 
     frozen = [name for name in both if name.startswith(FROZEN)]
     assert frozen
     assert all(not torch.equal(both[name], trained[name]) for name in frozen)
-    initial = _initial_weights()
+    initial = initial_weights()
     assert all(torch.equal(both[name], initial[name]) for name in frozen)
     assert all(not torch.equal(both[name], initial[name]) for name in both if name not in frozen)
-
-
-def _initial_weights() -> dict[str, Tensor]:
-    from model.layers import parts_of
-    from model.pali import build, local_block
-    from tests.distributed.problem import MT5, VIT
-
-    return {part.name: local_block(p, part) for p, part in parts_of(build(VIT, MT5, MODEL, 1, seed=1))}
 
 
 def test_the_batches_hold_every_kind_of_row() -> None:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.traffic import counted
-from model.layers import parts_of
-from model.pali import build, local_block
+from model.pali import build
 from parallel.config import OptimizerConfig, ParallelConfig, ParameterGroup
 from parallel.engine import Engine, build_engine
 from parallel.launch import launch
@@ -23,6 +22,7 @@ from tests.distributed.problem import (
     MT5,
     NUM_OBJECTIVES,
     VIT,
+    initial_weights,
     micro_batches,
     train,
     weight_deviation,
@@ -188,8 +188,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def initial() -> dict[str, Tensor]:
-    """Every logical tensor as it is before training."""
-    return {part.name: local_block(p, part) for p, part in parts_of(build(VIT, MT5, MODEL, seed=1))}
+    return initial_weights()
 
 
 @pytest.mark.parametrize("name", [name for name, options in CASES.items() if options.same_as])
