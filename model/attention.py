@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from model.config import MT5Config
-from model.unpacking import Unpacking
+from model.unpacking import Examples, Unpacking
 
 
 @dataclass
@@ -42,10 +42,15 @@ class Mask:
         return create_block_mask(may, rows, None, num_queries, num_keys, device=self.queries.device)
 
     @cached_property
+    def examples(self) -> Examples | None:
+        """What to take packed rows apart into where that is worth it: on a CPU. A GPU has `blocks`, and would have to
+        wait for the lengths."""
+        return None if self.queries.is_cuda else Examples.of(self.queries, self.keys)
+
+    @cached_property
     def unpacking(self) -> Unpacking | None:
-        """How to take packed rows apart where that is worth it: on a CPU. A GPU has `blocks`, and would have to wait
-        for the lengths."""
-        return None if self.queries.is_cuda else Unpacking.of(self.queries, self.keys)
+        """How to take them apart; None where it is not worth it."""
+        return Unpacking.of(self.queries, self.keys, self.examples) if self.examples else None
 
     @cached_property
     def unpacked(self) -> "list[Mask]":
@@ -57,7 +62,7 @@ class Mask:
     @property
     def num_scores(self) -> int:
         """Scores of one head that are computed on a CPU."""
-        return self.unpacking.num_scores if self.unpacking else self.queries.numel() * self.keys.shape[1]
+        return self.examples.num_scores if self.examples else self.queries.numel() * self.keys.shape[1]
 
 
 @lru_cache(maxsize=32)

@@ -56,7 +56,7 @@ class Side:
 
         alone, starts, steps, at = [], [], [], 0
         for each in classes:
-            longest, count = -(-int(each.amax()) // WIDTH) * WIDTH, len(each)
+            longest, count = _longest(each), len(each)
             alone.append((torch.arange(longest) < each.unsqueeze(1)).long())
             starts.append(at + torch.arange(count))
             steps.append(torch.full_like(each, count))
@@ -79,39 +79,69 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Unpacking:
-    """The examples of packed rows, one per row, in one or two classes of about the same length."""
+class Examples:
+    """Which examples lie in packed rows, in one or two classes of about the same length.
 
-    queries: Side
-    keys: Side
+    `numbers`, of the queries and of the keys, int64 [B, L]: the example that a position belongs to (padding: any);
+    `lengths`, of queries and of keys, int64 [E]; `classes`: the numbers of their examples.
+    """
+
+    numbers: tuple[Tensor, Tensor]
+    lengths: tuple[Tensor, Tensor]
+    classes: list[Tensor]
 
     @classmethod
-    def of(cls, queries: Tensor, keys: Tensor) -> "Unpacking | None":
-        """Of segment ids [B, Lq] and [B, Lk] on the host; None if that does not make the scores a quarter fewer."""
+    def of(cls, queries: Tensor, keys: Tensor) -> "Examples | None":
+        """Of segment ids [B, Lq] and [B, Lk] on the host; None if taking them apart does not make the scores a quarter
+        fewer."""
         in_row = torch.maximum(queries.amax(1), keys.amax(1))
         count = int(in_row.sum())
         if count == 0:
             return None
         first = (in_row.cumsum(0) - in_row).unsqueeze(1)
-        numbers = [(first + segments - 1).clamp(0, count - 1) for segments in (queries, keys)]
-        lengths = [
-            number[segments > 0].bincount(minlength=count)
-            for number, segments in zip(numbers, (queries, keys), strict=True)
-        ]
-        classes = _classes(*lengths)
-        place = torch.empty(count, dtype=torch.long)
-        place[torch.cat(classes)] = torch.arange(count)
-        sides = (
-            Side.of(segments, place[number], [length[each] for each in classes])
-            for segments, number, length in zip((queries, keys), numbers, lengths, strict=True)
-        )
-        unpacking = cls(*sides)
-        return unpacking if 0 < unpacking.num_scores <= 0.75 * queries.numel() * keys.shape[1] else None
+
+        def numbered(segments: Tensor) -> tuple[Tensor, Tensor]:
+            number = (first + segments - 1).clamp(0, count - 1)
+            return number, number[segments > 0].bincount(minlength=count)
+
+        of_queries = numbered(queries)
+        of_keys = of_queries if keys is queries else numbered(keys)
+        numbers, lengths = zip(of_queries, of_keys, strict=True)
+        examples = cls(numbers, lengths, _classes(*lengths))
+        return examples if 0 < examples.num_scores <= 0.75 * queries.numel() * keys.shape[1] else None
 
     @property
     def num_scores(self) -> int:
-        """Of one head."""
-        return sum(q.numel() * k.shape[1] for q, k in zip(self.queries.segments, self.keys.segments, strict=True))
+        """Of one head, where every example is as long as the longest of its class."""
+        queries, keys = ([_longest(length[each]) for each in self.classes] for length in self.lengths)
+        return sum(len(each) * q * k for each, q, k in zip(self.classes, queries, keys, strict=True))
+
+
+@dataclass(frozen=True)
+class Unpacking:
+    """The examples of packed rows, one per row, class by class."""
+
+    queries: Side
+    keys: Side
+
+    @classmethod
+    def of(cls, queries: Tensor, keys: Tensor, examples: Examples) -> "Unpacking":
+        """Of segment ids [B, Lq] and [B, Lk], and the examples in them."""
+        classes = examples.classes
+        place = torch.empty(len(examples.lengths[0]), dtype=torch.long)
+        place[torch.cat(classes)] = torch.arange(len(place))
+
+        def side(segments: Tensor, number: Tensor, length: Tensor) -> Side:
+            return Side.of(segments, place[number], [length[each] for each in classes])
+
+        of_queries = side(queries, examples.numbers[0], examples.lengths[0])
+        of_keys = of_queries if keys is queries else side(keys, examples.numbers[1], examples.lengths[1])
+        return cls(of_queries, of_keys)
+
+
+def _longest(lengths: Tensor) -> int:
+    """The longest, rounded up."""
+    return -(-int(lengths.amax()) // WIDTH) * WIDTH
 
 
 def _classes(queries: Tensor, keys: Tensor) -> list[Tensor]:

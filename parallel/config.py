@@ -22,13 +22,13 @@ class ParallelConfig:
     `timeout_s` seconds gives up.
 
     What ZeRO may do besides: `gather`: ZeRO-3's parameters are gathered anew for every "micro_batch", or once and kept
-    over all micro-batches of a "step". `offload_optimizer`: the fp32 weights, their gradients and the optimizer's state
-    live on the "cpu" and are updated there; "nvme" maps weights and state into files in `offload_folder` as well.
-    `offload_parameters`: ZeRO-3's shards of parameters, frozen ones too, live on the "cpu", or in files ("nvme"). Files
-    are filled from host memory, which must hold a rank's shard once, at the start. All are tested on CPUs only. ZeRO++:
-    `hpz_partition_size` ranks next to each other (of one machine) keep a second copy of ZeRO-3's parameters, gathered
-    from in the backward pass; `quantized_weights` and `quantized_gradients` (int8 and int4 on the wire; losses change)
-    need CUDA, and are not tested here.
+    over all micro-batches of a "step", whatever `persistent_elements` is. `offload_optimizer`: the fp32 weights, their
+    gradients and the optimizer's state live on the "cpu" and are updated there; "nvme" maps weights and state into
+    files in `offload_folder` as well. `offload_parameters`: ZeRO-3's shards of parameters, frozen ones too, live on the
+    "cpu", or in files ("nvme"). Files are filled from host memory, which must hold a rank's shard once, at the start.
+    All are tested on CPUs only. ZeRO++: `hpz_partition_size` ranks next to each other (of one machine) keep a second
+    copy of ZeRO-3's parameters, gathered from in the backward pass; `quantized_weights` and `quantized_gradients` (int8
+    and int4 on the wire; losses change) need CUDA, and are not tested here.
 
     `recompute` trades time for memory in trained blocks of `recompute_stacks`: "none" keeps all activations, "block"
     only the inputs of blocks, "every_n" so for one block of every `recompute_every`, "attention" all but the scores and

@@ -21,7 +21,8 @@ ours. What that takes (tests/distributed/test_options_workarounds.py tells when 
    (interleaved) stages, the first backward of the second stage is not the first, so gradients are zeroed and added.
 8. ZeRO-3 gathers and releases parameters module by module, in hooks that cost more than the work of a small module, and
    releases them at the latest when the optimizer steps. To keep parameters gathered over the micro-batches of a step
-   (`gather: step`), the hooks are removed, and units are gathered when the step begins.
+   (`gather: step`), the hooks are removed, and units are gathered when the step begins, each in one collective. Then
+   no tensor persists: DeepSpeed would gather those one by one after every update.
 9. ZeRO++'s groups of nearby ranks are made by us: DeepSpeed takes neighbours in the world, who may be tensor-parallel,
    and makes them anew for every unit that is sharded.
 10. DeepSpeed's NVMe offload reads state back sub-group by sub-group, but there is one only, and our optimizers keep
@@ -249,8 +250,7 @@ class ZeroEngine(Engine):
         try:
             yield
         finally:
-            if gathered:  # a small stage's parameters all stay gathered (`persistent_elements`)
-                gathered[0].partition(param_list=gathered, has_been_updated=False)
+            gathered[0].partition(param_list=gathered, has_been_updated=False)
 
     def _gather(self) -> list[Any]:
         """Gather what is not there, a unit in one collective; returns it."""
@@ -322,7 +322,7 @@ def _nearby_ranks(layout: Layout) -> dist.ProcessGroup | None:
 
 def _deepspeed_config(blueprint: Blueprint) -> dict[str, Any]:
     layout, dtype, clipping = blueprint.layout, blueprint.dtype, blueprint.optimizer.gradient_clipping
-    stage = layout.config.zero_stage
+    stage, gather_once = layout.config.zero_stage, layout.config.gather == "step"
     offload, on_gpu = (layout.config.offload_optimizer, layout.config.offload_parameters), layout.device.type == "cuda"
     optimizer, parameters = ({"device": "cpu", "pin_memory": on_gpu and where == "cpu"} for where in offload)
     return {
@@ -339,7 +339,7 @@ def _deepspeed_config(blueprint: Blueprint) -> dict[str, Any]:
             "stage": stage,
             "overlap_comm": stage == 2 and on_gpu,  # DeepSpeed allows it with the caller's accumulation in stage 2 only
             "sub_group_size": EVERYTHING,
-            "stage3_param_persistence_threshold": layout.config.persistent_elements,
+            "stage3_param_persistence_threshold": 0 if gather_once else layout.config.persistent_elements,
             "round_robin_gradients": False,
             **({"offload_optimizer": optimizer} if offload[0] != "none" else {}),
             **({"offload_param": parameters} if offload[1] != "none" else {}),

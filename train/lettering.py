@@ -1,6 +1,7 @@
 """Text on pictures, in scripts that DejaVu (which matplotlib carries) or another font on the machine covers."""
 
 import unicodedata
+from bisect import bisect_right
 from functools import cache
 from pathlib import Path
 
@@ -41,7 +42,7 @@ class Lettering:
                 lines.append(line)
             line = word
             while self._length(line) > width:
-                cut = next(i for i in range(len(line) - 1, 0, -1) if self._length(line[:i]) <= width or i == 1)
+                cut = max(1, bisect_right(range(1, len(line)), float(width), key=lambda end: self._length(line[:end])))
                 lines.append(line[:cut])
                 line = line[cut:]
         return [*lines, line]

@@ -86,9 +86,6 @@ CASES = {
     "pipeline_zero3_step": Options({"pipeline": 2, **ZERO3, "gather": "step"}, same_as="zero3"),
     "zero3": Options(ZERO3),
     "zero3_step": Options({**ZERO3, "gather": "step"}, same_as="zero3"),
-    "zero3_step_nothing_sharded": Options(
-        {"zero_stage": 3, "persistent_elements": 10**6, "gather": "step"}, same_as="zero3"
-    ),
     "zero3_nearby": Options({**ZERO3, "hpz_partition_size": 2}, same_as="zero3"),
     "zero3_attention": Options({**ZERO3, "recompute": "attention"}, same_as="zero3"),
     "zero3_every_2": Options({**ZERO3, "recompute": "every_n"}, same_as="zero3"),

@@ -58,12 +58,18 @@ def norm_of_two_backwards_in_a_row(engine: ZeroEngine) -> float:
     return engine.update(0.0)
 
 
-def first_gathers(engine: ZeroEngine) -> int:
-    """All-gathers of the very first step, of two micro-batches, in which DeepSpeed does not know the order yet."""
-    with torch.profiler.profile() as profile:
+def first_gathers(engine: ZeroEngine) -> tuple[int, int]:
+    """All-gathers of the very first step, of two micro-batches, in which DeepSpeed does not know the order yet; and
+    those of its update."""
+    with torch.profiler.profile() as before:
         engine.forward_backward(micro_batches(0)[:2], num_targets=100)
-    engine.discard()
-    return sum(event.count for event in profile.key_averages() if event.key == "c10d::_allgather_base_")
+    with torch.profiler.profile() as after:
+        engine.discard()
+    first, second = (
+        sum(event.count for event in profile.key_averages() if event.key == "c10d::_allgather_base_")
+        for profile in (before, after)
+    )
+    return first, second
 
 
 def with_most_live_parameters() -> ZeroEngine:
@@ -117,8 +123,12 @@ def refused(function: Callable[[], object], error: type[Exception]) -> bool:
 
 def observe(folder: Path) -> None:
     seen: dict[str, Any] = {}
-    seen["gathers"] = first_gathers(make(zero_stage=3, gather="step"))
-    seen["gathers of persistent tensors"] = first_gathers(make(zero_stage=3, persistent_elements=10**9))
+    persistent = make(zero_stage=3, persistent_elements=10**9)
+    seen["tensors"] = len(list(persistent.model.parameters()))
+    seen["gathers of persistent tensors"], seen["by the update"] = first_gathers(persistent)
+    seen["gathers"], seen["by the update of a step"] = first_gathers(
+        make(zero_stage=3, persistent_elements=10**9, gather="step")
+    )
 
     engine = make(zero_stage=3)
     seen["norm"], seen["two backwards"] = norm(engine), norm_of_two_backwards_in_a_row(engine)
@@ -139,7 +149,7 @@ def observe(folder: Path) -> None:
     groups._create_zero_param_parallel_group(2)
     seen["second group refused"] = refused(lambda: groups._create_zero_param_parallel_group(2), AssertionError)
 
-    seen["gathers, most live parameters"] = first_gathers(with_most_live_parameters())
+    seen["gathers, most live parameters"], _ = first_gathers(with_most_live_parameters())
     seen["kept"] = kept_until_the_update(make(zero_stage=3, gather="step"))
     seen["kept, for each micro-batch"] = kept_until_the_update(make(zero_stage=3))
     seen["found"] = [shards_are_where_we_think(make(zero_stage=stage)) for stage in (1, 2, 3)]
@@ -208,6 +218,11 @@ def test_the_second_stage_of_a_rank_adds_to_old_gradients(seen: dict[str, Any]) 
 
 def test_persistent_tensors_are_released_until_the_order_is_known(seen: dict[str, Any]) -> None:
     assert 0 < seen["gathers"] < seen["gathers of persistent tensors"]
+
+
+def test_an_update_gathers_persistent_tensors_one_by_one(seen: dict[str, Any]) -> None:
+    assert seen["by the update"] == seen["tensors"]
+    assert seen["by the update of a step"] == 0
 
 
 def test_live_parameters_are_released_until_the_order_is_known(seen: dict[str, Any]) -> None:

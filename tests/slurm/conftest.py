@@ -1,13 +1,17 @@
 """One cluster, one corpus and one run without interruptions for all tests on Slurm."""
 
 import json
+import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import PATH, Cluster, clear_of_launchers, needs_slurm
+from tests.slurm.cluster import PATH, Cluster, clear_of_launchers, needs_slurm, show
 
 STEPS = 12
 TINY = [
@@ -33,6 +37,41 @@ def same_curve(found: list[tuple[int, float, float]], expected: list[tuple[int, 
     assert [step for step, *_ in found] == [step for step, *_ in expected]
     for (_, *numbers), (_, *wanted) in zip(found, expected, strict=True):
         assert numbers == pytest.approx(wanted, rel=2e-5)
+
+
+@contextmanager
+def stopped_after(steps: int, run: Path, number: str) -> Iterator[list[int]]:
+    """Both ranks of a run's job stand still (SIGSTOP) once so many steps are done, so that it cannot end too early.
+
+    Gives their processes, in order of rank; at the end, those that are left go on.
+    """
+    end = time.monotonic() + 500
+    while len(curve(run)) < steps:
+        assert time.monotonic() < end and show(number)["JobState"] in ("PENDING", "RUNNING", "COMPLETING")
+        time.sleep(0.05)
+    ranks = [process_of(number, rank) for rank in range(2)]
+    for process in ranks:
+        os.kill(process, signal.SIGSTOP)
+    assert len(curve(run)) < STEPS, "the run was over before anything could happen to it; give it more steps"
+    yield ranks
+    for process in ranks:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGCONT)
+
+
+def process_of(number: str, rank: int) -> int:
+    """The process of one rank of a job's training, which srun started itself or submitit in it."""
+    wanted = {f"SLURM_JOB_ID={number}", f"SLURM_PROCID={rank}", "SLURM_STEP_ID=0"}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            own = set((folder / "environ").read_text(errors="replace").split("\0"))
+            command = (folder / "cmdline").read_text().split("\0")
+        except OSError:
+            continue
+        trains = {"train.pretrain", "submitit.core._submit"} & set(command)
+        if wanted <= own and trains and "srun" not in command[0]:
+            return int(folder.name)
+    raise AssertionError(f"no process of rank {rank} of job {number}")
 
 
 @pytest.fixture(scope="session")

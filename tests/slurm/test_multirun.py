@@ -1,6 +1,7 @@
 """`-m hydra/launcher=slurm`: a sweep as one array of jobs, each of several ranks."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,8 +9,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from tests.slurm.cluster import Cluster, call
-from tests.slurm.conftest import SETTINGS, STEPS, curve, same_curve
+from tests.slurm.cluster import Cluster, call, show
+from tests.slurm.conftest import SETTINGS, STEPS, curve, same_curve, stopped_after
 
 ROOT = Path(__file__).parents[2]
 Curve = list[tuple[int, float, float]]
@@ -36,10 +37,15 @@ class Sweep:
         return file.read_text()
 
     def run(self, key: str, value: object) -> Path:
-        """The folder of the run with this setting (long names of folders end in a digest)."""
-        configs = {path.parent: OmegaConf.load(path) for path in self.folder.glob("*/config.yaml")}
-        (found,) = (folder for folder, config in configs.items() if OmegaConf.select(config, key) == value)
-        return found
+        """The folder of the run with this setting (long names of folders end in a digest); waits until there is one."""
+
+        def found() -> list[Path]:
+            configs = {path.parent: OmegaConf.load(path) for path in self.folder.glob("*/config.yaml")}
+            return [folder for folder, config in configs.items() if OmegaConf.select(config, key) == value]
+
+        until(lambda: found() or self.process.poll() is not None)
+        (folder,) = found()
+        return folder
 
     def end(self) -> tuple[int, str]:
         """Exit code, and all that was said."""
@@ -52,6 +58,13 @@ def until(condition: object, seconds: float = 300) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end, f"not within {seconds} s"
         time.sleep(0.02)
+
+
+def is_pending(number: signal.Signals, process: int) -> bool:
+    """Whether a process that stands still will find this signal when it goes on."""
+    status = Path(f"/proc/{process}/status").read_text()
+    (mask,) = (line.split()[1] for line in status.splitlines() if line.startswith("ShdPnd:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 def test_one_array_of_jobs_with_several_ranks(slurm: Cluster, corpus: Path, straight: Curve, tmp_path: Path) -> None:
@@ -83,17 +96,18 @@ def test_a_failing_run_and_an_interrupted_one(slurm: Cluster, corpus: Path, stra
     """One run loses its loss and is told; another is signalled, saves, is queued again, and goes on."""
     words = ["schedule.peak=1e-2,1e30", "run.guard.max_in_a_row=1", "hydra.launcher.tasks_per_node=2"]
     sweep = Sweep(tmp_path, corpus, *words)
-    array = sweep.array
-    until(lambda: any(len(curve(path.parent)) >= 2 for path in sweep.folder.glob("*/metrics.jsonl")))
-    call("scancel", "--signal=USR1", f"{array}_0")
-    again = subprocess.run(
-        sweep.process.args, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
+    array, run = sweep.array, sweep.run("schedule.peak", 1e-2)
+    with stopped_after(2, run, show(f"{array}_0")["JobId"]) as ranks:
+        call("scancel", "--signal=USR1", f"{array}_0")
+        until(lambda: all(is_pending(signal.SIGUSR1, process) for process in ranks))
+        again = subprocess.run(
+            sweep.process.args, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
     code, said = sweep.end()
     assert code == 3
     assert "1 of 2 runs failed, and the same command tries them again: " in said
     assert "schedule.peak=1e+30" in said and f"(exit code 3, {sweep.folder}/.submitit/{array}_1_0_log.out)" in said
-    same_curve(curve(sweep.run("schedule.peak", 1e-2)), straight)
+    same_curve(curve(run), straight)
     log = (sweep.folder / ".submitit" / f"{array}_0_0_log.out").read_text()
     assert "Interrupted after step" in log and "resumed after step" in log
     assert again.returncode == 2 and f"Slurm job {array} is at this sweep already" in again.stderr

@@ -3,14 +3,13 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.slurm.cluster import Cluster, call, show, wait_for
-from tests.slurm.conftest import SETTINGS, STEPS, curve, same_curve
+from tests.slurm.conftest import SETTINGS, curve, same_curve, stopped_after
 from train.slurm import Job
 from train.submit import plan, requests, submit
 
@@ -37,40 +36,6 @@ def ends_well(job: Job, number: str, restarts: int = 0) -> str:
     return said
 
 
-@contextmanager
-def stopped_after(steps: int, number: str) -> Iterator[list[int]]:
-    """Both ranks of a job stand still (SIGSTOP) once so many steps are done, so that it cannot end too early.
-
-    Gives their processes, in order of rank; at the end, those that are left go on.
-    """
-    end = time.monotonic() + 500
-    while len(curve(Path("run"))) < steps:
-        assert time.monotonic() < end and show(number)["JobState"] in ("PENDING", "RUNNING", "COMPLETING")
-        time.sleep(0.05)
-    ranks = [process_of(number, rank) for rank in range(2)]
-    for process in ranks:
-        os.kill(process, signal.SIGSTOP)
-    assert len(curve(Path("run"))) < STEPS, "the run was over before anything could happen to it; give it more steps"
-    yield ranks
-    for process in ranks:
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGCONT)
-
-
-def process_of(number: str, rank: int) -> int:
-    """The process of one rank of a job's training."""
-    wanted = {f"SLURM_JOB_ID={number}", f"SLURM_PROCID={rank}", "SLURM_STEP_ID=0"}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            own = set((folder / "environ").read_text(errors="replace").split("\0"))
-            command = (folder / "cmdline").read_text().split("\0")
-        except OSError:
-            continue
-        if wanted <= own and "train.pretrain" in command and "srun" not in command[0]:
-            return int(folder.name)
-    raise AssertionError(f"no process of rank {rank} of job {number}")
-
-
 @pytest.mark.parametrize(
     ("nodes", "layout"),
     [
@@ -89,7 +54,7 @@ def test_nodes_of_two_ranks(nodes: int, layout: list[str], train: Submit, straig
 
 def test_a_signal_that_one_rank_hears(train: Submit, straight: Curve) -> None:
     job, number = train("submit.data_parallel=2", "cluster.tasks_per_node=1")
-    with stopped_after(2, number) as ranks:
+    with stopped_after(2, Path("run"), number) as ranks:
         os.kill(ranks[1], signal.SIGUSR1)
     said = ends_well(job, number, restarts=1)
     assert "it is saved, and the same command goes on" in said and "exit code 75; the job is requeued" in said, said
@@ -98,7 +63,7 @@ def test_a_signal_that_one_rank_hears(train: Submit, straight: Curve) -> None:
 
 def test_preemption_by_a_more_urgent_job(train: Submit, straight: Curve, tmp_path: Path) -> None:
     job, number = train("submit.data_parallel=2", "cluster.tasks_per_node=1")
-    with stopped_after(2, number):  # Slurm lets them go on, with SIGCONT, to hear its SIGTERM
+    with stopped_after(2, Path("run"), number):  # Slurm lets them go on, with SIGCONT, to hear its SIGTERM
         urgent = call("sbatch", "--parsable", "--partition=urgent", "--nodes=4", "--exclusive", "--wrap=true").strip()
         wait_for(urgent, "RUNNING", "COMPLETED")
     said = ends_well(job, number, restarts=1)
@@ -112,7 +77,7 @@ def test_a_node_lost_in_the_middle_of_a_step(slurm: Cluster, train: Submit, stra
     elastic = ["submit.data_parallel=2", "submit.min_data_parallel=1", "cluster.tasks_per_node=1"]
     job, number = train(*elastic, "cluster.sbatch=['--exclude=n1,n2']")
     assert job.title == "pretrain run: 1 to 2 nodes x 1 rank"
-    with stopped_after(5, number):  # the checkpoint of step 2 is whole before that of step 4 begins
+    with stopped_after(5, Path("run"), number):  # the checkpoint of step 2 is whole before that of step 4 begins
         slurm.kill_node("n4")
     try:
         said = ends_well(job, number, restarts=1)
@@ -124,7 +89,7 @@ def test_a_node_lost_in_the_middle_of_a_step(slurm: Cluster, train: Submit, stra
 
 def test_a_killed_rank(train: Submit, straight: Curve) -> None:
     job, number = train("submit.data_parallel=2", "cluster.tasks_per_node=1")
-    with stopped_after(5, number) as ranks:
+    with stopped_after(5, Path("run"), number) as ranks:
         os.kill(ranks[1], signal.SIGKILL)
     assert "resumed after step" in ends_well(job, number, restarts=1)
     same_curve(curve(Path("run")), straight)
@@ -136,7 +101,7 @@ def test_a_killed_rank_and_a_run_that_comes_no_further(train: Submit) -> None:
         "submit.data_parallel=2", "cluster.tasks_per_node=1", "checkpoint.every_steps=1000",
         "run.restarts_without_progress=0",
     )  # fmt: skip
-    with stopped_after(1, number) as ranks:
+    with stopped_after(1, Path("run"), number) as ranks:
         os.kill(ranks[1], signal.SIGKILL)
     found, said = wait_for(number, "FAILED"), job.log(number).read_text()
     assert found["Restarts"] == "1" and found["ExitCode"] == "3:0", f"{found}\n{said}"

@@ -6,7 +6,7 @@ import torch
 from model import unpacking
 from model.batch import MicroBatch
 from model.loss import LossTotals
-from model.unpacking import Unpacking
+from model.unpacking import Examples, Unpacking
 from tests.unit.model.examples import TOKENS_PER_IMAGE, example, gradients, largest_error, micro_batch, small_model
 
 TOLERANCE = 1e-5
@@ -76,10 +76,11 @@ def test_long_examples_are_a_class_of_their_own() -> None:
     segments[0, :250] = 1
     for row in range(1, 8):
         segments[row, :231] = 1 + torch.arange(231) // 77
-    found = Unpacking.of(segments, segments)
-    assert found is not None
+    examples = Examples.of(segments, segments)
+    assert examples is not None
+    found = Unpacking.of(segments, segments, examples)
     assert [tuple(ids.shape) for ids in found.queries.segments] == [(1, 256), (21, 80)]
-    assert found.num_scores == 256 * 256 + 21 * 80 * 80
+    assert examples.num_scores == 256 * 256 + 21 * 80 * 80
     x = torch.randn(256, 8, 3)
     for side in (found.queries, found.keys):
         assert torch.equal(side.repack(side.unpack(x)), x * (segments.t() > 0).unsqueeze(-1))

@@ -48,6 +48,15 @@ def test_lines_fit_and_lose_nothing() -> None:
     assert lettering.wrapped("", 100) == [""]
 
 
+def test_a_long_word_is_measured_a_few_times_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of letters without a space, as an untrained model babbles, would stop the run for minutes."""
+    measured: list[int] = []
+    length = Lettering._length
+    monkeypatch.setattr(Lettering, "_length", lambda self, line: measured.append(len(line)) or length(self, line))
+    lines = Lettering(14).wrapped("กข" * 300, 100)
+    assert len(lines) > 100 and len(measured) < 20 * len(lines)
+
+
 def test_a_sheet_has_a_cell_for_every_sample(tmp_path: Path) -> None:
     samples = [sample(prediction="خطأ"), sample(prompt="long " * 200), sample(picture=None), sample(prediction="")]
     samples += [sample("detection", prediction="900 900 100 100 cat", references=["0 0 500 500 cat"])]
