@@ -135,7 +135,8 @@ class Unpacking:
             return Side.of(segments, place[number], [length[each] for each in classes])
 
         of_queries = side(queries, examples.numbers[0], examples.lengths[0])
-        of_keys = of_queries if keys is queries else side(keys, examples.numbers[1], examples.lengths[1])
+        alike = examples.numbers[0] is examples.numbers[1]
+        of_keys = of_queries if alike else side(keys, examples.numbers[1], examples.lengths[1])
         return cls(of_queries, of_keys)
 
 

@@ -24,7 +24,9 @@ ours. What that takes (tests/distributed/test_options_workarounds.py tells when 
    (`gather: step`), the hooks are removed, and units are gathered when the step begins, each in one collective. Then
    no tensor persists: DeepSpeed would gather those one by one after every update.
 9. ZeRO++'s groups of nearby ranks are made by us: DeepSpeed takes neighbours in the world, who may be tensor-parallel,
-   and makes them anew for every unit that is sharded.
+   and makes them anew for every unit that is sharded. Their second copies are dropped when weights are loaded, and made
+   again from those: DeepSpeed drops those of trained parameters after an update, and no others ever. Parameters with a
+   second copy and those without are never gathered together.
 10. DeepSpeed's NVMe offload reads state back sub-group by sub-group, but there is one only, and our optimizers keep
    their state themselves. So it offloads to the CPU, and that memory is mapped into files; of parameters too, so that
    one mechanism, and one folder, holds everything.
@@ -35,6 +37,7 @@ ours. What that takes (tests/distributed/test_options_workarounds.py tells when 
 import logging
 import math
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -213,6 +216,8 @@ class ZeroEngine(Engine):
         if self.stage == 3:
             for group in range(len(self.zero.fp16_groups)):
                 self.zero._reassign_or_swap_out_partitioned_parameters(group)
+            for parameter in self.model.parameters():
+                parameter.ds_secondary_tensor = None  # type: ignore[attr-defined]
             return
         if self.bf16_optimizer:
             self.zero.update_lp_params()
@@ -250,16 +255,18 @@ class ZeroEngine(Engine):
         try:
             yield
         finally:
-            gathered[0].partition(param_list=gathered, has_been_updated=False)
+            for parameter in gathered:
+                parameter.partition()
 
     def _gather(self) -> list[Any]:
-        """Gather what is not there, a unit in one collective; returns it."""
+        """Gather what is not there, all of one form in a unit in one collective; returns it."""
         gathered: list[Any] = []
         for unit in self.model.children():
-            for quantized in (False, True):  # ZeRO++'s weights
-                sharded: list[Any] = [p for p in unit.parameters() if _is_sharded(p) and _is_quantized(p) == quantized]
-                if sharded:
-                    sharded[0].all_gather_coalesced(sharded, quantize=quantized).wait()
+            by_form: dict[tuple[bool, bool], list[Any]] = defaultdict(list)
+            for parameter in filter(_is_sharded, unit.parameters()):
+                by_form[_form(parameter)].append(parameter)
+            for (quantized, _), sharded in by_form.items():
+                sharded[0].all_gather_coalesced(sharded, quantize=quantized).wait()
                 gathered += sharded
         return gathered
 
@@ -287,8 +294,9 @@ def _is_sharded(parameter: Any) -> bool:
     return parameter.ds_status == ZeroParamStatus.NOT_AVAILABLE  # type: ignore[no-any-return]
 
 
-def _is_quantized(parameter: Any) -> bool:
-    return hasattr(parameter.ds_tensor, "ds_quant_scale")
+def _form(parameter: Any) -> tuple[bool, bool]:
+    """Whether its shard is quantized, and whether nearby ranks hold a second copy (both of ZeRO++)."""
+    return hasattr(parameter.ds_tensor, "ds_quant_scale"), parameter.ds_secondary_tensor is not None
 
 
 def _compare_within(group: dist.ProcessGroup) -> None:

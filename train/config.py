@@ -81,7 +81,7 @@ class RunSettings:
 
 @dataclass
 class ViTPretrainingConfig:
-    """`python -m train.pretrain_vit`: the ViT classifies the words of object labels, patch by patch.
+    """`python -m train.pretrain_vit`: the ViT names words and boxes of objects, patch by patch.
 
     `output` is a safetensors file for `run.initial_weights`; `batch` is in images.
     """

@@ -11,13 +11,16 @@ from torch import Tensor
 
 from benchmarks.traffic import counted
 from model.pali import build
+from model.weights import write_tensors
 from parallel.config import OptimizerConfig, ParallelConfig, ParameterGroup
 from parallel.engine import Engine, build_engine
+from parallel.initial import load_files
 from parallel.launch import launch
 from parallel.layout import Layout
 from parallel.optimizer import Piece
 from tests.distributed.problem import (
     EPSILON,
+    FROZEN_VIT,
     MODEL,
     MT5,
     NUM_OBJECTIVES,
@@ -41,14 +44,20 @@ class Options:
     ranks: int = 2
     loss_reduction: str = "mean"
     precision: str = "fp32"
+    freeze: list[str] = field(default_factory=list)
+    from_file: bool = False  # its first weights are other ones, and then read from a file
 
     def engine(self) -> Engine:
         layout = Layout(ParallelConfig(**self.parallel, timeout_s=120), launch())
         optimizer = OptimizerConfig(**{"gradient_clipping": 0.5, **self.optimizer})
         model = replace(MODEL, loss_reduction=self.loss_reduction)
-        return build_engine(
-            VIT, MT5, model, optimizer, layout=layout, num_objectives=NUM_OBJECTIVES, precision=self.precision, seed=1
-        )
+        engine = build_engine(
+            VIT, MT5, model, optimizer, layout=layout, num_objectives=NUM_OBJECTIVES, precision=self.precision,
+            freeze=self.freeze, seed=2 if self.from_file else 1,
+        )  # fmt: skip
+        if self.from_file:
+            load_files(engine, ["initial.safetensors"])
+        return engine
 
 
 SEQUENCE = {"tensor": 2, "sequence": True}
@@ -87,6 +96,10 @@ CASES = {
     "zero3": Options(ZERO3),
     "zero3_step": Options({**ZERO3, "gather": "step"}, same_as="zero3"),
     "zero3_nearby": Options({**ZERO3, "hpz_partition_size": 2}, same_as="zero3"),
+    "data_frozen": Options(freeze=FROZEN_VIT),
+    "zero3_nearby_frozen_from_file": Options(
+        {**ZERO3, "hpz_partition_size": 2, "gather": "step"}, same_as="data_frozen", freeze=FROZEN_VIT, from_file=True
+    ),
     "zero3_attention": Options({**ZERO3, "recompute": "attention"}, same_as="zero3"),
     "zero3_every_2": Options({**ZERO3, "recompute": "every_n"}, same_as="zero3"),
     "data_sum": Options(loss_reduction="sum"),
@@ -101,7 +114,7 @@ CASES = {
 
 SUMS = [{"zero_stage": stage} for stage in range(4)]
 SUMS += [{"zero_stage": stage, "offload_optimizer": "cpu"} for stage in (1, 2, 3)]
-ONCE_A_STEP = [name for name, options in CASES.items() if options.parallel.get("gather") == "step"]
+ONCE_A_STEP = [n for n, options in CASES.items() if options.parallel.get("gather") == "step" and not options.freeze]
 
 
 def train_all(folder: Path, ranks: int) -> None:
@@ -176,8 +189,9 @@ def in_file(x: Tensor, folder: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(initial: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("options")
+    write_tensors({name: values.contiguous() for name, values in initial.items()}, folder / "initial.safetensors")
     for ranks in (2, 4):
         run_world(ranks, train_all, folder, ranks)
     return folder

@@ -50,13 +50,15 @@ def stopped_after(steps: int, run: Path, number: str) -> Iterator[list[int]]:
         assert time.monotonic() < end and show(number)["JobState"] in ("PENDING", "RUNNING", "COMPLETING")
         time.sleep(0.05)
     ranks = [process_of(number, rank) for rank in range(2)]
-    for process in ranks:
-        os.kill(process, signal.SIGSTOP)
-    assert len(curve(run)) < STEPS, "the run was over before anything could happen to it; give it more steps"
-    yield ranks
-    for process in ranks:
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGCONT)
+    try:
+        for process in ranks:
+            os.kill(process, signal.SIGSTOP)
+        assert len(curve(run)) < STEPS, "the run was over before anything could happen to it; give it more steps"
+        yield ranks
+    finally:
+        for process in ranks:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)
 
 
 def process_of(number: str, rank: int) -> int:

@@ -82,7 +82,20 @@ def test_long_examples_are_a_class_of_their_own() -> None:
     assert [tuple(ids.shape) for ids in found.queries.segments] == [(1, 256), (21, 80)]
     assert examples.num_scores == 256 * 256 + 21 * 80 * 80
     x = torch.randn(256, 8, 3)
-    for side in (found.queries, found.keys):
+    assert found.keys is found.queries
+    assert torch.equal(found.queries.repack(found.queries.unpack(x)), x * (segments.t() > 0).unsqueeze(-1))
+
+
+def test_queries_and_keys_of_different_lengths() -> None:
+    batch = packed()
+    decoder, encoder = batch.decoder_segments, batch.encoder_segments
+    examples = Examples.of(decoder, encoder)
+    assert examples is not None
+    found = Unpacking.of(decoder, encoder, examples)
+    pairs = zip(found.queries.segments, found.keys.segments, strict=True)
+    assert examples.num_scores == sum(q.numel() * k.shape[1] for q, k in pairs)
+    for side, segments in ((found.queries, decoder), (found.keys, encoder)):
+        x = torch.randn(*segments.t().shape, 3)
         assert torch.equal(side.repack(side.unpack(x)), x * (segments.t() > 0).unsqueeze(-1))
 
 

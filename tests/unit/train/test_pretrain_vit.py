@@ -1,9 +1,12 @@
 """The ViT pretrained alone: what it writes is what a run takes over, and mistakes are one sentence."""
 
+import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from data.miniature.config import MiniatureConfig
@@ -35,6 +38,24 @@ def test_what_it_writes_is_taken_over(corpus: Path, monkeypatch: pytest.MonkeyPa
     assert [file.name for file in output.parent.iterdir()] == [output.name]
     assert {"patches.position", "bridge.vit_norm.bias"} <= load_file(output).keys()
     check_files(build(ViTConfig(32, 2, 128, 2, 14), MT5Config(vocab_size=400), ModelConfig(image_size=56)), [output])
+
+
+def test_a_patch_names_words_and_box_of_its_object() -> None:
+    """Coordinates in their order, also those at the rim and beyond it."""
+    box = [-0.1, 0.5, 0.49, 1.2]  # ymin, xmin, ymax, xmax: the upper right quarter
+    record = pretrain_vit.Labelled(np.zeros((28, 28, 3), np.uint8), [({"red", "star"}, box)])
+    targets = pretrain_vit._targets(record, ["blue", "red", "star"], 2)
+    upper_left, upper_right, *lower = targets
+    assert not upper_left.any() and not np.any(lower)
+    assert upper_right[:3].tolist() == [0, 1, 1]
+    bins = upper_right[3:].reshape(4, pretrain_vit.BINS)
+    assert bins.sum() == 4 and bins.argmax(1).tolist() == [0, 6, 5, 11]
+
+
+def test_images_without_objects_have_a_loss() -> None:
+    nothing = torch.zeros(4, 2, 3 + 4 * pretrain_vit.BINS)
+    loss, right = pretrain_vit._judge(nothing - 1, nothing)
+    assert float(loss) == pytest.approx(4 * 3 * math.log1p(math.exp(-1))) and right == 1
 
 
 @pytest.mark.parametrize(
