@@ -50,7 +50,7 @@ class Mask:
     @cached_property
     def unpacking(self) -> Unpacking | None:
         """How to take them apart; None where it is not worth it."""
-        return Unpacking.of(self.queries, self.keys, self.examples) if self.examples else None
+        return Unpacking.of(self.examples) if self.examples else None
 
     @cached_property
     def unpacked(self) -> "list[Mask]":

@@ -1,6 +1,7 @@
 """What one forward pass reads: a micro-batch of packed rows, and the masks that follow from it."""
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -53,7 +54,9 @@ class MicroBatch:
         return cls(*(t if name == "images" else t.long() for name, t in tensors.items()))  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """A copy on `device`."""
+        """A copy on `device`; where that is where it is, it keeps the masks that were made already."""
+        if self.encoder_segments.device == device:
+            return copy(self)
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in (*ARRAYS, "target_positions")}
         return replace(self, **moved)
 

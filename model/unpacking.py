@@ -82,13 +82,13 @@ class Side:
 class Examples:
     """Which examples lie in packed rows, in one or two classes of about the same length.
 
-    `numbers`, of the queries and of the keys, int64 [B, L]: the example that a position belongs to (padding: any);
-    `lengths`, of queries and of keys, int64 [E]; `classes`: the numbers of their examples.
+    Of the queries and of the keys, or once where both are the same: `segments`, int64 [B, L]; `numbers`, int64 [B, L],
+    the place of a position's example in the order of the classes (padding: any); `lengths`, int64 [E] of each class.
     """
 
-    numbers: tuple[Tensor, Tensor]
-    lengths: tuple[Tensor, Tensor]
-    classes: list[Tensor]
+    segments: list[Tensor]
+    numbers: list[Tensor]
+    lengths: list[list[Tensor]]
 
     @classmethod
     def of(cls, queries: Tensor, keys: Tensor) -> "Examples | None":
@@ -99,22 +99,21 @@ class Examples:
         if count == 0:
             return None
         first = (in_row.cumsum(0) - in_row).unsqueeze(1)
-
-        def numbered(segments: Tensor) -> tuple[Tensor, Tensor]:
-            number = (first + segments - 1).clamp(0, count - 1)
-            return number, number[segments > 0].bincount(minlength=count)
-
-        of_queries = numbered(queries)
-        of_keys = of_queries if keys is queries else numbered(keys)
-        numbers, lengths = zip(of_queries, of_keys, strict=True)
-        examples = cls(numbers, lengths, _classes(*lengths))
+        segments = [queries] if keys is queries else [queries, keys]
+        numbers = [(first + ids - 1).clamp(0, count - 1) for ids in segments]
+        lengths = [n[ids > 0].bincount(minlength=count) for n, ids in zip(numbers, segments, strict=True)]
+        classes = _classes(lengths[0], lengths[-1])
+        place = torch.empty(count, dtype=torch.long)
+        place[torch.cat(classes)] = torch.arange(count)
+        by_class = [[length[each] for each in classes] for length in lengths]
+        examples = cls(segments, [place[number] for number in numbers], by_class)
         return examples if 0 < examples.num_scores <= 0.75 * queries.numel() * keys.shape[1] else None
 
     @property
     def num_scores(self) -> int:
         """Of one head, where every example is as long as the longest of its class."""
-        queries, keys = ([_longest(length[each]) for each in self.classes] for length in self.lengths)
-        return sum(len(each) * q * k for each, q, k in zip(self.classes, queries, keys, strict=True))
+        pairs = zip(self.lengths[0], self.lengths[-1], strict=True)
+        return sum(len(queries) * _longest(queries) * _longest(keys) for queries, keys in pairs)
 
 
 @dataclass(frozen=True)
@@ -125,19 +124,11 @@ class Unpacking:
     keys: Side
 
     @classmethod
-    def of(cls, queries: Tensor, keys: Tensor, examples: Examples) -> "Unpacking":
-        """Of segment ids [B, Lq] and [B, Lk], and the examples in them."""
-        classes = examples.classes
-        place = torch.empty(len(examples.lengths[0]), dtype=torch.long)
-        place[torch.cat(classes)] = torch.arange(len(place))
-
-        def side(segments: Tensor, number: Tensor, length: Tensor) -> Side:
-            return Side.of(segments, place[number], [length[each] for each in classes])
-
-        of_queries = side(queries, examples.numbers[0], examples.lengths[0])
-        alike = examples.numbers[0] is examples.numbers[1]
-        of_keys = of_queries if alike else side(keys, examples.numbers[1], examples.lengths[1])
-        return cls(of_queries, of_keys)
+    def of(cls, examples: Examples) -> "Unpacking":
+        """Where the queries are the keys, one side serves both."""
+        each = zip(examples.segments, examples.numbers, examples.lengths, strict=True)
+        sides = [Side.of(segments, number, lengths) for segments, number, lengths in each]
+        return cls(sides[0], sides[-1])
 
 
 def _longest(lengths: Tensor) -> int:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from data.images import decode
 from data.ledger import Ledger
 from data.objectives.base import Skip
+from data.objectives.detection import box_bins
 from data.shards import Record, ShardSource
 from errors import ConfigurationError
 from model.batch import MicroBatch
@@ -133,7 +134,7 @@ def _targets(record: Labelled, words: Sequence[str], grid: int) -> np.ndarray:
             np.flatnonzero((centre > low - 1 / (3 * grid)) & (centre < high + 1 / (3 * grid)))
             for low, high in ((box[0], box[2]), (box[1], box[3]))
         )
-        bins = np.eye(BINS)[np.clip((np.array(box) * BINS).astype(int), 0, BINS - 1)]
+        bins = np.eye(BINS)[box_bins(box, BINS)]
         targets[np.ix_(rows, columns)] = [*(float(word in found) for word in words), *bins.flatten()]
     return targets.reshape(grid * grid, -1)
 

@@ -46,9 +46,14 @@ class Options(base.Options):
             raise ConfigurationError(f"order={self.order!r} of detection must be 'random' or 'reading'.")
 
 
+def box_bins(box: Sequence[float], num_bins: int) -> list[int]:
+    """The number of the bin that each coordinate, a fraction, falls into; beyond the image, of the bin at its rim."""
+    return [min(max(int(value * num_bins), 0), num_bins - 1) for value in box]
+
+
 def box_text(box: Sequence[float], label: str) -> str:
     """`ymin xmin ymax xmax label`, each coordinate the number of the bin, of 1000, that the fraction falls into."""
-    return " ".join([*(str(min(max(int(value * NUM_BINS), 0), NUM_BINS - 1)) for value in box), label])
+    return " ".join([*map(str, box_bins(box, NUM_BINS)), label])
 
 
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:

@@ -1,5 +1,6 @@
 """A small PaLI and its batches, the same for every layout: what one process computes is what all layouts must."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -137,6 +138,13 @@ def _micro_batch(generator: torch.Generator, with_images: bool, image_size: int,
         decoder_segments=decoder_segments,
         objectives=torch.randint(0, NUM_OBJECTIVES, (rows, targets), generator=generator),
     )
+
+
+def all_gathers(work: Callable[[], object]) -> int:
+    """How many this rank takes part in while it does the work."""
+    with torch.profiler.profile() as profile:
+        work()
+    return sum(event.count for event in profile.key_averages() if event.key == "c10d::_allgather_base_")
 
 
 def initial_weights() -> dict[str, Tensor]:

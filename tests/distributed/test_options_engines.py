@@ -25,6 +25,7 @@ from tests.distributed.problem import (
     MT5,
     NUM_OBJECTIVES,
     VIT,
+    all_gathers,
     initial_weights,
     micro_batches,
     train,
@@ -95,6 +96,9 @@ CASES = {
     "pipeline_zero3_step": Options({"pipeline": 2, **ZERO3, "gather": "step"}, same_as="zero3"),
     "zero3": Options(ZERO3),
     "zero3_step": Options({**ZERO3, "gather": "step"}, same_as="zero3"),
+    "zero3_step_whatever_persists": Options(
+        {"zero_stage": 3, "persistent_elements": 10**6, "gather": "step"}, same_as="zero3"
+    ),
     "zero3_nearby": Options({**ZERO3, "hpz_partition_size": 2}, same_as="zero3"),
     "data_frozen": Options(freeze=FROZEN_VIT),
     "zero3_nearby_frozen_from_file": Options(
@@ -165,10 +169,9 @@ def copies(parallel: dict[str, Any]) -> float:
 
 def gathers(engine: Engine, number: int) -> int:
     """All-gathers in a step of so many micro-batches."""
-    with torch.profiler.profile() as profile:
-        engine.forward_backward(micro_batches(0)[:number], num_targets=100)
+    found = all_gathers(lambda: engine.forward_backward(micro_batches(0)[:number], num_targets=100))
     engine.discard()
-    return sum(event.count for event in profile.key_averages() if event.key == "c10d::_allgather_base_")
+    return found
 
 
 def evaluated_and_trained(engine: Engine, multiple: int) -> list[float]:

@@ -31,7 +31,7 @@ from parallel.engine import build_engine
 from parallel.launch import launch
 from parallel.layout import Layout
 from parallel.zero import ZeroEngine
-from tests.distributed.problem import MODEL, MT5, NUM_OBJECTIVES, VIT, micro_batches
+from tests.distributed.problem import MODEL, MT5, NUM_OBJECTIVES, VIT, all_gathers, micro_batches
 from tests.distributed.world import results_file, run_world
 
 
@@ -61,15 +61,8 @@ def norm_of_two_backwards_in_a_row(engine: ZeroEngine) -> float:
 def first_gathers(engine: ZeroEngine) -> tuple[int, int]:
     """All-gathers of the very first step, of two micro-batches, in which DeepSpeed does not know the order yet; and
     those of its update."""
-    with torch.profiler.profile() as before:
-        engine.forward_backward(micro_batches(0)[:2], num_targets=100)
-    with torch.profiler.profile() as after:
-        engine.discard()
-    first, second = (
-        sum(event.count for event in profile.key_averages() if event.key == "c10d::_allgather_base_")
-        for profile in (before, after)
-    )
-    return first, second
+    first = all_gathers(lambda: engine.forward_backward(micro_batches(0)[:2], num_targets=100))
+    return first, all_gathers(engine.discard)
 
 
 def with_most_live_parameters() -> ZeroEngine:

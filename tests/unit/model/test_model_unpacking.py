@@ -78,7 +78,7 @@ def test_long_examples_are_a_class_of_their_own() -> None:
         segments[row, :231] = 1 + torch.arange(231) // 77
     examples = Examples.of(segments, segments)
     assert examples is not None
-    found = Unpacking.of(segments, segments, examples)
+    found = Unpacking.of(examples)
     assert [tuple(ids.shape) for ids in found.queries.segments] == [(1, 256), (21, 80)]
     assert examples.num_scores == 256 * 256 + 21 * 80 * 80
     x = torch.randn(256, 8, 3)
@@ -91,7 +91,7 @@ def test_queries_and_keys_of_different_lengths() -> None:
     decoder, encoder = batch.decoder_segments, batch.encoder_segments
     examples = Examples.of(decoder, encoder)
     assert examples is not None
-    found = Unpacking.of(decoder, encoder, examples)
+    found = Unpacking.of(examples)
     pairs = zip(found.queries.segments, found.keys.segments, strict=True)
     assert examples.num_scores == sum(q.numel() * k.shape[1] for q, k in pairs)
     for side, segments in ((found.queries, decoder), (found.keys, encoder)):
