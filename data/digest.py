@@ -21,12 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data.config import DataConfig, MixtureConfig
-from data.ledger import ErrorBudgetExceeded
 from data.packing import Rows, RowShape, take
 from data.shards import SPLITS
 from data.stream import Stream
 from data.tokenizer import Tokenizer
-from errors import ConfigurationError
+from errors import ConfigurationError, ReadingStopped, StorageFailed
 
 Group = TypeVar("Group")
 CONFIGURATION = Path(__file__).parent.parent / "conf"
@@ -116,6 +115,6 @@ if __name__ == "__main__":
     except ConfigurationError as error:
         print(f"Configuration: {error}", file=sys.stderr)
         sys.exit(2)
-    except ErrorBudgetExceeded as error:
+    except ReadingStopped as error:
         print(error, file=sys.stderr)
-        sys.exit(3)  # as a run that stops itself (train/entry.py)
+        sys.exit(75 if isinstance(error, StorageFailed) else 3)  # as of a run (train/entry.py)

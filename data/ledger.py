@@ -4,10 +4,12 @@ import logging
 import threading
 from collections import Counter
 
+from errors import ReadingStopped
+
 logger = logging.getLogger(__name__)
 
 
-class ErrorBudgetExceeded(RuntimeError):
+class ErrorBudgetExceeded(ReadingStopped):
     """Too many records of a source are broken to go on: the message names source, shard, causes and counts."""
 
 

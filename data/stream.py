@@ -20,7 +20,7 @@ class Stream:
 
     They are dealt, as contiguous slices, to data.num_streams streams; each stream packs its own examples of the step
     into rows. So the rows of a (step, stream) are a pure function of (configuration, seed), whoever reads them.
-    Raises ConfigurationError for a configuration that cannot work, and at any read ErrorBudgetExceeded.
+    Raises ConfigurationError for a configuration that cannot work, and at any read ReadingStopped.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from data.ledger import ErrorBudgetExceeded
+from errors import ReadingStopped
 from train.rank_times import RankTimes
 
 MICRO = 1e6  # seconds travel as whole microseconds
@@ -19,8 +19,8 @@ class Local:
     """One rank's part of a step. Token, image and example counts are of this rank's data-parallel share.
 
     `positions` are those of its micro-batches as they are computed, padding included; `empty_positions` those of a
-    micro-batch that it adds where another rank has more. `over_budget`: what ended its reading
-    (ErrorBudgetExceeded). `times`: how long the step before took here, None where there was none.
+    micro-batch that it adds where another rank has more. `stopped`: what ended its reading.
+    `times`: how long the step before took here, None where there was none.
     """
 
     num_micro_batches: int
@@ -31,7 +31,7 @@ class Local:
     truncated: int = 0  # examples whose text was cut to fit a row
     positions: int = 0
     empty_positions: int = 0
-    over_budget: str | None = None
+    stopped: ReadingStopped | None = None
     data_wait_s: float = 0.0
     memory_bytes: int = 0
     stop: bool = False
@@ -64,8 +64,8 @@ def agree(local: Local, data_parallel_size: int, device: torch.device) -> Agreed
     """Sum and take maxima over all ranks in one all-reduce (a second one only in steps that skipped records).
 
     Maxima come out of a sum because every rank has a row of its own. Ranks that hold the same rows (tensor or pipeline
-    parallel) count them equally often, so sums are divided by their number. Raises ErrorBudgetExceeded on every rank
-    where one of them met it: nobody waits for a rank that has left.
+    parallel) count them equally often, so sums are divided by their number. Raises ReadingStopped on every rank where
+    one of them raised it: nobody waits for a rank that has left.
     """
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     times = astuple(local.times or RankTimes())
@@ -73,7 +73,7 @@ def agree(local: Local, data_parallel_size: int, device: torch.device) -> Agreed
         local.num_micro_batches,
         local.positions,
         local.empty_positions,
-        local.over_budget is not None,
+        local.stopped is not None,
         int(local.data_wait_s * MICRO),
         local.memory_bytes,
         local.stop,
@@ -90,11 +90,11 @@ def agree(local: Local, data_parallel_size: int, device: torch.device) -> Agreed
         dist.all_reduce(message)
     message = message.cpu()
     rows = message[: table.numel()].view_as(table)
-    most_micro_batches, _, empty_positions, over_budget, data_wait, memory, stop, save, skipped, timed = rows.amax(0)[
+    most_micro_batches, _, empty_positions, stopped, data_wait, memory, stop, save, skipped, timed = rows.amax(0)[
         : -len(times)
     ].tolist()
-    if over_budget:
-        raise_over_budget(local.over_budget)
+    if stopped:
+        raise_everywhere(local.stopped)
     added = most_micro_batches * world - int(rows[:, 0].sum())
     sharing = world // data_parallel_size
     num_targets, encoder_tokens, images, truncated, *examples = (message[table.numel() :] // sharing).tolist()
@@ -115,25 +115,26 @@ def agree(local: Local, data_parallel_size: int, device: torch.device) -> Agreed
     )
 
 
-def raise_over_budget(found: str | None) -> None:
-    """Raise ErrorBudgetExceeded on every rank if any rank `found` a source over its error budget; a collective."""
-    for sentence in filter(None, gather([found])):
-        raise ErrorBudgetExceeded(sentence)
+def raise_everywhere(found: ReadingStopped | None) -> None:
+    """Raise on every rank what the first rank that cannot read on has `found`; a collective."""
+    for error in filter(None, gather([found])):
+        error.alone = False
+        raise error
 
 
 def together(batches: Iterable[Item]) -> Iterator[Item]:
     """The batches, of which every rank has equally many; a collective at each.
 
-    Raises ErrorBudgetExceeded on every rank where reading raised it on one.
+    Raises ReadingStopped on every rank where reading raised it on one.
     """
     iterator = iter(batches)
     while True:
         batch, found = None, None
         try:
             batch = next(iterator, None)
-        except ErrorBudgetExceeded as error:
-            found = str(error)
-        raise_over_budget(found)
+        except ReadingStopped as error:
+            found = error
+        raise_everywhere(found)
         if batch is None:
             return
         yield batch

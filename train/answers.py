@@ -23,7 +23,7 @@ def answers(
     every image blanked.
 
     A collective: all ranks must hold equally many batches (`ReplicaReader.held_out` sees to it). Raises
-    ErrorBudgetExceeded on every rank where reading raises it on one.
+    ReadingStopped on every rank where reading raises it on one.
     """
     for number, reading in enumerate(together(batches), 1):
         beat(f"answers to batch {number}")

@@ -2,7 +2,7 @@
 
 Exit codes: 0 done, 2 a mistake in the configuration, 3 a run that stopped itself (`RunStopped`, or a source over its
 error budget), 4 a run that hung or lost a rank (`train/watchdog.py`), 75 a run that was interrupted by a signal and
-saved (start it again to go on).
+saved, or whose storage kept failing (start it again to go on).
 """
 
 import difflib
@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from data.ledger import ErrorBudgetExceeded
-from errors import ConfigurationError, Notice
+from errors import OF_STORAGE, ConfigurationError, Notice, StorageFailed
 from launcher import first_rank
 from parallel.launch import stop as leave
 from train.cluster import SubmitConfig
@@ -90,6 +90,8 @@ def in_one_sentence(work: Callable[[], None]) -> None:
         stop(str(error), EXIT_STOPPED, error.alone)
     except ErrorBudgetExceeded as error:  # on every rank alike (train/agreement.py)
         stop(str(error), EXIT_STOPPED)
+    except StorageFailed as error:
+        stop(str(error), EXIT_INTERRUPTED, error.alone)
     except Interrupted as error:
         stop(str(error), EXIT_INTERRUPTED)
     except PeerLost as error:
@@ -97,6 +99,9 @@ def in_one_sentence(work: Callable[[], None]) -> None:
     except FailedRuns as error:
         stop(str(error), error.code)
     except OSError as error:
+        if error.errno in OF_STORAGE and error.filename is not None:
+            failed = f"{error.filename}: {error.strerror}; start it again when its storage is back."
+            stop(failed, EXIT_INTERRUPTED, True)
         code = OF_THE_USER.get(error.errno or 0)
         if code is None or (error.filename is None and code != EXIT_STOPPED):
             raise

@@ -158,7 +158,7 @@ class Loop:
         return Share.of(self.reader.read(self.run.left_out.batch_of(step) - 1), self.join)
 
     def agreed_share(self, step: int) -> tuple[Share, Agreed]:
-        """This rank's share, and what all ranks agree on; raises ErrorBudgetExceeded on all if it stops one."""
+        """This rank's share, and what all ranks agree on; raises ReadingStopped on all if it stops one."""
         beat(f"step {step}, reading")
         share = read_or_stop(partial(self.read, step), self.layout)
         beat(f"step {step}, meeting all ranks")

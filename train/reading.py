@@ -16,10 +16,10 @@ import torch.distributed as dist
 
 from data.config import MixtureConfig
 from data.examples import ExampleInfo
-from data.ledger import ErrorBudgetExceeded
 from data.packing import Rows
 from data.stream import Reader, Statistics, Stream, evaluation_batches
 from data.tokenizer import Tokenizer
+from errors import ReadingStopped
 from parallel.layout import Layout
 from train.config import RunConfig
 
@@ -40,7 +40,7 @@ class Reading:
 class ReplicaReader:
     """One split of a mixture, for every rank of a replica; each read is a collective of the replica.
 
-    Every rank opens the shards, and all fail alike where that fails. A read raises ErrorBudgetExceeded on all of the
+    Every rank opens the shards, and all fail alike where that fails. A read raises ReadingStopped on all of the
     replica where its first rank meets it.
     """
 
@@ -97,16 +97,16 @@ def read_once(read: Callable[[], Reading | None], layout: Layout) -> Reading | N
     """What `read` gives on the first rank of a replica, on all of them."""
     if layout.model_group.size() == 1:
         return read()
-    found, over_budget = None, None
+    found, stopped = None, None
     if layout.speaks:
         try:
             found = read()
-        except ErrorBudgetExceeded as error:
-            over_budget = str(error)
-    message: list[Any] = [over_budget, found and _without_pixels(found)]
+        except ReadingStopped as error:
+            stopped = error
+    message: list[Any] = [stopped, found and _without_pixels(found)]
     dist.broadcast_object_list(message, group=layout.model_group, group_src=0, device=torch.device("cpu"))
     if message[0] is not None:
-        raise ErrorBudgetExceeded(message[0])
+        raise message[0]
     reading: Reading | None = found or message[1]
     if reading is not None and layout.pipeline_group.rank() == 0 and layout.tensor_group.size() > 1:
         for rows in reading.rows:  # the first rank of this tensor-parallel group is the replica's

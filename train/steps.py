@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from data.examples import ExampleInfo
-from data.ledger import ErrorBudgetExceeded
 from data.objectives import NAMES
 from data.packing import Rows
 from data.stream import Statistics
+from errors import ReadingStopped
 from model.batch import MicroBatch
 from model.costs import Shape
 from parallel.layout import Layout
@@ -68,12 +68,12 @@ class Share:
 def read_or_stop(read: Callable[[], Share], layout: Layout) -> Share:
     """What `read` gives, before all ranks `agree` on it.
 
-    Where it raises ErrorBudgetExceeded, the other ranks learn so as they agree, and raise it too.
+    Where it raises ReadingStopped, the other ranks learn so as they agree, and raise it too.
     """
     try:
         return read()
-    except ErrorBudgetExceeded as error:
-        nothing = Local(0, 0, 0, 0, [0] * len(NAMES), over_budget=str(error))
+    except ReadingStopped as error:
+        nothing = Local(0, 0, 0, 0, [0] * len(NAMES), stopped=error)
         agree(nothing, layout.data_parallel_size, layout.device)
         raise
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from errors import ConfigurationError
-from train.entry import CONF, RunStopped, entry, folder_name, without_injected
+from errors import ConfigurationError, StorageFailed
+from train.entry import CONF, RunStopped, entry, folder_name, in_one_sentence, without_injected
 
 
 def outcome(
@@ -52,6 +52,26 @@ def test_mistakes(
     assert code == 2
     assert sentence in said
     assert said.startswith("Configuration: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (StorageFailed("/data/x.tar: no answer."), 75, "/data/x.tar: no answer.\n"),
+        (OSError(errno.EIO, os.strerror(errno.EIO), "/x/metrics"), 75, "/x/metrics: Input/output error; start it aga"),
+        (OSError(errno.ESTALE, "a socket of no file"), None, ""),
+    ],
+)
+def test_storage_that_fails_is_one_sentence_and_the_code_that_is_queued_again(
+    error: Exception, code: int | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit if code else OSError) as end:
+        in_one_sentence(fail)
+    assert code is None or end.value.code == code  # type: ignore[union-attr]
+    assert capsys.readouterr().err.startswith(message)
 
 
 def test_injected_ranks_are_dropped(

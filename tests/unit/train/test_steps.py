@@ -8,6 +8,7 @@ import torch
 from data.ledger import ErrorBudgetExceeded
 from data.objectives import NAMES
 from data.packing import RowShape, empty_rows, micro_batches
+from errors import StorageFailed
 from train.agreement import Local, agree, together
 from train.reading import Reading
 from train.steps import Share, joiner, read_or_stop
@@ -72,7 +73,15 @@ def test_a_source_over_its_budget_is_told_as_ranks_agree() -> None:
     with pytest.raises(ErrorBudgetExceeded, match=r"shard x\.tar"):
         read_or_stop(read, LAYOUT)  # type: ignore[arg-type]
     with pytest.raises(ErrorBudgetExceeded, match="told"):
-        agree(Local(0, 0, 0, 0, [0] * len(NAMES), over_budget="told"), 1, torch.device("cpu"))
+        agree(Local(0, 0, 0, 0, [0] * len(NAMES), stopped=ErrorBudgetExceeded("told")), 1, torch.device("cpu"))
+
+
+def test_a_disk_that_fails_on_one_rank_ends_all_alike_and_one_of_them_prints_it() -> None:
+    failed = StorageFailed("/data/x.tar: Input/output error")
+    assert failed.alone
+    with pytest.raises(StorageFailed, match="Input/output") as raised:
+        agree(Local(0, 0, 0, 0, [0] * len(NAMES), stopped=failed), 1, torch.device("cpu"))
+    assert not raised.value.alone
 
 
 def test_batches_come_until_one_cannot_be_read() -> None:
