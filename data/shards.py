@@ -1,6 +1,7 @@
 """WebDataset tars, as img2dataset writes them, read at random access through a small index beside each tar."""
 
 import glob
+import hashlib
 import json
 import logging
 import os
@@ -45,6 +46,19 @@ class ShardIndex:
     keys: list[str]
     spans: NDArray[np.int64]
     truncated: bool
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What the records of a (source, split) are, in numbers that are equal wherever the same shards lie.
+
+    `fingerprint`: SHA-256 over every shard's name, size, number of samples and members' offsets. It changes when a
+    shard is added, removed, renamed or written anew, not when the corpus is copied or its modification times change.
+    """
+
+    records: int
+    shards: int
+    fingerprint: str
 
 
 def shard_paths(location: str, split: str) -> list[str]:
@@ -134,7 +148,7 @@ def index(path: str) -> ShardIndex:
 class ShardSource:
     """Random access to all records of a (source, split): a Grain RandomAccessDataSource.
 
-    Opening it reads the indices alone. Every truncated tar is counted in `ledger` as one defect.
+    Opening it reads the indices alone; `facts` are what was found. Every truncated tar is one defect in `ledger`.
     """
 
     def __init__(self, name: str, location: str, split: str, ledger: Ledger):
@@ -145,6 +159,7 @@ class ShardSource:
         self._keys = [shard.keys for shard in indices]
         self._spans = [shard.spans for shard in indices]
         self._ends = np.cumsum([len(keys) for keys in self._keys])
+        self.facts = SourceFacts(len(self), len(self.paths), _fingerprint(self.paths, indices))
         if not len(self):
             raise ConfigurationError(
                 f"the {split} shards of source {name} at {location} hold no sample: check the tars."
@@ -180,6 +195,16 @@ class ShardSource:
             elif text_bytes is not None:
                 fields["alt_text"] = text_bytes.decode(errors="replace")
         return Record(self._keys[shard][within], path, fields, image)
+
+
+def _fingerprint(paths: list[str], indices: list[ShardIndex]) -> str:
+    folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    total = hashlib.sha256()
+    for path, shard in zip(paths, indices, strict=True):
+        name = os.path.relpath(path, folder)
+        total.update(json.dumps([name, os.path.getsize(path), len(shard.keys)]).encode())
+        total.update(shard.spans.astype("<i8").tobytes())
+    return total.hexdigest()
 
 
 def _read(file: Any, offset: int, size: int) -> bytes | None:

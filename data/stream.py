@@ -11,6 +11,7 @@ from data.examples import EncodedExample, ExampleInfo
 from data.ledger import Ledger
 from data.mixture import Component, mix, open_components
 from data.packing import Rows, RowShape, concatenate, micro_batches, pack
+from data.shards import SourceFacts
 from data.tokenizer import Tokenizer
 from errors import ConfigurationError
 
@@ -45,6 +46,10 @@ class Stream:
         self.components = open_components(data, mixture, tokenizer, image_size, split, self.ledger)
         self._examples = mix(self.components, seed)
         self._threads = ThreadPoolExecutor(data.num_threads, thread_name_prefix="examples")
+
+    def facts(self) -> dict[str, SourceFacts]:
+        """What was found of each source, by its name."""
+        return {component.source.name: component.source.facts for component in self.components}
 
     def rows(self, step: int, streams: range) -> tuple[Rows, list[ExampleInfo]]:
         """The rows of these streams in this step, in order of stream; infos in order of example."""

@@ -50,6 +50,42 @@ def test_every_record_is_read_at_random_access(tmp_path):
     assert not ledger.drain()
 
 
+def test_facts_are_of_the_shards_not_of_where_they_lie(tmp_path):
+    for place in ("here", "there/again"):
+        write_shard(tmp_path / place / "train-00000.tar", samples(3))
+        write_shard(tmp_path / place / "train-00001.tar", samples(2))
+    os.utime(tmp_path / "there/again/train-00001.tar", (1, 1))
+    facts = source(tmp_path / "here")[0].facts
+    assert (facts.records, facts.shards) == (5, 2)
+    assert source(tmp_path / "there/again")[0].facts == facts == source(f"{tmp_path}/here/train-*.tar")[0].facts
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "renamed", "written anew"])
+def test_facts_change_with_the_shards(tmp_path, change):
+    paths = [tmp_path / f"train-0000{number}.tar" for number in range(3)]
+    for path in paths[:2]:
+        write_shard(path, samples(2))
+    before = source(tmp_path)[0].facts
+    if change == "added":
+        write_shard(paths[2], samples(1))
+    elif change == "removed":
+        paths[1].unlink()
+    elif change == "renamed":
+        paths[1].rename(paths[2])
+    else:
+        write_shard(paths[1], [("00000", {"alt_text": "text 0 " * 200}, png(0)), samples(2)[1]])  # larger by blocks
+    after = source(tmp_path)[0].facts
+    assert after.fingerprint != before.fingerprint
+    assert (after.records == before.records) == (change in ("renamed", "written anew"))
+
+
+def test_a_stream_gives_the_facts_of_its_sources(tmp_path, tokenizer):
+    for name in ("cc3m_35l", "webli"):
+        write_shard(tmp_path / name / "train-00000.tar", samples(3))
+    opened = stream(tmp_path, tokenizer, ("cc3m_35l", "captioning", 1), ("webli", "ocr", 1))
+    assert {name: facts.records for name, facts in opened.facts().items()} == {"cc3m_35l": 3, "webli": 3}
+
+
 def test_the_same_samples_give_the_same_bytes(tmp_path):
     write_shard(tmp_path / "a.tar", samples(3))
     write_shard(tmp_path / "b.tar", samples(3))
