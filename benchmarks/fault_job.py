@@ -66,12 +66,12 @@ class Job:
         return self.logs / f"start_{self.starts}.log"
 
     def said(self, pattern: str) -> re.Match[str] | None:
-        return re.search(pattern, self.log.read_text(errors="replace"))
+        return re.search(pattern, self.log.read_text(errors="replace", encoding="utf-8"))
 
     def lines(self) -> list[dict[str, Any]]:
         """The metrics so far; a line that is being written does not count."""
         file = self.folder / "metrics.jsonl"
-        texts = file.read_text().split("\n")[:-1] if file.exists() else []
+        texts = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
         return [json.loads(text) for text in texts]
 
     def step(self) -> int:
@@ -103,7 +103,7 @@ class Job:
 
     def rank(self, rank: int) -> psutil.Process:
         """The process of a rank, as its heart-beat says."""
-        beat = json.loads((self.folder / "heartbeats" / f"rank_{rank:05d}.json").read_text())
+        beat = json.loads((self.folder / "heartbeats" / f"rank_{rank:05d}.json").read_text(encoding="utf-8"))
         return psutil.Process(beat["process"])
 
     def kill(self, node: int | None = None) -> None:
@@ -142,8 +142,8 @@ class Job:
         latest = self.checkpoints() / "latest"
         if not latest.exists():
             return 0
-        path = self.checkpoints() / latest.read_text()
-        manifest = json.loads((path / "manifest.json").read_text())
+        path = self.checkpoints() / latest.read_text(encoding="utf-8")
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         for name, expected in manifest.items():
             content = (path / name).read_bytes()
             if len(content) != expected["bytes"] or hashlib.sha256(content).hexdigest() != expected["sha256"]:

@@ -36,6 +36,7 @@ from data.corpus_text import corpus_texts
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
 from data.tokenizer import train_tokenizer
+from terminal import use_utf8
 
 STRIKE_AT = EVERY + 2  # between two checkpoints
 LINK_DOWN_S = 20
@@ -277,7 +278,7 @@ def pull_cable(trial: Trial) -> None:
 def movable_clock(trial: Trial) -> None:
     offset = trial.job.folder.parent / "clock"
     offset.parent.mkdir(parents=True, exist_ok=True)
-    offset.write_text("+0\n")
+    offset.write_text("+0\n", encoding="utf-8")
     sleep = offset.with_name("real_sleep.so")
     source = Path(__file__).with_name("real_sleep.c")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(sleep), str(source)], check=True)
@@ -289,9 +290,9 @@ def movable_clock(trial: Trial) -> None:
 
 def move_clock(trial: Trial) -> None:
     trial.strikes()
-    (trial.job.folder.parent / "clock").write_text(f"+{CLOCK_JUMP_S}\n")
+    (trial.job.folder.parent / "clock").write_text(f"+{CLOCK_JUMP_S}\n", encoding="utf-8")
     trial.job.until_step(trial.step + 2)
-    (trial.job.folder.parent / "clock").write_text(f"-{CLOCK_JUMP_S}\n")
+    (trial.job.folder.parent / "clock").write_text(f"-{CLOCK_JUMP_S}\n", encoding="utf-8")
 
 
 def _root() -> str | None:
@@ -343,7 +344,7 @@ def _stop_whole(trial: Trial) -> None:
 
 
 def _largest_file(trial: Trial) -> Path:
-    newest = trial.job.checkpoints() / (trial.job.checkpoints() / "latest").read_text()
+    newest = trial.job.checkpoints() / (trial.job.checkpoints() / "latest").read_text(encoding="utf-8")
     return max(newest.glob("*.distcp"), key=lambda file: file.stat().st_size)
 
 
@@ -441,7 +442,7 @@ def reference(name: str, folder: Path, corpus: Path) -> list[tuple]:
     if len(job.curve()) == STEPS:  # of an earlier call with the same --folder
         return job.curve()
     job.folder.mkdir(parents=True, exist_ok=True)
-    (job.folder / "left_out.json").write_text(f'{{"batches": {LEFT_OUT[name]}, "roll_backs": 0}}')
+    (job.folder / "left_out.json").write_text(f'{{"batches": {LEFT_OUT[name]}, "roll_backs": 0}}', encoding="utf-8")
     job.start()
     try:
         job.finish()
@@ -486,7 +487,7 @@ def write_report(results: list[Result], path: Path) -> None:
     load = f"{os.cpu_count()} cores, load average {os.getloadavg()[1]:.1f}"
     text = "# Faults\n\n" + (__doc__ or "").split("\n", 1)[1].strip("\n") + "\n\n"
     text += f"Measured with `python -m benchmarks.faults --report {path}` on {load}:\n\n"
-    path.write_text(text + "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n")
+    path.write_text(text + "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n", encoding="utf-8")
 
 
 def main() -> int:
@@ -525,4 +526,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

@@ -26,6 +26,7 @@ from model.attention import Mask, flex_t5_attention, relative_bias, t5_attention
 from model.config import MT5Config
 from model.costs import training_flops_of
 from model.describe import Sizes, one_example, plan, read_sizes
+from terminal import use_utf8
 from train.flops import PEAK_TFLOPS
 
 SECTIONS = ("steps", "attention")
@@ -166,4 +167,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main()

@@ -26,6 +26,7 @@ from data.packing import Rows, micro_batches
 from data.stream import Stream
 from model.batch import MicroBatch
 from model.describe import read_sizes
+from terminal import use_utf8
 
 TRIM = 16  # positions; data.trim_multiple of the miniature corpus
 
@@ -112,4 +113,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main()

@@ -39,6 +39,7 @@ from parallel.engine import Engine, build_engine
 from parallel.launch import launch
 from parallel.layout import Layout
 from parallel.materialize import Blueprint
+from terminal import use_utf8
 from tests.distributed.world import run_world
 
 VIT = ViTConfig(width=256, depth=4, mlp_dim=1024, num_heads=4, patch_size=14)
@@ -115,7 +116,7 @@ def step(engine: Engine, micro_batches: int = MICRO_BATCHES) -> float:
 
 def measure(folder: Path, settings: dict[str, Any], repeats: int) -> None:
     before = _memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak so far
     engine = engine_of(settings)
     step(engine)
     seconds = [step(engine) for _ in range(repeats)]
@@ -135,7 +136,7 @@ def traffic(engine: Engine) -> dict[str, Bytes]:
 
 def _memory(name: str) -> int:
     """VmRSS (now) or VmHWM (peak) of this process, bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
@@ -164,7 +165,7 @@ def layouts(console: Console, sizes: list[int], repeats: int, csv_at: Path | Non
             )
         console.print(table)
     if csv_at is not None:
-        with csv_at.open("w", newline="") as file:
+        with csv_at.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([CSV_COLUMNS, *lines])
         console.print(f"every rank and kind: {csv_at}")
 
@@ -341,7 +342,7 @@ def built(folder: Path, model: str) -> None:
     sizes = read_sizes([f"model={model}", "stage=full_224"])
     layout = Layout(ParallelConfig(zero_stage=3, timeout_s=1800), launch())
     before = _memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
     def watched(blueprint: Blueprint, *arguments: Any, **options: Any) -> None:
         materialize(blueprint, *arguments, **options)
@@ -406,4 +407,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main()

@@ -20,6 +20,7 @@ from benchmarks.sides import Example, hugging_face, one_per_row, ours, padded
 from benchmarks.worker import Worker
 from model.costs import training_flops_of
 from model.describe import Sizes, one_example, plan, read_sizes
+from terminal import use_utf8
 
 FROZEN = ["patches.*", "vit_block_*", "bridge.vit_norm.*"]
 
@@ -145,4 +146,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main()

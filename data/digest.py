@@ -26,6 +26,7 @@ from data.shards import SPLITS
 from data.stream import Stream
 from data.tokenizer import Tokenizer
 from errors import ConfigurationError, ReadingStopped, StorageFailed
+from terminal import use_utf8
 
 Group = TypeVar("Group")
 CONFIGURATION = Path(__file__).parent.parent / "conf"
@@ -110,6 +111,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     try:
         main(sys.argv[1:])
     except ConfigurationError as error:

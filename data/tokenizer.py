@@ -14,6 +14,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as protocol
 
 from errors import ConfigurationError
+from terminal import use_utf8
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 NUM_SENTINELS = 100
@@ -163,6 +164,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     try:
         main(sys.argv[1:])
     except ConfigurationError as error:

@@ -90,7 +90,7 @@ class SlurmArrayLauncher(SlurmLauncher):
         self._check_not_running(folder)
         jobs = self._submit(folder, job_overrides, initial_job_idx)
         array = _array_of(jobs[0])
-        (folder / RUNNING).write_text(array)
+        (folder / RUNNING).write_text(array, encoding="utf-8")
         print(
             f"Slurm job {array}: {len(jobs)} runs, {self._ranks} ranks each, at most "
             f"{self.params['array_parallelism']} at a time; their logs are in {folder}, `scancel {array}` ends them.",
@@ -139,7 +139,7 @@ class SlurmArrayLauncher(SlurmLauncher):
     def _check_not_running(self, folder: Path) -> None:
         """Two jobs may not write into the same runs."""
         earlier = folder / RUNNING
-        if earlier.exists() and _queued(array := earlier.read_text()):
+        if earlier.exists() and _queued(array := earlier.read_text(encoding="utf-8")):
             raise ConfigurationError(
                 f"Slurm job {array} is at this sweep already; wait for it, end it with `scancel {array}`, or choose "
                 "another run.name."
@@ -184,7 +184,7 @@ class SlurmArrayLauncher(SlurmLauncher):
         failed, first = {}, 0
         for index, (name, job) in enumerate(zip(names, jobs, strict=True)):
             ended = folder / f"{_array_of(job)}_{index}.exit"
-            code = int(ended.read_text()) if ended.exists() else None
+            code = int(ended.read_text(encoding="utf-8")) if ended.exists() else None
             if code != 0:
                 how = "ended from outside" if code is None else f"exit code {code}"
                 failed[name] = f"{how}, {job.task(0).paths.stdout}"
@@ -245,7 +245,9 @@ def _array_of(job: Any) -> str:
 
 def _queued(job: str) -> bool:
     """Whether any run of the array still waits or runs; a controller that does not answer is asked again later."""
-    asked = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True)
+    asked = subprocess.run(
+        ["squeue", "--noheader", "--jobs", job], capture_output=True, encoding="utf-8", errors="replace"
+    )
     return bool(asked.stdout.strip()) or (asked.returncode != 0 and "Invalid job id" not in asked.stderr)
 
 

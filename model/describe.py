@@ -26,6 +26,7 @@ from errors import ConfigurationError
 from model.config import ModelConfig, MT5Config, ViTConfig
 from model.costs import Shape, UnitCost, costs_of
 from model.pali import PaLI, freeze, units
+from terminal import use_utf8
 
 CONFIGURATION = Path(__file__).parent.parent / "conf"
 SCHEMA = "run_schema"
@@ -157,6 +158,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     try:
         main(sys.argv[1:])
     except ConfigurationError as error:

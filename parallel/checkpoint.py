@@ -122,7 +122,7 @@ class Checkpointer:
         manifest, ages = {".metadata": _checksum(partial / ".metadata")}, {}
         for rank in range(world_size):
             left = partial / f"rank_{rank}.json"
-            of_rank = json.loads(left.read_text())
+            of_rank = json.loads(left.read_text(encoding="utf-8"))
             manifest.update(of_rank["files"])
             ages.update(of_rank["ages"])
             left.unlink()
@@ -151,7 +151,7 @@ class Checkpointer:
         """The step that `latest` names (if it is not legible, the newest), or None where nothing was saved."""
         latest = self.folder / "latest"
         try:
-            return int(latest.read_text()[5:]) if latest.exists() else None
+            return int(latest.read_text(encoding="utf-8")[5:]) if latest.exists() else None
         except ValueError:
             return max(self.steps(), default=None)
 
@@ -159,7 +159,9 @@ class Checkpointer:
         """What was saved with the checkpoint that `latest` names, {} where there is none to read; loads nothing."""
         step = self.latest_step()
         try:
-            content = json.loads((self._path(step) / "state.json").read_text()) if step is not None else {}
+            content = (
+                json.loads((self._path(step) / "state.json").read_text(encoding="utf-8")) if step is not None else {}
+            )
         except (OSError, ValueError):  # damaged: loading tells of it
             return {}
         return dict(content.get("extra", {}))
@@ -222,7 +224,7 @@ class Checkpointer:
         if resampled:
             _scatter_position(engine, wanted[POSITION])
         engine.publish()
-        content = json.loads((path / "state.json").read_text())
+        content = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if not weights_only:
             ages = content["ages"]
             engine.optimizer.ages.update({name: ages.get(name, 0) for name in engine.optimizer.ages})
@@ -296,7 +298,7 @@ def _raise_anywhere(mistake: str | None) -> None:
 def _broken_file(path: Path, layout: Layout) -> str | None:
     """The name of a file of this rank's share that is missing, cut short or altered."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "manifest.json"
     if not isinstance(manifest, dict) or not {".metadata", "state.json"} <= manifest.keys():
@@ -318,7 +320,7 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def _write_text(file: Path, text: str) -> None:
-    with file.open("w") as opened:
+    with file.open("w", encoding="utf-8") as opened:
         opened.write(text)
         opened.flush()
         os.fsync(opened.fileno())

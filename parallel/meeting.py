@@ -61,7 +61,11 @@ def address_of(node: str) -> str:
         pass
     try:
         asked = subprocess.run(
-            ["scontrol", "--oneliner", "show", "node", node], capture_output=True, text=True, timeout=60
+            ["scontrol", "--oneliner", "show", "node", node],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=60,
         )
         found = re.search(r"NodeAddr=(\S+)", asked.stdout)
     except (OSError, subprocess.TimeoutExpired):

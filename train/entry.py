@@ -28,6 +28,7 @@ from data.ledger import ErrorBudgetExceeded
 from errors import OF_STORAGE, ConfigurationError, Notice, StorageFailed
 from launcher import first_rank
 from parallel.launch import stop as leave
+from terminal import use_utf8
 from train.cluster import SubmitConfig
 from train.config import RunConfig
 from train.sweep import FailedRuns, Sweep, become_one_of, folder_name
@@ -58,6 +59,7 @@ class Interrupted(Exception):
 
 def entry(config_name: str, main: Callable[[DictConfig], None]) -> None:
     """Compose `conf/<config_name>.yaml` with the command line and run `main` on it (once per run of a multirun)."""
+    use_utf8()
     register()
     sys.argv[1:] = without_injected(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing: the sentences below are ours

@@ -97,8 +97,8 @@ def report(folder: Path, split: str, step: int, samples: list[Sample]) -> None:
     """Write `evaluation.json`, `predictions.jsonl` (every answer) and `samples.png`; print scores and places."""
     results = {"step": step, "split": split, "examples": len(samples), "objectives": evaluation(samples)}
     scores_at, answers_at, picture_at = (folder / n for n in ("evaluation.json", "predictions.jsonl", "samples.png"))
-    scores_at.write_text(json.dumps(results, indent=1, ensure_ascii=False))
-    answers_at.write_text("".join(f"{sample.line}\n" for sample in samples))
+    scores_at.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
+    answers_at.write_text("".join(f"{sample.line}\n" for sample in samples), encoding="utf-8")
     draw(selection(samples), picture_at)
     console = Console()
     console.print(table(results))

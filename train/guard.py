@@ -54,7 +54,9 @@ class Guard:
 def save_bad_batch(folder: Path, step: int, cause: str, examples: list[dict[str, Any]]) -> Path:
     """Write the ids of a skipped step's examples, so that the cause can be looked for in the data."""
     path = folder / f"bad_batch_step_{step:08d}.json"
-    path.write_text(json.dumps({"step": step, "cause": cause, "examples": examples}, indent=1, ensure_ascii=False))
+    path.write_text(
+        json.dumps({"step": step, "cause": cause, "examples": examples}, indent=1, ensure_ascii=False), encoding="utf-8"
+    )
     return path
 
 

@@ -49,13 +49,13 @@ class Heartbeats:
         with self.lock, suppress(OSError):
             self.own.beats += 1
             self.folder.mkdir(parents=True, exist_ok=True)
-            scratch.write_text(json.dumps(asdict(self.own)))
+            scratch.write_text(json.dumps(asdict(self.own)), encoding="utf-8")
             os.replace(scratch, path)
 
     def read(self, rank: int) -> Heartbeat | None:
         """The last sign of life of a rank, None where there is none that can be read."""
         try:
-            return Heartbeat(**json.loads(self._path(rank).read_text()))
+            return Heartbeat(**json.loads(self._path(rank).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 

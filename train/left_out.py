@@ -19,12 +19,12 @@ class LeftOut:
     def read(cls, folder: Path) -> "LeftOut":
         """What an earlier process of the run in `folder` has left out; nothing where there is no file."""
         path = folder / NAME
-        return cls(**json.loads(path.read_text())) if path.exists() else cls()
+        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else cls()
 
     def write(self, folder: Path) -> None:
         """Keep it for the next process."""
         scratch = folder / f"{NAME}.tmp"
-        scratch.write_text(json.dumps({"batches": self.batches, "roll_backs": self.roll_backs}))
+        scratch.write_text(json.dumps({"batches": self.batches, "roll_backs": self.roll_backs}), encoding="utf-8")
         os.replace(scratch, folder / NAME)
 
     def batch_of(self, step: int) -> int:

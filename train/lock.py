@@ -21,7 +21,7 @@ class FolderLock:
     def take(self) -> str | None:
         """Wait for the folder; None once it is ours, else who still holds it. Without locks there (some network file
         systems) it is ours."""
-        self.file = self.path.open("a+")
+        self.file = self.path.open("a+", encoding="utf-8")
         begun = time.monotonic()
         said = False
         while True:

@@ -89,19 +89,19 @@ class MetricsFile:
         self.path = path
         if path.exists():
             self._cut(restored_step)
-        self.file: TextIO = path.open("a")
+        self.file: TextIO = path.open("a", encoding="utf-8")
 
     def forget_after(self, step: int) -> None:
         """The steps after `step` will be run again."""
         self.file.close()
         self._cut(step)
-        self.file = self.path.open("a")
+        self.file = self.path.open("a", encoding="utf-8")
 
     def _cut(self, step: int) -> None:
         """Cut off the lines of later steps, and a last line that a kill left half written."""
-        kept = [text for text in self.path.read_text().splitlines() if _step_of(text) <= step]
+        kept = [text for text in self.path.read_text(encoding="utf-8").splitlines() if _step_of(text) <= step]
         scratch = self.path.with_suffix(".tmp")
-        scratch.write_text("".join(text + "\n" for text in kept))
+        scratch.write_text("".join(text + "\n" for text in kept), encoding="utf-8")
         os.replace(scratch, self.path)
 
     def write(self, line: Line) -> None:

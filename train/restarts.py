@@ -28,12 +28,12 @@ def stop_if_in_vain(run: Run) -> None:
 def count(file: Path, step: int, restarted: bool) -> int:
     """Restarts in a row, this one included, that found the run at step `step`; kept in `file`."""
     try:
-        before = json.loads(file.read_text())
+        before = json.loads(file.read_text(encoding="utf-8"))
         vain = before["restarts"] + 1 if restarted and before["step"] == step else 0
     except (OSError, ValueError, KeyError, TypeError):
         vain = 0
     scratch = file.with_suffix(".tmp")
-    scratch.write_text(json.dumps({"step": step, "restarts": vain}))
+    scratch.write_text(json.dumps({"step": step, "restarts": vain}), encoding="utf-8")
     os.replace(scratch, file)
     return vain
 

@@ -52,7 +52,7 @@ class Run:
             )
         if self.first_rank:
             scratch = self.folder / "config.yaml.tmp"
-            scratch.write_text(to_yaml(config))
+            scratch.write_text(to_yaml(config), encoding="utf-8")
             os.replace(scratch, self.folder / "config.yaml")
         layout.barrier()
         keep = config.checkpoint
@@ -219,7 +219,7 @@ def forget_after(checkpointer: Checkpointer, step: int) -> None:
     latest = checkpointer.folder / "latest"
     if kept:
         scratch = checkpointer.folder / "latest.partial"
-        scratch.write_text(f"step_{kept[-1]:08d}")
+        scratch.write_text(f"step_{kept[-1]:08d}", encoding="utf-8")
         os.replace(scratch, latest)
     else:
         latest.unlink(missing_ok=True)

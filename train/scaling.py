@@ -66,7 +66,7 @@ class Score:
     def _evaluated(self, folder: Path) -> Any:
         objective, _, name = self.key.removeprefix(EVALUATION).partition("/")
         try:
-            results = json.loads((folder / "evaluation.json").read_text())
+            results = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
             return results["objectives"][objective][name]["score"]
         except FileNotFoundError:
             raise Unusable("it has no evaluation.json (python -m train.evaluate makes it)") from None
@@ -143,7 +143,7 @@ def read_run(folder: Path, score: Score) -> tuple[Trained, dict[str, Any]]:
     """A finished run and its settings. Raises Unusable."""
     config = _settings(folder)
     try:
-        lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         last, arithmetic = lines[-1], math.fsum(line["tflop"] for line in lines)
         done, steps = int(last["step"]), int(config["run"]["steps"])
     except FileNotFoundError:

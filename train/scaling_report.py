@@ -14,6 +14,7 @@ from typing import Any
 
 from data.arguments import parse as arguments_of
 from errors import ConfigurationError
+from terminal import use_utf8
 from train.entry import in_one_sentence
 from train.scaling import Return, Score, Trained, read_sweep, returns
 from train.scaling_figure import draw
@@ -88,11 +89,12 @@ def _with_unit(name: str, unit: str) -> str:
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     lines = list(rows)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(lines[0]) if lines else [], lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
 
 
 if __name__ == "__main__":
+    use_utf8()
     in_one_sentence(lambda: main(sys.argv[1:]))

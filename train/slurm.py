@@ -97,7 +97,8 @@ def submit(command: list[str], snapshot: Path) -> str:
             command,
             env=environment | {"PALI_SITE": str((snapshot / "site.sh").absolute())},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
         )
     except FileNotFoundError:
         raise ConfigurationError("There is no sbatch here; submit from a login node, or use --dry-run.") from None
@@ -108,7 +109,9 @@ def submit(command: list[str], snapshot: Path) -> str:
 
 def state(number: str) -> str:
     """A job's state as Slurm names it, or FORGOTTEN; UNREACHABLE while Slurm does not answer."""
-    done = subprocess.run(["scontrol", "--oneliner", "show", "job", number], capture_output=True, text=True)
+    done = subprocess.run(
+        ["scontrol", "--oneliner", "show", "job", number], capture_output=True, encoding="utf-8", errors="replace"
+    )
     found = re.search(r"JobState=(\w+)", done.stdout)
     if found:
         return found[1]
@@ -121,7 +124,7 @@ def follow(number: str, log: Path, every_s: float = 2.0) -> str:
     while True:
         now = state(number)
         if log.exists():
-            with log.open(errors="replace") as opened:
+            with log.open(errors="replace", encoding="utf-8") as opened:
                 opened.seek(read)
                 print(opened.read(), end="", flush=True)
                 read = opened.tell()

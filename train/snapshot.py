@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("conf", "data", "hydra_plugins", "model", "parallel", "slurm", "train",
-        "errors.py", "launcher.py", "progress.py")  # fmt: skip
+        "errors.py", "launcher.py", "progress.py", "terminal.py")  # fmt: skip
 
 
 def take(folder: Path, files: Mapping[str, str], dry: bool = False) -> Path:
@@ -49,7 +49,8 @@ def commit() -> str:
     try:
         words = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--", *CODE])
         return "".join(
-            subprocess.run(each, cwd=ROOT, capture_output=True, text=True, check=True).stdout for each in words
+            subprocess.run(each, cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace", check=True).stdout
+            for each in words
         )
     except (OSError, subprocess.CalledProcessError):
         return "no git checkout\n"

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.miniature.config import parse as parse_corpus
 from errors import ConfigurationError
+from terminal import use_utf8
 from train import slurm
 from train.checks import check, check_sources, check_training_data
 from train.cluster import SubmitConfig
@@ -180,7 +181,7 @@ def submit(jobs: Sequence[Job]) -> list[tuple[Job, str]]:
         snapshot = take(job.folder, files, settings.dry_run)
         command = slurm.sbatch_command(job, snapshot, after)
         if settings.dry_run:
-            script = (ROOT / "slurm" / f"{job.kind}.sbatch").read_text()
+            script = (ROOT / "slurm" / f"{job.kind}.sbatch").read_text(encoding="utf-8")
             print(f"# {position}. {job.title}\nPALI_SITE={snapshot}/site.sh {shlex.join(command)}")
             print(f"\n# site.sh:\n{files['site.sh']}\n# {job.kind}.sbatch:\n{script}")
             after = f"<id of job {position}>"
@@ -216,4 +217,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     in_one_sentence(lambda: main(sys.argv[1:]))

@@ -91,7 +91,7 @@ class WandbTracker:
             )
             self.run = self._init(config, folder, facts, "offline")
         self.run_id = str(self.run.id)
-        (self.home / RUN_ID).write_text(self.run_id)
+        (self.home / RUN_ID).write_text(self.run_id, encoding="utf-8")
 
     def _init(self, config: RunConfig, folder: Path, facts: Mapping[str, Any], mode: str) -> Any:
         import wandb
@@ -130,7 +130,7 @@ class WandbTracker:
     def _log(self, line: Line) -> None:
         self.logged_step = self.own_step = line["step"]
         scratch = self.home / f"{LOGGED_STEP}.tmp"
-        scratch.write_text(str(self.logged_step))
+        scratch.write_text(str(self.logged_step), encoding="utf-8")
         os.replace(scratch, self.home / LOGGED_STEP)  # first: whoever dies here logs no step twice
         self.run.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
 
@@ -149,7 +149,7 @@ class WandbTracker:
 
     def alert(self, title: str, text: str) -> None:
         if self.run is not None:
-            self._try(lambda: self.run.alert(title=title, text=text))
+            self._try(lambda: self.run.alert(title=title, encoding="utf-8"))
 
     def close(self) -> None:
         if self.run is not None:
@@ -164,7 +164,7 @@ class WandbTracker:
 
 
 def _read(file: Path) -> str | None:
-    return file.read_text() or None if file.exists() else None
+    return file.read_text(encoding="utf-8") or None if file.exists() else None
 
 
 def open_tracker(

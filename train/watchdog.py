@@ -60,7 +60,9 @@ class Watchdog:
         progress.listeners.append(self.beat)
         try:
             self.stacks.mkdir(parents=True, exist_ok=True)
-            self.file: TextIO = (self.stacks / f"rank_{self.heartbeats.own.rank:05d}.txt").open("a")
+            self.file: TextIO = (self.stacks / f"rank_{self.heartbeats.own.rank:05d}.txt").open(
+                "a", encoding="utf-8", errors="backslashreplace"
+            )
         except OSError:
             self.file = sys.stderr
         self._set_timer()  # not left to the thread, which native code may keep from ever starting

@@ -10,10 +10,12 @@ from data.miniature.corpus import make_corpus
 from data.miniature.ranks import Ranks, ranks
 from errors import ConfigurationError
 from launcher import first_rank
+from terminal import use_utf8
 
 
 def main(arguments: list[str]) -> int:
     """Makes the corpus and returns the exit code: 0, or 2 after a user's mistake."""
+    use_utf8()
     try:
         with ranks() as together:
             said = make(arguments, together)

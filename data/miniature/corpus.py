@@ -48,7 +48,7 @@ def make_corpus(
 def _prepare(config: MiniatureConfig, folder: Path, staging: Path) -> bool:
     """Makes the folders to write in; False if the corpus is there already."""
     if (folder / MANIFEST).exists():
-        if json.loads((folder / MANIFEST).read_text()) == _manifest(config):
+        if json.loads((folder / MANIFEST).read_text(encoding="utf-8")) == _manifest(config):
             return False
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigurationError(f"{folder} exists and is no miniature corpus; choose another folder or remove it.")
@@ -62,7 +62,7 @@ def _prepare(config: MiniatureConfig, folder: Path, staging: Path) -> bool:
 
 
 def _publish(config: MiniatureConfig, folder: Path, staging: Path) -> None:
-    (staging / MANIFEST).write_text(json.dumps(_manifest(config), indent=2) + "\n")
+    (staging / MANIFEST).write_text(json.dumps(_manifest(config), indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(staging, folder)
 

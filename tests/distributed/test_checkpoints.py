@@ -114,7 +114,7 @@ def through_a_pipeline(folder: Path) -> None:
     train(engine, range(1))
     checkpointer.save(engine, 1, {})
     checkpointer.wait()
-    ages = json.loads((folder / "step_00000001" / "state.json").read_text())["ages"]
+    ages = json.loads((folder / "step_00000001" / "state.json").read_text(encoding="utf-8"))["ages"]
     assert ages.keys() == weights(engine).keys() and set(ages.values()) == {1}
 
     larger = build_engine(
@@ -194,7 +194,7 @@ def everything_else(folder: Path) -> None:
     # All are damaged: nobody starts anew unasked. What is damaged was put aside.
     assert checkpointer.steps() == [1] and (folder / "run" / "step_00000003.damaged").is_dir()
     if layout.rank == 0:
-        (folder / "run" / "step_00000001" / "manifest.json").write_text("{}")
+        (folder / "run" / "step_00000001" / "manifest.json").write_text("{}", encoding="utf-8")
     layout.barrier()
     with pytest.raises(ConfigurationError, match=r"All checkpoints in .* are damaged"):
         checkpointer.load_latest(case.engine(layout))
@@ -205,7 +205,7 @@ def everything_else(folder: Path) -> None:
     train(frozen, range(2))
     last.save(frozen, 2, {})
     last.wait()
-    names = json.loads((folder / "phases" / "step_00000002" / "state.json").read_text())["frozen"]
+    names = json.loads((folder / "phases" / "step_00000002" / "state.json").read_text(encoding="utf-8"))["frozen"]
     assert {"patches.position", "bridge.vit_norm.weight"} <= set(names) and "head.output.weight" not in names
     larger = build_engine(
         problem.VIT,
@@ -328,7 +328,7 @@ def test_damage_phases_other_models_and_skipped_steps(tmp_path: Path) -> None:
 def test_what_a_checkpoint_holds(tmp_path: Path) -> None:
     run_world(1, link, tmp_path, 0, Case())
     folder = tmp_path / "adafactor" / f"step_{STEPS_EACH:08d}"
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     assert set(manifest) == {f.name for f in folder.iterdir()} - {"manifest.json"}
     assert all(manifest[name]["bytes"] == (folder / name).stat().st_size for name in manifest)
 

@@ -219,7 +219,7 @@ def golden(curve: list[tuple[float, float]]) -> dict[str, list[float]]:
 
 def test_the_curve_is_the_golden_one(results: Path) -> None:
     found = golden(torch.load(results_file(results, Case().name))["curve"])
-    for name, expected in json.loads(GOLDEN.read_text()).items():
+    for name, expected in json.loads(GOLDEN.read_text(encoding="utf-8")).items():
         assert found[name] == pytest.approx(expected, rel=1e-5), name
 
 
@@ -248,4 +248,4 @@ if __name__ == "__main__":
     curve = train(case.engine(case.layout()))
     assert all(math.isfinite(number) for pair in curve for number in pair)
     GOLDEN.parent.mkdir(exist_ok=True)
-    GOLDEN.write_text(json.dumps(golden(curve), indent=1) + "\n")
+    GOLDEN.write_text(json.dumps(golden(curve), indent=1) + "\n", encoding="utf-8")

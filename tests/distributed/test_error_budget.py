@@ -29,7 +29,7 @@ def ended(module: str, *settings: str, ranks: int = 2) -> tuple[list[int], list[
     for rank in map(str, range(ranks)):
         own = os.environ | common | {"RANK": rank, "LOCAL_RANK": rank}
         devnull, pipe = subprocess.DEVNULL, subprocess.PIPE
-        processes.append(subprocess.Popen(command, cwd=ROOT, env=own, stdout=devnull, stderr=pipe, text=True))
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=own, stdout=devnull, stderr=pipe, encoding="utf-8"))
     try:
         said = [process.communicate(timeout=400)[1] for process in processes]
     finally:

@@ -27,13 +27,13 @@ def start(corpus: Path, folder: Path, *settings: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *launcher, *SETTINGS, f"data.root={corpus}", f"run.folder={folder}", *settings],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        stderr=subprocess.STDOUT, encoding="utf-8", start_new_session=True,
     )  # fmt: skip
 
 
 def lines(folder: Path) -> list[dict[str, float]]:
     file = folder / "metrics.jsonl"
-    return [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
+    return [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 def until(happens: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
@@ -45,7 +45,7 @@ def until(happens: Callable[[], bool], process: subprocess.Popen[str], seconds: 
 
 
 def process_of(folder: Path, rank: int) -> int:
-    return int(json.loads((folder / "heartbeats" / f"rank_{rank:05d}.json").read_text())["process"])
+    return int(json.loads((folder / "heartbeats" / f"rank_{rank:05d}.json").read_text(encoding="utf-8"))["process"])
 
 
 @pytest.mark.parametrize(("layout", "place"), [("parallel.pipeline=1", "in all_reduce"), ("parallel.pipeline=2", "")])
@@ -65,7 +65,7 @@ def test_a_rank_that_stops_ends_the_run_and_is_named(corpus: Path, tmp_path: Pat
     assert not any(map(psutil.pid_exists, (stopped, waiting))), "a rank is left"
     assert f"Does not answer, stopped or dead: rank 1 on {os.uname().nodename} (process {stopped})" in said
     assert "Waits: rank 0 on" in said and place in said
-    assert "The run hangs" in (tmp_path / "stacks" / "rank_00000.txt").read_text()
+    assert "The run hangs" in (tmp_path / "stacks" / "rank_00000.txt").read_text(encoding="utf-8")
 
 
 def test_a_model_that_is_never_made_ends_the_run(corpus: Path, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_model_that_is_never_made_ends_the_run(corpus: Path, tmp_path: Path) -
     )
     settings = [*SETTINGS, f"data.root={corpus}", f"run.folder={tmp_path}", "run.steps=2", "parallel.timeout_s=4"]
     done = subprocess.run(
-        [sys.executable, "-c", code, *settings], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, *settings], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120
     )
     assert done.returncode == 4
     assert "made no progress" in done.stderr and "start-up" in done.stderr and "engine_of" in done.stderr

@@ -32,7 +32,7 @@ def clean_environment() -> dict[str, str]:
 def test_mpirun() -> None:
     done = subprocess.run(
         [MPIRUN, "-np", "2", sys.executable, "-c", SUM_OF_RANKS],
-        env=clean_environment(), capture_output=True, text=True, timeout=120,
+        env=clean_environment(), capture_output=True, encoding="utf-8", timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == ["mpirun 0 2 0 2 3.0", "mpirun 1 2 1 2 3.0"]
@@ -42,5 +42,7 @@ def test_mpirun() -> None:
 def test_an_mpi_that_is_not_mpiruns_is_one_sentence() -> None:
     """mpirun counts two processes, and each process's MPI counts one: without a word both would start at rank 0."""
     found = clean_environment() | {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
-    done = subprocess.run([sys.executable, "-c", SUM_OF_RANKS], env=found, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", SUM_OF_RANKS], env=found, capture_output=True, encoding="utf-8", timeout=120
+    )
     assert "ConfigurationError: mpirun started 2 processes, but mpi4py sees 1" in done.stderr

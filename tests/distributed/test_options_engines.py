@@ -184,7 +184,7 @@ def evaluated_and_trained(engine: Engine, multiple: int) -> list[float]:
 
 def in_file(x: Tensor, folder: Path) -> bool:
     """Whether the tensor's memory is a mapped file of the folder."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
         first, end = (int(address, 16) for address in line.split()[0].split("-"))
         if first <= x.data_ptr() < end:
             return str(folder) in line

@@ -28,7 +28,7 @@ SETTINGS = [
 def curve(folder: Path) -> list[tuple[int, float, float]]:
     """(step, loss, gradient norm) of the lines of a run's metrics."""
     file = folder / "metrics.jsonl"
-    lines = [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
+    lines = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
     return [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
 
 
@@ -66,8 +66,8 @@ def process_of(number: str, rank: int) -> int:
     wanted = {f"SLURM_JOB_ID={number}", f"SLURM_PROCID={rank}", "SLURM_STEP_ID=0"}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            own = set((folder / "environ").read_text(errors="replace").split("\0"))
-            command = (folder / "cmdline").read_text().split("\0")
+            own = set((folder / "environ").read_text(errors="replace", encoding="utf-8").split("\0"))
+            command = (folder / "cmdline").read_text(encoding="utf-8").split("\0")
         except OSError:
             continue
         trains = {"train.pretrain", "submitit.core._submit"} & set(command)

@@ -38,7 +38,7 @@ def test_corpus_two_trainings_and_scores(
     assert "made in" in capsys.readouterr().out
     assert digests(Path("c")) == digests(corpus)
     same_curve(curve(Path("one")), straight[:2])
-    assert json.loads(Path("two/evaluation.json").read_text())["step"] == 1
+    assert json.loads(Path("two/evaluation.json").read_text(encoding="utf-8"))["step"] == 1
 
 
 def test_a_broken_link_cancels_what_hangs_on_it(
@@ -46,10 +46,10 @@ def test_a_broken_link_cancels_what_hangs_on_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.tex").write_text("mine")
+    (tmp_path / "thesis" / "chapter.tex").write_text("mine", encoding="utf-8")
     words = ["corpus", "folder=thesis", *CORPUS, "pretrain", *SETTINGS, "data.root=thesis", "run.folder=run"]
     (corpus, number), (_, waiting) = submit(plan(requests(["cluster=cpu", *words])))
-    found, said = wait_for(number), corpus.log(number).read_text()
+    found, said = wait_for(number), corpus.log(number).read_text(encoding="utf-8")
     assert found["JobState"] == "FAILED" and said.count("thesis exists and is no miniature corpus") == 1, said
     assert wait_for(waiting)["JobState"] == "CANCELLED"
     assert (tmp_path / "thesis" / "chapter.tex").exists()
@@ -60,7 +60,7 @@ def test_followers_learn_how_it_ended(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.tex").write_text("mine")
+    (tmp_path / "thesis" / "chapter.tex").write_text("mine", encoding="utf-8")
     with pytest.raises(SystemExit) as end:
         main(["--follow", "cluster=cpu", "submit.ranks=1", "corpus", "folder=thesis", *CORPUS])
     said = capsys.readouterr()
@@ -71,7 +71,7 @@ def test_mpi_that_does_not_see_its_step_is_one_sentence(slurm: Cluster, tmp_path
     """srun without --mpi makes every rank a world of its own: four would write the same corpus."""
     done = subprocess.run(
         ["srun", "--mpi=none", "--ntasks=4", "--nodes=2", sys.executable, "-m", "data.miniature", "folder=c"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, capture_output=True, encoding="utf-8", timeout=300,
     )  # fmt: skip
     assert done.returncode == 2 and "MPI's size is 1 in a world of 4 processes: srun and the MPI library" in done.stderr
     assert done.stderr.count("MPI's size") == 1 and not (ROOT / "c").exists()

@@ -25,7 +25,7 @@ class Sweep:
         launcher = [*site, "hydra.launcher.poll_s=0.5", "run.name=lab"]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "train.pretrain", "-m", *SETTINGS, *launcher, f"data.root={corpus}", *words],
-            cwd=home, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+            cwd=home, env=os.environ | {"PYTHONPATH": str(ROOT)}, encoding="utf-8",
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
@@ -34,7 +34,7 @@ class Sweep:
         """Slurm's id of it; waits until there is one."""
         file = self.folder / ".submitit" / "array"
         until(lambda: file.exists() or self.process.poll() is not None)
-        return file.read_text()
+        return file.read_text(encoding="utf-8")
 
     def run(self, key: str, value: object) -> Path:
         """The folder of the run with this setting (long names of folders end in a digest); waits until there is one."""
@@ -62,7 +62,7 @@ def until(condition: object, seconds: float = 300) -> None:
 
 def is_pending(number: signal.Signals, process: int) -> bool:
     """Whether a process that stands still will find this signal when it goes on."""
-    status = Path(f"/proc/{process}/status").read_text()
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     (mask,) = (line.split()[1] for line in status.splitlines() if line.startswith("ShdPnd:"))
     return bool(int(mask, 16) >> (number - 1) & 1)
 
@@ -101,14 +101,18 @@ def test_a_failing_run_and_an_interrupted_one(slurm: Cluster, corpus: Path, stra
         call("scancel", "--signal=USR1", f"{array}_0")
         until(lambda: all(is_pending(signal.SIGUSR1, process) for process in ranks))
         again = subprocess.run(
-            sweep.process.args, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+            sweep.process.args,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            encoding="utf-8",
         )
     code, said = sweep.end()
     assert code == 3
     assert "1 of 2 runs failed, and the same command tries them again: " in said
     assert "schedule.peak=1e+30" in said and f"(exit code 3, {sweep.folder}/.submitit/{array}_1_0_log.out)" in said
     same_curve(curve(run), straight)
-    log = (sweep.folder / ".submitit" / f"{array}_0_0_log.out").read_text()
+    log = (sweep.folder / ".submitit" / f"{array}_0_0_log.out").read_text(encoding="utf-8")
     assert "Interrupted after step" in log and "resumed after step" in log
     assert again.returncode == 2 and f"Slurm job {array} is at this sweep already" in again.stderr
 

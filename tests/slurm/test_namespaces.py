@@ -39,7 +39,7 @@ def run(environment: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactor
     def inside(*command: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             ["bash", script, folder, "run", *command],
-            cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=300,
+            cwd=ROOT, env=os.environ | variables, capture_output=True, encoding="utf-8", timeout=300,
         )  # fmt: skip
 
     try:

@@ -31,7 +31,7 @@ def train(slurm: Cluster, corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def ends_well(job: Job, number: str, restarts: int = 0) -> str:
     """Waits for the job's end; returns what is in its log."""
-    found, said = wait_for(number), job.log(number).read_text()
+    found, said = wait_for(number), job.log(number).read_text(encoding="utf-8")
     assert found["JobState"] == "COMPLETED" and int(found["Restarts"]) == restarts, f"{found}\n{said}"
     return said
 
@@ -103,7 +103,7 @@ def test_a_killed_rank_and_a_run_that_comes_no_further(train: Submit) -> None:
     )  # fmt: skip
     with stopped_after(1, Path("run"), number) as ranks:
         os.kill(ranks[1], signal.SIGKILL)
-    found, said = wait_for(number, "FAILED"), job.log(number).read_text()
+    found, said = wait_for(number, "FAILED"), job.log(number).read_text(encoding="utf-8")
     assert found["Restarts"] == "1" and found["ExitCode"] == "3:0", f"{found}\n{said}"
     assert said.count("the job is requeued") == 1 and "without saving anything after step 0, so it stops" in said, said
 
@@ -114,4 +114,4 @@ def test_a_cancelled_job_stays_cancelled(train: Submit) -> None:
     time.sleep(1)
     call("scancel", number)
     found = wait_for(number)
-    assert found["JobState"] == "CANCELLED" and "requeued" not in job.log(number).read_text()
+    assert found["JobState"] == "CANCELLED" and "requeued" not in job.log(number).read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ MAY_IMPORT = {"model": set(), "data": set(), "parallel": {"model"}, "train": {"m
 def imported(file: Path) -> set[str]:
     """Modules that a file names, wherever it imports them."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

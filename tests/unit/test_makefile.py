@@ -22,7 +22,7 @@ def asked(folder: Path) -> list[str]:
     """The modules that one `make demo` runs."""
     (folder / "said").unlink(missing_ok=True)
     subprocess.run(["make", "BIN=./bin", "demo"], cwd=folder, check=True, capture_output=True)
-    return [line.split("-m ")[1].split()[0] for line in (folder / "said").read_text().splitlines()]
+    return [line.split("-m ")[1].split()[0] for line in (folder / "said").read_text(encoding="utf-8").splitlines()]
 
 
 def test_demo_does_nothing_twice(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_demo_does_nothing_twice(tmp_path: Path) -> None:
         shutil.copy(ROOT / name, tmp_path)
     for place in (".venv/ready", "bin/python", "bin/torchrun"):
         (tmp_path / place).parent.mkdir(exist_ok=True)
-        (tmp_path / place).write_text(PROGRAM)
+        (tmp_path / place).write_text(PROGRAM, encoding="utf-8")
         (tmp_path / place).chmod(0o755)
     rest = ["train.pretrain", "train.evaluate"]
     assert asked(tmp_path) == ["data.miniature", "data.tokenizer", "train.pretrain_vit", *rest]

@@ -66,7 +66,7 @@ def wait_for(job: str, *states: str, seconds: float = 300) -> dict[str, str]:
 
 def call(*command: object) -> str:
     """A command's output; what it said is in the error if it fails."""
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([str(word) for word in command], capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout
 

@@ -80,7 +80,7 @@ def test_mistakes_of_the_miniature(word: str, sentence: str) -> None:
 @pytest.mark.parametrize("module", ["data.tokenizer", "data.digest", "data.miniature"])
 def test_said_in_one_line(module: str, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[3]
-    done = subprocess.run([sys.executable, "-m", module, "foo=1"], cwd=root, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", module, "foo=1"], cwd=root, capture_output=True, encoding="utf-8")
     assert done.returncode == 2
     assert done.stderr.startswith("Configuration: ") and len(done.stderr.splitlines()) == 1
 
@@ -103,6 +103,8 @@ def test_a_digest_of_a_broken_source_stops_as_a_run_does(corpus: Path, tmp_path:
     settings = [f"data.root={tmp_path}", f"data.tokenizer={corpus}/tokenizer.model", "data.error_budget_minimum=0",
                 "mixture.components=[{source: vq2a, objective: vqa, weight: 1}]"]  # fmt: skip
     root = Path(__file__).resolve().parents[3]
-    done = subprocess.run([sys.executable, "-m", "data.digest", *settings], cwd=root, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "data.digest", *settings], cwd=root, capture_output=True, encoding="utf-8"
+    )
     assert done.returncode == 3
     assert "source vq2a is over its error budget" in done.stderr and "Traceback" not in done.stderr

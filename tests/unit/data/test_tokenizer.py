@@ -55,7 +55,7 @@ def test_a_model_without_sentinels_is_refused(tmp_path):
 def test_transformers_reads_the_same_ids_from_the_model(corpus, tokenizer, tmp_path):
     transformers = pytest.importorskip("transformers")
     (tmp_path / "spiece.model").write_bytes((corpus / "tokenizer.model").read_bytes())
-    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}', encoding="utf-8")
     theirs = transformers.T5Tokenizer.from_pretrained(tmp_path, extra_ids=0)
     assert len(theirs) == tokenizer.vocab_size
     assert theirs.convert_tokens_to_ids("<extra_id_0>") == tokenizer.sentinel(0)

@@ -60,7 +60,7 @@ def test_bytes_do_not_depend_on_the_number_of_workers(corpus: Path, tmp_path: Pa
 def test_bytes_do_not_depend_on_the_number_of_ranks(size: int, corpus: Path, tmp_path: Path) -> None:
     """The folder is cleaned first of what a killed job has left."""
     (tmp_path / "other.partial").mkdir()
-    (tmp_path / "other.partial" / "left").write_text("over")
+    (tmp_path / "other.partial" / "left").write_text("over", encoding="utf-8")
     arguments = [f"folder={tmp_path / 'other'}", f"scale={SCALE}", "shard_records=100"]
     said = under_mpirun(size, *arguments)
     assert said.returncode == 0 and f"by {size} ranks" in said.stdout, said.stderr
@@ -70,7 +70,7 @@ def test_bytes_do_not_depend_on_the_number_of_ranks(size: int, corpus: Path, tmp
 
 @pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this python: pip install mpich")
 def test_what_is_wrong_is_said_once_by_all_ranks(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("mine")
+    (tmp_path / "thesis.tex").write_text("mine", encoding="utf-8")
     said = under_mpirun(2, f"folder={tmp_path}", "scale=0.0005")
     assert said.returncode == 2 and said.stderr.count("no miniature corpus") == 1, said.stderr
 
@@ -78,7 +78,7 @@ def test_what_is_wrong_is_said_once_by_all_ranks(tmp_path: Path) -> None:
 def under_mpirun(size: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [MPIRUN, "-np", str(size), sys.executable, "-m", "data.miniature", *arguments],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, encoding="utf-8", timeout=120,
     )  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def test_the_seed_changes_the_corpus_and_replaces_it(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("mine")
+    (tmp_path / "thesis.tex").write_text("mine", encoding="utf-8")
     with pytest.raises(ConfigurationError, match="no miniature corpus"):
         make_corpus(MiniatureConfig(str(tmp_path), scale=0.0005))
     assert (tmp_path / "thesis.tex").exists()

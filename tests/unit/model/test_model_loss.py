@@ -97,7 +97,9 @@ print(peak_bytes(128, 64), peak_bytes(1024, 64), peak_bytes(1024, 1024))
 def test_peak_memory_does_not_follow_targets_times_vocabulary() -> None:
     """The peak of a process over three losses of 100,000 classes, forward and backward."""
     returned = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back, or what is kept is counted
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", PEAK], env=returned, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PEAK], env=returned, capture_output=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     small, large, at_once = map(int, done.stdout.split())
     chunk_bytes = 64 * 100_000 * 4

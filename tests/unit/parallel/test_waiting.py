@@ -25,7 +25,7 @@ def late(folder: Path) -> None:
         message = [dist.P2POp(dist.isend, x, 1)] if this.rank == 0 else [dist.P2POp(dist.irecv, x, 0)]
         for work in dist.batch_isend_irecv(message):
             work.wait()
-        (folder / f"{this.rank}").write_text(f"{waiting.seconds()} {waiting.seconds()}")
+        (folder / f"{this.rank}").write_text(f"{waiting.seconds()} {waiting.seconds()}", encoding="utf-8")
     assert dist.Work.wait is waiting_before
 
 
@@ -34,7 +34,7 @@ waiting_before = dist.Work.wait
 
 def test_who_comes_early_waits(tmp_path: Path) -> None:
     run_world(2, late, tmp_path)
-    early, then = map(float, (tmp_path / "0").read_text().split())
-    tardy, _ = map(float, (tmp_path / "1").read_text().split())
+    early, then = map(float, (tmp_path / "0").read_text(encoding="utf-8").split())
+    tardy, _ = map(float, (tmp_path / "1").read_text(encoding="utf-8").split())
     assert 0.9 < early < 2 and then == 0
     assert tardy < 0.5

@@ -111,7 +111,7 @@ def test_first_weights_must_exist(config: RunConfig, tmp_path: Path) -> None:
 def test_a_folder_keeps_its_model(config: RunConfig) -> None:
     folder = Path(config.run.folder)
     folder.mkdir()
-    (folder / "config.yaml").write_text(to_yaml(config))
+    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     config.run.steps = 20
     check(config, world_size=1)
     with pytest.raises(
@@ -165,8 +165,8 @@ def trained_with(folder: str, tokenizer: str) -> None:
     """A checkpoint of step 3, as far as checks look into it."""
     saved = Path(folder, "checkpoints", "step_00000003")
     saved.mkdir(parents=True)
-    (saved / "state.json").write_text(json.dumps({"step": 3, "extra": {"tokenizer": tokenizer}}))
-    (saved.parent / "latest").write_text(saved.name)
+    (saved / "state.json").write_text(json.dumps({"step": 3, "extra": {"tokenizer": tokenizer}}), encoding="utf-8")
+    (saved.parent / "latest").write_text(saved.name, encoding="utf-8")
 
 
 @pytest.mark.parametrize("first_weights_of_another_run", [False, True])
@@ -187,7 +187,7 @@ def test_the_tokenizer_stays_the_same(config: RunConfig, tmp_path: Path, first_w
 def test_a_checkpoint_from_before_tokenizers_were_kept_is_taken(config: RunConfig) -> None:
     trained_with(config.run.folder, "")
     state = Path(config.run.folder, "checkpoints", "step_00000003", "state.json")
-    state.write_text(json.dumps({"step": 3, "extra": {"phase": "small"}}))
+    state.write_text(json.dumps({"step": 3, "extra": {"phase": "small"}}), encoding="utf-8")
     check(config, world_size=1)
-    state.write_text("cut sho")
+    state.write_text("cut sho", encoding="utf-8")
     check(config, world_size=1)

@@ -35,7 +35,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 def lines(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(text) for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def test_trained_resumed_and_evaluated(
@@ -76,11 +76,13 @@ def test_trained_resumed_and_evaluated(
     assert len(lines(tmp_path / "resumed")) == 3
     places.clear()
     run_id = tmp_path / "resumed" / "wandb" / "run_id"
-    known = run_id.read_text()
+    known = run_id.read_text(encoding="utf-8")
     run_id.unlink()  # the checkpoint holds it too
     entry("pretrain", pretrain.main)
-    assert run_id.read_text() == known
-    saved = json.loads((tmp_path / "resumed" / "checkpoints" / "step_00000004" / "state.json").read_text())["extra"]
+    assert run_id.read_text(encoding="utf-8") == known
+    saved = json.loads(
+        (tmp_path / "resumed" / "checkpoints" / "step_00000004" / "state.json").read_text(encoding="utf-8")
+    )["extra"]
     assert saved["tracker_run"] == known and saved["config"]["data"]["batch_examples"] == 8
     for line, expected in zip(lines(tmp_path / "resumed"), straight, strict=True):
         assert [line[key] for key in ("step", "loss", "grad_norm", "lr")] == [
@@ -100,7 +102,7 @@ def test_trained_resumed_and_evaluated(
     places.clear()
     command(monkeypatch, "run.folder=resumed", "evaluation.examples=2", "evaluation.split=validation")
     entry("evaluate", evaluate.main)
-    result = json.loads((tmp_path / "resumed" / "evaluation.json").read_text())
+    result = json.loads((tmp_path / "resumed" / "evaluation.json").read_text(encoding="utf-8"))
     assert result["step"] == 4 and result["split"] == "validation"
     assert {"score", "blind"} == result["objectives"]["vqa"]["exact_match"].keys()
     assert (tmp_path / "resumed" / "samples.png").exists()

@@ -154,7 +154,7 @@ def test_the_entry_points_themselves(
         cwd=tmp_path,
         env=environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=120,
     )
     assert done.returncode == 2, done.stderr
@@ -168,7 +168,9 @@ def test_our_warnings_are_sentences_and_others_say_where_they_come_from() -> Non
         "import warnings; from errors import Notice; from train.entry import entry;"
         "entry('pretrain', lambda _: [warnings.warn('Ours.', Notice), warnings.warn('Theirs.', RuntimeWarning)])"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=CONF.parent, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=CONF.parent, capture_output=True, encoding="utf-8", timeout=120
+    )
     assert done.stderr.splitlines() == ["Warning: Ours.", "<string>:1: RuntimeWarning: Theirs."], done.stderr
 
 

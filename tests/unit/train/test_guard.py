@@ -56,5 +56,9 @@ def test_the_examples_of_a_bad_step_are_saved(tmp_path: Path) -> None:
     example = {"source": "webli", "key": "é1", "objective": "ocr"}
     path = save_bad_batch(tmp_path, 7, "loss is not finite", [example])
     assert path.name == "bad_batch_step_00000007.json"
-    assert json.loads(path.read_text()) == {"step": 7, "cause": "loss is not finite", "examples": [example]}
+    assert json.loads(path.read_text(encoding="utf-8")) == {
+        "step": 7,
+        "cause": "loss is not finite",
+        "examples": [example],
+    }
     assert str(tmp_path) in str(stopped(7, 3, "loss is not finite", tmp_path))

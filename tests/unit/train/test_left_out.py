@@ -24,7 +24,7 @@ def test_checkpoints_after_the_good_one_are_forgotten(tmp_path: Path) -> None:
     checkpointer = Checkpointer(tmp_path)
     for step in (4, 8, 12):
         (tmp_path / f"step_{step:08d}").mkdir()
-    (tmp_path / "latest").write_text("step_00000012")
+    (tmp_path / "latest").write_text("step_00000012", encoding="utf-8")
     forget_after(checkpointer, 9)
     assert checkpointer.steps() == [4, 8] and checkpointer.latest_step() == 8
     forget_after(checkpointer, 3)

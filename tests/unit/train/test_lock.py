@@ -33,7 +33,7 @@ def test_a_second_job_is_told_who_holds_the_folder(tmp_path: Path, monkeypatch: 
 
 
 def test_a_job_that_is_killed_holds_nothing(tmp_path: Path) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, encoding="utf-8")
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     assert FolderLock(tmp_path, wait_s=0.1).take() == f"process {holder.pid} on {os.uname().nodename}"
     holder.kill()

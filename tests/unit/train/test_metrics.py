@@ -62,12 +62,12 @@ def test_a_resumed_file_forgets_later_steps_and_a_half_written_line(tmp_path: Pa
     for step in (1, 2, 3, 4):
         first.write({"step": step, "loss": 0.1 * step})
     first.close()
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write('{"step": 5, "lo')
     again = MetricsFile(path, restored_step=2)
     again.write({"step": 3, "loss": math.nan})
     again.close()
-    assert [json.loads(text) for text in path.read_text().splitlines()] == [
+    assert [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()] == [
         {"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.2}, {"step": 3, "loss": None},
     ]  # fmt: skip
 

@@ -14,7 +14,7 @@ def test_commit_and_changes_of_the_code(tmp_path: Path, monkeypatch: pytest.Monk
     assert git_state(tmp_path) == {"commit": None, "dirty": None}
     git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
     subprocess.run([*git, "init", "-q"], check=True)
-    (tmp_path / "code.py").write_text("x = 1\n")
+    (tmp_path / "code.py").write_text("x = 1\n", encoding="utf-8")
     assert git_state(tmp_path)["dirty"] is True
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "first"], check=True)

@@ -19,7 +19,7 @@ def test_only_restarts_without_progress_count(tmp_path: Path) -> None:
 
 def test_a_file_that_a_kill_cut_short_counts_anew(tmp_path: Path) -> None:
     file = tmp_path / "restarts.json"
-    file.write_text('{"step": 3, "rest')
+    file.write_text('{"step": 3, "rest', encoding="utf-8")
     assert count(file, 3, restarted=True) == 0
     assert count(file, 3, restarted=True) == 1
 

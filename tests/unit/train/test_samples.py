@@ -111,7 +111,7 @@ def test_the_report_writes_scores_and_picture_and_says_where(
 ) -> None:
     report(tmp_path, "test", 7, [sample(), sample("ocr", "ru")])
     assert (tmp_path / "evaluation.json").exists() and (tmp_path / "samples.png").exists()
-    answers = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    answers = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [answer["language"] for answer in answers] == ["en", "ru"] and "picture" not in answers[0]
     said = "".join(capsys.readouterr().out.split())
     assert "samples.png" in said and "exactmatch" in said

@@ -27,10 +27,10 @@ def write_run(sweep: Path, vit: str, mt5: str, loss: float | None, *settings: st
         config = to_run_config(compose("pretrain", overrides=overrides))
     folder = sweep / ",".join([f"vit={vit}", f"mt5={mt5}", *settings])
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(to_yaml(config))
+    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     lines = [{"step": step, "tflop": 0.25, "loss": 3.0} for step in range(1, steps + 1)]
     lines[-1]["validation/loss"] = loss  # type: ignore[assignment]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return folder
 
 
@@ -41,7 +41,7 @@ def write_sweep(sweep: Path) -> Path:
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -86,8 +86,8 @@ def test_runs_that_cannot_be_compared_are_named_and_left_out(
     sweep = write_sweep(tmp_path / "sweep")
     write_run(sweep, "mini", "nano", 1.0, steps=3)
     write_run(sweep, "mini", "micro", None)
-    (write_run(sweep, "mini", "mini", 1.0) / "metrics.jsonl").write_text('{"step": 4, "tfl')
-    (write_run(sweep, "nano", "mini", 1.0) / "config.yaml").write_text("run: [")
+    (write_run(sweep, "mini", "mini", 1.0) / "metrics.jsonl").write_text('{"step": 4, "tfl', encoding="utf-8")
+    (write_run(sweep, "nano", "mini", 1.0) / "config.yaml").write_text("run: [", encoding="utf-8")
     (sweep / "empty").mkdir()
     main([f"folder={sweep}", f"output={tmp_path / 'figures' / 'joint'}"])
     assert len(rows(tmp_path / "figures" / "joint.csv")) == 4
@@ -104,7 +104,7 @@ def test_scores_of_an_evaluation_rise(tmp_path: Path, capsys: pytest.CaptureFixt
     sweep = write_sweep(tmp_path / "sweep")
     for (vit, mt5), loss in list(LOSSES.items())[:3]:
         scores = {"objectives": {"vqa": {"exact_match": {"score": (3 - loss) / 10, "blind": None}}}}
-        (sweep / f"vit={vit},mt5={mt5}" / "evaluation.json").write_text(json.dumps(scores))
+        (sweep / f"vit={vit},mt5={mt5}" / "evaluation.json").write_text(json.dumps(scores), encoding="utf-8")
     main([f"folder={sweep}", "score=evaluation/vqa/exact_match"])
     found = {
         (r["vit"], r["mt5"]): float(r["evaluation/vqa/exact_match (per cent)"]) for r in rows(sweep / "scaling.csv")

@@ -154,9 +154,11 @@ def test_what_bash_makes_of_the_site(here: Path) -> None:
     """Words of the user come through the shell as they are."""
     settings = site({"container": ["run it", "$(touch hacked)"], "environment": {"A": "x; touch hacked"},
                      "srun": ["--comment='quoted'"], "setup": ["B=set"]})  # fmt: skip
-    (here / "site.sh").write_text(site_script(job(settings)))
+    (here / "site.sh").write_text(site_script(job(settings)), encoding="utf-8")
     show = 'printf "%s\\n" "${python[@]:0:2}" "${srun[@]}" "$A" "$B" "${usable[*]}" "$PYTHONPATH"'
-    shown = subprocess.run(["bash", "-c", f"source ./site.sh; {show}"], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        ["bash", "-c", f"source ./site.sh; {show}"], capture_output=True, encoding="utf-8", check=True
+    )
     assert shown.stdout.splitlines() == [
         "run it", "$(touch hacked)", "srun", "--comment='quoted'", "x; touch hacked", "set", "4 2 1", "./code",
     ]  # fmt: skip
@@ -165,7 +167,7 @@ def test_what_bash_makes_of_the_site(here: Path) -> None:
 
 def test_a_snapshot_holds_the_code_and_is_kept_once(here: Path) -> None:
     taken = take(here / "run", {"config.yaml": "a: 1\n"})
-    assert (taken / "config.yaml").read_text() == "a: 1\n" and (taken / "commit.txt").exists()
+    assert (taken / "config.yaml").read_text(encoding="utf-8") == "a: 1\n" and (taken / "commit.txt").exists()
     for file in ("train/pretrain.py", "conf/pretrain.yaml", "slurm/pretrain.sbatch", "errors.py", "launcher.py"):
         assert (taken / "code" / file).read_bytes() == (ROOT / file).read_bytes()
     assert take(here / "run", {"config.yaml": "a: 1\n"}) == taken
@@ -177,7 +179,7 @@ def test_a_snapshot_holds_the_code_and_is_kept_once(here: Path) -> None:
 def test_snapshots_hold_all_modules() -> None:
     """Every package of pyproject.toml that an entry point imports is among the copied files."""
     names = {path.relative_to(ROOT).parts[0] for path in code_files()}
-    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     assert {package.split(".")[0] for package in tools["packages"]} | {f"{m}.py" for m in tools["py-modules"]} <= names
 
 

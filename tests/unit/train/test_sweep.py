@@ -104,7 +104,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     pytest.importorskip("submitit")
     trace, sbatch = tmp_path / "submitted", tmp_path / "bin" / "sbatch"
     sbatch.parent.mkdir()
-    sbatch.write_text(f"#!/bin/sh\ntouch {trace}\nexit 1\n")
+    sbatch.write_text(f"#!/bin/sh\ntouch {trace}\nexit 1\n", encoding="utf-8")
     sbatch.chmod(0o755)
     monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
     return trace

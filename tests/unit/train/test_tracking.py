@@ -91,7 +91,7 @@ def test_an_offline_run_goes_on_under_its_id_and_logs_no_step_twice(config: RunC
     assert second_folder.name.endswith(first.run_id)
     before, after = ([(line["_step"], line["loss"]) for line in history(f)] for f in (first_folder, second_folder))
     assert before == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))] and after == [(4, 0.0)]
-    table = json.loads(next(first_folder.glob("files/media/table/*.json")).read_text())
+    table = json.loads(next(first_folder.glob("files/media/table/*.json")).read_text(encoding="utf-8"))
     assert [row[1] for row in table["data"]] == ["vqa", "span_corruption"]
 
 
@@ -111,7 +111,9 @@ def test_what_the_run_was_made_with_its_stages_and_alerts_are_kept(config: RunCo
     assert [(r.alert.title, r.alert.text) for r in kept if r.WhichOneof("record_type") == "alert"] == [
         ("straggler", "Rank 3 is slow.")
     ]
-    table = json.loads(next((tmp_path / "wandb").glob("offline-run-*/files/media/table/*.json")).read_text())
+    table = json.loads(
+        next((tmp_path / "wandb").glob("offline-run-*/files/media/table/*.json")).read_text(encoding="utf-8")
+    )
     assert table["columns"][:2] == ["stage", "first unit"] and table["data"][1][1] == "encoder_block_0"
     assert len(history(next((tmp_path / "wandb").glob("offline-run-*")))) == 1  # the table is no step
 

@@ -33,7 +33,10 @@ with Watchdog({timeout_s}, Path(sys.argv[1]), rank=int(sys.argv[2]), world_size=
 def start(folder: Path, rank: int, hang: str, world_size: int, timeout_s: float) -> subprocess.Popen[str]:
     code = RANK.format(hang=hang, world_size=world_size, timeout_s=timeout_s)
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(folder), str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(folder), str(rank)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
     )
     assert process.stdout is not None and process.stdout.readline() == "working\n"
     return process
@@ -44,7 +47,7 @@ def test_a_rank_that_stands_still_ends_in_time_and_shows_where(tmp_path: Path) -
     began = time.monotonic()
     _, said = process.communicate(timeout=30)
     assert process.returncode == EXIT_HUNG and time.monotonic() - began < 4
-    stacks = (tmp_path / "stacks" / "rank_00000.txt").read_text()
+    stacks = (tmp_path / "stacks" / "rank_00000.txt").read_text(encoding="utf-8")
     for text in (said, stacks):
         assert "made no progress" in text and "step 7, forward and backward" in text and "in stands_still" in text
         assert "The run hangs. Stands still: rank 0" in text
@@ -65,7 +68,7 @@ def test_a_stopped_rank_is_named_by_one_that_lives(tmp_path: Path) -> None:
 def test_native_code_that_keeps_the_interpreters_lock_is_ended_too(tmp_path: Path) -> None:
     process = start(tmp_path, 0, "ctypes.PyDLL(None).sleep(60)", world_size=1, timeout_s=2)
     assert process.wait(timeout=30) == 1
-    assert "in stands_still" in (tmp_path / "stacks" / "rank_00000.txt").read_text()
+    assert "in stands_still" in (tmp_path / "stacks" / "rank_00000.txt").read_text(encoding="utf-8")
 
 
 def test_progress_is_no_hang_and_leaves_no_stacks(tmp_path: Path) -> None:
@@ -139,7 +142,9 @@ def test_who_does_not_beat_any_more_is_named(tmp_path: Path) -> None:
     assert (
         "(step 7, update). Does not answer, stopped or dead: rank 1 on elsewhere (process 5) (last seen: step 7" in said
     )
-    assert "Connection closed by peer" in said and "in lose_a_peer" in (tmp_path / "stacks/rank_00000.txt").read_text()
+    assert "Connection closed by peer" in said and "in lose_a_peer" in (tmp_path / "stacks/rank_00000.txt").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_whoever_still_beats_or_has_told_its_end_is_not(tmp_path: Path) -> None:
