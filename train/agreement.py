@@ -1,6 +1,6 @@
 """What all ranks agree on in each step, in one small all-reduce."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Any, TypeVar
 
@@ -11,6 +11,9 @@ from errors import ReadingStopped
 from train.rank_times import RankTimes
 
 MICRO = 1e6  # seconds travel as whole microseconds
+MOST_CAUSES = 256  # causes of skipped records that are counted one by one; 2 kB of each step's message
+OTHER_CAUSES = "other causes"
+NUM_TIMES = len(astuple(RankTimes()))
 Item = TypeVar("Item")
 
 
@@ -23,11 +26,12 @@ class Local:
     `times`: how long the step before took here, None where there was none.
     """
 
-    num_micro_batches: int
-    num_targets: int
-    encoder_tokens: int
-    images: int
-    examples: list[int]  # by objective
+    num_micro_batches: int = 0
+    num_targets: int = 0
+    encoder_tokens: int = 0
+    images: int = 0
+    examples: Sequence[int] = ()  # by objective
+    components: Sequence[int] = ()  # examples by component of the mixture
     truncated: int = 0  # examples whose text was cut to fit a row
     positions: int = 0
     empty_positions: int = 0
@@ -42,8 +46,11 @@ class Local:
 
 @dataclass
 class Agreed:
-    """The same on every rank: sums over the global batch, the largest of what each rank reported, and who took how
-    long in the step before (`times`, by rank; empty where no rank knows)."""
+    """The same on every rank: sums over the global batch, and the largest of what each rank reported.
+
+    `times`: float64 [ranks, 3], the fields of each rank's `RankTimes` of the step before; [0, 3] where there was none.
+    `added_micro_batches`: those without an example that ranks compute because another one has more.
+    """
 
     num_micro_batches: int
     num_targets: int
@@ -55,64 +62,131 @@ class Agreed:
     stop: bool
     save: bool
     skipped: dict[str, int]
-    times: list[RankTimes] = field(default_factory=list)
+    components: list[int] = field(default_factory=list)
+    times: torch.Tensor = field(default_factory=lambda: no_times(), compare=False)
     positions: int = 0  # that are computed, of the micro-batches that are added too
     truncated: int = 0
+    added_micro_batches: int = 0
 
 
-def agree(local: Local, data_parallel_size: int, device: torch.device) -> Agreed:
-    """Sum and take maxima over all ranks in one all-reduce (a second one only in steps that skipped records).
+class Agreement:
+    """Sums and maxima over all ranks, in one all-reduce a step.
 
     Maxima come out of a sum because every rank has a row of its own. Ranks that hold the same rows (tensor or pipeline
-    parallel) count them equally often, so sums are divided by their number. Raises ReadingStopped on every rank where
-    one of them raised it: nobody waits for a rank that has left.
+    parallel) count them equally often, so sums are divided by their number.
+
+    Skipped records are counted by a table of causes that grows on all ranks alike. The first step in which a rank
+    skips a record for a new cause has a second exchange, of objects. Once the table is full (`MOST_CAUSES`), a new
+    cause counts among its source's other causes.
     """
-    world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-    times = astuple(local.times or RankTimes())
-    columns = [
-        local.num_micro_batches,
-        local.positions,
-        local.empty_positions,
-        local.stopped is not None,
-        int(local.data_wait_s * MICRO),
-        local.memory_bytes,
-        local.stop,
-        local.save,
-        bool(local.skipped),
-        local.times is not None,
-        *(int(seconds * MICRO) for seconds in times),
-    ]
-    totals = [local.num_targets, local.encoder_tokens, local.images, local.truncated, *local.examples]
-    table = torch.zeros(world, len(columns), dtype=torch.int64)
-    table[rank] = torch.tensor(columns, dtype=torch.int64)
-    message = torch.cat([table.flatten(), torch.tensor(totals, dtype=torch.int64)]).to(device)
-    if world > 1:
-        dist.all_reduce(message)
-    message = message.cpu()
-    rows = message[: table.numel()].view_as(table)
-    most_micro_batches, _, empty_positions, stopped, data_wait, memory, stop, save, skipped, timed = rows.amax(0)[
-        : -len(times)
-    ].tolist()
-    if stopped:
-        raise_everywhere(local.stopped)
-    added = most_micro_batches * world - int(rows[:, 0].sum())
-    sharing = world // data_parallel_size
-    num_targets, encoder_tokens, images, truncated, *examples = (message[table.numel() :] // sharing).tolist()
-    return Agreed(
-        num_micro_batches=most_micro_batches,
-        num_targets=num_targets,
-        encoder_tokens=encoder_tokens,
-        images=images,
-        truncated=truncated,
-        examples=examples,
-        data_wait_s=data_wait / MICRO,
-        memory_bytes=memory,
-        stop=bool(stop),
-        save=bool(save),
-        skipped=_gather_skipped(local.skipped, world, data_parallel_size) if skipped else {},
-        times=[RankTimes(*(each / MICRO for each in row[-len(times) :])) for row in rows.tolist()] if timed else [],
-        positions=(int(rows[:, 1].sum()) + added * empty_positions) // sharing,
-    )
+
+    def __init__(
+        self, data_parallel_size: int, device: torch.device, num_objectives: int = 0, num_components: int = 0
+    ) -> None:
+        self.device = device
+        self.world, self.rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+        self.sharing = self.world // data_parallel_size
+        self.num_objectives, self.num_components = num_objectives, num_components
+        self.causes: dict[str, int] = {}  # "<source>/<cause>" -> place in the message
+
+    def agree(self, local: Local) -> Agreed:
+        """Return what all ranks agree on; a collective.
+
+        Raises ReadingStopped on every rank where one of them was stopped: nobody waits for a rank that has left.
+        """
+        known, new = self._by_cause(local.skipped)
+        table, totals = self._exchanged(local, known, bool(new))
+        columns = table[:, :-NUM_TIMES]
+        most_micro_batches, _, empty_positions, stopped, data_wait, memory, stop, save, unknown, timed = columns.amax(
+            0
+        ).tolist()
+        if stopped:
+            raise_everywhere(local.stopped)
+        num_micro_batches, positions = columns[:, :2].sum(0).tolist()
+        added = most_micro_batches * self.world - num_micro_batches
+        head, examples, components, counts = totals.split(
+            [4, self.num_objectives, self.num_components, len(self.causes)]
+        )
+        num_targets, encoder_tokens, images, truncated = head.tolist()
+        skipped = dict(zip(self.causes, counts.tolist(), strict=True))
+        if unknown:
+            skipped = self._with_new_causes(skipped, new)
+        return Agreed(
+            num_micro_batches=most_micro_batches,
+            num_targets=num_targets,
+            encoder_tokens=encoder_tokens,
+            images=images,
+            truncated=truncated,
+            examples=examples.tolist(),
+            components=components.tolist(),
+            data_wait_s=data_wait / MICRO,
+            memory_bytes=memory,
+            stop=bool(stop),
+            save=bool(save),
+            skipped={cause: count for cause, count in sorted(skipped.items()) if count},
+            times=table[:, -NUM_TIMES:].double() / MICRO if timed else no_times(),
+            positions=(positions + added * empty_positions) // self.sharing,
+            added_micro_batches=added // self.sharing,
+        )
+
+    def _exchanged(self, local: Local, known: list[int], unknown: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """(a row of every rank, sums over the global batch), both int64 on the host."""
+        row = [
+            local.num_micro_batches,
+            local.positions,
+            local.empty_positions,
+            local.stopped is not None,
+            int(local.data_wait_s * MICRO),
+            local.memory_bytes,
+            local.stop,
+            local.save,
+            unknown,
+            local.times is not None,
+            *(int(seconds * MICRO) for seconds in astuple(local.times or RankTimes())),
+        ]
+        totals = [
+            *(local.num_targets, local.encoder_tokens, local.images, local.truncated),
+            *(local.examples or [0] * self.num_objectives),
+            *(local.components or [0] * self.num_components),
+            *known,
+        ]
+        table = torch.zeros(self.world, len(row), dtype=torch.int64)
+        table[self.rank] = torch.tensor(row, dtype=torch.int64)
+        message = torch.cat([table.flatten(), torch.tensor(totals, dtype=torch.int64)]).to(self.device)
+        if self.world > 1:
+            dist.all_reduce(message)
+        message = message.cpu()
+        return message[: table.numel()].view_as(table), message[table.numel() :] // self.sharing
+
+    def _by_cause(self, skipped: dict[str, int]) -> tuple[list[int], dict[str, int]]:
+        """(counts of the causes in the table, in its order; those of causes that are not)."""
+        known, new = [0] * len(self.causes), dict[str, int]()
+        for cause, count in skipped.items():
+            name = self._listed(cause)
+            if name in self.causes:
+                known[self.causes[name]] += count
+            else:
+                new[name] = new.get(name, 0) + count
+        return known, new
+
+    def _listed(self, cause: str) -> str:
+        """The name under which a cause is counted."""
+        full = len(self.causes) >= MOST_CAUSES
+        return f"{cause.partition('/')[0]}/{OTHER_CAUSES}" if full and cause not in self.causes else cause
+
+    def _with_new_causes(self, skipped: dict[str, int], new: dict[str, int]) -> dict[str, int]:
+        """`skipped` with every rank's counts of `new` causes, which enter the table; a collective."""
+        everywhere: dict[str, int] = {}
+        for cause, count in sorted(item for one in gather([new]) for item in one.items()):
+            name = self._listed(cause)
+            self.causes.setdefault(name, len(self.causes))
+            everywhere[name] = everywhere.get(name, 0) + count
+        return skipped | {name: skipped.get(name, 0) + count // self.sharing for name, count in everywhere.items()}
+
+
+def no_times() -> torch.Tensor:
+    """The times of no rank."""
+    return torch.zeros(0, NUM_TIMES, dtype=torch.float64)
 
 
 def raise_everywhere(found: ReadingStopped | None) -> None:
@@ -122,8 +196,8 @@ def raise_everywhere(found: ReadingStopped | None) -> None:
         raise error
 
 
-def together(batches: Iterable[Item]) -> Iterator[Item]:
-    """The batches, of which every rank has equally many; a collective at each.
+def together(batches: Iterable[Item], device: torch.device) -> Iterator[Item]:
+    """The batches, of which every rank has equally many; a collective, of one number, at each.
 
     Raises ReadingStopped on every rank where reading raised it on one.
     """
@@ -134,22 +208,20 @@ def together(batches: Iterable[Item]) -> Iterator[Item]:
             batch = next(iterator, None)
         except ReadingStopped as error:
             found = error
-        raise_everywhere(found)
+        if any_rank(found is not None, device):
+            raise_everywhere(found)
         if batch is None:
             return
         yield batch
 
 
-def _gather_skipped(skipped: dict[str, int], world: int, data_parallel_size: int) -> dict[str, int]:
-    everywhere: list[Any] = [skipped]
-    if world > 1:
-        everywhere = [None] * world
-        dist.all_gather_object(everywhere, skipped)
-    total: dict[str, int] = {}
-    for one in everywhere:
-        for cause, count in one.items():
-            total[cause] = total.get(cause, 0) + count
-    return {cause: count // (world // data_parallel_size) for cause, count in sorted(total.items())}
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set on any rank; a collective, of one number."""
+    if not dist.is_initialized():
+        return flag
+    number = torch.tensor(int(flag), device=device)
+    dist.all_reduce(number)
+    return bool(number.item())
 
 
 def gather(items: list[Any]) -> list[Any]:

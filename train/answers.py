@@ -25,7 +25,7 @@ def answers(
     A collective: all ranks must hold equally many batches (`ReplicaReader.held_out` sees to it). Raises
     ReadingStopped on every rank where reading raises it on one.
     """
-    for number, reading in enumerate(together(batches), 1):
+    for number, reading in enumerate(together(batches, engine.layout.device), 1):
         beat(f"answers to batch {number}")
         (rows,) = reading.rows
         batch = trim(as_tensors(rows))

@@ -11,7 +11,7 @@ from model.loss import LossTotals
 from parallel.engine import Engine
 from parallel.waiting import CommunicationWait
 from progress import beat
-from train.agreement import Agreed, agree, gather
+from train.agreement import Agreed, Agreement, gather
 from train.config import RunConfig
 from train.entry import Interrupted
 from train.flops import FlopCounter, peak_tflops
@@ -51,6 +51,7 @@ class Loop:
         self.flops = FlopCounter(config, span.phase.freeze)
         self.peak_tflops = peak_tflops(config, self.layout.device)
         self.waiting = CommunicationWait(self.layout.device)
+        self.agreement = Agreement(self.layout.data_parallel_size, self.layout.device, len(NAMES))
         self.stragglers = Stragglers(config.run.straggler)
         self.profiler = Profiler(config.profile, run.folder, self.layout.rank, self.layout.device)
         self.times: RankTimes | None = None  # of the step before
@@ -160,10 +161,10 @@ class Loop:
     def agreed_share(self, step: int) -> tuple[Share, Agreed]:
         """This rank's share, and what all ranks agree on; raises ReadingStopped on all if it stops one."""
         beat(f"step {step}, reading")
-        share = read_or_stop(partial(self.read, step), self.layout)
+        share = read_or_stop(partial(self.read, step), self.agreement)
         beat(f"step {step}, meeting all ranks")
         local = share.facts(self.tokens_per_image)
         local.times = self.times
         local.memory_bytes = memory_bytes(self.layout.device)
         local.stop, local.save = self.run.interrupt.asked, self.run.save_due()
-        return share, agree(local, self.layout.data_parallel_size, self.layout.device)
+        return share, self.agreement.agree(local)

@@ -38,7 +38,7 @@ def step_line(
     holding one, `truncated` the examples whose text was cut to fit a row. `tflop` is the step's model arithmetic.
     `data_wait_s` is of the slowest rank, `memory_gib` of the fullest one. `mfu` is null where the peak is unknown.
     `step_s`, `compute_s`, `communication_wait_s` and `…rank…` are of the step before (`rank_times.summary`): ranks tell
-    each other once a step.
+    each other once a step. `added_micro_batches` hold no example: ranks compute them because another one has more.
     """
     real = agreed.encoder_tokens + agreed.num_targets
     tflops = flops / seconds / world_size / 1e12
@@ -54,6 +54,7 @@ def step_line(
         "mfu": tflops / peak_tflops if peak_tflops else None,
         "padding_fraction": 1.0 - real / agreed.positions,
         "truncated": agreed.truncated,
+        "added_micro_batches": agreed.added_micro_batches,
         "data_wait_s": agreed.data_wait_s,
         "memory_gib": agreed.memory_bytes / GIB,
         **summary(agreed.times),

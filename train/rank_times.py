@@ -1,43 +1,53 @@
 """Where the seconds of a step go, rank by rank: who is slowest, and who is slower than the others again and again."""
 
-import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from train.config import StragglerConfig
+
+RESOLUTION_S = 1e-6  # of times as ranks exchange them; a rank that only waits takes no time at all
 
 
 @dataclass(frozen=True)
 class RankTimes:
-    """One rank's step, in seconds: all of it, waiting for other ranks, waiting for data; the rest is its computing."""
+    """One rank's step, in seconds: all of it, waiting for other ranks, waiting for data; the rest is its computing.
+
+    Those of all ranks are a tensor, float64 [ranks, 3] with these fields as columns: objects for a thousand ranks
+    would cost each rank milliseconds in every step.
+    """
 
     step_s: float = 0.0
     communication_wait_s: float = 0.0
     data_wait_s: float = 0.0
 
-    @property
-    def compute_s(self) -> float:
-        return max(0.0, self.step_s - self.communication_wait_s - self.data_wait_s)
 
-    @property
-    def busy_s(self) -> float:
-        """What a step would take if nobody else were slow."""
-        return max(0.0, self.step_s - self.communication_wait_s)
+def compute_s(times: Tensor) -> Tensor:
+    """Seconds of each rank's computing, [ranks]."""
+    step, communication_wait, data_wait = times.unbind(1)
+    return (step - communication_wait - data_wait).clamp(min=0)
 
 
-def summary(times: Sequence[RankTimes]) -> dict[str, Any]:
+def busy_s(times: Tensor) -> Tensor:
+    """Seconds that a step would take each rank if no other rank were slow, [ranks]."""
+    return (times[:, 0] - times[:, 1]).clamp(min=0)
+
+
+def summary(times: Tensor) -> dict[str, Any]:
     """For the line of metrics: the longest of each over all ranks, and which rank's own work takes longest."""
-    if not times:
+    if not len(times):
         return {}
-    slowest = max(range(len(times)), key=lambda rank: times[rank].busy_s)
+    busy = busy_s(times)
+    slowest = int(busy.argmax())
+    step, communication_wait, _ = times.amax(0).tolist()
     return {
-        "step_s": max(each.step_s for each in times),
-        "compute_s": max(each.compute_s for each in times),
-        "communication_wait_s": max(each.communication_wait_s for each in times),
+        "step_s": step,
+        "compute_s": float(compute_s(times).amax()),
+        "communication_wait_s": communication_wait,
         "slowest_rank": slowest,
-        "slowest_rank_busy_s": times[slowest].busy_s,
-        "median_rank_busy_s": statistics.median_low(each.busy_s for each in times),
+        "slowest_rank_busy_s": float(busy[slowest]),
+        "median_rank_busy_s": float(busy.median()),  # of two in the middle the smaller one
     }
 
 
@@ -49,26 +59,25 @@ class Stragglers:
 
     def __init__(self, settings: StragglerConfig) -> None:
         self.settings = settings
-        self.steps, self.busy_s, self.data_wait_s = 0, [0.0], [0.0]  # sums by rank, of the steps since it was judged
+        self.steps, self.sums = 0, Tensor()  # of (busy, data wait) by rank, over the steps since it was judged
 
-    def judge(self, times: Sequence[RankTimes]) -> str | None:
+    def judge(self, times: Tensor) -> str | None:
         """The sentence to say after a step, or None."""
         if len(times) < 2 or not self.settings.factor:
             return None
+        seconds = busy_s(times), times[:, 2]
         if self.steps == 0:
-            self.busy_s, self.data_wait_s = [0.0] * len(times), [0.0] * len(times)
+            self.sums = times.new_zeros(len(seconds), len(times))
         self.steps += 1
-        for rank, each in enumerate(times):
-            self.busy_s[rank] += each.busy_s
-            self.data_wait_s[rank] += each.data_wait_s
+        for total, each in zip(self.sums, seconds, strict=True):
+            total += each
         if self.steps < self.settings.window:
             return None
-        means, self.steps = [total / self.settings.window for total in self.busy_s], 0
-        median, slowest = statistics.median_low(means), max(means)
+        (busy, data_wait), self.steps = self.sums / self.settings.window, 0
+        median, rank = max(RESOLUTION_S, float(busy.median())), int(busy.argmax())
+        slowest, data = float(busy[rank]), float(data_wait[rank])
         if slowest <= self.settings.factor * median:
             return None
-        rank = means.index(slowest)
-        data = self.data_wait_s[rank] / self.settings.window
         return (
             f"Rank {rank} is slow: its own work takes {slowest:.3g} s a step ({data:.3g} s of it waiting for data), "
             f"{slowest / median:.1f} times the median of all ranks ({median:.3g} s), on average over "

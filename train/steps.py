@@ -15,9 +15,8 @@ from data.stream import Statistics
 from errors import ReadingStopped
 from model.batch import MicroBatch
 from model.costs import Shape
-from parallel.layout import Layout
 from parallel.memory import Work
-from train.agreement import Local, agree
+from train.agreement import Agreement, Local
 from train.config import RunConfig
 from train.reading import Reading
 
@@ -65,16 +64,15 @@ class Share:
         return self.micro_batches + [self.empty] * (number - len(self.micro_batches))
 
 
-def read_or_stop(read: Callable[[], Share], layout: Layout) -> Share:
-    """What `read` gives, before all ranks `agree` on it.
+def read_or_stop(read: Callable[[], Share], agreement: Agreement) -> Share:
+    """What `read` gives, before all ranks agree on it.
 
     Where it raises ReadingStopped, the other ranks learn so as they agree, and raise it too.
     """
     try:
         return read()
     except ReadingStopped as error:
-        nothing = Local(0, 0, 0, 0, [0] * len(NAMES), stopped=error)
-        agree(nothing, layout.data_parallel_size, layout.device)
+        agreement.agree(Local(stopped=error))
         raise
 
 

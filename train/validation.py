@@ -11,7 +11,7 @@ from model.loss import LossTotals
 from parallel.engine import Engine
 from parallel.layout import Layout
 from progress import beat
-from train.agreement import agree, gather
+from train.agreement import Agreement, gather
 from train.answers import answers
 from train.config import EvaluationConfig, RunConfig
 from train.metrics import Line, losses
@@ -30,6 +30,7 @@ class Validation:
         self.settings, self.layout, self.tokenizer = config.evaluation, layout, tokenizer
         self.last_step, self.num_components = config.run.steps, len(config.mixture.components)
         self.trim, self.join = trimmer(config), joiner(config, layout.device)
+        self.agreement = Agreement(layout.data_parallel_size, layout.device, len(NAMES))
         self.tokens_per_image = config.vit.num_tokens(config.model.image_size)
         if self.settings.every_steps:
             self.reader = ReplicaReader(config, layout, tokenizer, config.mixture, SPLIT, prefetch=0)
@@ -48,8 +49,8 @@ class Validation:
         sums: list[LossTotals] = []
         for step in range(self.settings.steps):
             beat(f"validation loss, batch {step + 1} of {self.settings.steps}")
-            share = read_or_stop(partial(self.read, step), self.layout)
-            agreed = agree(share.facts(self.tokens_per_image), self.layout.data_parallel_size, self.layout.device)
+            share = read_or_stop(partial(self.read, step), self.agreement)
+            agreed = self.agreement.agree(share.facts(self.tokens_per_image))
             sums.append(engine.evaluate(share.filled(agreed.num_micro_batches)))
         parts = ([totals.nll, totals.z_loss, totals.correct, totals.tokens] for totals in sums)
         return losses(LossTotals(*(sum(each[1:], each[0]) for each in zip(*parts, strict=True))), NAMES, "validation/")

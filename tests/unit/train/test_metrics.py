@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.loss import LossTotals
-from train.agreement import Agreed, Local, agree
+from train.agreement import Agreed, Agreement, Local
 from train.metrics import GIB, MetricsFile, losses, step_line
 from train.rank_times import RankTimes
 
@@ -74,10 +74,12 @@ def test_a_resumed_file_forgets_later_steps_and_a_half_written_line(tmp_path: Pa
 
 def test_one_process_agrees_with_itself() -> None:
     local = Local(3, 10, 90, 3, [1, 2, 0], truncated=2, data_wait_s=0.5, memory_bytes=7, stop=True, skipped={"a/b": 1})
-    agreed = agree(local, 1, torch.device("cpu"))
-    assert agreed == Agreed(3, 10, 90, 3, [1, 2, 0], 0.5, 7, True, False, {"a/b": 1}, times=[], truncated=2)
+    agreed = Agreement(1, torch.device("cpu"), num_objectives=3).agree(local)
+    assert agreed == Agreed(3, 10, 90, 3, [1, 2, 0], 0.5, 7, True, False, {"a/b": 1}, truncated=2)
+    assert agreed.times.shape == (0, 3)
 
 
 def test_times_of_all_ranks_travel_in_whole_microseconds() -> None:
     local = Local(1, 1, 1, 1, [1], times=RankTimes(1.5, 0.25, 0.125))
-    assert agree(local, 1, torch.device("cpu")).times == [RankTimes(1.5, 0.25, 0.125)]
+    found = Agreement(1, torch.device("cpu"), num_objectives=1).agree(local).times
+    assert found.tolist() == [[1.5, 0.25, 0.125]]

@@ -9,7 +9,7 @@ from data.ledger import ErrorBudgetExceeded
 from data.objectives import NAMES
 from data.packing import RowShape, empty_rows, micro_batches
 from errors import StorageFailed
-from train.agreement import Local, agree, together
+from train.agreement import Agreement, Local, together
 from train.reading import Reading
 from train.steps import Share, joiner, read_or_stop
 
@@ -17,7 +17,7 @@ TOKENS_PER_IMAGE = 4
 SHAPE = RowShape(
     encoder_length=64, decoder_length=32, images_per_row=2, image_size=28, tokens_per_image=TOKENS_PER_IMAGE
 )
-LAYOUT = SimpleNamespace(data_parallel_size=1, device=torch.device("cpu"))
+CPU = torch.device("cpu")
 
 
 def share(multiple: int) -> Share:
@@ -38,7 +38,7 @@ def test_the_positions_that_are_computed(multiple: int, positions: int, of_an_em
     facts = one.facts(TOKENS_PER_IMAGE)
     assert (facts.positions, facts.empty_positions) == (positions, of_an_empty_one)
     assert (facts.encoder_tokens, facts.num_targets, facts.images) == (16, 6, 0)
-    assert agree(facts, 1, torch.device("cpu")).positions == positions
+    assert Agreement(1, CPU, len(NAMES)).agree(facts).positions == positions
     filled = one.filled(5)
     assert sum(batch.num_positions for batch in filled) == positions + 3 * of_an_empty_one
     assert [batch.num_targets for batch in filled] == [5, 1, 0, 0, 0]
@@ -71,16 +71,16 @@ def test_a_source_over_its_budget_is_told_as_ranks_agree() -> None:
         raise ErrorBudgetExceeded("most are in shard x.tar")
 
     with pytest.raises(ErrorBudgetExceeded, match=r"shard x\.tar"):
-        read_or_stop(read, LAYOUT)  # type: ignore[arg-type]
+        read_or_stop(read, Agreement(1, CPU))
     with pytest.raises(ErrorBudgetExceeded, match="told"):
-        agree(Local(0, 0, 0, 0, [0] * len(NAMES), stopped=ErrorBudgetExceeded("told")), 1, torch.device("cpu"))
+        Agreement(1, CPU).agree(Local(stopped=ErrorBudgetExceeded("told")))
 
 
 def test_a_disk_that_fails_on_one_rank_ends_all_alike_and_one_of_them_prints_it() -> None:
     failed = StorageFailed("/data/x.tar: Input/output error")
     assert failed.alone
     with pytest.raises(StorageFailed, match="Input/output") as raised:
-        agree(Local(0, 0, 0, 0, [0] * len(NAMES), stopped=failed), 1, torch.device("cpu"))
+        Agreement(1, CPU).agree(Local(stopped=failed))
     assert not raised.value.alone
 
 
@@ -92,7 +92,7 @@ def test_batches_come_until_one_cannot_be_read() -> None:
 
     read = []
     with pytest.raises(ErrorBudgetExceeded, match="too many"):
-        for batch in together(batches()):
+        for batch in together(batches(), CPU):
             read.append(batch)
     assert read == [1, 2]
-    assert list(together([(1,), (2,)])) == [(1,), (2,)]
+    assert list(together([(1,), (2,)], CPU)) == [(1,), (2,)]
