@@ -1,12 +1,13 @@
 """A replica, the ranks of one data-parallel rank, reads as one: its first rank reads, and tells the others.
 
 So a picture is fetched and decoded once a replica. Who only read the texts could not know the rows: an unreadable
-picture changes them. Texts are told to all; pixels to the first pipeline stage, elsewhere pictures have no channels.
+picture changes them. Token ids are sent to all; pixels to the first pipeline stage, elsewhere pictures have no
+channels. The first rank alone keeps the texts, which it writes to files.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -103,7 +104,7 @@ def read_once(read: Callable[[], Reading | None], layout: Layout) -> Reading | N
             found = read()
         except ReadingStopped as error:
             stopped = error
-    message: list[Any] = [stopped, found and _without_pixels(found)]
+    message: list[Any] = [stopped, found and _for_the_others(found)]
     dist.broadcast_object_list(message, group=layout.model_group, group_src=0, device=torch.device("cpu"))
     if message[0] is not None:
         raise message[0]
@@ -116,10 +117,11 @@ def read_once(read: Callable[[], Reading | None], layout: Layout) -> Reading | N
     return reading
 
 
-def _without_pixels(reading: Reading) -> Reading:
-    """Pictures keep their number and size, but have no channels."""
+def _for_the_others(reading: Reading) -> Reading:
+    """What a replica's other ranks need: pictures without channels, and examples that are counted but never shown."""
     rows = [cast(Rows, {**each, "images": each["images"][..., :0]}) for each in reading.rows]
-    return Reading(rows, reading.infos, reading.statistics)
+    infos = [replace(info, key="", shard="", input_text="", target_text="") for info in reading.infos]
+    return Reading(rows, infos, reading.statistics)
 
 
 def open_stream(config: RunConfig, tokenizer: Tokenizer, mixture: MixtureConfig, split: str) -> Stream:

@@ -46,7 +46,7 @@ def read_all(folder: Path, corpus: Path) -> None:
         reader.close()
     try:
         broken = partial(read_once, over_budget if layout.data_parallel_rank else nothing, layout)
-        list(together(iter(broken, None)))
+        list(together(iter(broken, None), layout.device))
         ended = ""
     except ErrorBudgetExceeded as error:
         ended = str(error)
@@ -54,7 +54,8 @@ def read_all(folder: Path, corpus: Path) -> None:
         {
             "decoded": decode.call_count,
             "step": [vars(as_tensors(rows)) for rows in step.rows],
-            "texts": [(info.input_text, info.target_text) for info in step.infos],
+            "examples": [(info.objective, info.row, info.segment) for info in step.infos],
+            "texts": [(info.input_text, info.target_text, info.key) for info in step.infos],
             "held out": [vars(as_tensors(rows)) for reading in held_out for rows in reading.rows],
             "ended": ended,
         },
@@ -86,13 +87,14 @@ def test_pictures_are_decoded_once(results: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("what", ["step", "held out"])
 @pytest.mark.parametrize("replica", REPLICAS)
-def test_texts_are_told_to_all_and_pixels_to_the_first_stage(
+def test_ids_are_sent_to_all_pixels_to_the_first_stage_and_texts_to_nobody(
     results: list[dict[str, Any]], replica: tuple[int, ...], what: str
 ) -> None:
     first, *others = (results[rank] for rank in replica)
     assert any(batch["images"].any() for batch in first[what])
     for number, other in enumerate(others, 1):
-        assert other["texts"] == first["texts"]
+        assert other["examples"] == first["examples"] and all(map(all, first["texts"]))
+        assert not any(map(any, other["texts"]))
         for expected, found in zip(first[what], other[what], strict=True):
             for name in expected.keys() - {"images", "statistics", "loss_scale"}:
                 assert torch.equal(found[name], expected[name]), (number, name)
