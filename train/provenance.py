@@ -2,7 +2,6 @@
 
 import os
 import platform
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from parallel.layout import Layout
 from parallel.partition import StageCost
+from train.checkout import commit_of, git
 
 STAGE_COLUMNS = [
     "stage", "first unit", "last unit", "units", "million parameters", "TFLOP per micro-batch", "memory GiB"
@@ -21,23 +21,19 @@ GIT_TIMEOUT_S = 20  # a repository on a slow network drive must not hold up the 
 
 
 def git_state(folder: Path = CODE) -> dict[str, Any]:
-    """`commit` and `dirty` (changes that are not committed) of the code; both None where it is in no repository."""
-    commit, changes = (_git(folder, *words) for words in (("rev-parse", "HEAD"), ("status", "--porcelain")))
+    """`commit` and `dirty` (changes that are not committed) of the code; both None where it is in no repository.
+
+    A snapshot (train/snapshot.py) has them in a file: the checkout around it is another one by now.
+    """
+    kept = folder.parent.parent / "commit.txt"
+    if folder.parent.name == "code" and kept.is_file():
+        first, *changed = kept.read_text(encoding="utf-8").splitlines()
+        is_commit = len(first.split()) == 1
+        return {"commit": first if is_commit else None, "dirty": bool(changed) if is_commit else None}
+    commit, changes = commit_of(folder), git(folder, "status", "--porcelain")
+    if commit is None and git(folder, "rev-parse", "HEAD"):
+        changes = None  # they are of a checkout around the folder
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}
-
-
-def _git(folder: Path, *words: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=GIT_TIMEOUT_S,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def hardware(device: torch.device, hosts: Sequence[str]) -> dict[str, Any]:
