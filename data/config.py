@@ -18,6 +18,7 @@ class DataConfig:
     a value is a folder or a shard pattern (see data/README.md). Lengths are in positions of one row, counting visual
     tokens. `error_budget` is the fraction of a source's records that may be broken before the run stops; up to
     `error_budget_minimum` broken records are always forgiven, so that one bad file in the first step stops nothing.
+    Both are of the last `error_window` records read of the source.
     `prefetch` is in steps. `trim_multiple`: a micro-batch is cut behind the last position that any of its rows uses, to
     a multiple of so many positions, and image slots that none uses are left out; on a CPU, without dropout, its rows
     are joined into one without padding. 0 keeps all shapes equal, as compiled kernels like them and pipeline stages
@@ -34,6 +35,9 @@ class DataConfig:
     images_per_row: int = 1
     error_budget: float = 0.01
     error_budget_minimum: int = 16
+    error_window: int = 10_000
+    """Records of a source, the last ones that a rank has read, of which `error_budget` may be broken. At the default
+    budget of 1 % a hundred may be; a count since the start would forgive a million in a row late in a run."""
     num_threads: int = 2
     prefetch: int = 2
     trim_multiple: int = 0
@@ -58,6 +62,11 @@ class DataConfig:
             )
         if not 0 <= self.error_budget <= 1:
             raise ConfigurationError(f"data.error_budget={self.error_budget} is a fraction: set it between 0 and 1.")
+        if self.error_window <= self.error_budget_minimum:
+            raise ConfigurationError(
+                f"data.error_window={self.error_window} records could never hold more broken ones than "
+                f"data.error_budget_minimum={self.error_budget_minimum} forgives: make it larger."
+            )
         for name in ("error_budget_minimum", "prefetch", "trim_multiple"):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"data.{name}={getattr(self, name)} counts things: set it to 0 or more.")
@@ -90,6 +99,16 @@ class MixtureConfig:
     """The rows of a mixture. Weights are relative; the paper's are millions of examples."""
 
     components: list[ComponentConfig] = field(default_factory=list)
+
+    def names(self) -> list[str]:
+        """Return each component's name: "source/objective", and "source/objective#2" where it comes again."""
+        met: dict[str, int] = {}
+        names = []
+        for component in self.components:
+            name = f"{component.source}/{component.objective}"
+            met[name] = met.get(name, 0) + 1
+            names.append(name if met[name] == 1 else f"{name}#{met[name]}")
+        return names
 
     def check(self) -> None:
         """Raises ConfigurationError for an empty mixture, an unknown objective or option, or a weight not above 0."""

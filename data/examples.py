@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 class ExampleInfo:
     """Where an example comes from and where it went, for logs, samples and the guard against bad batches.
 
-    `row` and `segment` say where it lies in the rows it was returned with. `truncated`: a text had to be cut.
+    `component`: its name in the mixture. `row` and `segment` say where it lies in the rows it was returned with.
+    `truncated`: a text had to be cut.
     """
 
     source: str
@@ -24,6 +25,7 @@ class ExampleInfo:
     row: int = -1
     segment: int = 0
     truncated: bool = False
+    component: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,65 +1,152 @@
-"""Counts what was read and what had to be left out, per source and cause, and enforces the error budget."""
+"""Count what was read and what had to be left out, per source and cause, and enforce the error budget."""
 
 import logging
 import threading
-from collections import Counter
+from collections import Counter, deque
+from dataclasses import dataclass, field
 
 from errors import ReadingStopped
 
 logger = logging.getLogger(__name__)
+
+MOST_CAUSES = 100  # different causes per source that are counted apart
+OTHER = "other causes"
+WINDOW = 10_000  # records
 
 
 class ErrorBudgetExceeded(ReadingStopped):
     """Too many records of a source are broken to go on: the message names source, shard, causes and counts."""
 
 
+class NothingUsable(ErrorBudgetExceeded):
+    """A component of the mixture finds nothing in its source: the message names both, the cause, and a way out."""
+
+
+@dataclass
+class Account:
+    """What became of the records of one source: each one that is read is used, skipped or broken."""
+
+    used: int = 0
+    skipped: int = 0
+    broken: int = 0
+
+    @property
+    def read(self) -> int:
+        """All of them."""
+        return self.used + self.skipped + self.broken
+
+
+@dataclass
+class _Source:
+    """One source: its account, and what became of the records and shards that were read last.
+
+    `recent` holds None for what is whole, (shard, cause) for what is broken; `broken` counts the latter in it.
+    """
+
+    recent: deque[tuple[str, str] | None]
+    account: Account = field(default_factory=Account)
+    causes: Counter[str] = field(default_factory=Counter)
+    broken: int = 0
+
+    def add(self, outcome: tuple[str, str] | None) -> None:
+        """Append to `recent`; the oldest outcome leaves a full window."""
+        if len(self.recent) == self.recent.maxlen:
+            self.broken -= self.recent[0] is not None
+        self.recent.append(outcome)
+        self.broken += outcome is not None
+
+    def counted(self, cause: str) -> str:
+        """The cause to count under, so that texts from the data cannot fill memory and metrics."""
+        cause = cause if cause in self.causes or len(self.causes) < MOST_CAUSES else OTHER
+        self.causes[cause] += 1
+        return cause
+
+
 class Ledger:
     """One per stream; safe to use from the threads that read.
 
-    budget: the fraction of a source's records read so far that may be broken; up to `minimum` are always forgiven.
+    budget: the fraction of the last `window` records read of a source that may be broken; up to `minimum` of them are
+    always forgiven.
     """
 
-    def __init__(self, budget: float, minimum: int):
+    def __init__(self, budget: float, minimum: int, window: int = WINDOW):
         self.budget = budget
         self.minimum = minimum
+        self.window = window
         self._lock = threading.Lock()
-        self._read: Counter[str] = Counter()
-        self._defects: dict[str, Counter[tuple[str, str]]] = {}
+        self._sources: dict[str, _Source] = {}
         self._fresh: Counter[str] = Counter()
 
-    def count_read(self, source: str) -> None:
+    def account(self, source: str) -> Account:
+        """What became of the records of a source so far."""
         with self._lock:
-            self._read[source] += 1
+            own = self._of(source).account
+            return Account(own.used, own.skipped, own.broken)
+
+    def count_used(self, source: str) -> None:
+        """Count a record of which an example was made."""
+        with self._lock:
+            own = self._of(source)
+            own.account.used += 1
+            own.add(None)
 
     def count_skip(self, source: str, cause: str) -> None:
-        """A record that is whole, but not of the kind an objective needs: counted, never an error."""
+        """Count a record that is whole, but not of the kind an objective needs: never an error."""
         with self._lock:
-            self._fresh[f"{source}/{cause}"] += 1
+            own = self._of(source)
+            own.account.skipped += 1
+            own.add(None)
+            self._fresh[f"{source}/{own.counted(cause)}"] += 1
 
     def count_defect(self, source: str, shard: str, cause: str) -> None:
-        """A broken record (or shard); raises ErrorBudgetExceeded when its source has had too many."""
+        """Count a broken record; raise ErrorBudgetExceeded when its source has had too many of late."""
         with self._lock:
-            self._fresh[f"{source}/{cause}"] += 1
-            defects = self._defects.setdefault(source, Counter())
-            if (shard, cause) not in defects:
-                logger.warning("source %s: %s in %s; skipped and counted", source, cause, shard)
-            defects[shard, cause] += 1
-            broken, read = defects.total(), self._read[source]
-            if broken <= max(self.minimum, self.budget * read):
-                return
-            (worst, worst_cause), count = defects.most_common(1)[0]
-            causes: Counter[str] = Counter()
-            for (_, each), number in defects.items():
-                causes[each] += number
-        listing = ", ".join(f"{number} x {each}" for each, number in causes.most_common())
-        raise ErrorBudgetExceeded(
-            f"source {source} is over its error budget: {broken} of {read} records read are broken ({listing}), and "
-            f"data.error_budget={self.budget:g} with data.error_budget_minimum={self.minimum} allows fewer; "
-            f"most are in shard {worst} ({count} x {worst_cause})."
-        )
+            own = self._of(source)
+            own.account.broken += 1
+            self._count_broken(source, own, shard, cause)
+
+    def count_shard(self, source: str, shard: str, defect: str | None = None) -> None:
+        """Count a shard that was opened, whole or with a `defect`, which counts as a broken record does."""
+        with self._lock:
+            own = self._of(source)
+            if defect is None:
+                own.add(None)
+            else:
+                self._count_broken(source, own, shard, defect)
 
     def drain(self) -> dict[str, int]:
         """Counts of "source/cause" since the last call."""
         with self._lock:
             fresh, self._fresh = self._fresh, Counter()
         return dict(fresh)
+
+    def _of(self, source: str) -> _Source:
+        return self._sources.setdefault(source, _Source(deque(maxlen=self.window)))
+
+    def _count_broken(self, source: str, own: _Source, shard: str, cause: str) -> None:
+        cause = own.counted(cause)
+        self._fresh[f"{source}/{cause}"] += 1
+        own.add((shard, cause))
+        self._log(source, cause, own.causes[cause], shard)
+        if own.broken > max(self.minimum, self.budget * len(own.recent)):
+            raise ErrorBudgetExceeded(self._sentence(source, own))
+
+    def _log(self, source: str, cause: str, count: int, shard: str) -> None:
+        """Write a line at the first of a kind, and at each tenfold of them: a run of weeks has a handful."""
+        if count == 1:
+            logger.warning("source %s: %s in %s; skipped and counted", source, cause, shard)
+        elif count == 10 ** (len(str(count)) - 1):
+            logger.warning("source %s: %s, %s times so far, the last in %s", source, cause, f"{count:,}", shard)
+
+    def _sentence(self, source: str, own: _Source) -> str:
+        found = Counter(outcome for outcome in own.recent if outcome is not None)
+        ((worst, worst_cause), count) = found.most_common(1)[0]
+        causes: Counter[str] = Counter()
+        for (_, cause), number in found.items():
+            causes[cause] += number
+        listing = ", ".join(f"{number} x {cause}" for cause, number in causes.most_common())
+        return (
+            f"source {source} is over its error budget: {own.broken} of {len(own.recent)} records read are broken "
+            f"({listing}), and data.error_budget={self.budget:g} with data.error_budget_minimum={self.minimum} allows "
+            f"fewer of the last data.error_window={self.window}; most are in shard {worst} ({count} x {worst_cause})."
+        )

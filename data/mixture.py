@@ -5,7 +5,9 @@ objective with a random generator of its own; components are then interleaved by
 """
 
 import logging
+import threading
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,21 +21,37 @@ import grain  # noqa: E402
 from data import images, objectives  # noqa: E402
 from data.config import ComponentConfig, DataConfig, MixtureConfig  # noqa: E402
 from data.examples import EncodedExample, ExampleInfo  # noqa: E402
-from data.ledger import Ledger  # noqa: E402
+from data.ledger import Ledger, NothingUsable  # noqa: E402
 from data.objectives.base import MALFORMED, Skip  # noqa: E402
 from data.shards import Record, ShardSource  # noqa: E402
 from data.tokenizer import EOS, Tokenizer  # noqa: E402
 
 # A record that an objective must skip is replaced by another of its source, at most so many times.
 ATTEMPTS = 16
+# After so many records without an example, up to so many more are looked at before the component is refused.
+FIRST_TRIES = 1_000
+LOOKED_AT = 10_000
+MOST_FIELDS = 8  # named in the refusal
 
 
 class Component:
-    """One objective asked of the records of one source."""
+    """One objective asked of the records of one source.
+
+    `name` is "source/objective", with "#2" and so on behind it where a mixture asks the same again. `required`: reading
+    ends with NothingUsable where the source has nothing for the objective.
+    """
 
     def __init__(
-        self, config: ComponentConfig, source: ShardSource, tokenizer: Tokenizer, image_size: int, ledger: Ledger
+        self,
+        name: str,
+        config: ComponentConfig,
+        source: ShardSource,
+        tokenizer: Tokenizer,
+        image_size: int,
+        ledger: Ledger,
+        required: bool = True,
     ):
+        self.name = name
         self.objective = config.objective
         self.source = source
         self.weight = config.weight
@@ -42,34 +60,87 @@ class Component:
         self._tokenizer = tokenizer
         self._image_size = image_size
         self._ledger = ledger
+        self._given = not required  # whether an example was made of any record, or none is required
+        self._tries = 0
+        self._lock = threading.Lock()
 
     def example(self, number: int, rng: np.random.Generator) -> EncodedExample | None:
-        """The example made of record `number`, or None, counted, if there is none to make."""
+        """Make the example of record `number`; None, counted, if there is none to make."""
         try:
-            record = self.source[number]
-            return self._make(record, rng)
+            example = self._make(self.source[number], rng)
         except Skip as skip:
             if skip.defect:
                 self._ledger.count_defect(self.source.name, self.source.shard(number), skip.cause)
             else:
                 self._ledger.count_skip(self.source.name, f"{self.objective}: {skip.cause}")
             return None
+        self._given = True
+        self._ledger.count_used(self.source.name)
+        return example
 
     def example_or_replacement(self, number: int, rng: np.random.Generator) -> EncodedExample | None:
-        """As `example`, but what has to be skipped is replaced by another record, drawn from `rng`."""
+        """Make an example as `example` does, but replace what has to be skipped by another record, drawn from `rng`."""
         for _ in range(ATTEMPTS):
             example = self.example(number, rng)
             if example is not None:
                 return example
+            if not self._given:
+                self._look_for_any()
             number = int(rng.integers(len(self.source)))
         return None
 
     def dataset(self, seed: int) -> grain.MapDataset:
-        """Endless: element i is a pure function of (seed, source, objective, i)."""
-        name = zlib.crc32(f"{self.source.name}/{self.objective}".encode())
-        shuffle_seed, example_seed = np.random.SeedSequence([seed, name]).generate_state(2).tolist()
+        """Return the endless examples: element i is a pure function of (seed, name, i)."""
+        shuffle_seed, example_seed = np.random.SeedSequence([seed, self._number]).generate_state(2).tolist()
         records = grain.MapDataset.range(len(self.source)).shuffle(seed=shuffle_seed).repeat()
         return records.random_map(self.example_or_replacement, seed=example_seed)
+
+    def held_out(self, number: int, seed: int) -> EncodedExample | None:
+        """Make the example of record `number` that every evaluation with this seed makes."""
+        return self.example(number, np.random.default_rng([seed, number]))
+
+    @property
+    def _number(self) -> int:
+        return zlib.crc32(f"{self.source.name}/{self.objective}".encode())
+
+    def _look_for_any(self) -> None:
+        """Raise NothingUsable if the first tries gave nothing and no record of the source would.
+
+        Luck decides what the first tries are, and each rank has its own, so that a source with few usable records is
+        looked through once before it is refused.
+        """
+        with self._lock:
+            self._tries += 1
+            if self._given or self._tries < min(FIRST_TRIES, len(self.source)):
+                return
+            numbers = np.linspace(0, len(self.source) - 1, min(LOOKED_AT, len(self.source)), dtype=np.int64)
+            causes: Counter[str] = Counter()
+            fields: Counter[str] = Counter()
+            for number in numbers.tolist():
+                try:
+                    record = self.source[number]
+                    fields.update(list(record.fields))
+                    self._make(record, np.random.default_rng(number))
+                except Skip as skip:
+                    causes[skip.cause] += 1
+                else:
+                    self._given = True
+                    return
+            self._tries -= 1  # whoever reads on looks again
+        raise NothingUsable(self._nothing(causes, fields))
+
+    def _nothing(self, causes: Counter[str], fields: Counter[str]) -> str:
+        ((cause, count),) = causes.most_common(1)
+        languages = getattr(self._options, "languages", None)
+        wanted = f" in {', '.join(languages)}" if languages else ""
+        most = sorted(fields, key=lambda name: (-fields[name], name))[:MOST_FIELDS]
+        found = ", ".join(f"{name:.40}" for name in most) or "no field"
+        return (
+            f"mixture component {self.name} gives nothing: none of {causes.total():,} records of source "
+            f"{self.source.name} can be used ({count:,} x {cause}); {self.objective} needs the field "
+            f"{objectives.FIELDS[self.objective]}{wanted}, and they hold {found}: name another source or objective in "
+            "mixture.components, or leave it out."
+        )
 
     def _make(self, record: Record, rng: np.random.Generator) -> EncodedExample:
         try:
@@ -89,6 +160,7 @@ class Component:
             language=example.language,
             input_text=example.input_text,
             target_text=example.target_text,
+            component=self.name,
         )
         return EncodedExample(
             self._ids(example.input_text, example.input_ids),
@@ -104,21 +176,21 @@ class Component:
 def open_components(
     data: DataConfig, mixture: MixtureConfig, tokenizer: Tokenizer, image_size: int, split: str, ledger: Ledger
 ) -> list[Component]:
-    """The mixture's components over one split, each source opened once.
+    """Return the mixture's components over one split, each source opened once.
 
-    Raises ConfigurationError if the mixture is wrong or a source has no shards.
+    In training each must give something. Raises ConfigurationError if the mixture is wrong or a source has no shards.
     """
     mixture.check()
     names = dict.fromkeys(component.source for component in mixture.components)
     sources = {name: ShardSource(name, data.location(name), split, ledger) for name in names}
     return [
-        Component(component, sources[component.source], tokenizer, image_size, ledger)
-        for component in mixture.components
+        Component(name, component, sources[component.source], tokenizer, image_size, ledger, split == "train")
+        for name, component in zip(mixture.names(), mixture.components, strict=True)
     ]
 
 
 def mix(components: Sequence[Component], seed: int) -> grain.MapDataset:
-    """The endless mixture; an element is None where ATTEMPTS records in a row had to be skipped."""
+    """Return the endless mixture; an element is None where ATTEMPTS records in a row had to be skipped."""
     return grain.MapDataset.mix(
         [component.dataset(seed) for component in components], [component.weight for component in components]
     )

@@ -154,7 +154,6 @@ class ShardSource:
     def __init__(self, name: str, location: str, split: str, ledger: Ledger):
         self.name = name
         self.paths = shard_paths(location, split)
-        self._ledger = ledger
         indices = [index(path) for path in self.paths]
         self._keys = [shard.keys for shard in indices]
         self._spans = [shard.spans for shard in indices]
@@ -165,9 +164,7 @@ class ShardSource:
                 f"the {split} shards of source {name} at {location} hold no sample: check the tars."
             )
         for path, shard in zip(self.paths, indices, strict=True):
-            ledger.count_read(name)
-            if shard.truncated:
-                ledger.count_defect(name, path, "truncated tar")
+            ledger.count_shard(name, path, "truncated tar" if shard.truncated else None)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -181,7 +178,6 @@ class ShardSource:
         shard = int(np.searchsorted(self._ends, number, side="right"))
         within = int(number) - (int(self._ends[shard - 1]) if shard else 0)
         path = self.paths[shard]
-        self._ledger.count_read(self.name)
         try:
             with open(path, "rb") as file:
                 members = [_read(file, int(offset), int(size)) for offset, size in self._spans[shard][within]]

@@ -4,12 +4,10 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from data.config import DataConfig, MixtureConfig
-from data.examples import EncodedExample, ExampleInfo
+from data.examples import ExampleInfo
 from data.ledger import Ledger
-from data.mixture import Component, mix, open_components
+from data.mixture import mix, open_components
 from data.packing import Rows, RowShape, concatenate, micro_batches, pack
 from data.shards import SourceFacts
 from data.tokenizer import Tokenizer
@@ -42,7 +40,7 @@ class Stream:
         self.shape = RowShape(
             data.encoder_length, data.decoder_length, data.images_per_row, image_size, tokens_per_image
         )
-        self.ledger = Ledger(data.error_budget, data.error_budget_minimum)
+        self.ledger = Ledger(data.error_budget, data.error_budget_minimum, data.error_window)
         self.components = open_components(data, mixture, tokenizer, image_size, split, self.ledger)
         self._examples = mix(self.components, seed)
         self._threads = ThreadPoolExecutor(data.num_threads, thread_name_prefix="examples")
@@ -150,13 +148,9 @@ def evaluation_batches(
     stride = micro_batch * data_parallel_size
     for start in range(0, len(places), stride):
         mine = places[start + data_parallel_rank * micro_batch :][:micro_batch]
-        examples = [example for place in mine if (example := _evaluation_example(*place, seed)) is not None]
+        examples = [example for component, number in mine if (example := component.held_out(number, seed)) is not None]
         packed = [pack([example], shape) for example in examples]
         infos = [replace(info, row=row) for row, (_, (info,)) in enumerate(packed)]
         empty = pack([], shape)[0]
         (batch,) = micro_batches(concatenate([empty, *(rows for rows, _ in packed)], shape), micro_batch, shape)
         yield batch, infos
-
-
-def _evaluation_example(component: Component, number: int, seed: int) -> EncodedExample | None:
-    return component.example(number, np.random.default_rng([seed, number]))

@@ -17,6 +17,18 @@ NAMES = (
     "detection",
 )
 
+# The field of a record that an objective cannot do without.
+FIELDS = {
+    "span_corruption": "text",
+    "split_captioning": "alt_text",
+    "captioning": "captions",
+    "ocr": "ocr",
+    "vqa": "questions",
+    "vqg": "questions",
+    "object_vqa": "objects",
+    "detection": "objects",
+}
+
 
 def load(name: str) -> Objective:
     """The module of an objective: `make` asks, `read` reads an answer back."""

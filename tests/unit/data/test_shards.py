@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data.config import DataConfig
-from data.ledger import ErrorBudgetExceeded, Ledger
+from data.ledger import ErrorBudgetExceeded, Ledger, NothingUsable
 from data.shard_writer import write_shard
 from data.shards import ShardSource, index, shard_paths
 from data.stream import Reader, Stream
@@ -220,10 +220,61 @@ def test_few_broken_records_are_forgiven(tmp_path, tokenizer):
     assert sum(len(opened.rows(step, range(1))[1]) for step in range(30)) == 600
 
 
-def test_a_source_that_an_objective_cannot_use_leaves_holes_not_errors(tmp_path, tokenizer):
-    write_shard(tmp_path / "webli" / "train-00000.tar", [("a", {"text": "no picture here"}, None)])
-    rows, infos = stream(tmp_path, tokenizer, ("webli", "captioning", 1), minimum=0).rows(0, range(1))
-    assert infos == [] and len(rows["encoder_tokens"]) == 0
+def test_a_component_that_gives_nothing_ends_reading_and_names_what_it_misses(tmp_path, tokenizer):
+    records = [(f"{number}", {"text": "no picture here", "url": "x"}, None) for number in range(30)]
+    write_shard(tmp_path / "webli" / "train-00000.tar", records)
+    opened = stream(tmp_path, tokenizer, ("webli", "captioning", 1), ("webli", "span_corruption", 1))
+    with pytest.raises(NothingUsable) as error:
+        for step in range(10):
+            opened.rows(step, range(1))
+    assert "mixture component webli/captioning gives nothing: none of 30 records of source webli" in str(error.value)
+    assert "(30 x no caption); captioning needs the field captions, and they hold text, url" in str(error.value)
+    assert isinstance(error.value, ErrorBudgetExceeded)
+    with pytest.raises(NothingUsable, match="30 x no caption"):
+        opened.rows(11, range(1))
+
+
+def test_a_component_that_gives_little_is_no_error(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("data.mixture.FIRST_TRIES", 5)
+    records = [(f"{number}", {"text": "x"} if number != 77 else record(0), png(0)) for number in range(200)]
+    write_shard(tmp_path / "webli" / "train-00000.tar", records)
+    opened = stream(tmp_path, tokenizer, ("webli", "captioning", 1))
+    infos = [info for step in range(10) for info in opened.rows(step, range(1))[1]]
+    assert {info.key for info in infos} == {"77"}
+    account = opened.ledger.account("webli")
+    assert account.used == len(infos) and account.read - account.used == account.skipped == sum(
+        opened.ledger.drain().values()
+    )
+
+
+def test_every_record_that_is_read_is_used_or_skipped_or_broken(tmp_path, tokenizer):
+    records = [(f"{number:03d}", record(number), png(number)) for number in range(30)]
+    records += [(f"{number:03d}", {"text": "no caption"}, png(number)) for number in range(30, 50)]
+    records += [(f"{number:03d}", {"captions": {"en": " "}}, png(number)) for number in range(50, 60)]
+    write_shard(tmp_path / "webli" / "train-00000.tar", records)
+    opened = stream(tmp_path, tokenizer, ("webli", "captioning", 2), ("webli", "vqa", 1))
+    reads = []
+    for component in opened.components:
+        component.source = Watched(component.source, reads)
+    infos = [info for step in range(9) for info in opened.rows(step, range(1))[1]]
+    account, counted = opened.ledger.account("webli"), opened.ledger.drain()
+    assert account.read == len(reads) and account.used == len(infos) == 180
+    assert account.broken == counted["webli/empty caption"] > 0
+    assert account.skipped == sum(counted.values()) - account.broken > 0
+
+
+class Watched:
+    """A source that writes down which records are read."""
+
+    def __init__(self, source: ShardSource, reads: list[int]) -> None:
+        self.source, self.name, self.shard, self.reads = source, source.name, source.shard, reads
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, number: int):
+        self.reads.append(number)
+        return self.source[number]
 
 
 def test_a_shard_that_vanishes_is_counted_against_the_budget(tmp_path, tokenizer):
