@@ -1,5 +1,7 @@
 """A step is a pure function of (configuration, seed, step), whoever reads it and whatever was read before."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,65 @@ def test_steps_are_the_same_in_any_order_and_any_process(data, tokenizer, stream
         assert equal(rows, forwards[step][0]) and infos == forwards[step][1]
     other = Stream(data, mixture(), tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE, "train", seed=8)
     assert [info.key for info in other.rows(0, range(4))[1]] != [info.key for info in forwards[0][1]]
+
+
+WRITTEN_DOWN = [
+    "text/span_corruption text0016 en",
+    "webli/split_captioning webli0011 en",
+    "cc3m_35l/captioning cc3m_35l0014 en",
+    "webli/ocr webli0003 en",
+    "vq2a/vqa vq2a0014 en",
+    "vq2a/vqg vq2a0017 en",
+    "cc3m_35l/captioning cc3m_35l0015 de",
+    "vq2a/vqa vq2a0021 fr",
+    "objects/object_vqa objects0008 en",
+    "webli/split_captioning webli0023 en",
+    "webli/ocr webli0007 ru",
+    "vq2a/vqa vq2a0009 fr",
+    "cc3m_35l/captioning cc3m_35l0016 de",
+    "objects/detection objects0009 en",
+    "vq2a/vqa vq2a0006 fr",
+    "objects/object_vqa objects0002 en",
+    "objects/detection objects0011 en",
+    "text/span_corruption text0000 en",
+    "webli/split_captioning webli0016 en",
+    "cc3m_35l/captioning cc3m_35l0009 de",
+    "webli/ocr webli0014 en",
+    "vq2a/vqa vq2a0016 fr",
+    "vq2a/vqg vq2a0016 fr",
+    "cc3m_35l/captioning cc3m_35l0022 zh",
+]
+
+
+def read_in_two_steps(data, tokenizer, *components) -> list[str]:
+    stream = Stream(data, mixture(*components), tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE, "train", seed=7)
+    infos = [info for step in range(2) for info in stream.rows(step, range(4))[1]]
+    return [f"{info.component} {info.key} {info.language}" for info in infos]
+
+
+def test_which_records_two_steps_hold(data, tokenizer):
+    """Written down: a comparison of the stream with itself accepts any change of seeds, order or draws."""
+    data = replace(data, batch_examples=12, num_streams=4)
+    assert read_in_two_steps(data, tokenizer) == WRITTEN_DOWN
+
+
+def test_a_component_that_comes_again_has_an_order_and_draws_of_its_own(data, tokenizer):
+    found = read_in_two_steps(data, tokenizer, ("vq2a", "vqa", 1), ("vq2a", "vqa", 1))
+    columns = [
+        [line.split()[1] for line in found if line.startswith(name + " ")] for name in ("vq2a/vqa", "vq2a/vqa#2")
+    ]
+    assert len(columns[0]) == len(columns[1]) == 24 and columns[0] != columns[1]
+    assert sum(one == other for one, other in zip(*columns, strict=True)) < 6
+    alone = read_in_two_steps(data, tokenizer, ("vq2a", "vqa", 1))
+    assert [line.split()[1] for line in alone][:24] == columns[0]  # the first is as it would be alone
+
+
+def test_evaluation_draws_anew_for_a_component_that_comes_again(data, tokenizer):
+    twice = mixture(("vq2a", "vqa", 1), ("vq2a", "vqa", 1))
+    stream = Stream(data, twice, tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE, "validation", 0)
+    infos = [info for _, infos in evaluation_batches(stream, 5) for info in infos]
+    assert [info.key for info in infos[:5]] == [info.key for info in infos[5:]]
+    assert [info.input_text for info in infos[:5]] != [info.input_text for info in infos[5:]]
 
 
 def test_an_epoch_shows_every_record_once_and_epochs_differ(data, tokenizer):
