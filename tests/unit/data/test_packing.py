@@ -82,7 +82,7 @@ def test_first_fit_takes_the_first_row_with_room():
 
 def test_overlong_text_is_cut_but_keeps_eos_and_says_so():
     rng = np.random.default_rng(0)
-    long = example(rng, num_images=2, encoding="utf-8")
+    long = example(rng, num_images=2, text=80)
     rows, (info,) = pack([long], SHAPE)
     found = unpack(rows, info)
     assert info.truncated and len(found["encoder"]) == 40
