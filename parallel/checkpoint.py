@@ -4,7 +4,7 @@ A step is held up only while its state is copied to host memory; a thread of eac
 threads of other ranks in a group of its own (`Layout.background_group`).
 
 checkpoints/
-    latest                  the name of the newest whole checkpoint; moves last
+    latest                  the name of the newest whole checkpoint, for people and scripts; what counts are the folders
     step_00000100/          PyTorch DCP files, manifest.json (size and SHA-256 of each), state.json (step, ages, ...)
     step_00000200.partial/  being written, or left by a crash
 """
@@ -26,9 +26,11 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from errors import ConfigurationError, Notice
+from errors import ConfigurationError, Notice, StorageFailed
+from model.finite import first_not_finite
 from model.layers import parts_of
 from model.vit import resample_position
+from parallel.checkpoint_folder import CheckpointFolder, write_json
 from parallel.engine import Engine
 from parallel.fragments import Rectangle
 from parallel.layout import Layout
@@ -39,6 +41,7 @@ from progress import beat
 Piece = tuple[str, Rectangle | torch.Size, Tensor]  # name, where it lies or the shape of what every rank holds, values
 
 SIGN_OF_LIFE_S = 1.0  # while a save is waited for
+LISTINGS = 5  # how often a folder is looked at anew whose run removes the checkpoint that is being read
 POSITION = "weights/patches.position"  # the one tensor whose shape depends on the resolution
 
 
@@ -46,21 +49,26 @@ class SaveFailed(RuntimeError):
     """A checkpoint could not be written, the same on every rank; the message is one sentence."""
 
 
-class Checkpointer:
+class _Pruned(Exception):
+    """The checkpoint that was being read is gone, and others are there."""
+
+
+class Checkpointer(CheckpointFolder):
     """Saves and loads an engine's whole state in one folder.
 
-    The newest `keep_last` checkpoints stay, and those whose step is a multiple of `keep_every` (0 = none).
+    The newest `keep_last` trusted checkpoints stay, and those whose step is a multiple of `keep_every` (0 = none).
     """
 
     def __init__(self, folder: str | Path, keep_last: int = 2, keep_every: int = 0) -> None:
-        self.folder, self.keep_last, self.keep_every = Path(folder), keep_last, keep_every
+        super().__init__(folder, keep_last, keep_every)
         self.staging, self.thread = Staging(), ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.writing: Future[None] | None = None
 
-    def save(self, engine: Engine, step: int, extra: dict[str, Any]) -> None:
+    def save(self, engine: Engine, step: int, extra: dict[str, Any], trusted: bool = True) -> None:
         """Copy the state of `step`, and write it while training goes on; `extra` is anything JSON can hold.
 
-        Waits for the save before it, and raises SaveFailed if that one failed. A collective of all ranks.
+        One that is not `trusted` removes no other, and is not counted among `keep_last`. Waits for the save before it,
+        and raises SaveFailed if that one failed. A collective of all ranks.
         """
         self.wait()
         pieces = _pieces(engine, optimizer=True)
@@ -68,7 +76,9 @@ class Checkpointer:
         state = _state([(name, where, copy) for (name, where, _), copy in zip(pieces, copies, strict=True)])
         frozen = [part.name for p, part in parts_of(engine.blueprint.plan) if not p.requires_grad]
         content = {"step": step, "extra": extra, "frozen": frozen, "ages": dict(engine.optimizer.ages)}
-        self.writing = self.thread.submit(self._write, state, content, engine.layout.background_group)
+        content["trusted"] = trusted
+        named = [(name, copy) for (name, *_), copy in zip(pieces, copies, strict=True)]
+        self.writing = self.thread.submit(self._write, state, named, content, engine.layout.background_group)
 
     @property
     def failed(self) -> bool:
@@ -86,7 +96,15 @@ class Checkpointer:
                 beat(f"waiting for a checkpoint in {self.folder}")
             writing.result()
 
-    def _write(self, state: dict[str, Tensor], content: dict[str, Any], group: dist.ProcessGroup) -> None:
+    def _write(
+        self,
+        state: dict[str, Tensor],
+        named: list[tuple[str, Tensor]],
+        content: dict[str, Any],
+        group: dist.ProcessGroup,
+    ) -> None:
+        if (found := _anywhere(first_not_finite(named), group)) is not None:
+            raise SaveFailed(self._not_finite(content["step"], found))
         name, rank = f"step_{content['step']:08d}", group.rank()
         partial = self.folder / f"{name}.partial"
 
@@ -98,11 +116,12 @@ class Checkpointer:
             writer = dcp.FileSystemWriter(partial, sync_files=True, per_thread_copy_ahead=0)  # it is on the host
             dcp.save(state, storage_writer=writer, process_group=group)
             files = {f.name: _checksum(f) for f in partial.glob(f"__{rank}_*")}
-            _write_json(partial / f"rank_{rank}.json", {"files": files, "ages": content["ages"]})
+            write_json(partial / f"rank_{rank}.json", {"files": files, "ages": content["ages"]})
 
         def publish() -> None:
             self._publish(partial, name, content, group.size())
-            self._prune()
+            if content["trusted"]:
+                self.prune()
 
         try:
             _together(group, prepare if rank == 0 else _nothing)
@@ -126,48 +145,20 @@ class Checkpointer:
             manifest.update(of_rank["files"])
             ages.update(of_rank["ages"])
             left.unlink()
-        _write_json(partial / "state.json", content | {"ages": ages})
+        write_json(partial / "state.json", content | {"ages": ages})
         manifest["state.json"] = _checksum(partial / "state.json")
-        _write_json(partial / "manifest.json", manifest)
+        write_json(partial / "manifest.json", manifest)
         shutil.rmtree(self.folder / name, ignore_errors=True)
         os.replace(partial, self.folder / name)
-        latest = self.folder / "latest.partial"
-        _write_text(latest, name)
-        os.replace(latest, self.folder / "latest")
+        self.point_at_newest()
 
-    def _prune(self) -> None:
-        for old in self.steps()[: -self.keep_last]:
-            if not (self.keep_every and old % self.keep_every == 0):
-                try:
-                    shutil.rmtree(self._path(old))
-                except OSError as error:  # the new checkpoint is whole, and that is what counts
-                    warnings.warn(f"checkpoint {self._path(old)} could not be removed ({error})", Notice, stacklevel=2)
-
-    def steps(self) -> list[int]:
-        """Steps of the whole checkpoints in the folder, oldest first."""
-        return sorted(int(f.name[5:]) for f in self.folder.glob("step_*") if f.name[5:].isdigit())
-
-    def latest_step(self) -> int | None:
-        """The step that `latest` names (if it is not legible, the newest), or None where nothing was saved."""
-        latest = self.folder / "latest"
-        try:
-            return int(latest.read_text(encoding="utf-8")[5:]) if latest.exists() else None
-        except ValueError:
-            return max(self.steps(), default=None)
-
-    def latest_extra(self) -> dict[str, Any]:
-        """What was saved with the checkpoint that `latest` names, {} where there is none to read; loads nothing."""
-        step = self.latest_step()
-        try:
-            content = (
-                json.loads((self._path(step) / "state.json").read_text(encoding="utf-8")) if step is not None else {}
-            )
-        except (OSError, ValueError):  # damaged: loading tells of it
-            return {}
-        return dict(content.get("extra", {}))
-
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step_{step:08d}"
+    def _not_finite(self, step: int, name: str) -> str:
+        kept = self.latest_step()
+        stays = "there is none before it" if kept is None else f"that of step {kept} stays the newest"
+        return (
+            f"The checkpoint of step {step} is not written to {self.folder}, because {name} is not finite ({stays}); "
+            "give a lower schedule.peak, or optimizer.gradient_clipping, and start again."
+        )
 
     def load_latest(self, engine: Engine, weights_only: bool = False) -> tuple[int, dict[str, Any]] | None:
         """Load the newest whole checkpoint, whatever layout wrote it; returns its step and `extra`, or None.
@@ -179,18 +170,33 @@ class Checkpointer:
         write over what is left, must be asked for. A collective of all ranks.
         """
         self.wait()
-        steps = engine.layout.of_first_rank(self.steps)
+        for _ in range(LISTINGS):
+            try:
+                return self._load_newest(engine, weights_only)
+            except _Pruned as pruned:  # by the run, which trains on while its checkpoints are read
+                last = pruned
+        raise ConfigurationError(f"{last.args[0]} was removed while it was read; start again when the run has ended.")
+
+    def _load_newest(self, engine: Engine, weights_only: bool) -> tuple[int, dict[str, Any]] | None:
+        layout = engine.layout
+        steps = layout.of_first_rank(self.steps)
         for step in reversed(steps):
-            path = self._path(step)
-            broken = _broken_file(path, engine.layout)
-            if not engine.layout.any_rank(broken is not None):
-                return self._load(engine, path, weights_only)
+            path = self.path(step)
+            broken = _broken_file(path, layout)
+            if not layout.any_rank(broken is not None):
+                try:
+                    return self._load(engine, path, weights_only)
+                except CheckpointException as error:  # of some rank, raised by DCP on all
+                    self._raise_if_pruned(path, layout)
+                    raise StorageFailed(f"{path} could not be read ({_one_line(error)}).") from error
+            self._raise_if_pruned(path, layout)
             if broken is not None:
                 then = "; taking the one before it" * (step > steps[0])
                 warnings.warn(f"checkpoint {path} is damaged ({broken}){then}", Notice, stacklevel=2)
-            if engine.layout.rank == 0 and not weights_only:
+            if layout.rank == 0 and not weights_only:
                 shutil.rmtree(path.with_suffix(".damaged"), ignore_errors=True)
                 os.replace(path, path.with_suffix(".damaged"))
+                self.point_at_newest()
         if steps:
             raise ConfigurationError(
                 f"All checkpoints in {self.folder} are damaged (steps {', '.join(map(str, steps))}); bring one back "
@@ -198,8 +204,25 @@ class Checkpointer:
             )
         return None
 
+    def _read(self, path: Path, layout: Layout) -> tuple[Metadata, dict[str, Any]]:
+        """What is in the checkpoint, and `state.json`; fails on every rank where it fails on one."""
+        mistake: str | None = None
+        try:
+            saved: Metadata = dcp.FileSystemReader(path).read_metadata()
+            content: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        except OSError as error:
+            mistake = f"{path} could not be read ({error})."
+        if (found := _anywhere(mistake)) is not None:
+            self._raise_if_pruned(path, layout)
+            raise StorageFailed(found)
+        return saved, content
+
+    def _raise_if_pruned(self, path: Path, layout: Layout) -> None:
+        if layout.of_first_rank(lambda: not path.exists() and bool(self.steps())):
+            raise _Pruned(path)
+
     def _load(self, engine: Engine, path: Path, weights_only: bool) -> tuple[int, dict[str, Any]]:
-        saved: Metadata = dcp.FileSystemReader(path).read_metadata()
+        saved, content = self._read(path, engine.layout)
         state = _state(_pieces(engine, optimizer=not weights_only))
         shapes = {name: v.size for name, v in saved.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
         wanted = {name: tensor for name, tensor in state.items() if shapes.get(name) == tensor.shape}
@@ -224,7 +247,6 @@ class Checkpointer:
         if resampled:
             _scatter_position(engine, wanted[POSITION])
         engine.publish()
-        content = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if not weights_only:
             ages = content["ages"]
             engine.optimizer.ages.update({name: ages.get(name, 0) for name in engine.optimizer.ages})
@@ -264,10 +286,15 @@ def _together(group: dist.ProcessGroup, work: Callable[[], None]) -> None:
         mistake = f"rank {rank}: {cause}"
     except Exception as error:  # whatever it is, the others must not wait for this rank
         mistake = f"rank {group.rank()}: {error}"
-    everywhere: list[str | None] = [None] * group.size()
-    dist.all_gather_object(everywhere, mistake, group=group)
-    for found in filter(None, everywhere):
+    if (found := _anywhere(mistake, group)) is not None:
         raise SaveFailed(found)
+
+
+def _anywhere(mistake: str | None, group: dist.ProcessGroup | None = None) -> str | None:
+    """Return on every rank the mistake of the first rank that has one; a collective of the group, or of all ranks."""
+    everywhere: list[str | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everywhere, mistake, group=group)
+    return next(filter(None, everywhere), None)
 
 
 def _nothing() -> None:
@@ -289,9 +316,7 @@ def _scatter_position(engine: Engine, saved: Tensor) -> None:
 
 def _raise_anywhere(mistake: str | None) -> None:
     """Raise on every rank the ConfigurationError of the first rank that has one: stages differ in what they hold."""
-    everywhere: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, mistake)
-    for found in filter(None, everywhere):
+    if (found := _anywhere(mistake)) is not None:
         raise ConfigurationError(found)
 
 
@@ -315,18 +340,7 @@ def _checksum(file: Path) -> dict[str, Any]:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
 
 
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    _write_text(file, json.dumps(content, indent=1))
-
-
-def _write_text(file: Path, text: str) -> None:
-    with file.open("w", encoding="utf-8") as opened:
-        opened.write(text)
-        opened.flush()
-        os.fsync(opened.fileno())
-
-
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 

@@ -1,6 +1,8 @@
 """Saved under any layout, resumed under any other: one continuous curve; damage is found, the one before taken."""
 
 import json
+import math
+import os
 import resource
 import threading
 import warnings
@@ -8,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -302,6 +305,30 @@ def beside_training(folder: Path) -> None:
     layout.barrier()
     assert sorted(f.name for f in place.iterdir()) == ["latest", "step_00000001"]
     assert checkpointer.load_latest(again) == (1, {})
+
+    # Weights that are not finite on one rank: never published, every rank says which.
+    if layout.rank == 1:
+        held_weights(engine)[0][1].view(-1)[0] = math.nan
+    checkpointer.save(engine, 5, {})
+    with pytest.raises(SaveFailed, match=r"step 5 is not written.*weights/.* is not finite \(that of step 1 stays"):
+        checkpointer.wait()
+    layout.barrier()
+    assert sorted(f.name for f in place.iterdir()) == ["latest", "step_00000001"]
+
+    # Who reads while the run goes on, and removes what is being read, takes what is there then.
+    read = checkpoint.Checkpointer._read
+
+    def pruned(self: Checkpointer, path: Path, layout: Layout) -> Any:
+        if path.name == "step_00000001":
+            layout.barrier()
+            if layout.rank == 0:
+                os.rename(path, path.with_name("step_00000002"))
+            layout.barrier()
+        return read(self, path, layout)
+
+    with patch.object(checkpoint.Checkpointer, "_read", pruned):
+        assert checkpointer.load_latest(again, weights_only=True) == (1, {})  # the same one, under its new name
+    assert checkpointer.steps() == [2]
 
 
 def fresh(layout: Layout) -> Engine:

@@ -1,0 +1,76 @@
+"""Which checkpoints are there, which of them stay, and that `latest` is no second answer."""
+
+import json
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from parallel.checkpoint_folder import CheckpointFolder
+
+
+def saved(folder: Path, step: int, trusted: bool = True, **extra: object) -> None:
+    place = folder / f"step_{step:08d}"
+    place.mkdir(parents=True)
+    (place / "state.json").write_text(json.dumps({"step": step, "extra": extra, "trusted": trusted}), encoding="utf-8")
+
+
+def test_the_folders_are_the_one_answer(tmp_path: Path) -> None:
+    checkpoints = CheckpointFolder(tmp_path)
+    assert checkpoints.steps() == [] and checkpoints.latest_step() is None and checkpoints.named_latest() is None
+    for step in (4, 8):
+        saved(tmp_path, step)
+    for other in ("step_00000009.partial", "step_00000010.damaged", "step_00000011.removed", "step_x", "step_12"):
+        (tmp_path / other).mkdir()
+    (tmp_path / "step_00000013").write_text("no folder", encoding="utf-8")
+    for named in (None, "step_00000004", "step_00000099", "", "step_\udcff"):  # older, not there, illegible
+        if named is not None:
+            (tmp_path / "latest").write_text(named, encoding="utf-8", errors="surrogateescape")
+        assert checkpoints.steps() == [4, 8] and checkpoints.latest_step() == 8
+    checkpoints.point_at_newest()
+    assert checkpoints.named_latest() == "step_00000008"
+
+
+def test_what_is_not_trusted_replaces_nothing(tmp_path: Path) -> None:
+    checkpoints = CheckpointFolder(tmp_path, keep_last=2, keep_every=10)
+    for step in (10, 12, 14):
+        saved(tmp_path, step)
+    for step in (20, 22):
+        saved(tmp_path, step, trusted=False)
+    checkpoints.prune()
+    assert checkpoints.steps() == [10, 12, 14, 20, 22] and checkpoints.trusted_steps() == [10, 12, 14]
+    saved(tmp_path, 24)
+    checkpoints.prune()
+    assert checkpoints.steps() == [10, 14, 24], "the row has ended well; its checkpoints are old ones"
+
+
+def test_the_last_good_one_is_never_removed(tmp_path: Path) -> None:
+    checkpoints = CheckpointFolder(tmp_path, keep_last=1)
+    saved(tmp_path, 4)
+    for step in (5, 6, 7):
+        saved(tmp_path, step, trusted=False)
+        checkpoints.prune()
+    assert checkpoints.steps() == [4, 5, 6, 7]
+
+
+def test_a_kill_while_removing_leaves_no_half_checkpoint(tmp_path: Path) -> None:
+    checkpoints = CheckpointFolder(tmp_path, keep_last=1)
+    for step in (1, 2):
+        saved(tmp_path, step)
+    with (
+        patch("parallel.checkpoint_folder.shutil.rmtree", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        checkpoints.prune()
+    assert checkpoints.steps() in ([1, 2], [2]) and (tmp_path / "step_00000002" / "state.json").exists()
+    checkpoints.remove(2)
+    assert 2 not in checkpoints.steps()
+
+
+def test_what_was_saved_is_read_from_the_newest_that_is_legible(tmp_path: Path) -> None:
+    checkpoints = CheckpointFolder(tmp_path)
+    saved(tmp_path, 1, note="first")
+    saved(tmp_path, 2, note="second")
+    assert checkpoints.latest_extra() == {"note": "second"}
+    (tmp_path / "step_00000002" / "state.json").write_text("cut sho", encoding="utf-8")
+    assert checkpoints.latest_extra() == {"note": "first"}
