@@ -15,11 +15,11 @@ from train.entry import RunStopped
 class Guard:
     """Judges each step's loss by the losses before it. Every rank sees the same losses, so every rank judges alike."""
 
-    def __init__(self, settings: GuardConfig, recent: Sequence[float] = ()) -> None:
-        """`recent`: the losses that the guard of the run's last checkpoint remembered (`state`)."""
+    def __init__(self, settings: GuardConfig, recent: Sequence[float] = (), bad: Sequence[int] = ()) -> None:
+        """`recent`, `bad`: the losses and the row that the guard of the run's last checkpoint remembered."""
         self.settings = settings
         self.recent: deque[float] = deque(recent, maxlen=settings.window)
-        self.bad: list[int] = []  # the batches of the steps in a row that were skipped
+        self.bad: list[int] = list(bad)  # the batches of the steps in a row that were skipped
 
     @property
     def state(self) -> list[float]:

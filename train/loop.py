@@ -45,7 +45,7 @@ class Loop:
         self.config, self.span, self.run, self.engine = config, span, run, engine
         self.reader, self.validation, self.layout = reader, validation, run.layout
         same_phase = extra.get("phase") == span.phase.name
-        self.guard = Guard(config.run.guard, extra["guard"] if same_phase else ())
+        self.guard = Guard(config.run.guard, extra["guard"] if same_phase else (), extra.get("bad", ()))
         self.tokens_per_image = config.vit.num_tokens(config.model.image_size)
         self.join = joiner(config, self.layout.device)
         self.flops = FlopCounter(config, span.phase.freeze)
@@ -64,6 +64,7 @@ class Loop:
         memory = memory_told(self.config.profile, self.run.folder, self.layout.rank, self.layout.device)
         with self.waiting, memory, closing(self.profiler):
             self.dry_run(done + 1)
+            due = False
             for step in range(done + 1, self.span.last + 1):
                 self.profiler.begin(step)
                 agreed = self.step(step)
@@ -71,16 +72,31 @@ class Loop:
                     self.run.display.note(told)
                 if self.guard.gives_up:
                     return self.roll_back(step)
-                every = self.config.checkpoint.every_steps
-                if agreed.save or agreed.stop or step % every == 0 or step == self.span.last:
-                    beat(f"step {step}, its checkpoint")
-                    self.run.save(self.engine, step, {"guard": self.guard.state, "phase": self.span.phase.name})
+                due = due or agreed.save or step % self.config.checkpoint.every_steps == 0
+                if agreed.stop or step == self.span.last or (due and not self.guard.bad):
+                    self.save(step)
+                    due = bool(self.guard.bad)
                 if agreed.stop and step < self.config.run.steps:
                     self.run.settle()
                     raise Interrupted(
                         f"Interrupted after step {step}; it is saved, and the same command goes on from there."
                     )
+        if self.guard.bad and self.span.last == self.config.run.steps:
+            self.run.display.note(
+                f"The weights are those of step {step - len(self.guard.bad)}: all after it were skipped."
+            )
         return self.span.last
+
+    def save(self, step: int) -> None:
+        """Begin the checkpoint of a step.
+
+        Within a row of skipped steps the weights are those before it, but whether to go back is open. So a checkpoint
+        that cannot wait, at a signal or at the end of the phase, holds the row, which the next process counts on; it
+        replaces no other one.
+        """
+        beat(f"step {step}, its checkpoint")
+        state = {"guard": self.guard.state, "phase": self.span.phase.name}
+        self.run.save(self.engine, step, state | ({"bad": list(self.guard.bad)} if self.guard.bad else {}))
 
     def dry_run(self, step: int) -> None:
         """Forward and backward on the first batch, and forget it: what cannot work fails before the first step."""

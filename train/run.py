@@ -2,7 +2,6 @@
 
 import gc
 import os
-import shutil
 import socket
 import time
 from pathlib import Path
@@ -155,7 +154,7 @@ class Run:
         """Begin a checkpoint; a collective of all ranks. Raises RunStopped if the one before could not be written."""
         try:
             own = {"tracker_run": self.tracker.run_id, "config": to_dict(self.config), "tokenizer": self.tokenizer}
-            self.checkpointer.save(engine, step, own | extra)
+            self.checkpointer.save(engine, step, own | extra, trusted=not extra.get("bad"))
         except SaveFailed as error:
             raise RunStopped(str(error)) from error
         self.saved_at = time.monotonic()
@@ -171,9 +170,17 @@ class Run:
         """Forget every checkpoint after step `last_good`, and leave the `bad` batches out from now on.
 
         Returns the step to go on after. A collective of all ranks. Whoever is killed in here starts again either before
-        the bad batches, or without them.
+        the bad batches, or without them. Raises RunStopped, with nothing forgotten, where steps were trained and no
+        checkpoint of them is there.
         """
         self.settle()
+        oldest = self.layout.of_first_rank(lambda: min(self.checkpointer.steps(), default=None))
+        if last_good and (oldest is None or oldest > last_good):
+            raise RunStopped(
+                f"The run stopped at step {last_good + len(bad)}: {len(bad)} steps in a row were skipped, and no "
+                f"checkpoint of step {last_good} or before is in {self.checkpointer.folder} to go back to; bring one "
+                "back from a copy, or start again in another run.folder with a smaller checkpoint.every_steps."
+            )
         self.left_out.batches += bad
         self.left_out.roll_backs += 1
         if self.first_rank:
@@ -215,14 +222,7 @@ def engine_of(config: RunConfig, phase: Phase, layout: Layout, restored: bool) -
 
 def forget_after(checkpointer: Checkpointer, step: int) -> None:
     """Remove the checkpoints after `step`; the newest one left becomes `latest`."""
-    kept = [saved for saved in checkpointer.steps() if saved <= step]
-    latest = checkpointer.folder / "latest"
-    if kept:
-        scratch = checkpointer.folder / "latest.partial"
-        scratch.write_text(f"step_{kept[-1]:08d}", encoding="utf-8")
-        os.replace(scratch, latest)
-    else:
-        latest.unlink(missing_ok=True)
-    for saved in checkpointer.steps():
+    for saved in reversed(checkpointer.steps()):  # a kill in between leaves no gap
         if saved > step:
-            shutil.rmtree(checkpointer.folder / f"step_{saved:08d}")
+            checkpointer.remove(saved)
+    checkpointer.point_at_newest()

@@ -14,12 +14,14 @@ from data.objectives import NAMES
 from data.packing import RowShape, pack
 from model.batch import MicroBatch
 from model.loss import LossTotals
+from parallel.checkpoint import Checkpointer
 from train.config import CheckpointConfig, GuardConfig, Phase, RunConfig, RunSettings, ScheduleConfig
 from train.entry import Interrupted, RunStopped
-from train.left_out import LeftOut
+from train.left_out import NAME, LeftOut
 from train.loop import Loop
 from train.phases import Span
 from train.reading import Reading
+from train.run import Run
 
 SHAPE = RowShape(80, 16, 1, 112, 64)
 
@@ -53,7 +55,9 @@ class FakeReader:
         return Reading(micro_batches(rows, 2, SHAPE), [info])
 
 
-def loop(engine: FakeEngine, folder: Path, steps: int, **guard: Any) -> tuple[Loop, SimpleNamespace]:
+def loop(
+    engine: FakeEngine, folder: Path, steps: int, extra: dict[str, Any] | None = None, **guard: Any
+) -> tuple[Loop, SimpleNamespace]:
     config = RunConfig(
         run=RunSettings(folder=str(folder), steps=steps, guard=GuardConfig(**guard)),
         schedule=ScheduleConfig(name="constant", peak=0.5, warmup_steps=0),
@@ -81,7 +85,7 @@ def loop(engine: FakeEngine, folder: Path, steps: int, **guard: Any) -> tuple[Lo
     run.save = lambda engine, step, extra: run.saved.append((step, extra))
     validation = SimpleNamespace(due=lambda step: False)
     span = Span(Phase("mini", image_size=112, learning_rate_factor=0.5), 1, steps)
-    return Loop(config, span, run, engine, FakeReader(), validation, {}), run  # type: ignore[arg-type]
+    return Loop(config, span, run, engine, FakeReader(), validation, extra or {}), run  # type: ignore[arg-type]
 
 
 def test_steps_are_taken_measured_and_saved(tmp_path: Path) -> None:
@@ -160,3 +164,57 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path: Path) 
     with pytest.raises(Interrupted, match="Interrupted after step 3"):
         trained.train(0)
     assert [step for step, _ in run.saved] == [3]
+
+
+def test_nothing_is_saved_while_steps_are_distrusted_and_what_was_due_follows(tmp_path: Path) -> None:
+    losses = [9.0, 5.0, 4.0, math.nan, math.nan, 3.0, 2.0, 1.0]
+    trained, run = loop(FakeEngine(losses), tmp_path, steps=7)
+    run.save_due = lambda: len(run.lines) == 2  # minutes have passed, as step 3 begins
+    trained.train(0)
+    assert [(step, extra.get("bad")) for step, extra in run.saved] == [(5, None), (7, None)]
+
+
+def test_a_signal_within_a_row_keeps_the_row_and_the_next_process_counts_on(tmp_path: Path) -> None:
+    trained, run = loop(FakeEngine([9.0, 5.0, math.nan, math.nan]), tmp_path, steps=9, max_in_a_row=3)
+    record = run.record
+    run.record = lambda line: (record(line), setattr(run.interrupt, "asked", line["step"] == 2))
+    with pytest.raises(Interrupted, match="Interrupted after step 3"):
+        trained.train(0)
+    ((step, extra),) = run.saved
+    assert step == 3 and extra == {"guard": [5.0], "phase": "mini", "bad": [2, 3]}
+    resumed, again = loop(FakeEngine([9.0, math.nan]), tmp_path, steps=9, extra=extra, max_in_a_row=3, roll_back=1)
+    went: list[tuple[int, list[int]]] = []
+    again.roll_back = lambda last_good, bad: went.append((last_good, list(bad))) or 0
+    assert resumed.train(3) == 0 and went == [(1, [2, 3, 4])]
+
+
+def test_the_end_of_a_phase_within_a_row_is_saved_as_such(tmp_path: Path) -> None:
+    trained, run = loop(FakeEngine([9.0, 5.0, 4.0, math.nan]), tmp_path, steps=3)
+    said: list[str] = []
+    run.display.note = said.append
+    assert trained.train(0) == 3
+    assert [(step, extra["bad"]) for step, extra in run.saved] == [(3, [3])]
+    assert said == ["The weights are those of step 2: all after it were skipped."]
+
+
+@pytest.mark.parametrize(("kept", "goes_to"), [([4, 8], 4), ([8], None), ([], None)])
+def test_without_a_good_checkpoint_the_run_stops_with_nothing_forgotten(
+    tmp_path: Path, kept: list[int], goes_to: int | None
+) -> None:
+    checkpointer = Checkpointer(tmp_path)
+    for step in kept:
+        checkpointer.path(step).mkdir()
+    run = SimpleNamespace(
+        checkpointer=checkpointer, folder=tmp_path, left_out=LeftOut(), first_rank=True, settle=lambda: None,
+        layout=SimpleNamespace(of_first_rank=lambda ask: ask(), barrier=lambda: None),
+        steps_done=lambda: checkpointer.latest_step() or 0,
+    )  # fmt: skip
+    if goes_to is None:
+        with pytest.raises(
+            RunStopped, match=r"stopped at step 9: 2 steps in a row.* no checkpoint of step 7 or before"
+        ):
+            Run.roll_back(run, 7, [8, 9])  # type: ignore[arg-type]
+        assert checkpointer.steps() == kept and run.left_out == LeftOut() and not (tmp_path / NAME).exists()
+        assert Run.roll_back(run, 0, [1, 2]) == 0, "where nothing was trained before, it begins anew"  # type: ignore
+    else:
+        assert Run.roll_back(run, 7, [8, 9]) == goes_to and run.left_out == LeftOut([8, 9], 1)  # type: ignore
