@@ -145,10 +145,16 @@ class Block(Unit):
         return self.dense_attention(query, key, value, table, mask)
 
     def dense_attention(self, query: Tensor, key: Tensor, value: Tensor, table: Tensor | None, mask: Mask) -> Tensor:
+        return self.attend(self.biased_attention, query, key, value, table, mask.allowed)
+
+    def biased_attention(
+        self, query: Tensor, key: Tensor, value: Tensor, table: Tensor | None, allowed: Tensor
+    ) -> Tensor:
+        """Look the bias up and attend; in one function, so that recomputed attention keeps no bias per layer."""
         bias = None
         if table is not None:
             bias = relative_bias(table, self.mt5, query.shape[0], key.shape[0], self.bidirectional)
-        return self.attend(t5_attention, query, key, value, bias, mask.allowed, self.rate if self.training else 0.0)
+        return t5_attention(query, key, value, bias, allowed, self.rate if self.training else 0.0)
 
     def self_attention(self, x: Tensor, table: Tensor, mask: Mask) -> Tensor:
         query, key, value = self.project(x)

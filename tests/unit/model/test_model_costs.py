@@ -214,10 +214,18 @@ def _kept_bytes(pali: PaLI, batch: MicroBatch) -> dict[str, int]:
     return kept
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("length", "targets"), [(96, 32), (160, 96)])
+@pytest.mark.parametrize(
+    ("dtype", "length", "targets", "recompute"),
+    [
+        (torch.float32, 96, 32, "none"),
+        (torch.float32, 160, 96, "none"),
+        (torch.bfloat16, 96, 32, "none"),
+        (torch.bfloat16, 160, 96, "none"),
+        (torch.float32, 160, 96, "attention"),
+    ],
+)
 def test_activation_formulas_are_what_autograd_keeps(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, length: int, targets: int
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, length: int, targets: int, recompute: str
 ) -> None:
     """Within 2 %: the formulas leave out the statistics of norms."""
     monkeypatch.setattr(torch.nn.functional, "rms_norm", _FusedRMSNorm.apply)
@@ -227,6 +235,8 @@ def test_activation_formulas_are_what_autograd_keeps(
     )
     model, rows = ModelConfig(image_size=112), 3
     pali = build(vit, mt5, model).to(dtype)
+    for _, unit in pali.units():
+        unit.recompute = recompute
     segments, ids = torch.ones(rows, length, dtype=torch.long), torch.ones(rows, targets, dtype=torch.long)
     visual = torch.full((rows, length), -1)
     visual[:, :64] = torch.arange(rows * 64).view(rows, 64)
@@ -237,3 +247,14 @@ def test_activation_formulas_are_what_autograd_keeps(
     for unit in costs_of(pali.units(), shape):
         gradient = shape.element_bytes * rows * targets * mt5.d_model if unit.name == "head" else 0  # not autograd's
         assert kept[unit.name] + gradient == pytest.approx(unit.kept_bytes, rel=0.02), unit.name
+
+
+@pytest.mark.parametrize("element_bytes", [2, 4])
+def test_a_recomputed_block_keeps_its_input_and_no_more(element_bytes: int) -> None:
+    """Of what arrives only the tensor that it changes: the others are kept where they were made."""
+    pali, shape = PaLI(units(VIT, MT5, MODEL, 1)), Shape(5, 16, 3, 40, 12, element_bytes)
+    for _, unit in pali.units():
+        unit.recompute = "block"
+    elements = {"vit": 5 * 16 * VIT.width, "encoder": 3 * 40 * MT5.d_model, "decoder": 3 * 12 * MT5.d_model}
+    blocks = {u.name: u.kept_bytes for u in costs_of(pali.units(), shape) if "_block_" in u.name}
+    assert blocks == {name: element_bytes * elements[name.split("_")[0]] for name in blocks}
