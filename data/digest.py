@@ -9,7 +9,8 @@
 import hashlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -59,12 +60,8 @@ def row_digest(rows: Rows, row: int, shape: RowShape) -> bytes:
 
 def open_stream(overrides: Sequence[str], split: str) -> Stream:
     """The stream of a run's configuration with these overrides."""
-    store = ConfigStore.instance()
-    if f"{SCHEMA}.yaml" not in store.repo:
-        # A run's own schema is made by the code that trains, of which nothing is known here: what is read must do.
-        store.store(SCHEMA, {"run": {"seed": 0}})
     try:
-        with initialize_config_dir(str(CONFIGURATION), version_base=None):
+        with _schema(), initialize_config_dir(str(CONFIGURATION), version_base=None):
             config = compose("pretrain", list(overrides))
         mixture = _checked(MixtureConfig, config.mixture)
         if not config.stage.phases:
@@ -78,6 +75,23 @@ def open_stream(overrides: Sequence[str], split: str) -> Stream:
     if seed < 0:
         raise ConfigurationError(f"run.seed={seed} must be at least 0.")
     return Stream(data, mixture, Tokenizer(data.tokenizer), image_size, (image_size // patch_size) ** 2, split, seed)
+
+
+@contextmanager
+def _schema() -> Iterator[None]:
+    """Stand in for a run's schema, made by the code that trains, where nobody has stored that: for what is read here.
+
+    For this once, because Hydra's store is the whole process's: others would find their groups missing in ours.
+    """
+    store = ConfigStore.instance()
+    if f"{SCHEMA}.yaml" in store.repo:
+        yield
+        return
+    store.store(SCHEMA, {"run": {"seed": 0}})
+    try:
+        yield
+    finally:
+        del store.repo[f"{SCHEMA}.yaml"]
 
 
 def _checked(kind: type[Group], group: DictConfig) -> Group:

@@ -7,7 +7,8 @@ overrides the run's configuration (conf/pretrain.yaml), of which `vit`, `mt5`, `
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -107,12 +108,8 @@ def _mib(size: float) -> str:
 
 def read_sizes(overrides: Sequence[str]) -> Sizes:
     """From conf/pretrain.yaml with overrides; ConfigurationError if they do not compose."""
-    store = ConfigStore.instance()
-    if f"{SCHEMA}.yaml" not in store.repo:
-        # A run's own schema is made by the code that trains, of which nothing is known here: our groups must do.
-        store.store(SCHEMA, {"vit": ViTConfig(), "mt5": MT5Config(), "model": ModelConfig()})
     try:
-        with initialize_config_dir(str(CONFIGURATION), version_base=None):
+        with _schema(), initialize_config_dir(str(CONFIGURATION), version_base=None):
             config = compose("pretrain", list(overrides))
         if not config.stage.phases:
             raise ConfigurationError("stage.phases is empty; give at least one phase (see conf/stage).")
@@ -124,6 +121,23 @@ def read_sizes(overrides: Sequence[str]) -> Sizes:
         return Sizes(vit, mt5, replace(model, image_size=phase.image_size), list(phase.freeze))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError(_sentence(error)) from error
+
+
+@contextmanager
+def _schema() -> Iterator[None]:
+    """Stand in for a run's schema, made by the code that trains, where nobody has stored that: for our groups alone.
+
+    For this once, because Hydra's store is the whole process's: others would find their groups missing in ours.
+    """
+    store = ConfigStore.instance()
+    if f"{SCHEMA}.yaml" in store.repo:
+        yield
+        return
+    store.store(SCHEMA, {"vit": ViTConfig(), "mt5": MT5Config(), "model": ModelConfig()})
+    try:
+        yield
+    finally:
+        del store.repo[f"{SCHEMA}.yaml"]
 
 
 def _checked(kind: type, group: DictConfig | None) -> Any:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.config_store import ConfigStore
 
 from data import digest, tokenizer
 from data.arguments import parse
@@ -96,6 +97,15 @@ def test_malformed_records_are_skipped_and_told_of(tmp_path: Path, caplog: pytes
     with caplog.at_level(logging.WARNING):
         assert "a green square" in list(corpus_texts(tmp_path))
     assert "webli: malformed fields in" in caplog.text
+
+
+def test_a_digest_leaves_nothing_in_hydras_store(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = {name: node for name, node in ConfigStore.instance().repo.items() if name != "run_schema.yaml"}
+    monkeypatch.setattr(ConfigStore.instance(), "repo", dict(store))
+    digest.open_stream([f"data.root={corpus}", "mixture=miniature"], "train")
+    with pytest.raises(ConfigurationError):
+        digest.open_stream([f"data.root={corpus}", "data.foo=1"], "train")
+    assert ConfigStore.instance().repo == store
 
 
 def test_a_digest_of_a_broken_source_stops_as_a_run_does(corpus: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from hydra.core.config_store import ConfigStore
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -168,6 +169,16 @@ def test_a_mistake_is_one_sentence_and_exit_code_2() -> None:
 def test_mistakes_name_what_is_wrong(override: str, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         main([override])
+
+
+def test_nothing_stays_in_hydras_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which belongs to the process: what composes next would be checked against a schema of our groups alone."""
+    store = {name: node for name, node in ConfigStore.instance().repo.items() if name != "run_schema.yaml"}
+    monkeypatch.setattr(ConfigStore.instance(), "repo", dict(store))
+    read_sizes(["model=pali_3b"])
+    with pytest.raises(ConfigurationError):
+        read_sizes(["model=pali_18b"])
+    assert ConfigStore.instance().repo == store
 
 
 def test_sizes_hold_the_stages_image_size_and_freeze_patterns() -> None:
