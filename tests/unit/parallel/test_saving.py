@@ -1,6 +1,6 @@
 """Who waits for a checkpoint is alive, and says so."""
 
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,9 +11,16 @@ from parallel import checkpoint
 
 def test_waiting_for_a_save_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places: list[str] = []
-    monkeypatch.setattr(progress, "listeners", [places.append])
-    monkeypatch.setattr(checkpoint, "SIGN_OF_LIFE_S", 0.02)
+    written = threading.Event()  # as long as nobody has heard three signs
+
+    def listen(place: str) -> None:
+        places.append(place)
+        if len(places) == 3:
+            written.set()
+
+    monkeypatch.setattr(progress, "listeners", [listen])
+    monkeypatch.setattr(checkpoint, "SIGN_OF_LIFE_S", 0.01)
     saver = checkpoint.Checkpointer(tmp_path)
-    saver.writing = saver.thread.submit(time.sleep, 0.3)
+    saver.writing = saver.thread.submit(written.wait, 60)
     saver.wait()
-    assert len(places) > 2 and set(places) == {f"waiting for a checkpoint in {tmp_path}"}
+    assert written.is_set() and set(places) == {f"waiting for a checkpoint in {tmp_path}"}
