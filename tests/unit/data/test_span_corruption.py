@@ -28,6 +28,15 @@ def test_lengths_are_those_of_mt5():
     assert (1137 - tokens + spans + 1, tokens + spans + 1) == (1024, 229)
 
 
+def test_a_text_has_at_most_as_many_spans_as_there_are_sentinels():
+    """From 2,000 tokens on: then spans grow longer instead."""
+    assert num_noise(2000, 0.15, 3.0) == (300, 100)
+    assert num_noise(2100, 0.15, 3.0) == (315, 100)
+    assert num_noise(3000, 0.15, 3.0) == (450, 100)
+    assert runs(random_spans_noise_mask(np.random.default_rng(0), 3000, 0.15, 3.0)) == 100
+    assert raw_length(3000, 0.15, 3.0) == 3411  # less 512 of noise, with 100 sentinels and EOS: 3,000
+
+
 def test_every_position_is_noised_equally_often_inside_the_text():
     masks = [random_spans_noise_mask(np.random.default_rng(seed), 100, 0.15, 3.0) for seed in range(3000)]
     frequency = np.mean(masks, axis=0)
@@ -62,6 +71,22 @@ def test_a_long_text_gives_one_chunk_that_fits(tokenizer):
         for seed in range(30)
     }
     assert max(len(ids) + 1 for ids in inputs) == 64 and len(inputs) > 20
+
+
+def test_every_part_of_a_long_text_is_drawn(tokenizer):
+    """Of a text of one and a half chunks, over 40 draws: the second, shorter chunk too, to its last token."""
+    options = Options(input_length=32)
+    longest = raw_length(32, 0.15, 3.0)
+    words = [f"word{index}" for index in range(200)]
+    count = next(n for n in range(200) if len(tokenizer.encode(" ".join(words[:n]))) >= 1.5 * longest)
+    text = " ".join(words[:count])
+    ids, seen = tokenizer.encode(text), []
+    for seed in range(40):
+        example = span_corruption.make({"text": text}, np.random.default_rng(seed), options, tokenizer)
+        drawn = set(example.input_ids or ()) | set(example.target_ids or ())
+        seen.append(drawn - {tokenizer.sentinel(number) for number in range(100)})
+    assert longest < len(ids) < 2 * longest
+    assert {frozenset(ids[:longest]), frozenset(ids[longest:])} == set(map(frozenset, seen))
 
 
 def test_spans_are_read_back():

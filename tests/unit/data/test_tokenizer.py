@@ -23,7 +23,10 @@ def test_text_comes_back(tokenizer):
 
 def test_decoding_stops_at_eos_and_drops_what_is_no_piece(tokenizer):
     ids = tokenizer.encode("a red circle")
-    assert tokenizer.decode([0, *ids, tokenizer.vocab_size + 5, 1, *ids]) == "a red circle"
+    beyond = [tokenizer.vocab_size, tokenizer.vocab_size + 5]  # a padded vocabulary has such ids
+    assert tokenizer.decode([0, *ids, *beyond, 1, *ids]) == "a red circle"
+    last = tokenizer.vocab_size - 1
+    assert tokenizer.decode([*ids, last]) == "a red circle<extra_id_0>"
 
 
 def test_training_is_deterministic(corpus, tmp_path):
