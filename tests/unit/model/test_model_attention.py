@@ -7,7 +7,7 @@ import torch
 from transformers.models.mt5.modeling_mt5 import MT5Attention
 
 from errors import ConfigurationError
-from model.attention import Mask, flex_t5_attention, relative_bias, relative_buckets, t5_attention
+from model.attention import Mask, dropout, flex_t5_attention, relative_bias, relative_buckets, t5_attention
 from model.config import ModelConfig
 from model.vit import patchify, resample_position
 from tests.unit.model.examples import MODEL, MT5, example, micro_batch, small_model
@@ -82,6 +82,30 @@ def test_dropout_keeps_the_expectation_and_is_off_in_evaluation() -> None:
     torch.manual_seed(1)
     assert one != model((), batch)[0]
     torch.set_rng_state(generator_state)
+
+
+def test_dropout_has_one_mask_for_a_whole_sequence() -> None:
+    """T5X's: of [L, B, d], the same at all positions, another one in each row; what is left is scaled up."""
+    module = torch.nn.Module()
+    kept = dropout(torch.ones(6, 50, 40), 0.2, module)
+    assert torch.equal(kept, kept[:1].expand_as(kept))
+    assert len({tuple(row.tolist()) for row in kept[0]}) == 50
+    assert set(kept.unique().tolist()) == {0.0, 1.25}
+    assert (kept > 0).float().mean() == pytest.approx(0.8, abs=0.05)
+    x = torch.randn(6, 50, 40)
+    assert dropout(x, 0.0, module) is x and dropout(x, 0.2, module.eval()) is x
+
+
+def test_dropout_of_attention_has_one_mask_for_all_queries() -> None:
+    """Scores are all equal, and values tell the keys apart: what a query gets is the mask over the keys."""
+    length, rows, heads = 16, 3, 2
+    nothing = torch.zeros(length, rows, heads, length)
+    value = torch.eye(length)[:, None, None, :].expand(length, rows, heads, length)
+    everything = torch.ones(rows, 1, length, length, dtype=torch.bool)
+    masks = t5_attention(nothing, nothing, value, None, everything, 0.5).unflatten(2, (heads, length))
+    assert torch.equal(masks, masks[:1].expand_as(masks))
+    assert len({tuple(mask.tolist()) for mask in masks[0].flatten(0, 1)}) == rows * heads
+    assert set(masks.unique().tolist()) == {0.0, 2 / length}
 
 
 def test_dropout_with_fused_attention_is_refused() -> None:
