@@ -1,5 +1,7 @@
 """Our Adafactor on flat shards against transformers' on whole matrices, and the memory that its state takes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -58,6 +60,29 @@ def test_equals_the_plain_full_matrix_one(cuts: list[int], clipping: float) -> N
     wanted = torch.cat([values.detach().flatten() for values in expected])
     assert torch.linalg.vector_norm(found - wanted) <= 1e-6 * torch.linalg.vector_norm(wanted)
     assert not torch.equal(found, torch.cat([values.flatten() for values in whole.values()]))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("clipping", [1.0, 0.01])
+def test_a_tensor_that_several_ranks_hold_whole_counts_once(momentum: float, clipping: float) -> None:
+    """The second shard is what another tensor-parallel rank holds of replicated tensors: sums leave it out."""
+    generator = torch.Generator().manual_seed(0)
+    whole = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    config = OptimizerConfig(update_clipping=clipping, momentum=momentum, min_dim_size_to_factor=3)
+    alone, (one,) = make(whole, [], config)
+    both, (first,) = make(whole, [], config)
+    copy = Shard(first.weights.clone(), [replace(r, once=False) for r in first.rectangles])
+    both.param_groups[0]["params"].append(copy.weights)
+    both.bind([first, copy], both.shapes, both.group)
+    for optimizer in (alone, both):
+        optimizer.set_learning_rate(1e-2)
+    for _ in range(3):
+        gradient = torch.randn(one.weights.shape, generator=generator)
+        for shard in (one, first, copy):
+            shard.weights.grad = gradient.clone()
+        alone.step()
+        both.step()
+    assert torch.equal(first.weights, one.weights) and torch.equal(copy.weights, one.weights)
 
 
 def test_small_sides_are_not_factored() -> None:

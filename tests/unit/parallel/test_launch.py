@@ -2,11 +2,15 @@
 
 import socket
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from errors import ConfigurationError
 from launcher import Place, first_host, first_rank, in_step, place
+from parallel import meeting
 from parallel.launch import launch, num_threads
 from parallel.meeting import PORTS, interface_towards, meet, slurm_meeting_point
 
@@ -113,6 +117,63 @@ def test_one_node_meets_at_home() -> None:
 def test_what_was_set_by_hand_stays() -> None:
     found = met(STEP | {"MASTER_ADDR": "n9", "MASTER_PORT": "5555", "GLOO_SOCKET_IFNAME": "ib0"})
     assert [found[n] for n in ("MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME")] == ["n9", "5555", "ib0"]
+
+
+@pytest.mark.parametrize(
+    ("reachable", "interface", "said"),
+    [(True, "eth7", None), (False, "eth7", "eth7"), (False, None, None)],
+)
+def test_gloo_gets_an_interface_where_the_own_name_leads_to_the_loop_back(
+    reachable: bool, interface: str | None, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    towards: list[str] = []
+
+    def found(address: str) -> str | None:
+        towards.append(address)
+        return interface
+
+    monkeypatch.setattr(meeting, "own_name_is_an_address", lambda: reachable)
+    monkeypatch.setattr(meeting, "interface_towards", found)
+    assert met(STEP | {"MASTER_ADDR": "n9"}).get("GLOO_SOCKET_IFNAME") == said
+    assert towards == [] if reachable else ["n9"]
+
+
+@pytest.mark.parametrize(
+    ("addresses", "expected"),
+    [
+        (["10.0.0.7"], True),
+        (["10.0.0.7", "fe80::1"], True),
+        (["127.0.1.1"], False),  # Debian's entry for the own name
+        (["10.0.0.7", "127.0.1.1"], False),
+        (["::1"], False),
+        (None, False),  # a name that nobody knows
+    ],
+)
+def test_own_names(addresses: list[str] | None, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(name: str, port: None) -> list[tuple[Any, ...]]:
+        assert name == socket.gethostname()
+        if addresses is None:
+            raise OSError
+        return [(socket.AF_INET, 1, 6, "", (address, 0)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    assert meeting.own_name_is_an_address() == expected
+
+
+def test_a_node_that_only_slurm_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(
+        '#!/bin/sh\n[ "$*" = "--oneliner show node n1" ] && echo "NodeName=n1 NodeAddr=10.0.0.7 Port=1"\n',
+        encoding="utf-8",
+    )
+    scontrol.chmod(0o755)
+    monkeypatch.setattr(socket, "getaddrinfo", Mock(side_effect=OSError))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert meeting.address_of("n1") == "10.0.0.7"
+    with pytest.raises(ConfigurationError, match="The address of the first node, n2, cannot be found"):
+        meeting.address_of("n2")
+    monkeypatch.setattr(socket, "getaddrinfo", Mock(return_value=[]))
+    assert meeting.address_of("n1") == "n1"
 
 
 def test_torchruns_meeting_point_is_its_own() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from model.describe import plan
 from model.describe import Sizes as ModelSizes
+from model.describe import plan
 from model.pali import PaLI, build
 from parallel.config import ParallelConfig
 from parallel.pipeline import Sizes, Travel
