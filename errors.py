@@ -35,5 +35,9 @@ class StorageFailed(ReadingStopped):
     alone = True
 
 
+class PeersMissing(RuntimeError):
+    """The other processes of a run did not come; the message names where this one waited (exit code 4)."""
+
+
 class Notice(UserWarning):
     """What a user should know and the program can live with; the message is one sentence."""

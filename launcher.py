@@ -19,6 +19,10 @@ MPIRUN = (
 RESERVED_STEPS = 0xFFFFFFF0  # ids from here on are not of srun's steps: the batch script, an interactive shell, ...
 
 
+class ScriptOfTasks(ConfigurationError):
+    """This process is the script, or the interactive shell, of a Slurm job of several tasks, not one of the tasks."""
+
+
 @dataclass(frozen=True)
 class Place:
     """This process among its peers; `local_rank` of `local_world_size` counts within the machine."""
@@ -45,9 +49,10 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
             return _read(environment, "mpirun", names)
     if in_step(environment):
         return _srun(environment)
+    _check_incomplete(environment)
     tasks = _integer(environment, "SLURM_NTASKS", _integer(environment, "SLURM_NNODES", 1))
     if "SLURM_JOB_ID" in environment and tasks > 1:
-        raise ConfigurationError(
+        raise ScriptOfTasks(
             f"This is the script of a Slurm job of {tasks} tasks, not one of its tasks; start them with "
             "`srun python -m …` (or one alone with `srun --ntasks=1 --nodes=1 python -m …`)."
         )
@@ -55,9 +60,9 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
 
 
 def first_rank() -> bool:
-    """Whether this process speaks for all; where the launcher's variables make no sense, every process does."""
+    """Whether this process prints for all; every process does where the launcher's variables show no peers."""
     try:
-        return place().rank == 0
+        return place().rank == 0 or {"RANK", "MASTER_ADDR"} & set(os.environ) == {"RANK"}
     except ConfigurationError:
         return True
 
@@ -82,9 +87,11 @@ def _srun(environment: Mapping[str, str]) -> Place:
         for count, repeated in re.findall(r"(\d+)(?:\(x(\d+)\))?", per_node)
         for _ in range(int(repeated or 1))
     ]
-    node = _integer(environment, "SLURM_NODEID", 0)
+    node, rank = _integer(environment, "SLURM_NODEID", 0), _integer(environment, "SLURM_PROCID", 0)
+    if not 0 <= rank < size:
+        raise ConfigurationError(_contradiction("SLURM_PROCID", rank, "SLURM_STEP_NUM_TASKS", size, "srun"))
     return Place(
-        _integer(environment, "SLURM_PROCID", 0),
+        rank,
         size,
         _integer(environment, "SLURM_LOCALID", 0),
         counts[node] if node < len(counts) else 1,
@@ -93,9 +100,37 @@ def _srun(environment: Mapping[str, str]) -> Place:
 
 
 def _read(environment: Mapping[str, str], launcher: str, names: tuple[str, str, str, str]) -> Place:
+    if missing := [name for name in names[:2] if name not in environment]:
+        raise ConfigurationError(_one_without(names[0], missing))
     rank, size = _integer(environment, names[0], 0), _integer(environment, names[1], 1)
     local_rank = _integer(environment, names[2], 0)
-    return Place(rank, size, local_rank, _integer(environment, names[3], local_rank + 1), launcher)
+    local_size = _integer(environment, names[3], local_rank + 1)
+    for count, name, of, most in ((rank, names[0], size, names[1]), (local_rank, names[2], local_size, names[3])):
+        if not 0 <= count < of:
+            raise ConfigurationError(_contradiction(name, count, most, of, launcher))
+    return Place(rank, size, local_rank, local_size, launcher)
+
+
+def _contradiction(name: str, rank: int, of: str, size: int, launcher: str) -> str:
+    return (
+        f"{name}={rank} and {of}={size} in the environment contradict each other (ranks count from 0); unset them, or "
+        f"start the ranks with {launcher}."
+    )
+
+
+def _one_without(name: str, missing: list[str]) -> str:
+    return (
+        f"{name} is set but {', '.join(missing)} not; unset it to start one process, or start the ranks with torchrun, "
+        "srun or mpirun."
+    )
+
+
+def _check_incomplete(environment: Mapping[str, str]) -> None:
+    """Refuse a rank whose number cannot be read: every process would count as the only one."""
+    for names in (TORCHRUN, *MPIRUN):
+        given = [name for name in names[:2] if name in environment]
+        if given and _integer(environment, names[1], 0) != 1:
+            raise ConfigurationError(_one_without(given[0], [name for name in names[:3] if name not in environment]))
 
 
 def _check_stale(environment: Mapping[str, str], found: Place) -> None:

@@ -2,16 +2,20 @@
 
 import os
 import resource
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Timer
 
 import torch
 import torch.distributed as dist
 
-from errors import ConfigurationError
+from errors import ConfigurationError, PeersMissing
 from launcher import Place, place
 from parallel.meeting import meet
+
+NOTICE_S = 30.0  # peers of one job rarely start further apart
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,29 @@ def start(this: Launch, timeout_s: float) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # gloo keeps a socket for every peer of every group
     torch.set_num_threads(num_threads(this, os.environ, len(os.sched_getaffinity(0)), os.cpu_count() or 1))
     meet(this, os.environ)
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    by_hand = this.launcher == "torchrun" and "TORCHELASTIC_RUN_ID" not in os.environ  # RANK may be stale
+    notice = Timer(NOTICE_S, _warn_of_waiting, (this, where))
+    if this.rank == 0 or by_hand:
+        notice.start()
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    except (dist.DistStoreError, dist.DistNetworkError) as error:
+        raise PeersMissing(
+            f"Rank {this.rank} of {this.world_size} waited {timeout_s:g} s at {where} and not all others came; look at "
+            "their logs, or unset RANK and WORLD_SIZE to start one process."
+        ) from error
+    finally:
+        notice.cancel()
+
+
+def _warn_of_waiting(this: Launch, where: str) -> None:
+    print(
+        f"Rank {this.rank} of {this.world_size} still waits for the others at {where}; if none were started, unset "
+        "RANK and WORLD_SIZE.",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def stop() -> None:

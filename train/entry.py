@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from data.ledger import ErrorBudgetExceeded
-from errors import OF_STORAGE, ConfigurationError, Notice, StorageFailed
+from errors import OF_STORAGE, ConfigurationError, Notice, PeersMissing, StorageFailed
 from launcher import first_rank
 from parallel.launch import stop as leave
 from terminal import use_utf8
@@ -96,7 +96,7 @@ def in_one_sentence(work: Callable[[], None]) -> None:
         stop(str(error), EXIT_INTERRUPTED, error.alone)
     except Interrupted as error:
         stop(str(error), EXIT_INTERRUPTED)
-    except PeerLost as error:
+    except (PeerLost, PeersMissing) as error:
         stop(str(error), EXIT_HUNG, True)
     except FailedRuns as error:
         stop(str(error), error.code)

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from errors import ConfigurationError
-from launcher import in_step, place
+from launcher import ScriptOfTasks, place
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -50,9 +50,7 @@ def ranks() -> Ranks:
     """The processes that were started together. Raises ConfigurationError where MPI does not see what was started."""
     try:
         here = place()
-    except ConfigurationError:
-        if in_step():
-            raise
+    except ScriptOfTasks:
         return Ranks()  # a job's script makes a corpus by itself
     if here.world_size == 1:
         return Ranks()

@@ -1,6 +1,9 @@
 """Rank, world, machine and meeting point from the variables of every launcher; contradictions are one sentence."""
 
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,8 @@ PROXY = STEP | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS"
     ("environment", "expected"),
     [
         ({}, Place()),
+        ({"WORLD_SIZE": "1"}, Place()),
+        ({"PMI_RANK": "0", "PMI_SIZE": "1"}, Place()),
         (STEP, Place(3, 4, 1, 2, "srun")),
         (STEP | {"PMI_RANK": "3", "PMI_SIZE": "4", "PMI_FD": "11"}, Place(3, 4, 1, 2, "srun")),  # srun --mpi=pmi2
         (STEP | {"SLURM_STEP_TASKS_PER_NODE": "3,1", "SLURM_LOCALID": "0"}, Place(3, 4, 0, 1, "srun")),
@@ -58,7 +63,20 @@ def test_places(environment: dict[str, str], expected: Place) -> None:
         ({k: v for k, v in JOB.items() if k != "SLURM_NTASKS"}, "script of a Slurm job of 2 tasks"),
         (JOB | {"SLURM_STEP_ID": "4294967290"}, "script of a Slurm job of 4 tasks"),  # salloc's interactive shell
         (STEP | {"RANK": "0", "WORLD_SIZE": "1"}, "RANK=0 and WORLD_SIZE=1 are set in task 3 of 4"),
-        ({"RANK": "first"}, "RANK='first' in the environment is not a number"),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK='first' in the environment is not a number"),
+        ({"RANK": "3", "WORLD_SIZE": "2"}, "RANK=3 and WORLD_SIZE=2 in the environment contradict each other"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "RANK=0 and WORLD_SIZE=0"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1 and WORLD_SIZE=2"),
+        (TORCHRUN | {"LOCAL_RANK": "4"}, "LOCAL_RANK=4 and LOCAL_WORLD_SIZE=4"),
+        (STEP | {"SLURM_PROCID": "4"}, "SLURM_PROCID=4 and SLURM_STEP_NUM_TASKS=4"),
+        ({"RANK": "3"}, "RANK is set but WORLD_SIZE not; unset it"),
+        ({"RANK": ""}, "RANK is set but WORLD_SIZE not; unset it"),
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE is set but RANK, LOCAL_RANK not"),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE='many' in the environment is not a number"),
+        (MPICH | {"PMI_RANK": "4"}, "PMI_RANK=4 and PMI_SIZE=4"),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_RANK": "2"}, "OMPI_COMM_WORLD_LOCAL_RANK=2 and .*LOCAL_SIZE=2"),
+        ({"PMI_RANK": "1", "PMI_SIZE": "4"}, "PMI_RANK is set but MPI_LOCALRANKID not"),
+        ({"OMPI_COMM_WORLD_RANK": "1"}, "OMPI_COMM_WORLD_RANK is set but OMPI_COMM_WORLD_SIZE, .*LOCAL_RANK not"),
     ],
 )
 def test_contradictions(environment: dict[str, str], said: str) -> None:
@@ -68,8 +86,11 @@ def test_contradictions(environment: dict[str, str], said: str) -> None:
 
 def test_who_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first_rank()
-    monkeypatch.setenv("RANK", "1")
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "n1"}.items():
+        monkeypatch.setenv(name, value)
     assert not first_rank()
+    monkeypatch.delenv("MASTER_ADDR")  # stale: nobody else may be there to print
+    assert first_rank()
     monkeypatch.setenv("RANK", "first")
     assert first_rank()
 
@@ -220,3 +241,13 @@ def test_interfaces() -> None:
 )
 def test_threads(environment: dict[str, str], allowed: int, expected: int) -> None:
     assert num_threads(Place(1, 8, 1, 4), environment, allowed, 16) == expected
+
+
+def test_a_rank_whose_peers_do_not_come_says_where_it_waits() -> None:
+    code = "from parallel import launch; launch.NOTICE_S = 0.2; launch.start(launch.launch(), 1.0)"
+    alone = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | alone, capture_output=True, encoding="utf-8", timeout=60
+    )
+    assert "Rank 1 of 2 still waits for the others at 127.0.0.1:1; if none were started, unset RANK" in done.stderr
+    assert "PeersMissing: Rank 1 of 2 waited 1 s at 127.0.0.1:1 and not all others came" in done.stderr

@@ -85,7 +85,8 @@ def test_injected_ranks_are_dropped(
 def test_other_ranks_keep_quiet(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("RANK", "1")
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "n1"}.items():
+        monkeypatch.setenv(name, value)
     assert outcome(capsys, monkeypatch, tmp_path, "run.steps=0") == (2, "")
 
 
