@@ -32,7 +32,11 @@ def calls_by_locale(source: str) -> Iterator[ast.Call]:
         given = {keyword.arg for keyword in node.keywords}
         if "encoding" in given or None in given:
             continue
-        if {"text", "universal_newlines"} & given or (name in TEXT_FILES and owner not in BINARY_OPENERS):
+        text = any(
+            k.arg in ("text", "universal_newlines") and getattr(k.value, "value", 0) is True for k in node.keywords
+        )
+        ours = isinstance(node.func, ast.Name) and name != "open"  # a function of that name has its own encoding
+        if text or (name in TEXT_FILES and owner not in BINARY_OPENERS and not ours):
             constants = [a for a in (*node.args, *(k.value for k in node.keywords)) if isinstance(a, ast.Constant)]
             modes = [str(each.value) for each in constants if isinstance(each.value, str)]
             binary_by_default = name.endswith("TemporaryFile") and not any(set(m) <= set("rwxat+") for m in modes)
@@ -50,8 +54,10 @@ def calls_by_locale(source: str) -> Iterator[ast.Call]:
         ("tarfile.open(name)", 0),
         ("path.write_text(t, encoding='utf-8')", 0),
         ("subprocess.run(c, text=True)", 1),
-        ("NamedTemporaryFile('w')", 1),
-        ("NamedTemporaryFile()", 0),
+        ("tempfile.NamedTemporaryFile('w')", 1),
+        ("tempfile.NamedTemporaryFile()", 0),
+        ("write_text(path, text)", 0),
+        ("example(text=80)", 0),
     ],
 )
 def test_what_the_locale_decides_is_found(source: str, found: int) -> None:
