@@ -40,12 +40,14 @@ class Account:
 class _Source:
     """One source: its account, and what became of the records and shards that were read last.
 
-    `recent` holds None for what is whole, (shard, cause) for what is broken; `broken` counts the latter in it.
+    `recent` holds None for what is whole, (shard, cause) for what is broken; `broken` counts the latter in it. `last`
+    says of each cause which record it was found in last.
     """
 
     recent: deque[tuple[str, str] | None]
     account: Account = field(default_factory=Account)
     causes: Counter[str] = field(default_factory=Counter)
+    last: dict[str, str] = field(default_factory=dict)
     broken: int = 0
 
     def add(self, outcome: tuple[str, str] | None) -> None:
@@ -98,12 +100,15 @@ class Ledger:
             own.add(None)
             self._fresh[f"{source}/{own.counted(cause)}"] += 1
 
-    def count_defect(self, source: str, shard: str, cause: str) -> None:
-        """Count a broken record; raise ErrorBudgetExceeded when its source has had too many of late."""
+    def count_defect(self, source: str, shard: str, cause: str, detail: str = "") -> None:
+        """Count a broken record; raise ErrorBudgetExceeded when its source has had too many of late.
+
+        `detail` names the record and what is wrong with it: it stands in logs and in the error, and is not counted by.
+        """
         with self._lock:
             own = self._of(source)
             own.account.broken += 1
-            self._count_broken(source, own, shard, cause)
+            self._count_broken(source, own, shard, cause, detail)
 
     def count_shard(self, source: str, shard: str, defect: str | None = None) -> None:
         """Count a shard that was opened, whole or with a `defect`, which counts as a broken record does."""
@@ -123,20 +128,22 @@ class Ledger:
     def _of(self, source: str) -> _Source:
         return self._sources.setdefault(source, _Source(deque(maxlen=self.window)))
 
-    def _count_broken(self, source: str, own: _Source, shard: str, cause: str) -> None:
+    def _count_broken(self, source: str, own: _Source, shard: str, cause: str, detail: str = "") -> None:
         cause = own.counted(cause)
+        own.last[cause] = f" ({detail})" if detail else ""
         self._fresh[f"{source}/{cause}"] += 1
         own.add((shard, cause))
-        self._log(source, cause, own.causes[cause], shard)
+        self._log(source, cause, own.causes[cause], shard, own.last[cause])
         if own.broken > max(self.minimum, self.budget * len(own.recent)):
             raise ErrorBudgetExceeded(self._sentence(source, own))
 
-    def _log(self, source: str, cause: str, count: int, shard: str) -> None:
+    def _log(self, source: str, cause: str, count: int, shard: str, detail: str) -> None:
         """Write a line at the first of a kind, and at each tenfold of them: a run of weeks has a handful."""
         if count == 1:
-            logger.warning("source %s: %s in %s; skipped and counted", source, cause, shard)
+            logger.warning("source %s: %s in %s%s; skipped and counted", source, cause, shard, detail)
         elif count == 10 ** (len(str(count)) - 1):
-            logger.warning("source %s: %s, %s times so far, the last in %s", source, cause, f"{count:,}", shard)
+            times = f"{count:,} times so far"
+            logger.warning("source %s: %s, %s, the last in %s%s", source, cause, times, shard, detail)
 
     def _sentence(self, source: str, own: _Source) -> str:
         found = Counter(outcome for outcome in own.recent if outcome is not None)
@@ -148,5 +155,6 @@ class Ledger:
         return (
             f"source {source} is over its error budget: {own.broken} of {len(own.recent)} records read are broken "
             f"({listing}), and data.error_budget={self.budget:g} with data.error_budget_minimum={self.minimum} allows "
-            f"fewer of the last data.error_window={self.window}; most are in shard {worst} ({count} x {worst_cause})."
+            f"fewer of the last data.error_window={self.window}; most are in shard {worst} ({count} x {worst_cause}); "
+            f"the last {worst_cause}{own.last[worst_cause]}."
         )

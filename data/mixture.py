@@ -22,7 +22,7 @@ from data import images, objectives  # noqa: E402
 from data.config import ComponentConfig, DataConfig, MixtureConfig  # noqa: E402
 from data.examples import EncodedExample, ExampleInfo  # noqa: E402
 from data.ledger import Ledger, NothingUsable  # noqa: E402
-from data.objectives.base import MALFORMED, Skip  # noqa: E402
+from data.objectives.base import Skip, one_record  # noqa: E402
 from data.shards import Record, ShardSource  # noqa: E402
 from data.tokenizer import EOS, Tokenizer  # noqa: E402
 
@@ -67,10 +67,12 @@ class Component:
     def example(self, number: int, rng: np.random.Generator) -> EncodedExample | None:
         """Make the example of record `number`; None, counted, if there is none to make."""
         try:
-            example = self._make(self.source[number], rng)
+            with one_record(self.objective):
+                example = self._make(self.source[number], rng)
         except Skip as skip:
             if skip.defect:
-                self._ledger.count_defect(self.source.name, self.source.shard(number), skip.cause)
+                shard, key = self.source.shard(number), self.source.key(number)
+                self._ledger.count_defect(self.source.name, shard, skip.cause, f"record {key!r}: {skip.detail}")
             else:
                 self._ledger.count_skip(self.source.name, f"{self.objective}: {skip.cause}")
             return None
@@ -119,9 +121,10 @@ class Component:
             fields: Counter[str] = Counter()
             for number in numbers.tolist():
                 try:
-                    record = self.source[number]
-                    fields.update(list(record.fields))
-                    self._make(record, np.random.default_rng(number))
+                    with one_record(self.objective):
+                        record = self.source[number]
+                        fields.update(list(record.fields))
+                        self._make(record, np.random.default_rng(number))
                 except Skip as skip:
                     causes[skip.cause] += 1
                 else:
@@ -144,10 +147,7 @@ class Component:
         )
 
     def _make(self, record: Record, rng: np.random.Generator) -> EncodedExample:
-        try:
-            example = self._module.make(record.fields, rng, self._options, self._tokenizer)
-        except MALFORMED as error:
-            raise Skip(f"malformed fields for {self.objective}", defect=True) from error
+        example = self._module.make(record.fields, rng, self._options, self._tokenizer)
         pixels = np.zeros((0, self._image_size, self._image_size, 3), np.uint8)
         if example.image:
             if record.image is None:

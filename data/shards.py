@@ -15,6 +15,7 @@ import numpy as np
 from braceexpand import braceexpand
 from numpy.typing import NDArray
 
+from data import fields
 from data.ledger import Ledger
 from data.objectives.base import Skip
 from errors import ConfigurationError
@@ -173,6 +174,11 @@ class ShardSource:
         """The path of the tar that holds record `number`."""
         return self.paths[int(np.searchsorted(self._ends, number, side="right"))]
 
+    def key(self, number: int) -> str:
+        """The key of record `number`, which needs no read."""
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        return self._keys[shard][int(number) - (int(self._ends[shard - 1]) if shard else 0)]
+
     def __getitem__(self, number: int) -> Record:
         """Record `number`; raises Skip (a defect) if it cannot be read."""
         shard = int(np.searchsorted(self._ends, number, side="right"))
@@ -184,13 +190,7 @@ class ShardSource:
         except OSError as error:
             raise Skip("unreadable shard", defect=True) from error
         json_bytes, text_bytes, image = members
-        fields = _parse(json_bytes) if json_bytes is not None else {}
-        if "alt_text" not in fields:  # img2dataset's names for it
-            if "caption" in fields:
-                fields["alt_text"] = fields["caption"] or ""
-            elif text_bytes is not None:
-                fields["alt_text"] = text_bytes.decode(errors="replace")
-        return Record(self._keys[shard][within], path, fields, image)
+        return Record(self._keys[shard][within], path, fields.parse(json_bytes, text_bytes), image)
 
 
 def _fingerprint(paths: list[str], indices: list[ShardIndex]) -> str:
@@ -211,13 +211,3 @@ def _read(file: Any, offset: int, size: int) -> bytes | None:
     if len(content) < size:
         raise OSError("the shard is shorter than its index says")
     return content
-
-
-def _parse(content: bytes) -> dict[str, Any]:
-    try:
-        fields = json.loads(content)
-    except ValueError as error:
-        raise Skip("broken JSON", defect=True) from error
-    if not isinstance(fields, dict):
-        raise Skip("broken JSON", defect=True)
-    return fields

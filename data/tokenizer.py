@@ -13,7 +13,7 @@ from pathlib import Path
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as protocol
 
-from errors import ConfigurationError
+from errors import ConfigurationError, ReadingStopped, StorageFailed
 from terminal import use_utf8
 
 PAD, EOS, UNKNOWN = 0, 1, 2
@@ -104,6 +104,8 @@ def train_tokenizer(texts: Iterable[str], path: str | Path, vocab_size: int) -> 
             num_threads=1,  # The order of floating-point sums, and so the pieces, would depend on the threads.
             minloglevel=2,
         )
+    except ReadingStopped:
+        raise
     except RuntimeError as error:
         raise ConfigurationError(
             f"no tokenizer of vocab_size={vocab_size} can be trained on this text: {error}."
@@ -138,12 +140,18 @@ def _in_two_forms(texts: Iterable[str]) -> Iterator[str]:
 
 @dataclass
 class Options:
-    """What `python -m data.tokenizer key=value …` understands."""
+    """What `python -m data.tokenizer key=value …` understands.
+
+    A source stops it, as it stops training, when more than `error_budget` (a fraction) of its records and more than
+    `error_budget_minimum` of them are broken.
+    """
 
     root: str = "runs/corpus"
     output: str = "${root}/tokenizer.model"
     vocab_size: int = 4096
     split: str = "train"
+    error_budget: float = 0.01
+    error_budget_minimum: int = 16
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -154,8 +162,9 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(arguments, Options)
     if options.vocab_size <= SMALLEST:
         raise ConfigurationError(f"vocab_size={options.vocab_size} leaves no piece to learn; set it above {SMALLEST}.")
+    texts = corpus_texts(options.root, options.split, options.error_budget, options.error_budget_minimum)
     try:
-        tokenizer = train_tokenizer(corpus_texts(options.root, options.split), options.output, options.vocab_size)
+        tokenizer = train_tokenizer(texts, options.output, options.vocab_size)
     except OSError as error:
         raise ConfigurationError(
             f"output={options.output} cannot be written ({error.strerror}); choose another."
@@ -170,3 +179,6 @@ if __name__ == "__main__":
     except ConfigurationError as error:
         print(f"Configuration: {error}", file=sys.stderr)
         sys.exit(2)
+    except ReadingStopped as error:
+        print(error, file=sys.stderr)
+        sys.exit(75 if isinstance(error, StorageFailed) else 3)  # as of a run (train/entry.py)

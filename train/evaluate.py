@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from data import languages
 from data.tokenizer import Tokenizer
 from errors import ConfigurationError
 from parallel.checkpoint import Checkpointer
@@ -87,7 +88,7 @@ def answer(config: RunConfig, phase: Phase, checkpointer: Checkpointer, layout: 
     for sample in answers(engine, batches, tokenizer, settings.max_new_tokens, trimmer(config), blind=True):
         component = (sample.source, sample.objective)
         kept[component] = kept.get(component, 0) + 1
-        if settings.languages and sample.language not in settings.languages:
+        if settings.languages and not languages.accepts(settings.languages, sample.language):
             continue
         own.append(sample if kept[component] <= PICTURED_PER_COMPONENT else replace(sample, picture=None))
     return restored[0], gather(own if layout.speaks else [])

@@ -20,9 +20,10 @@ from omegaconf import DictConfig
 from rich.progress import track
 from torch import Tensor, nn
 
+from data import fields
 from data.images import decode
 from data.ledger import Ledger
-from data.objectives.base import Skip
+from data.objectives.base import Skip, one_record
 from data.objectives.detection import box_bins
 from data.shards import Record, ShardSource
 from errors import ConfigurationError
@@ -41,7 +42,7 @@ class Labelled:
     """An image, uint8 [S, S, 3], and the (words, box) of each object in it; a box is in fractions of the image."""
 
     image: np.ndarray
-    objects: list[tuple[set[str], Sequence[float]]]
+    objects: Sequence[tuple[set[str], Sequence[float]]]
 
 
 class Classifier(nn.Module):
@@ -84,8 +85,9 @@ def main(composed: DictConfig) -> None:
             f"vit_pretraining.output={output} cannot be written ({error.strerror}); choose another."
         ) from error
     torch.set_num_threads(os.cpu_count() or 1)
-    source = ShardSource(settings.source, config.data.location(settings.source), "train", Ledger(1.0, 0))
-    records = list(_labelled(source, size))
+    ledger = Ledger(config.data.error_budget, config.data.error_budget_minimum)
+    source = ShardSource(settings.source, config.data.location(settings.source), "train", ledger)
+    records = list(_labelled(source, size, ledger))
     if not records:
         raise ConfigurationError(f"vit_pretraining.source={settings.source} has no image with objects; name another.")
     words = sorted({word for record in records for found, _ in record.objects for word in found})
@@ -110,16 +112,24 @@ def main(composed: DictConfig) -> None:
     print(f"{output}: all words right at {np.mean(right[-20:]):.1%} of the last patches")
 
 
-def _labelled(source: ShardSource, size: int) -> Iterator[Labelled]:
-    """Every readable record of the source that has objects."""
+def _labelled(source: ShardSource, size: int, ledger: Ledger) -> Iterator[Labelled]:
+    """Every record of the source that has an image and objects with boxes; a broken one costs budget."""
     for number in range(len(source)):
         try:
-            record: Record = source[number]
-            if record.image is not None and record.fields.get("objects"):
-                objects = [(set(str(item["label"]).split()), item["box"]) for item in record.fields["objects"]]
-                yield Labelled(decode(record.image, size), objects)
-        except (Skip, KeyError, TypeError):  # a broken record; training itself counts them
-            continue
+            with one_record("the ViT's pretraining"):
+                record: Record = source[number]
+                found = fields.objects(record.fields, boxes=True)
+                objects = [(set(each.label.split()), each.box) for each in found if each.box is not None]
+                if record.image is None or not objects:
+                    continue
+                image = decode(record.image, size)
+        except Skip as skip:
+            if skip.defect:
+                place = f"record {source.key(number)!r}: {skip.detail}"
+                ledger.count_defect(source.name, source.shard(number), skip.cause, place)
+        else:
+            ledger.count_used(source.name)
+            yield Labelled(image, objects)
 
 
 def _targets(record: Labelled, words: Sequence[str], grid: int) -> np.ndarray:

@@ -1,20 +1,16 @@
 """What all objectives share: the example they make, the reasons they do not, and the slots of their prompts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from errors import ConfigurationError
+from data import languages
+from errors import ConfigurationError, ReadingStopped
 
 SENTINEL = "<extra_id_0>"
-
-# What reading a record's fields raises where they are of another kind than data/README.md says.
-MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
-
-# PaLI's text uses Google Translate's code for Hebrew.
-LANGUAGE_ALIASES = {"he": "iw"}
 
 
 @dataclass(frozen=True)
@@ -30,12 +26,30 @@ class Example:
 
 
 class Skip(Exception):
-    """A record that an objective cannot use. A `defect` (broken data, not just another kind of record) costs budget."""
+    """A record that an objective cannot use. A `defect` (broken data, not just another kind of record) costs budget.
 
-    def __init__(self, cause: str, defect: bool = False):
-        super().__init__(cause)
+    `cause` is counted, so it is one of few; `detail` is logged, and may hold a value of the record, cut short.
+    """
+
+    def __init__(self, cause: str, defect: bool = False, detail: str = ""):
+        super().__init__(f"{cause}: {detail}" if detail else cause)
         self.cause = cause
         self.defect = defect
+        self.detail = detail
+
+
+@contextmanager
+def one_record(use: str) -> Iterator[None]:
+    """Turn whatever one record raises while it is read and used into a Skip, a defect of this record.
+
+    A list of exceptions would miss one, and a restart would end at the same record. What stops reading passes.
+    """
+    try:
+        yield
+    except (Skip, ReadingStopped):
+        raise
+    except Exception as error:
+        raise Skip(f"{type(error).__name__} in {use}", defect=True, detail=str(error)[:200]) from error
 
 
 @dataclass(frozen=True)
@@ -43,7 +57,7 @@ class Options:
     """What every objective can be told in a mixture's `options`.
 
     language_case: of the language code in a prompt; the paper's examples are upper-case ("EN"), PaLI-3's lower-case.
-    languages: use only these (codes as in the records); None uses all.
+    languages: use only these; None uses all. "en" stands for "en-US" too, and "he" and "iw" are one.
     """
 
     language_case: str = "upper"
@@ -55,12 +69,12 @@ class Options:
 
     def code(self, language: str) -> str:
         """The language as it stands in a prompt: "en" -> "EN"."""
-        code = LANGUAGE_ALIASES.get(language, language)
+        code = languages.canonical(language) or language
         return code.upper() if self.language_case == "upper" else code.lower()
 
     def uses(self, language: str) -> bool:
         """Whether text of this language is wanted."""
-        return self.languages is None or language in self.languages
+        return self.languages is None or languages.accepts(self.languages, language)
 
 
 class Vocabulary(Protocol):
@@ -100,16 +114,6 @@ def parse_options(name: str, kind: type[Options], values: Mapping[str, Any]) -> 
     return kind(**values)
 
 
-def text_field(value: Any, name: str) -> str:
-    """A text of a record without surrounding space; an absent one is no defect, an empty one is."""
-    if value is None:
-        raise Skip(f"no {name}")
-    text = str(value).strip()
-    if not text:
-        raise Skip(f"empty {name}", defect=True)
-    return text
-
-
 Item = TypeVar("Item")
 
 
@@ -118,6 +122,11 @@ def choose(rng: np.random.Generator, items: Sequence[Item], cause: str) -> Item:
     if not items:
         raise Skip(cause)
     return items[int(rng.integers(len(items)))]
+
+
+def one_of(rng: np.random.Generator, texts: Sequence[str]) -> str:
+    """Return one of several wordings, uniformly; where there is one, nothing is drawn."""
+    return texts[0] if len(texts) == 1 else texts[int(rng.integers(len(texts)))]
 
 
 def shuffled(rng: np.random.Generator, items: Sequence[Item]) -> list[Item]:

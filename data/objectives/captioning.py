@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from data import fields
 from data.objectives import base
 from data.objectives.base import Example, Options, Vocabulary
 
@@ -12,10 +13,10 @@ PROMPTS = ("Generate the alt_text in {language} at 0: <extra_id_0>",)
 
 
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
-    """Needs `captions`: {language: caption}. The language is drawn uniformly from those the record has."""
-    captions = record.get("captions") or {}
-    language = base.choose(rng, [code for code in captions if options.uses(code)], "no caption")
-    caption = base.text_field(captions[language], "caption")
+    """Needs `captions`. The language is drawn uniformly from those the record has, then the caption from its own."""
+    captions = fields.captions(record, options.uses)
+    language = base.choose(rng, list(captions), "no caption")
+    caption = base.one_of(rng, captions[language])
     return Example(PROMPTS[0].format(language=options.code(language)), caption, language)
 
 

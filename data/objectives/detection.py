@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data import fields
 from data.objectives import base
 from data.objectives.base import Example, Vocabulary
 from errors import ConfigurationError
@@ -57,23 +58,27 @@ def box_text(box: Sequence[float], label: str) -> str:
 
 
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
-    """Needs `objects`: [{label, box}], box as fractions [ymin, xmin, ymax, xmax]; takes `absent_labels`.
+    """Needs `objects` with boxes; takes `absent_labels`.
 
-    The prompt names every class that is present and 0 … max_negatives that are not, in random order.
+    The prompt names every class that has a box and 0 … max_negatives that are not there, in random order. An object
+    without a box, or with one of no area, is nothing to detect; its class is not absent either.
     """
-    objects = record.get("objects") or []
-    if not objects:
-        raise base.Skip("no objects")
-    present = base.distinct([str(item["label"]) for item in objects])
-    absent = [label for label in record.get("absent_labels") or options.labels if label not in present]
+    objects = fields.objects(record, boxes=True)
+    boxes = [Box(*each.box, each.label) for each in objects if each.box is not None and _has_area(each.box)]
+    if not boxes:
+        raise base.Skip("no boxes" if objects else "no objects")
+    seen = {each.label for each in objects}
+    absent = [label for label in fields.absent_labels(record) or options.labels if label not in seen]
     negatives = base.shuffled(rng, absent)[: int(rng.integers(options.max_negatives + 1))]
-    classes = base.shuffled(rng, [*present, *negatives])
-    if options.order == "random":
-        objects = base.shuffled(rng, objects)
-    else:
-        objects = sorted(objects, key=lambda item: (item["box"][0], item["box"][1]))
-    target = " ".join(box_text(item["box"], str(item["label"])) for item in objects)
+    classes = base.shuffled(rng, [*base.distinct([box.label for box in boxes]), *negatives])
+    boxes = base.shuffled(rng, boxes) if options.order == "random" else sorted(boxes, key=lambda box: box[:2])
+    target = " ".join(box_text(box[:4], box.label) for box in boxes)
     return Example(PROMPTS[0].format(classes=SEPARATOR.join(classes)), target, LANGUAGE)
+
+
+def _has_area(box: fields.Box) -> bool:
+    ymin, xmin, ymax, xmax = box
+    return ymin < ymax and xmin < xmax
 
 
 def read(text: str) -> list[Box]:

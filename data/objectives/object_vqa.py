@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from data import fields
 from data.objectives import base
 from data.objectives.base import Example, Vocabulary
 from errors import ConfigurationError
@@ -31,13 +32,13 @@ class Options(base.Options):
 
 
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
-    """Needs `objects`: [{label, box}]; `absent_labels` makes the types with an answer to doubt possible.
+    """Needs `objects`, of which no box is looked at; `absent_labels` makes questions possible whose answer is no.
 
     The types that a record allows are equally likely, and so are Yes and No. A list of objects is sorted by label, an
     answer to "Which of" keeps the question's order.
     """
-    present = base.distinct([str(item["label"]) for item in record.get("objects") or []])
-    absent = base.distinct([str(label) for label in record.get("absent_labels") or [] if label not in present])
+    present = base.distinct([each.label for each in fields.objects(record, boxes=False)])
+    absent = base.distinct([label for label in fields.absent_labels(record) if label not in present])
     if not present:
         raise base.Skip("no objects")
     # Without a label known to be absent every answer would be Yes, and with one object "all of them" is "it".

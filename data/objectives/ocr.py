@@ -5,34 +5,38 @@ from typing import Any
 
 import numpy as np
 
+from data import fields
+from data.fields import Word
 from data.objectives import base
 from data.objectives.base import Example, Options, Vocabulary
 
 PROMPTS = ("Generate the ocr_text in {language}: <extra_id_0>",)
 
 
-def reading_order(items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Items {text, box} sorted top-left to bottom-right: by line, then by left edge.
+def reading_order(words: Sequence[Word]) -> list[Word]:
+    """Words sorted top-left to bottom-right: by line, then by left edge; if one has no box, in the record's order.
 
-    An item belongs to the line above it if its middle is higher than the bottom of that line's first item; sorting by
+    A word belongs to the line above it if its middle is higher than the bottom of that line's first word; sorting by
     the top edge alone would swap neighbours whose boxes differ by a pixel.
     """
-    lines: list[list[Mapping[str, Any]]] = []
-    for item in sorted(items, key=lambda item: (item["box"][0], item["box"][1])):
-        ymin, _, ymax, _ = item["box"]
-        if lines and (ymin + ymax) / 2 < lines[-1][0]["box"][2]:
-            lines[-1].append(item)
+    boxed = [(word.box, word) for word in words if word.box is not None]
+    if len(boxed) < len(words):
+        return list(words)
+    lines: list[list[tuple[fields.Box, Word]]] = []
+    for box, word in sorted(boxed, key=lambda each: each[0][:2]):
+        ymin, _, ymax, _ = box
+        if lines and (ymin + ymax) / 2 < lines[-1][0][0][2]:
+            lines[-1].append((box, word))
         else:
-            lines.append([item])
-    return [item for line in lines for item in sorted(line, key=lambda item: item["box"][1])]
+            lines.append([(box, word)])
+    return [word for line in lines for _, word in sorted(line, key=lambda each: each[0][1])]
 
 
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
-    """Needs `ocr`: [{text, language, box}]. The language is drawn uniformly from those in the image."""
-    items = [item for item in record.get("ocr") or [] if str(item["text"]).strip() and options.uses(item["language"])]
-    language = base.choose(rng, base.distinct([item["language"] for item in items]), "no OCR text")
-    texts = reading_order([item for item in items if item["language"] == language])
-    target = " ".join(item["text"].strip() for item in texts)
+    """Needs `ocr`. The language is drawn uniformly from those in the image."""
+    words = fields.ocr(record, options.uses)
+    language = base.choose(rng, base.distinct([word.language for word in words]), "no OCR text")
+    target = " ".join(word.text for word in reading_order([word for word in words if word.language == language]))
     return Example(PROMPTS[0].format(language=options.code(language)), target, language)
 
 

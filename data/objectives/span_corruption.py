@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data import fields
 from data.objectives import base
 from data.objectives.base import Example, Vocabulary
 from errors import ConfigurationError
@@ -87,10 +88,10 @@ def spans_to_sentinels(
 
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
     """Needs `text`; takes `language`. Of a text that is too long one chunk is drawn, as T5 does; no image."""
-    language = str(record.get("language") or "en")
+    texts, language = fields.document(record), fields.language(record)
     if not options.uses(language):
         raise base.Skip("other language")
-    ids = np.asarray(vocabulary.encode(base.text_field(record.get("text"), "text")), np.int32)
+    ids = np.asarray(vocabulary.encode(base.one_of(rng, texts)), np.int32)
     longest = raw_length(options.input_length, options.noise_density, options.mean_span_length)
     if len(ids) > longest:
         start = longest * int(rng.integers(-(-len(ids) // longest)))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from data import fields
 from data.objectives import base
 from data.objectives.base import Example, Options, Vocabulary
 
@@ -52,10 +53,10 @@ def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, 
     The number of given words is uniform over 0 … words - 1 (as SimVLM's prefix, which may be empty): something is
     always left to generate, and with no word given the prompt is captioning's.
     """
-    text = base.text_field(record.get("alt_text"), "caption")
-    language = str(record.get("language") or "en")
+    texts, language = fields.alt_text(record), fields.language(record)
     if not options.uses(language):
         raise base.Skip("other language")
+    text = base.one_of(rng, texts)
     starts = word_starts(text)
     position = int(rng.integers(len(starts)))
     given, rest = text[: starts[position]].rstrip(), text[starts[position] :]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from data import fields
 from data.objectives import base
 from data.objectives.base import Example, Options, Vocabulary
 
@@ -14,14 +15,12 @@ ANSWER_LANGUAGE = "en"  # The paper keeps all answers English: short ones are mi
 
 def question_and_answer(record: Mapping[str, Any], rng: np.random.Generator, options: Options) -> tuple[str, str, str]:
     """(language, question, answer) of one of the record's `questions`, drawn uniformly."""
-    triplets = [triplet for triplet in record.get("questions") or [] if options.uses(triplet["language"])]
-    triplet = base.choose(rng, triplets, "no question")
-    question = base.text_field(triplet["question"], "question")
-    return triplet["language"], question, base.text_field(triplet["answer"], "answer")
+    language, asked, answers = base.choose(rng, fields.questions(record, options.uses), "no question")
+    return language, base.one_of(rng, asked), base.one_of(rng, answers)
 
 
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
-    """Needs `questions`: [{language, question, answer}]. The example's language is the question's."""
+    """Needs `questions`. The example's language is the question's."""
     language, question, answer = question_and_answer(record, rng, options)
     prompt = PROMPTS[0].format(language=options.code(ANSWER_LANGUAGE), question=question)
     return Example(prompt, answer, language)

@@ -11,6 +11,7 @@ from hydra.core.config_store import ConfigStore
 from data import digest, tokenizer
 from data.arguments import parse
 from data.corpus_text import corpus_texts
+from data.ledger import ErrorBudgetExceeded
 from data.miniature.config import parse as parse_miniature
 from data.miniature.corpus import make_corpus
 from data.shard_writer import write_shard
@@ -91,12 +92,23 @@ def test_words_become_a_dataclass() -> None:
 
 
 def test_malformed_records_are_skipped_and_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    bad = [{"captions": ["a list"]}, {"ocr": [{"box": 3}]}, {"questions": 5}, {"objects": [{"label": "dog"}]}]
+    bad = [{"captions": ["a list"]}, {"ocr": [{"text": "a", "box": 3}]}, {"questions": 5}, {"objects": [{"label": 7}]}]
     samples = [(f"bad{number}", fields, png(number)) for number, fields in enumerate(bad)]
     write_shard(tmp_path / "webli" / "train-00000.tar", [*samples, ("good", record(1), png(9))])
     with caplog.at_level(logging.WARNING):
         assert "a green square" in list(corpus_texts(tmp_path))
-    assert "webli: malformed fields in" in caplog.text
+    for number, cause in enumerate(("captions", "ocr.box", "questions", "objects.label")):
+        assert f"webli: malformed {cause} in " in caplog.text and f"(record 'bad{number}': {cause} is " in caplog.text
+
+
+def test_a_corpus_over_its_budget_trains_no_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = [(f"k{number}", {"alt_text": number} if number < 3 else record(number), None) for number in range(20)]
+    write_shard(tmp_path / "webli" / "train-00000.tar", samples)
+    words = [f"root={tmp_path}", "vocab_size=700", "error_budget_minimum=2", "error_budget=0.1"]
+    with pytest.raises(ErrorBudgetExceeded, match=r"last malformed alt_text \(record 'k2': alt_text is int 2 where"):
+        tokenizer.main(words)
+    tokenizer.main([*words, "error_budget_minimum=3"])
+    assert "100 of them sentinels" in capsys.readouterr().out
 
 
 def test_a_digest_leaves_nothing_in_hydras_store(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from data import objectives
+from data.fields import Word
 from data.objectives import detection, object_vqa, ocr, split_captioning
 from data.objectives.base import Example, Skip
 from errors import ConfigurationError
@@ -107,7 +108,10 @@ def test_ocr_prompt_and_reading_order():
     example = make("ocr", {"ocr": [*items, item("Ausgang", 0.0, 0.0, "de")]}, languages=["en"])
     assert example.input_text == "Generate the ocr_text in EN: <extra_id_0>"
     assert example.target_text == "one two three four"
-    assert [each["text"] for each in ocr.reading_order(items)] == ["one", "two", "three", "four"]
+    words = [Word(each["text"], "en", each["box"]) for each in items]
+    assert [word.text for word in ocr.reading_order(words)] == ["one", "two", "three", "four"]
+    unplaced = [*words[:2], Word("lost", "en", None), *words[2:]]  # nobody knows where it stands
+    assert ocr.reading_order(unplaced) == unplaced
 
 
 def test_vqa_and_vqg_prompts_are_cross_lingual():

@@ -181,7 +181,7 @@ def spoil(folder, cause: str, bad: int = 2, good: int = 8) -> None:
                 image = image[:60]
             elif cause == "empty caption":
                 fields = json.dumps({"captions": {"en": " "}}).encode()
-            elif cause == "malformed fields for captioning":
+            elif cause == "malformed captions":
                 fields = json.dumps({"captions": ["no", "dictionary"]}).encode()
         members[f"{number:03d}.png"] = image
         if cause == "missing image" and number < bad:
@@ -190,7 +190,7 @@ def spoil(folder, cause: str, bad: int = 2, good: int = 8) -> None:
     write_tar(folder / "train-00000.tar", members)
 
 
-CAUSES = ["broken JSON", "unreadable image", "empty caption", "missing image", "malformed fields for captioning"]
+CAUSES = ["broken JSON", "unreadable image", "empty caption", "missing image", "malformed captions"]
 
 
 @pytest.mark.parametrize("cause", CAUSES)
@@ -267,7 +267,8 @@ class Watched:
     """A source that writes down which records are read."""
 
     def __init__(self, source: ShardSource, reads: list[int]) -> None:
-        self.source, self.name, self.shard, self.reads = source, source.name, source.shard, reads
+        self.source, self.name, self.reads = source, source.name, reads
+        self.shard, self.key = source.shard, source.key
 
     def __len__(self) -> int:
         return len(self.source)

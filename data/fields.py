@@ -1,0 +1,266 @@
+"""The fields of a record as data/README.md lists them: read, checked and typed here and nowhere else.
+
+Each function reads one field, and of it only what its caller asks for, so that a field which an objective does not use
+cannot spoil its examples. Missing is what is absent or null: it raises Skip where nothing is left, and costs nothing.
+A text that says nothing is left out, and is a defect where no other says something. A value of another kind than
+data/README.md lists is Malformed, always a defect; nothing is made to fit.
+"""
+
+import json
+import reprlib
+import unicodedata
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from data import languages
+from data.objectives.base import Skip
+
+# Coordinates that were computed in 32 bits may lie this far beyond the image.
+ROUNDING = 1e-6
+
+Fields = Mapping[str, Any]
+Box = tuple[float, float, float, float]
+Uses = Callable[[str], bool]
+
+
+class Malformed(Skip):
+    """A field of another kind than is due: its name is the cause that is counted, its value stands in the detail."""
+
+    def __init__(self, field: str, value: Any, due: str):
+        super().__init__(f"malformed {field}", defect=True, detail=f"{field} is {shown(value)} where {due} is due")
+
+
+class Word(NamedTuple):
+    """A text in the image; `box` is None where the record has none."""
+
+    text: str
+    language: str
+    box: Box | None
+
+
+class Question(NamedTuple):
+    """A question, in each of its wordings, and its answers, in each of theirs; neither list is empty."""
+
+    language: str
+    questions: list[str]
+    answers: list[str]
+
+
+class Object(NamedTuple):
+    """A thing in the image; `box` is None where the record has none, or where none was asked for."""
+
+    label: str
+    box: Box | None
+
+
+def parse(json_bytes: bytes | None, text: bytes | None) -> dict[str, Any]:
+    """Return a sample's fields; `alt_text` is the first of `alt_text`, `caption` and KEY.txt that says something.
+
+    Raises Skip, a defect, for JSON that cannot be parsed or holds no object. A blank `caption` or KEY.txt is what
+    img2dataset writes for none.
+    """
+    try:
+        fields = {} if json_bytes is None else json.loads(json_bytes)
+    except Exception as error:  # Among them RecursionError, and ValueError for a number of 5000 digits.
+        raise Skip("broken JSON", defect=True, detail=f"{type(error).__name__}: {error}") from error
+    if not isinstance(fields, dict):
+        raise Skip("broken JSON", defect=True, detail=f"it holds {shown(fields)} where an object is due")
+    if _is_blank(fields.get("alt_text")):
+        beside = next((value for value in (fields.get("caption"), _decoded(text)) if not _is_blank(value)), None)
+        if beside is not None:
+            fields["alt_text"] = beside
+    return fields
+
+
+def alt_text(fields: Fields) -> list[str]:
+    """Return the alt-text in each of its wordings, at least one."""
+    return _some(_texts(fields.get("alt_text"), "alt_text"), "caption")
+
+
+def document(fields: Fields) -> list[str]:
+    """Return the texts of `text`, at least one."""
+    return _some(_texts(fields.get("text"), "text"), "text")
+
+
+def language(fields: Fields) -> str:
+    """Return the language of `alt_text` and `text`."""
+    return _language(fields.get("language"), "language")
+
+
+def captions(fields: Fields, uses: Uses) -> dict[str, list[str]]:
+    """Return the captions of each language that is used, at least one."""
+    value = fields.get("captions")
+    if value is not None and not isinstance(value, dict):
+        raise Malformed("captions", value, "{language: text}")
+    found: dict[str, list[str]] = {}
+    for code, text in (value or {}).items():
+        spelled = languages.canonical(code)
+        if spelled is None:
+            raise Malformed("captions", code, "the code of a language")
+        if uses(spelled):
+            found.setdefault(spelled, []).extend(_texts(text, "captions"))
+    said = {code: texts for code, every in found.items() if (texts := [text for text in every if text])}
+    if not said:
+        _some([text for every in found.values() for text in every], "caption")
+    return said
+
+
+def ocr(fields: Fields, uses: Uses) -> list[Word]:
+    """Return the texts in the image, of the languages that are used; there may be none."""
+    found = []
+    for item in _items(fields, "ocr"):
+        code = _language(item.get("language"), "ocr.language")
+        if uses(code) and item.get("text") is not None:
+            text = _text(item["text"], "ocr.text")
+            if text:
+                found.append(Word(text, code, _box(item.get("box"), "ocr.box")))
+    return found
+
+
+def questions(fields: Fields, uses: Uses) -> list[Question]:
+    """Return the questions that have an answer, of the languages that are used; at least one."""
+    found: list[Question] = []
+    blank = None
+    for item in _items(fields, "questions"):
+        code = _language(item.get("language"), "questions.language")
+        if not uses(code):
+            continue
+        asked, answers = (_texts(item.get(name), f"questions.{name}") for name in ("question", "answer"))
+        if any(asked) and any(answers):
+            found.append(Question(code, [*filter(None, asked)], [*filter(None, answers)]))
+        elif asked and answers:
+            blank = "answer" if any(asked) else "question"
+    if not found:
+        raise Skip(f"empty {blank}", defect=True) if blank else Skip("no question")
+    return found
+
+
+def objects(fields: Fields, boxes: bool) -> list[Object]:
+    """Return the things in the image that have a label, with their boxes if they are asked for; there may be none."""
+    found = []
+    for item in _items(fields, "objects"):
+        if item.get("label") is not None:
+            label = _label(item["label"], "objects.label")
+            found.append(Object(label, _box(item.get("box"), "objects.box") if boxes else None))
+    return found
+
+
+def absent_labels(fields: Fields) -> list[str]:
+    """Return the labels of what is not in the image; there may be none."""
+    return [_label(value, "absent_labels") for value in _list(fields, "absent_labels")]
+
+
+def shown(value: Any) -> str:
+    """Return the kind of a value and the value, in at most some 100 characters."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    try:
+        return f"{type(value).__name__} {_REPR.repr(value)[:80]}"
+    except ValueError:  # An integer of so many digits that Python writes it out for nobody.
+        return f"{type(value).__name__}"
+
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxdict, _REPR.maxlist = 2, 3, 5
+
+
+def _some(texts: list[str], noun: str) -> list[str]:
+    said = [text for text in texts if text]
+    if not said:
+        raise Skip(f"empty {noun}", defect=True) if texts else Skip(f"no {noun}")
+    return said
+
+
+def _texts(value: Any, field: str) -> list[str]:
+    """Return a text as a list of one, a list of texts as it is, null as none; a text that says nothing becomes ""."""
+    if isinstance(value, str):
+        return [_text(value, field)]
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise Malformed(field, value, "text")
+    return [_text(each, field) for each in value if each is not None]
+
+
+def _text(value: Any, field: str) -> str:
+    """Return the text without the space around it, "" if it says nothing."""
+    if not isinstance(value, str):
+        raise Malformed(field, value, "text")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise Malformed(field, value[max(error.start - 20, 0) :], "text without half a surrogate pair") from None
+    text = value.strip()
+    return text if _says_something(text) else ""
+
+
+def _says_something(text: str) -> bool:
+    """Return whether any character is neither space nor a control or format character."""
+    return text[:1].isalnum() or any(unicodedata.category(c) not in _UNSEEN for c in text)
+
+
+_UNSEEN = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
+
+
+def _is_blank(value: Any) -> bool:
+    """Return whether a value is missing or says nothing; a value of another kind is not blank, but malformed."""
+    if isinstance(value, list):
+        return all(each is None or (isinstance(each, str) and _is_blank(each)) for each in value)
+    return value is None or (isinstance(value, str) and not _says_something(value))
+
+
+def _decoded(text: bytes | None) -> str | bytes | None:
+    """Return the text of KEY.txt; bytes that are no UTF-8 stay bytes, which no field takes for text."""
+    try:
+        return text if text is None else text.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return text
+
+
+def _language(value: Any, field: str) -> str:
+    if value is None or value == "":
+        return languages.DEFAULT
+    code = languages.canonical(value) if isinstance(value, str) else None
+    if code is None:
+        raise Malformed(field, value, "the code of a language")
+    return code
+
+
+def _label(value: Any, field: str) -> str:
+    label = _text(value, field)
+    if not label:
+        raise Malformed(field, value, "a name")
+    return label
+
+
+def _list(fields: Fields, field: str) -> list[Any]:
+    value = fields.get(field)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise Malformed(field, value, "a list")
+    return [each for each in value if each is not None]
+
+
+def _items(fields: Fields, field: str) -> list[dict[str, Any]]:
+    items = _list(fields, field)
+    for item in items:
+        if not isinstance(item, dict):
+            raise Malformed(field, item, "an object")
+    return items
+
+
+def _box(value: Any, field: str) -> Box | None:
+    if value is None:
+        return None
+    if isinstance(value, list | tuple) and len(value) == 4 and all(map(_is_number, value)):
+        ymin, xmin, ymax, xmax = value
+        # NaN compares false, so that it is malformed too.
+        if -ROUNDING <= ymin <= ymax <= 1 + ROUNDING and -ROUNDING <= xmin <= xmax <= 1 + ROUNDING:
+            return float(ymin), float(xmin), float(ymax), float(xmax)
+    raise Malformed(field, value, "[ymin, xmin, ymax, xmax] in fractions of the image, 0 to 1,")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,35 @@
+"""Codes of languages: one spelling for each, in prompts and in filters alike."""
+
+import functools
+import re
+from collections.abc import Sequence
+
+DEFAULT = "en"
+# Codes that name one language: the registry of IANA replaced them one by the other. PaLI's text uses the first of each
+# pair on the right: Google Translate's "iw" for Hebrew, and the new code for the others.
+ALIASES = {"he": "iw", "in": "id", "ji": "yi", "jw": "jv", "mo": "ro"}
+
+_CODE = re.compile(r"[a-z]{1,8}(-[a-z0-9]{1,8})*")
+
+
+@functools.lru_cache(maxsize=4096)
+def canonical(code: str) -> str | None:
+    """Return the one spelling of a code ("he_IL" -> "iw-il"), or None for a text that is no code (RFC 5646)."""
+    code = code.strip().lower().replace("_", "-")
+    if not _CODE.fullmatch(code):
+        return None
+    language, hyphen, region = code.partition("-")
+    return f"{ALIASES.get(language, language)}{hyphen}{region}"
+
+
+def accepts(wanted: Sequence[str], code: str) -> bool:
+    """Return whether a list of codes names this one: "en" accepts "en-US" too, "en-US" accepts no other English."""
+    spelled = canonical(code)
+    if spelled is None:
+        return code in wanted
+    return not _spelled(tuple(wanted)).isdisjoint((spelled, spelled.partition("-")[0]))
+
+
+@functools.lru_cache(maxsize=256)
+def _spelled(codes: tuple[str, ...]) -> frozenset[str | None]:
+    return frozenset(map(canonical, codes))
