@@ -110,6 +110,12 @@ class MixtureConfig:
             names.append(name if met[name] == 1 else f"{name}#{met[name]}")
         return names
 
+    def shares(self) -> list[float]:
+        """Return the share of all examples that each component is asked for; together 1."""
+        heaviest = max((component.weight for component in self.components), default=1.0)
+        scaled = [component.weight / heaviest for component in self.components]
+        return [each / sum(scaled) for each in scaled]
+
     def check(self) -> None:
         """Raises ConfigurationError for an empty mixture, an unknown objective or option, or a weight not above 0."""
         if not self.components:

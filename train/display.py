@@ -1,6 +1,7 @@
 """What the terminal shows of a run: a live table on a terminal, plain lines elsewhere (logs of batch jobs)."""
 
 import time
+from collections import Counter
 from datetime import timedelta
 from typing import Protocol
 
@@ -12,6 +13,8 @@ from train.metrics import Line
 
 PLAIN_EVERY_S = 10.0
 TABLE_WIDTH = 110  # characters
+MOST_NAMED = 3  # causes of skipped records, and components, in a line
+PARTED = 0.05  # relative difference of an achieved share from the one asked for
 PLAIN_FIRST_STEPS = 3  # printed whatever the time, so that a log shows at once that the run runs
 
 
@@ -47,6 +50,7 @@ class Progress:
     def __init__(self, name: str, total_steps: int) -> None:
         self.name, self.total_steps = name, total_steps
         self.started: tuple[float, int] | None = None
+        self.skipped: Counter[str] = Counter()  # records by "<source>/<cause>" since this process began
 
     def left(self, step: int) -> str:
         """Time to the end as h:mm:ss."""
@@ -62,7 +66,7 @@ class Progress:
         step = line["step"]
         facts = [
             ("step", f"{step}/{self.total_steps}"),
-            ("loss", f"{line['loss']:.4f} nats"),
+            ("loss", _nats(line["loss"])),
             ("gradient norm", "skipped" if line["grad_norm"] is None else f"{line['grad_norm']:.3g}"),
             ("learning rate", f"{line['lr']:.2e}"),
             ("speed", f"{line['examples_per_s']:.1f} examples/s, {line['tokens_per_s']:.0f} tokens/s"),
@@ -73,12 +77,25 @@ class Progress:
             ("padding", _percent(line["padding_fraction"])),
             ("data wait", f"{1000 * line['data_wait_s']:.0f} ms"),
             ("memory", f"{line['memory_gib']:.2f} GiB"),
+            *self._skipped(line),
             *_slowest(line),
             ("left", self.left(step)),
         ]
         if "validation/loss" in line:
-            facts.insert(2, ("validation loss", f"{line['validation/loss']:.4f} nats"))
+            facts.insert(2, ("validation loss", _nats(line["validation/loss"])))
         return facts
+
+    def _skipped(self, line: Line) -> list[tuple[str, str]]:
+        """The records that were left out so far, with the causes counted most often."""
+        for key, count in line.items():
+            if key.startswith("skipped/"):
+                self.skipped[key.removeprefix("skipped/")] += count
+        if not self.skipped:
+            return []
+        named = [f"{count:,} x {cause}" for cause, count in self.skipped.most_common(MOST_NAMED)]
+        if (more := len(self.skipped) - MOST_NAMED) > 0:
+            named.append(f"{more} more cause{'s' * (more > 1)}")
+        return [("skipped records", f"{self.skipped.total():,} ({', '.join(named)})")]
 
 
 class Plain(Progress):
@@ -91,9 +108,9 @@ class Plain(Progress):
 
     def step(self, line: Line) -> None:
         now = time.monotonic()
-        facts = self.facts(line)
+        facts = [*self.facts(line), *_parted(line)]
         due = now - self.last >= PLAIN_EVERY_S or self.shown < PLAIN_FIRST_STEPS
-        if due or line["step"] == self.total_steps or "validation/loss" in line or line["grad_norm"] is None:
+        if due or line["step"] == self.total_steps or "validation/loss" in line or _is_refused(line):
             self.shown, self.last = self.shown + 1, now
             self.note(" | ".join(f"{name} {value}" for name, value in facts))
 
@@ -123,6 +140,8 @@ class LiveTable(Progress):
                 objective = key.removeprefix("loss/")
                 accuracy = _percent(line[f"accuracy/{objective}"], " of tokens right", ", ")
                 table.add_row(objective, f"{value:.4f} nats{accuracy}")
+        for name, asked, achieved in _shares(line):
+            table.add_row(name, f"share {_percent(achieved) or 'none'}{_percent(asked, ' asked', ' of ')}")
         self.live.update(table)
 
     def note(self, text: str) -> None:
@@ -146,6 +165,29 @@ def as_text(table: Table) -> str:
     with console.capture() as captured:
         console.print(table)
     return captured.get().rstrip()
+
+
+def _nats(loss: float | None) -> str:
+    return "none" if loss is None else f"{loss:.4f} nats"
+
+
+def _is_refused(line: Line) -> bool:
+    """Whether the guard skipped the step; one without any target is nothing that a user must look into at once."""
+    return line["grad_norm"] is None and "empty_steps" not in line
+
+
+def _shares(line: Line) -> list[tuple[str, float, float | None]]:
+    """(component, asked, achieved) of each component of the mixture."""
+    names = [key.removeprefix("share_asked/") for key in line if key.startswith("share_asked/")]
+    return [(name, line[f"share_asked/{name}"], line[f"share/{name}"]) for name in names]
+
+
+def _parted(line: Line) -> list[tuple[str, str]]:
+    """The components whose achieved share is furthest from the one asked for, if any is far."""
+    far = [(abs((got or 0.0) / asked - 1), name, asked, got or 0.0) for name, asked, got in _shares(line) if asked]
+    worst = sorted((each for each in far if each[0] > PARTED), reverse=True)[:MOST_NAMED]
+    listing = ", ".join(f"{name} {_percent(got)} of {_percent(asked)} asked" for _, name, asked, got in worst)
+    return [("shares", listing or "as asked")] if far else []
 
 
 def _percent(fraction: float | None, what: str = "", before: str = "") -> str:

@@ -17,15 +17,18 @@ from train.entry import Interrupted
 from train.flops import FlopCounter, peak_tflops
 from train.guard import Guard, save_bad_batch, stopped
 from train.left_out import NAME
-from train.metrics import memory_bytes, step_line
+from train.metrics import Line, memory_bytes, step_line
 from train.phases import Span
 from train.profiling import Profiler, memory_told
 from train.rank_times import RankTimes, Stragglers
 from train.reading import ReplicaReader
 from train.run import Extra, Run
 from train.schedule import learning_rate
+from train.shares import Shares
 from train.steps import Share, identities, joiner, read_or_stop, seed_generators
 from train.validation import Validation
+
+NOTHING = "no target token"  # why a step is passed over: it is no bad step, and there is nothing to learn from
 
 
 class Loop:
@@ -51,7 +54,11 @@ class Loop:
         self.flops = FlopCounter(config, span.phase.freeze)
         self.peak_tflops = peak_tflops(config, self.layout.device)
         self.waiting = CommunicationWait(self.layout.device)
-        self.agreement = Agreement(self.layout.data_parallel_size, self.layout.device, len(NAMES))
+        self.shares = Shares(config.mixture, span.phase.name, extra.get("shares") if same_phase else None)
+        self.empty_steps = int(extra.get("empty_steps", 0)) if same_phase else 0  # of the phase
+        self.agreement = Agreement(
+            self.layout.data_parallel_size, self.layout.device, len(NAMES), len(self.shares.names)
+        )
         self.stragglers = Stragglers(config.run.straggler)
         self.profiler = Profiler(config.profile, run.folder, self.layout.rank, self.layout.device)
         self.times: RankTimes | None = None  # of the step before
@@ -95,7 +102,7 @@ class Loop:
         replaces no other one.
         """
         beat(f"step {step}, its checkpoint")
-        state = {"guard": self.guard.state, "phase": self.span.phase.name}
+        state = {"guard": self.guard.state, "phase": self.span.phase.name} | self.counted
         self.run.save(self.engine, step, state | ({"bad": list(self.guard.bad)} if self.guard.bad else {}))
 
     def dry_run(self, step: int) -> None:
@@ -104,6 +111,12 @@ class Loop:
         self.engine.forward_backward(share.filled(agreed.num_micro_batches), agreed.num_targets)
         self.engine.discard()
         self.held = {step: replace(share, data_wait_s=0.0)}
+
+    @property
+    def counted(self) -> Extra:
+        """What a checkpoint must hold for a resumed run to count on."""
+        shares: Extra = {"shares": self.shares.state} if self.shares.names else {}
+        return shares | ({"empty_steps": self.empty_steps} if self.empty_steps else {})
 
     def step(self, step: int) -> Agreed:
         """One step of all ranks, from data to the line of metrics."""
@@ -122,19 +135,39 @@ class Loop:
             world_size=self.layout.world_size, peak_tflops=self.peak_tflops,
             flops=self.flops.step(sum(agreed.examples), agreed.images, agreed.encoder_tokens, agreed.num_targets),
         )  # fmt: skip
+        line |= self.count(agreed, cause)
         if self.validation.due(step):
             line |= self.validation.losses(self.engine)
-        self.run.record(line if cause is None else line | {"guard": cause})
+        self.run.record(line)
         if self.validation.due(step):
             self.run.show(step, self.validation.samples(self.engine))
+            for warning in self.validation.warnings:
+                self.run.alert("validation", warning)
+        if (parted := self.shares.warning()) is not None:
+            self.run.alert("shares", parted)
         if (slow := self.stragglers.judge(agreed.times)) is not None:
             self.run.alert("straggler", slow)
-        if cause is not None:
+        if cause == NOTHING:
+            self.pass_over(step)
+        elif cause is not None:
             self.refuse(step, cause, share)
         return agreed
 
+    def count(self, agreed: Agreed, cause: str | None) -> Line:
+        """Count the step's examples, and the step if it has none: what is to be said of it in the metrics."""
+        if self.shares.names:
+            self.shares.add(agreed.components, self.config.data.batch_examples)
+        line = self.shares.metrics() | ({} if cause is None else {"guard": cause})
+        if cause != NOTHING:
+            return line
+        self.empty_steps += 1
+        return line | {"empty_steps": self.empty_steps}
+
     def update(self, totals: LossTotals, rate: float) -> tuple[str | None, float | None]:
         """Take the step, unless the loss or the gradient is not to be trusted: (why not, norm of the gradient)."""
+        if not totals.tokens.any():  # its loss would be 0, and an update would decay moments and weights
+            self.engine.discard()
+            return NOTHING, None
         loss = totals.loss.item()
         cause = self.guard.verdict(loss)
         if cause is not None:
@@ -145,6 +178,15 @@ class Loop:
             return "gradient is not finite", None
         self.guard.accept(loss)
         return None, norm
+
+    def pass_over(self, step: int) -> None:
+        """Report a step without any target: the first one, and each tenfold of them."""
+        if self.empty_steps == 10 ** (len(str(self.empty_steps)) - 1):
+            self.run.alert(
+                "empty step",
+                f"Step {step} changes nothing: it has {NOTHING} (steps like it in phase {self.span.phase.name!r}: "
+                f"{self.empty_steps:,}); skipped/… in metrics.jsonl counts what was left out of it.",
+            )
 
     def refuse(self, step: int, cause: str, share: Share) -> None:
         """Keep the ids of a skipped step's examples; stop the run if there were too many in a row."""
@@ -179,7 +221,7 @@ class Loop:
         beat(f"step {step}, reading")
         share = read_or_stop(partial(self.read, step), self.agreement)
         beat(f"step {step}, meeting all ranks")
-        local = share.facts(self.tokens_per_image)
+        local = share.facts(self.tokens_per_image, self.shares.names)
         local.times = self.times
         local.memory_bytes = memory_bytes(self.layout.device)
         local.stop, local.save = self.run.interrupt.asked, self.run.save_due()

@@ -63,11 +63,16 @@ def step_line(
 
 
 def losses(totals: LossTotals, objectives: Sequence[str], prefix: str = "") -> Line:
-    """`loss` and `z_loss` per target token; `loss/<objective>` and `accuracy/<objective>` of tokens where it occurs."""
+    """`loss` and `z_loss` per target token; `loss/<objective>` and `accuracy/<objective>` of tokens where it occurs.
+
+    Without any target token there is no loss: null, not 0.
+    """
     nll, z_loss, correct, tokens = (
         part.double().tolist() for part in (totals.nll, totals.z_loss, totals.correct, totals.tokens)
     )
-    count = max(1.0, sum(tokens))
+    count = sum(tokens)
+    if not count:
+        return {f"{prefix}loss": None, f"{prefix}z_loss": None}
     line: Line = {f"{prefix}loss": (sum(nll) + sum(z_loss)) / count, f"{prefix}z_loss": sum(z_loss) / count}
     for i, name in enumerate(objectives):
         if tokens[i]:

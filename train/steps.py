@@ -43,15 +43,17 @@ class Share:
         batches, empty = [trim(batch) for batch in whole], trim(whole[0].emptied())
         return cls(batches, empty, reading.infos, reading.statistics, reading.data_wait_s)
 
-    def facts(self, tokens_per_image: int) -> Local:
-        """What the other ranks must know of it."""
+    def facts(self, tokens_per_image: int, components: Sequence[str] = ()) -> Local:
+        """What the other ranks must know of it; `components`: names of the mixture's."""
         examples = Counter(info.objective for info in self.infos)
+        by_component = Counter(info.component for info in self.infos)
         return Local(
             num_micro_batches=len(self.micro_batches),
             num_targets=sum(batch.num_targets for batch in self.micro_batches),
             encoder_tokens=sum(int((batch.encoder_segments > 0).sum()) for batch in self.micro_batches),
             images=sum(int((batch.visual_index >= 0).sum()) for batch in self.micro_batches) // tokens_per_image,
             examples=[examples[name] for name in NAMES],
+            components=[by_component[name] for name in components],
             positions=sum(batch.num_positions for batch in self.micro_batches),
             empty_positions=self.empty.num_positions,
             truncated=self.statistics.truncated,

@@ -1,6 +1,7 @@
 """While training: the loss on the validation split, and answers to look at."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -28,9 +29,12 @@ class Validation:
     def __init__(self, config: RunConfig, layout: Layout, tokenizer: Tokenizer) -> None:
         """`config`: as the phase sees it. Nothing is opened where `evaluation.every_steps` is 0."""
         self.settings, self.layout, self.tokenizer = config.evaluation, layout, tokenizer
-        self.last_step, self.num_components = config.run.steps, len(config.mixture.components)
+        self.last_step, self.components = config.run.steps, config.mixture.names()
+        num_examples = config.data.batch_examples * self.settings.steps
+        self.due_examples = [share * num_examples for share in config.mixture.shares()]
+        self.warnings: list[str] = []  # of the last validation
         self.trim, self.join = trimmer(config), joiner(config, layout.device)
-        self.agreement = Agreement(layout.data_parallel_size, layout.device, len(NAMES))
+        self.agreement = Agreement(layout.data_parallel_size, layout.device, len(NAMES), len(self.components))
         self.tokens_per_image = config.vit.num_tokens(config.model.image_size)
         if self.settings.every_steps:
             self.reader = ReplicaReader(config, layout, tokenizer, config.mixture, SPLIT, prefetch=0)
@@ -45,21 +49,39 @@ class Validation:
         return Share.of(self.reader.read(step), self.join)
 
     def losses(self, engine: Engine) -> Line:
-        """`validation/loss`, and per objective `validation/loss/<objective>` and `validation/accuracy/<objective>`."""
+        """`validation/loss`, and per objective `validation/loss/<objective>` and `validation/accuracy/<objective>`.
+
+        What has no example has no loss: null, with a warning that names it.
+        """
         sums: list[LossTotals] = []
+        examples = [0] * len(self.components)
         for step in range(self.settings.steps):
             beat(f"validation loss, batch {step + 1} of {self.settings.steps}")
             share = read_or_stop(partial(self.read, step), self.agreement)
-            agreed = self.agreement.agree(share.facts(self.tokens_per_image))
+            agreed = self.agreement.agree(share.facts(self.tokens_per_image, self.components))
+            examples = [before + new for before, new in zip(examples, agreed.components, strict=True)]
             sums.append(engine.evaluate(share.filled(agreed.num_micro_batches)))
+        self.warnings = self.without_examples(examples)
         parts = ([totals.nll, totals.z_loss, totals.correct, totals.tokens] for totals in sums)
         return losses(LossTotals(*(sum(each[1:], each[0]) for each in zip(*parts, strict=True))), NAMES, "validation/")
+
+    def without_examples(self, examples: Sequence[int]) -> list[str]:
+        """A sentence that names the components without any example, though two or more were due; or none."""
+        due = zip(self.components, self.due_examples, examples, strict=True)
+        missing = [name for name, asked, found in due if asked >= 2 and not found]
+        if not missing and any(examples):
+            return []
+        what = f"example of {', '.join(missing)}" if any(examples) else f"example (of {', '.join(self.components)})"
+        return [
+            f"Validation has no {what} in {self.settings.steps} batches of the {SPLIT} split, so that no loss of it is "
+            f"measured; check what its records hold, or set evaluation.every_steps=0."
+        ]
 
     def samples(self, engine: Engine) -> list[Sample]:
         """Answers to `evaluation.samples` validation examples, from all components of the mixture; on every rank."""
         if not self.settings.samples:
             return []
-        per_component = math.ceil(self.settings.samples / self.num_components)
+        per_component = math.ceil(self.settings.samples / len(self.components))
         batches = self.reader.held_out(per_component, per_component)
         own = list(answers(engine, batches, self.tokenizer, self.settings.max_new_tokens, self.trim))
         return gather(own if self.layout.speaks else [])[: self.settings.samples]

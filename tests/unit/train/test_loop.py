@@ -122,6 +122,25 @@ def test_a_bad_loss_is_skipped_and_its_examples_are_kept(tmp_path: Path) -> None
     assert '"key1"' in (tmp_path / "bad_batch_step_00000002.json").read_text(encoding="utf-8")
 
 
+def test_a_step_without_any_target_changes_nothing_and_is_counted(tmp_path: Path) -> None:
+    engine = FakeEngine([9.0, 5.0, 0.0, 0.0, 3.0])
+    forward_backward = engine.forward_backward
+
+    def without_targets(micro_batches: list[MicroBatch], num_targets: int) -> LossTotals:
+        totals = forward_backward(micro_batches, num_targets)
+        return LossTotals(*torch.zeros(4, len(NAMES))) if totals.nll.sum() == 0 else totals
+
+    engine.forward_backward = without_targets  # type: ignore[method-assign]
+    trained, run = loop(engine, tmp_path, steps=4, max_in_a_row=1)
+    trained.train(0)
+    assert [call for call, _ in engine.calls] == ["discard", "update", "discard", "discard", "update"]
+    assert [line["loss"] for line in run.lines] == [5.0, None, None, 3.0]
+    assert [line.get("empty_steps") for line in run.lines] == [None, 1, 2, None]
+    assert run.lines[1]["guard"] == "no target token" and run.lines[1]["grad_norm"] is None
+    assert run.alerts == ["empty step"] and trained.guard.state == [5.0, 3.0]
+    assert run.saved[-1][1]["empty_steps"] == 2 and not list(tmp_path.glob("bad_batch*"))
+
+
 def test_many_bad_steps_in_a_row_end_the_run(tmp_path: Path) -> None:
     trained, run = loop(FakeEngine([9.0] + [math.inf] * 9), tmp_path, steps=9, max_in_a_row=3)
     with pytest.raises(RunStopped, match="stopped at step 3: 3 steps in a row"):

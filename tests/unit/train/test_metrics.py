@@ -42,6 +42,11 @@ def test_losses_are_weighted_by_target_tokens() -> None:
     assert "loss/vqg" not in values  # no target token: no loss
 
 
+def test_a_step_of_nothing_has_no_loss() -> None:
+    values = losses(LossTotals(*torch.zeros(4, 3)), OBJECTIVES, "validation/")
+    assert values == {"validation/loss": None, "validation/z_loss": None}
+
+
 def test_speeds_and_sizes_carry_their_units() -> None:
     values = line()
     assert values["examples_per_s"] == 1.5
