@@ -149,7 +149,7 @@ class WandbTracker:
 
     def alert(self, title: str, text: str) -> None:
         if self.run is not None:
-            self._try(lambda: self.run.alert(title=title, encoding="utf-8"))
+            self._try(lambda: self.run.alert(title=title, text=text))
 
     def close(self) -> None:
         if self.run is not None:
