@@ -22,13 +22,13 @@ class CheckpointFolder:
     def __init__(self, folder: str | Path, keep_last: int = 2, keep_every: int = 0) -> None:
         self.folder, self.keep_last, self.keep_every = Path(folder), keep_last, keep_every
 
-    def point_at_newest(self) -> None:
-        """Let `latest` name the newest checkpoint; remove it where there is none."""
-        if (newest := self.latest_step()) is None:
+    def point_at(self, step: int | None) -> None:
+        """Let `latest` name the checkpoint of a step; remove it for None."""
+        if step is None:
             (self.folder / "latest").unlink(missing_ok=True)
             return
         scratch = self.folder / "latest.partial"
-        write_text(scratch, self.path(newest).name)
+        write_text(scratch, self.path(step).name)
         os.replace(scratch, self.folder / "latest")
 
     def prune(self) -> None:
@@ -68,6 +68,14 @@ class CheckpointFolder:
             return (self.folder / "latest").read_text(encoding="utf-8", errors="replace").strip()
         except OSError:
             return None
+
+    def lost(self) -> str | None:
+        """The name of a checkpoint that was there, where none is left to load; None where that is not so."""
+        if self.steps():
+            return None
+        damaged = sorted(folder.name for folder in self.folder.glob("step_*.damaged"))
+        named = self.named_latest()
+        return damaged[-1] if damaged else named if named is None else named or "latest"
 
     def latest_extra(self) -> dict[str, Any]:
         """What was saved with the newest checkpoint that can be read, {} where there is none; loads nothing."""

@@ -14,20 +14,22 @@ from errors import ConfigurationError
 from model.config import ModelConfig
 from model.pali import PaLI
 from parallel import layout
-from parallel.checkpoint import Checkpointer
+from parallel.checkpoint_folder import CheckpointFolder
 from parallel.engine import DTYPES
 from parallel.initial import check_files
 from parallel.materialize import plan_of
-from train.config import RunConfig, to_dict
+from train.config import RunConfig
 from train.phases import Span, for_phase, spans
 from train.profiling import profiled_steps
+from train.resume import MODEL, check_allowed, check_resume, check_same_model
 from train.steps import work_of
 from train.validation import SPLIT
 
 
-def check(config: RunConfig, world_size: int, expected: Sequence[Path] = ()) -> None:
+def check(config: RunConfig, world_size: int, expected: Sequence[Path] = (), trains: bool = True) -> None:
     """Raise ConfigurationError, one sentence that says what to change, for settings that cannot work together.
 
+    `trains`: whether the run in run.folder is to go on, rather than to be looked at.
     `expected`: folders that jobs before this one will have made; what is missing in them is no mistake yet. Raises
     OSError for a run.folder that cannot be made or written to.
     """
@@ -43,7 +45,7 @@ def check(config: RunConfig, world_size: int, expected: Sequence[Path] = ()) -> 
     profiled_steps(config.profile)
     _check_tokenizer(config, expected)
     _check_initial(config, plans[0], expected)
-    _check_same_model(config)
+    _check_same_run(config, trains)
     _check_same_tokenizer(config, expected)
 
 
@@ -135,30 +137,34 @@ def _check_tokenizer(config: RunConfig, expected: Sequence[Path]) -> None:
 
 
 def _check_initial(config: RunConfig, plan: PaLI, expected: Sequence[Path]) -> None:
-    if Path(config.run.folder, "checkpoints", "latest").exists():
+    if CheckpointFolder(Path(config.run.folder, "checkpoints")).steps():
         return  # the run has weights of its own
     initial = config.run.initial
     checkpoints = Path(initial or "", "checkpoints")
-    if initial is not None and not checkpoints.is_dir() and not _is_expected(checkpoints, expected):
+    if initial is not None and not CheckpointFolder(checkpoints).steps() and not _is_expected(checkpoints, expected):
         raise ConfigurationError(
             f"run.initial={initial} holds no checkpoints; name the folder of a run that saved one."
         )
     check_files(plan, [file for file in config.run.initial_weights if not _is_expected(Path(file), expected)])
 
 
-def _check_same_model(config: RunConfig) -> None:
-    """A folder holds one run: its model and its optimizer may not change under its checkpoints."""
-    saved_at = Path(config.run.folder, "config.yaml")
-    if not saved_at.exists():
+def _check_same_run(config: RunConfig, trains: bool) -> None:
+    """A folder holds one run: what its steps are may not change under its checkpoints."""
+    check_allowed(config.run.allow_changes)
+    checkpoints = CheckpointFolder(Path(config.run.folder, "checkpoints"))
+    if (lost := checkpoints.lost()) is not None:
+        raise ConfigurationError(
+            f"{checkpoints.folder} holds no checkpoint to go on from, though {lost} was one; bring it back from a "
+            f"copy, or choose another run.name, or remove {checkpoints.folder} to begin anew."
+        )
+    saved, saved_at = checkpoints.latest_extra().get("config"), Path(config.run.folder, "config.yaml")
+    if trains and isinstance(saved, dict):
+        check_resume(saved, config, checkpoints.latest_step() or 0)
         return
-    saved, now = OmegaConf.load(saved_at), OmegaConf.create(to_dict(config))
-    fixed = [f"{tower}.{key}" for tower in ("vit", "mt5") for key in now[tower]]
-    for key in [*fixed, "optimizer.name"]:
-        before, value = OmegaConf.select(saved, key), OmegaConf.select(now, key)
-        if before != value:
-            raise ConfigurationError(
-                f"{config.run.folder} holds a run with {key}={before}, now it is {value}; choose another run.name."
-            )
+    if saved is None and saved_at.exists():
+        saved = OmegaConf.to_container(OmegaConf.load(saved_at))
+    if isinstance(saved, dict):
+        check_same_model(saved, config, (*MODEL, "optimizer.name") if trains else MODEL)
 
 
 def _check_same_tokenizer(config: RunConfig, expected: Sequence[Path]) -> None:
@@ -167,7 +173,7 @@ def _check_same_tokenizer(config: RunConfig, expected: Sequence[Path]) -> None:
     for folder in (config.run.folder, config.run.initial):
         if folder is None or _is_expected(path, expected):
             continue
-        saved = Checkpointer(Path(folder, "checkpoints")).latest_extra()
+        saved = CheckpointFolder(Path(folder, "checkpoints")).latest_extra()
         if "tokenizer" in saved and saved["tokenizer"] != (now := checksum(path)):
             raise ConfigurationError(
                 f"{folder} was trained with another tokenizer than data.tokenizer={path} (SHA-256 "

@@ -70,6 +70,17 @@ class RunSettings:
     initial_weights: list[str] = field(default_factory=list)
     peak_tflops: float | None = None
     restarts_without_progress: int = 3
+    rehearse: bool = False
+    """Try one step, update, checkpoint, validation and answer of each phase, print the memory that each takes, and end.
+
+    The run's folder stays as it is. False: a rehearsal is asked for, before a long run.
+    """
+    allow_changes: list[str] = field(default_factory=list)
+    """Settings that may differ from those of the run's newest checkpoint though its steps are others then.
+
+    Such as `data.batch_examples`, `mixture` or `data.sources` (which shards a source has). None by default, so that a
+    step number stands for the whole state.
+    """
     guard: GuardConfig = field(default_factory=GuardConfig)
     straggler: StragglerConfig = field(default_factory=StragglerConfig)
 

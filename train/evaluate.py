@@ -41,9 +41,13 @@ def main(composed: DictConfig) -> None:
     this = launch()
     checkpointer = Checkpointer(Path(config.run.folder, "checkpoints"))
     step = checkpointer.latest_step()
+    if step is None and (lost := checkpointer.lost()) is not None:
+        raise ConfigurationError(
+            f"{config.run.folder} holds no checkpoint any more, though {lost} was one; bring it back."
+        )
     if step is None:
         raise ConfigurationError(f"{config.run.folder} holds no checkpoint yet; train the run first.")
-    check(config, this.world_size)
+    check(config, this.world_size, trains=False)
     phase = span_of(spans(config), step).phase
     config = for_phase(config, phase)
     check_sources(config, chosen(config.mixture, config.evaluation), config.evaluation.split)

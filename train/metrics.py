@@ -12,6 +12,7 @@ import torch
 
 from model.loss import LossTotals
 from train.agreement import Agreed
+from train.kept_files import free_name
 from train.rank_times import summary
 
 Line = dict[str, Any]
@@ -89,10 +90,14 @@ def memory_bytes(device: torch.device) -> int:
 
 
 class MetricsFile:
-    """`metrics.jsonl`, appended to. One that is opened again at a restored step forgets the steps after it."""
+    """`metrics.jsonl`, appended to. One that is opened again at a restored step forgets the steps after it.
+
+    Lines of which none would be left are kept beside it, in the file that `kept` names.
+    """
 
     def __init__(self, path: Path, restored_step: int) -> None:
         self.path = path
+        self.kept: Path | None = None
         if path.exists():
             self._cut(restored_step)
         self.file: TextIO = path.open("a", encoding="utf-8")
@@ -105,9 +110,14 @@ class MetricsFile:
 
     def _cut(self, step: int) -> None:
         """Cut off the lines of later steps, and a last line that a kill left half written."""
-        kept = [text for text in self.path.read_text(encoding="utf-8").splitlines() if _step_of(text) <= step]
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        self.kept = None
+        left = [text for text in lines if _step_of(text) <= step]
+        if not left and any(_step_of(text) < math.inf for text in lines):
+            self.kept = free_name(self.path)
+            os.replace(self.path, self.kept)
         scratch = self.path.with_suffix(".tmp")
-        scratch.write_text("".join(text + "\n" for text in kept), encoding="utf-8")
+        scratch.write_text("".join(text + "\n" for text in left), encoding="utf-8")
         os.replace(scratch, self.path)
 
     def write(self, line: Line) -> None:

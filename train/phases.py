@@ -1,5 +1,6 @@
 """The phases of a run laid out on its step counter."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from data.config import MixtureConfig
@@ -18,7 +19,11 @@ class Span:
 
 def spans(config: RunConfig) -> list[Span]:
     """The run's phases with their steps; ConfigurationError if they do not add up to `run.steps`."""
-    phases, total = config.stage.phases, config.run.steps
+    return lay_out(config.stage.phases, config.run.steps)
+
+
+def lay_out(phases: Sequence[Phase], total: int) -> list[Span]:
+    """Phases one after another on `total` steps; ConfigurationError if they do not add up."""
     given = sum(phase.steps or 0 for phase in phases)
     open_ended = [phase.name for phase in phases if phase.steps is None]
     if len(open_ended) > 1:

@@ -1,7 +1,6 @@
 """What a run leaves behind and how it speaks: its folder, checkpoints, metrics, tracker and display."""
 
 import gc
-import os
 import socket
 import time
 from pathlib import Path
@@ -23,10 +22,12 @@ from train.config import Phase, RunConfig, to_dict, to_yaml
 from train.display import as_text, open_display
 from train.entry import Interrupted, RunStopped
 from train.interrupt import Interrupt
+from train.kept_files import replace_text
 from train.left_out import LeftOut
 from train.lock import WAIT_S, FolderLock, of_this_job
 from train.metrics import Line, MetricsFile
 from train.provenance import degrees, git_state, hardware, stage_rows
+from train.resume import note
 from train.samples import Sample, draw
 from train.steps import work_of
 from train.tracking import NoTracker, Tracker, open_tracker
@@ -49,10 +50,6 @@ class Run:
             raise ConfigurationError(
                 f"{self.folder} is in use by {holder}; wait for it or end it, or choose another run.name."
             )
-        if self.first_rank:
-            scratch = self.folder / "config.yaml.tmp"
-            scratch.write_text(to_yaml(config), encoding="utf-8")
-            os.replace(scratch, self.folder / "config.yaml")
         layout.barrier()
         keep = config.checkpoint
         self.checkpointer = Checkpointer(self.folder / "checkpoints", keep.keep_last, keep.keep_every)
@@ -95,14 +92,22 @@ class Run:
         if self.metrics is not None:
             self.metrics.forget_after(step)
         elif self.first_rank:
+            replace_text(self.folder / "config.yaml", to_yaml(self.config))
             self.metrics = MetricsFile(self.folder / "metrics.jsonl", step)
             self.tracker = open_tracker(
                 self.config, self.folder, extra.get("tracker_run"), self.layout.rank, self.facts()
             )
             if step:
                 self.alert("restart", f"{self.folder}: resumed after step {step}")
+                if (changed := note(extra.get("config") or {}, self.config, step)) is not None:
+                    self.display.note(changed)
             else:
                 self.display.note(f"{self.folder}: a new run")
+        if self.metrics is not None and self.metrics.kept is not None:
+            self.display.note(
+                f"{self.folder} holds no checkpoint, so it begins anew; the metrics until now are kept in "
+                f"{self.metrics.kept.name}."
+            )
         self.tracker.stages(stage_rows(engine.blueprint.stages))
 
     def facts(self) -> dict[str, Any]:
@@ -222,7 +227,8 @@ def engine_of(config: RunConfig, phase: Phase, layout: Layout, restored: bool) -
 
 def forget_after(checkpointer: Checkpointer, step: int) -> None:
     """Remove the checkpoints after `step`; the newest one left becomes `latest`."""
-    for saved in reversed(checkpointer.steps()):  # a kill in between leaves no gap
+    steps = checkpointer.steps()
+    checkpointer.point_at(max((saved for saved in steps if saved <= step), default=None))
+    for saved in reversed(steps):  # a kill in between leaves no gap
         if saved > step:
             checkpointer.remove(saved)
-    checkpointer.point_at_newest()

@@ -27,7 +27,7 @@ def test_the_folders_are_the_one_answer(tmp_path: Path) -> None:
         if named is not None:
             (tmp_path / "latest").write_text(named, encoding="utf-8", errors="surrogateescape")
         assert checkpoints.steps() == [4, 8] and checkpoints.latest_step() == 8
-    checkpoints.point_at_newest()
+    checkpoints.point_at(8)
     assert checkpoints.named_latest() == "step_00000008"
 
 

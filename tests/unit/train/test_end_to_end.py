@@ -1,10 +1,15 @@
 """The whole way in one process: corpus, tokenizer, training in two phases, a restart, evaluation."""
 
 import json
+import math
+import re
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig
 
 import progress
 from data.corpus_text import corpus_texts
@@ -108,3 +113,58 @@ def test_trained_resumed_and_evaluated(
     assert (tmp_path / "resumed" / "samples.png").exists()
     assert "answers to batch 1" in places
     assert (tmp_path / "resumed" / "evaluation" / "heartbeats" / "rank_00000.json").exists(), "it was watched over"
+
+
+def ended(name: str, main: Callable[[DictConfig], None]) -> int:
+    with pytest.raises(SystemExit) as end:
+        entry(name, main)
+    return int(str(end.value.code))
+
+
+def test_weights_that_are_not_finite_are_not_saved_and_the_run_that_was_stays_one(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = [
+        "experiment=equivalence", f"data.root={corpus}", "run.steps=2", "stage.phases.0.image_size=56",
+        "data.batch_examples=4", "data.num_streams=1", "checkpoint.every_steps=1", "run.folder=run",
+    ]  # fmt: skip
+    update, rates = Engine.update, []
+
+    def spoils_the_last(engine: Engine, rate: float) -> float:
+        norm = update(engine, rate)
+        rates.append(rate)
+        if len([rate for rate in rates if rate]) == 2:
+            engine.shards()[0].weights.view(-1)[0] = math.inf
+        return norm
+
+    command(monkeypatch, *settings)
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "update", spoils_the_last)
+        assert ended("pretrain", pretrain.main) == 3
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(
+        r"checkpoint of step 2 is not written .* weights/patches.* is not finite \(that of step 1 stays", said
+    )
+    checkpoints, first = (
+        tmp_path / "run" / "checkpoints",
+        (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"),
+    )
+    assert sorted(file.name for file in checkpoints.iterdir()) == ["latest", "step_00000001"]
+
+    command(monkeypatch, *settings, "run.seed=8")
+    assert ended("pretrain", pretrain.main) == 2 and "run.seed=7, now it is 8" in capsys.readouterr().err
+    assert (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8") == first
+
+    command(monkeypatch, *settings, "run.seed=8", "run.allow_changes=[run.seed]", "schedule.peak=1e-3")
+    entry("pretrain", pretrain.main)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Changed since step 1: run.seed: 7 -> 8; schedule.peak: 0.01 -> 0.001; so step 2 learns at 0.001" in said
+    assert (tmp_path / "run" / "config.yaml.1").read_text(encoding="utf-8") == first
+
+    for step in (1, 2):
+        shutil.rmtree(checkpoints / f"step_{step:08d}")
+    for name, main in (("pretrain", pretrain.main), ("evaluate", evaluate.main)):
+        command(monkeypatch, *(settings if name == "pretrain" else []), "run.folder=run")
+        assert ended(name, main) == 2 and "though step_00000002 was one" in capsys.readouterr().err
+    assert len(lines(tmp_path / "run")) == 2

@@ -77,6 +77,24 @@ def test_a_resumed_file_forgets_later_steps_and_a_half_written_line(tmp_path: Pa
     ]  # fmt: skip
 
 
+def test_lines_of_which_none_would_be_left_are_kept_aside(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for number in (1, 2):
+        file = MetricsFile(path, restored_step=0)
+        assert file.kept == (tmp_path / "metrics.jsonl.1" if number == 2 else None)
+        for step in (1, 2):
+            file.write({"step": step, "loss": number})
+        file.close()
+    file.forget_after(1)
+    assert file.kept is None and path.read_text(encoding="utf-8").count("\n") == 1
+    file.forget_after(0)
+    assert file.kept == tmp_path / "metrics.jsonl.2" and path.read_text(encoding="utf-8") == ""
+    assert (tmp_path / "metrics.jsonl.1").read_text(encoding="utf-8").count("\n") == 2
+    file.close()
+    path.write_bytes(b'{"step": 1, "lo\xff')  # nothing whole is in it
+    assert MetricsFile(path, restored_step=0).kept is None
+
+
 def test_one_process_agrees_with_itself() -> None:
     local = Local(3, 10, 90, 3, [1, 2, 0], truncated=2, data_wait_s=0.5, memory_bytes=7, stop=True, skipped={"a/b": 1})
     agreed = Agreement(1, torch.device("cpu"), num_objectives=3).agree(local)

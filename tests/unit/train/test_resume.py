@@ -1,0 +1,206 @@
+"""What may change under a run's checkpoints: silently, with a note, or not at all unless it is allowed by name."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from data.config import ComponentConfig, DataConfig, MixtureConfig
+from errors import ConfigurationError
+from train.checks import check
+from train.config import Phase, RunConfig, RunSettings, ScheduleConfig, StageConfig, to_dict
+from train.kept_files import replace_text
+from train.resume import check_allowed, check_resume, note
+
+CAPTIONS, QUESTIONS = ComponentConfig("webli", "captioning", 1.0), ComponentConfig("webli", "vqa", 1.0)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    return RunConfig(
+        run=RunSettings(folder=str(tmp_path), steps=4, seed=7),
+        data=DataConfig(root="corpus", tokenizer="t.model", batch_examples=16, num_streams=2, encoder_length=128,
+                        decoder_length=32),
+        mixture=MixtureConfig([CAPTIONS, QUESTIONS]),
+        stage=StageConfig([Phase("low", image_size=56, freeze=["vit_block_*"]), Phase("high", 2, 112)]),
+    )  # fmt: skip
+
+
+def changed(config: RunConfig, *dotlist: str, **parts: Any) -> RunConfig:
+    """Another one, with some keys set."""
+    merged = OmegaConf.merge(OmegaConf.structured(replace(config, **parts)), OmegaConf.from_dotlist(list(dotlist)))
+    found = OmegaConf.to_object(merged)
+    assert isinstance(found, RunConfig)
+    return found
+
+
+def saved(config: RunConfig) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(to_dict(config)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (lambda c: changed(c, "run.seed=8"), "run.seed=7, now it is 8"),
+        (lambda c: changed(c, "data.batch_examples=32"), "data.batch_examples=16, now it is 32"),
+        (lambda c: changed(c, "data.num_streams=4"), "data.num_streams=2, now it is 4"),
+        (lambda c: changed(c, "data.encoder_length=256"), "data.encoder_length=128, now it is 256"),
+        (lambda c: changed(c, "data.decoder_length=64"), "data.decoder_length=32, now it is 64"),
+        (lambda c: changed(c, "data.images_per_row=2"), "data.images_per_row=1, now it is 2"),
+        (lambda c: changed(c, "optimizer.name=adamw"), "optimizer.name=adafactor, now it is adamw"),
+        (lambda c: changed(c, mixture=MixtureConfig([CAPTIONS])), "objective: vqa"),
+        (lambda c: changed(c, mixture=MixtureConfig([CAPTIONS, replace(QUESTIONS, weight=2.0)])), "weight: 2.0"),
+        (lambda c: changed(c, mixture=MixtureConfig([CAPTIONS, QUESTIONS, QUESTIONS])), "=nothing, now it is {source"),
+        (
+            lambda c: changed(c, mixture=MixtureConfig([CAPTIONS, replace(QUESTIONS, options={"languages": ["de"]})])),
+            "languages: [de]",
+        ),
+    ],
+)
+def test_what_makes_other_steps_is_refused_unless_it_is_allowed(
+    config: RunConfig, change: Callable[[RunConfig], RunConfig], key: str
+) -> None:
+    before, now = saved(config), change(config)
+    check_resume(before, config, 3)
+    with pytest.raises(ConfigurationError, match=re.escape(key)) as refused:
+        check_resume(before, now, 3)
+    (allow,) = re.findall(r"run\.allow_changes=\[(.*)\]", str(refused.value))
+    now.run.allow_changes = [allow]
+    check_allowed(now.run.allow_changes)
+    check_resume(before, now, 3)
+    assert key.split("=")[0] in str(note(before, now, 3)), "what is allowed is noted all the same"
+
+
+def test_all_that_is_refused_is_in_one_sentence(config: RunConfig) -> None:
+    now = changed(config, "run.seed=8", "data.batch_examples=32", "run.allow_changes=[run.seed]", "schedule.peak=1e-3")
+    with pytest.raises(
+        ConfigurationError, match=r"with data\.batch_examples=16, now it is 32; the steps to come"
+    ) as one:
+        check_resume(saved(config), now, 3)
+    assert "seed" not in str(one.value) and "peak" not in str(one.value)
+
+
+def test_another_model_cannot_be_allowed(config: RunConfig) -> None:
+    now = changed(config, "mt5.d_ff=640")
+    with pytest.raises(
+        ConfigurationError, match=r"holds a run with mt5\.d_ff=320, now it is 640; choose another run\.name"
+    ):
+        check_resume(saved(config), now, 3)
+    with pytest.raises(ConfigurationError, match=r"run\.allow_changes=mt5\.d_ff is nothing that a run is refused for"):
+        check_allowed(["mt5.d_ff"])
+    with pytest.raises(ConfigurationError, match=r"did you mean data\.batch_examples\?"):
+        check_allowed(["data.batch_example"])
+
+
+def test_what_changes_no_step_is_silent_and_all_else_is_noted_in_full(config: RunConfig) -> None:
+    before = saved(config)
+    silent = changed(
+        config, "run.name=x", "run.folder=y", "tracker.name=none", "profile.memory_history=true", "run.rehearse=true"
+    )
+    check_resume(before, silent, 3)
+    assert note(before, silent, 3) is None and note(before, config, 3) is None
+    noted = changed(
+        config, "schedule.peak=1e-3", "run.precision=fp32", "parallel.tensor=2", "evaluation.every_steps=7",
+        "data.root=elsewhere", "checkpoint.keep_last=5", "run.guard.roll_back=1",
+    )  # fmt: skip
+    noted.stage.phases[1].freeze = ["head.*"]
+    check_resume(before, noted, 3)
+    assert note(before, noted, 3) == (
+        "Changed since step 3: run.precision: bf16 -> fp32; run.guard.roll_back: 0 -> 1; data.root: corpus -> "
+        'elsewhere; stage.phases.high.freeze: [] -> ["head.*"]; schedule.peak: 0.01 -> 0.001; parallel.tensor: 1 -> 2; '
+        "checkpoint.keep_last: 2 -> 5; evaluation.every_steps: 1000 -> 7; so step 4 learns at 4e-06 instead of 4e-05."
+    ).replace('"head.*"', "head.*")
+
+
+def test_a_schedule_that_follows_the_number_of_steps_is_noted(config: RunConfig) -> None:
+    before = changed(config, schedule=ScheduleConfig("linear_decay", 1.0, 0), stage=StageConfig([Phase("one")]))
+    longer = changed(before, "run.steps=8")
+    check_resume(saved(before), longer, 4)
+    assert note(saved(before), longer, 4) == (
+        "Changed since step 4: run.steps: 4 -> 8; so step 5 learns at 0.375 instead of 0."
+    )
+
+
+def test_new_steps_belong_to_the_last_phase(config: RunConfig) -> None:
+    """The first phase is open, so that more steps would move the second one: steps that are done keep their phase."""
+    sentence = r"a run whose step 3 was of phase 'high'; with run\.steps=8 .* it would be of 'low': give all phases but"
+    for done in (3, 4):
+        with pytest.raises(ConfigurationError, match=sentence):
+            check_resume(saved(config), changed(config, "run.steps=8"), done)
+    check_resume(saved(config), changed(config, "run.steps=8"), 2)  # still in the first one
+    check_resume(saved(config), changed(config, "run.steps=8", "run.allow_changes=[stage.phases]"), 4)
+    longer = changed(config, "run.steps=8")
+    longer.stage.phases = [replace(config.stage.phases[0], steps=2), replace(config.stage.phases[1], steps=None)]
+    check_resume(saved(config), longer, 4)
+    named = changed(config)
+    named.stage.phases[0] = replace(config.stage.phases[0], name="other")
+    with pytest.raises(ConfigurationError, match="step 1 was of phase 'low'"):
+        check_resume(saved(config), named, 3)
+
+
+def test_rows_of_a_phase_may_change_before_it_begins_only(config: RunConfig) -> None:
+    now = changed(config)
+    now.stage.phases[1] = replace(config.stage.phases[1], batch_examples=8)
+    check_resume(saved(config), now, 2)
+    with pytest.raises(ConfigurationError, match=r"stage\.phases\.high\.batch_examples=null, now it is 8"):
+        check_resume(saved(config), now, 3)
+    now.stage.phases[1] = replace(config.stage.phases[1], learning_rate_factor=0.5)
+    check_resume(saved(config), now, 3)
+
+
+def test_settings_of_other_versions_are_taken_at_their_defaults(config: RunConfig) -> None:
+    before = saved(config)
+    del before["data"]["images_per_row"], before["run"]["precision"], before["mixture"]["components"][0]["options"]
+    before["data"]["no_longer"] = 3
+    check_resume(before, config, 3)
+    assert note(before, config, 3) is None
+    with pytest.raises(ConfigurationError, match=r"images_per_row=1, now it is 2"):
+        check_resume(before, changed(config, "data.images_per_row=2"), 3)
+    assert note({}, config, 3) == "The checkpoint of step 3 holds no settings, so what changed since is not compared."
+
+
+def test_the_settings_of_the_checkpoint_count_not_those_of_a_start_that_failed(
+    config: RunConfig, tokenizer_path: Path, tmp_path: Path
+) -> None:
+    config = changed(config, f"data.tokenizer={tokenizer_path}", "mt5.vocab_size=4096")
+    place = tmp_path / "checkpoints" / "step_00000003"
+    place.mkdir(parents=True)
+    (place / "state.json").write_text(json.dumps({"step": 3, "extra": {"config": saved(config)}}), encoding="utf-8")
+    other = changed(config, "run.seed=8")
+    replace_text(tmp_path / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(other)))
+    check(config, 1)
+    with pytest.raises(ConfigurationError, match=r"run\.seed=7, now it is 8"):
+        check(other, 1)
+    check(other, 1, trains=False)  # an evaluation may choose
+
+
+@pytest.mark.parametrize("left", ["latest", "step_00000006.damaged"])
+def test_checkpoints_that_are_gone_are_no_new_run(
+    config: RunConfig, tokenizer_path: Path, tmp_path: Path, left: str
+) -> None:
+    config = changed(config, f"data.tokenizer={tokenizer_path}", "mt5.vocab_size=4096")
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    if left == "latest":
+        (checkpoints / left).write_text("step_00000006", encoding="utf-8")
+    else:
+        (checkpoints / left).mkdir()
+    with pytest.raises(
+        ConfigurationError, match=r"holds no checkpoint to go on from, though step_00000006.* bring it back"
+    ):
+        check(config, 1)
+
+
+def test_texts_that_are_replaced_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    assert replace_text(path, "a: 1\n") is None and replace_text(path, "a: 1\n") is None
+    assert replace_text(path, "a: 2\n") == tmp_path / "config.yaml.1"
+    assert replace_text(path, "a: é\n") == tmp_path / "config.yaml.2"
+    texts = {file.name: file.read_text(encoding="utf-8") for file in tmp_path.iterdir()}
+    assert texts == {"config.yaml": "a: é\n", "config.yaml.1": "a: 1\n", "config.yaml.2": "a: 2\n"}
