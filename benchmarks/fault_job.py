@@ -16,6 +16,8 @@ from typing import Any
 
 import psutil
 
+from train.heartbeat import published
+
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, EVERY = 40, 4  # of the run; between checkpoints
 PATIENCE_S = 900  # for anything that happens at all
@@ -103,8 +105,14 @@ class Job:
 
     def rank(self, rank: int) -> psutil.Process:
         """The process of a rank, as its heart-beat says."""
-        beat = json.loads((self.folder / "heartbeats" / f"rank_{rank:05d}.json").read_text(encoding="utf-8"))
-        return psutil.Process(beat["process"])
+
+        def found() -> list[psutil.Process]:
+            """Not of an earlier start."""
+            beat = published(self.folder).get(rank)
+            return [process for process in self.processes() if beat is not None and process.pid == beat.process]
+
+        self.until(found)
+        return found()[0]
 
     def kill(self, node: int | None = None) -> None:
         """SIGKILL for a node, or for everything, at once."""

@@ -8,13 +8,15 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TextIO
+from typing import BinaryIO
 
 import psutil
 
 import progress
+from train.aside import Errand, within
 from train.heartbeat import Heartbeat, Heartbeats
 
 EXIT_HUNG = 4
@@ -23,7 +25,12 @@ SIGNS_OF_A_LOST_PEER = ("Connection closed by peer", "Connection reset by peer",
                         "remote process exited", "Socket closed")  # fmt: skip
 MOST_NAMED = 8  # ranks of one kind in the message of a hang
 LONGEST_TICK_S = 5.0
-NEIGHBOURS = 16  # ranks before and after this one that may be on the same machine
+SHORT_TICK_S, SHORT_TICKS_S = 1.0, 60.0  # at first, so that a run that has just begun can be looked at
+STALL_S = 60.0  # of the run's folder, before it is said
+TICKS_BEFORE, TICKS_OVER = 5, 14  # the end begins so long before timeout_s, and takes at most so long
+SMALL_WORLD = 32  # ranks; in a larger one few of them read the signs of life of all
+MOST_STACKS = 2**20  # bytes of an earlier process's stacks that are kept
+STDERR = 2  # by number: its Python object has a lock, which a blocked thread may hold
 WAITING = ("torch/distributed/", "deepspeed/comm/", "parallel/waiting.py")  # who stands in these waits for other ranks
 LIBRARIES = ("site-packages", "dist-packages", f"lib/python{sys.version_info.major}.", "parallel/waiting.py")
 
@@ -43,29 +50,33 @@ class Watchdog:
     process in which no Python thread can run (native code that keeps
     the interpreter's lock) is ended by a timer in C, which dumps its stacks too, with exit code 1.
 
+    The watching thread touches no disk: files and pipes are written aside (`train/aside.py`). A disk that does not
+    answer ends no run that makes progress, and delays the end of one that hangs by a few ticks. Where the dump of the
+    timer in C itself is blocked, SIGALRM ends the process.
+
     Where a collective fails because a peer has died, it is left by PeerLost, which names that peer.
     """
 
     def __init__(self, timeout_s: float, folder: Path, rank: int = 0, world_size: int = 1) -> None:
         """`folder`: the run's."""
-        self.timeout_s, self.tick_s = timeout_s, min(LONGEST_TICK_S, timeout_s / 16)
-        self.heartbeats, self.stacks = Heartbeats(folder, rank, world_size), folder / "stacks"
+        self.timeout_s, self.tick_s = timeout_s, min(LONGEST_TICK_S, timeout_s / 20)
+        self.heartbeats = Heartbeats(folder, rank, world_size, fresh_s=3 * self.tick_s)
+        self.stacks_path = folder / "stacks" / f"rank_{rank:05d}.txt"
+        self.stacks_file: BinaryIO | None = None
+        self.opening = Errand("stacks", self._open_stacks)
         self.place, self.left = "start-up", threading.Event()
+        self.stalled, self.stall_said, self.sees_far = False, False, True
         self.launcher = os.getppid() if world_size > 1 else None  # one process may well outlive the shell it came from
 
     def __enter__(self) -> "Watchdog":
         self.left.clear()
         self.watched = threading.get_ident()
+        self.begun = time.monotonic()
         self.beat("start-up")
         progress.listeners.append(self.beat)
-        try:
-            self.stacks.mkdir(parents=True, exist_ok=True)
-            self.file: TextIO = (self.stacks / f"rank_{self.heartbeats.own.rank:05d}.txt").open(
-                "a", encoding="utf-8", errors="backslashreplace"
-            )
-        except OSError:
-            self.file = sys.stderr
-        self._set_timer()  # not left to the thread, which native code may keep from ever starting
+        self.opening.start()
+        self.opening.wait(self.tick_s)
+        self._set_timers(self.timeout_s)  # not left to the thread, which native code may keep from ever starting
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self.thread.start()
         return self
@@ -76,11 +87,9 @@ class Watchdog:
         self.left.set()
         self.thread.join()
         faulthandler.cancel_dump_traceback_later()
-        if self.file is not sys.stderr:
-            empty = self.file.tell() == 0
-            self.file.close()
-            if empty:  # nothing hung, in this process or before it
-                Path(self.file.name).unlink(missing_ok=True)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        within(self.tick_s, self._close_stacks)
+        self.heartbeats.close(self.tick_s)
         if lost:
             raise PeerLost(lost) from error
 
@@ -93,41 +102,75 @@ class Watchdog:
         own = self.heartbeats.own
         while not self.left.is_set():
             own.place, own.progress_s_ago = self.place, round(time.monotonic() - self.last_beat, 1)
-            if own.progress_s_ago > self.timeout_s - 4 * self.tick_s:
+            if own.progress_s_ago > self.timeout_s - TICKS_BEFORE * self.tick_s:
                 self._end()
-            self.heartbeats.write()
+            self.heartbeats.beat()
+            self._look_at_disk()
             if self.launcher not in (None, os.getppid()):
                 self.launcher = None
-                print(f"The launcher of {own} has died; this process saves and ends.", file=sys.stderr, flush=True)
+                text = f"The launcher of {own} has died; this process saves and ends.\n"
+                within(self.tick_s, partial(tell, STDERR, text))
                 os.kill(own.process, signal.SIGTERM)
-            self._set_timer()
-            self.left.wait(self.tick_s)
+            self._set_timers(self.timeout_s)
+            young = time.monotonic() - self.begun < SHORT_TICKS_S
+            self.left.wait(min(self.tick_s, SHORT_TICK_S) if young else self.tick_s)
 
-    def _set_timer(self) -> None:
-        faulthandler.dump_traceback_later(self.timeout_s, exit=True, file=self.file)
+    def _set_timers(self, seconds: float) -> None:
+        """In C: dump all stacks and end the process after so long; end it a little later whatever becomes of them."""
+        file = STDERR if self.stacks_file is None or self.stalled else self.stacks_file.fileno()
+        faulthandler.dump_traceback_later(seconds, exit=True, file=file)
+        signal.setitimer(signal.ITIMER_REAL, seconds + 2 * self.tick_s)
+
+    def _look_at_disk(self) -> None:
+        """Print once that the run's folder does not answer, and once that it does again."""
+        folder, busy_s = self.heartbeats.folder.parent, max(self.heartbeats.far.busy_s, self.opening.busy_s)
+        self.stalled, said = busy_s > 4 * self.tick_s, busy_s > min(STALL_S, self.timeout_s)
+        if said != self.stall_said:
+            self.stall_said = said
+            text = f"{folder} has not answered for {busy_s:.0f} s" if said else f"{folder} answers again"
+            within(self.tick_s, partial(tell, STDERR, f"{text}; training goes on.\n"))
+
+    def _open_stacks(self) -> None:
+        with suppress(OSError):
+            self.stacks_path.parent.mkdir(parents=True, exist_ok=True)
+            file = self.stacks_path.open("ab", buffering=0)
+            if file.tell() > MOST_STACKS:
+                file.truncate(0)
+            self.stacks_file = file
+
+    def _close_stacks(self) -> None:
+        if self.stacks_file is not None:
+            empty = os.fstat(self.stacks_file.fileno()).st_size == 0
+            self.stacks_file.close()
+            if empty:  # nothing hung, in this process or before it
+                self.stacks_path.unlink(missing_ok=True)
+
+    def _tell_all(self, text: str) -> None:
+        """To stderr first, then to the file of stacks."""
+        within(self.tick_s, partial(tell, STDERR, text))
+        if self.stacks_file is not None:
+            within(self.tick_s, partial(tell, self.stacks_file.fileno(), text))
 
     def _end(self) -> None:
         own = self.heartbeats.own
+        self._set_timers(TICKS_OVER * self.tick_s)
         own.frame, own.waits = describe(sys._current_frames().get(self.watched))
-        head = (
+        self._tell_all(
             f"{_capitalized(own)} made no progress for {own.progress_s_ago:.0f} s "
-            f"(parallel.timeout_s={self.timeout_s:g}): {own.place}; its threads:"
+            f"(parallel.timeout_s={self.timeout_s:g}): {own.place}; its threads:\n{all_stacks()}"
         )
-        for file in dict.fromkeys((sys.stderr, self.file)):
-            print(head, file=file, flush=True)
-            faulthandler.dump_traceback(file, all_threads=True)
-        self.heartbeats.write()
+        within(self.tick_s, self.heartbeats.write)
         known = self._others()
-        for _ in range(2):  # long enough for every rank that lives to beat again, and to hang as well
+        for _ in range(3):  # long enough for every rank that lives to beat again, and to hang as well
             time.sleep(self.tick_s)
-            self.heartbeats.write()
+            self.heartbeats.beat()
         now = self._others()
         if may_speak(own.rank) and not any(
             beat.frame is not None for rank, beat in now.items() if beat and rank < own.rank and may_speak(rank)
         ):
-            text = verdict(own, known, now)
-            for file in dict.fromkeys((sys.stderr, self.file)):
-                print(text, file=file, flush=True)
+            run = self.heartbeats.folder.parent
+            unseen = "" if self.sees_far else f" {run} does not answer: no other machine is seen."
+            self._tell_all(f"{verdict(own, known, now)}{unseen}\n")
         for rank, beat in now.items():
             if beat is not None and not answers(known.get(rank), beat):
                 kill_sibling(own, beat)
@@ -135,27 +178,50 @@ class Watchdog:
 
     def _lost(self, error: BaseException, trace: TracebackType | None) -> str:
         """What is known of the other end of a broken connection."""
-        with suppress(OSError):
-            traceback.print_exception(error, file=self.file)
-        own = self.heartbeats.own
+        own, file = self.heartbeats.own, self.stacks_file
+        if file is not None:
+            within(self.tick_s, lambda: tell(file.fileno(), "".join(traceback.format_exception(error))))
         own.frame, own.waits = describe(innermost(trace))  # it tells the others that this rank is not who died
-        self.heartbeats.write()
+        within(self.tick_s, self.heartbeats.write)
         known = self._others()
         silent = [beat for beat in known.values() if beat and is_gone(own, beat)]
         if not silent:
-            time.sleep(3 * self.tick_s)
-            silent = [beat for rank, beat in self._others().items() if beat and not answers(known[rank], beat)]
+            time.sleep(4 * self.tick_s)
+            silent = [beat for rank, beat in self._others().items() if beat and not answers(known.get(rank), beat)]
         who = ", ".join(f"{beat} (last seen: {beat.place})" for beat in silent[:MOST_NAMED])
         return (
             f"{_capitalized(own)} lost a peer at {own.frame} ({self.place}). "
             + (f"Does not answer, stopped or dead: {who}." if who else "Every rank that it can see still answers.")
-            + f" The connection said: {what_broke(error)} (traceback: {self.file.name})"
+            + f" The connection said: {what_broke(error)} (traceback: {self.stacks_path})"
         )
 
     def _others(self) -> dict[int, Heartbeat | None]:
-        own, everyone = self.heartbeats.own.rank, range(self.heartbeats.world_size)
-        near = [rank for rank in everyone if rank != own and (may_speak(own) or abs(rank - own) <= NEIGHBOURS)]
-        return {rank: self.heartbeats.read(rank) for rank in near}
+        """The other ranks that this one looks at; only those of its machine where the run's folder does not answer."""
+        own, size = self.heartbeats.own.rank, self.heartbeats.world_size
+        looks_far = may_speak(own) or size <= SMALL_WORLD
+        found = within(2 * self.tick_s, self.heartbeats.read) if looks_far else None
+        self.sees_far = found is not None
+        everyone: dict[int, Heartbeat | None] = {**self.heartbeats.read_nearby(), **(found or {})}
+        if found is not None:
+            everyone = {rank: everyone.get(rank) for rank in range(size)}
+        return {rank: beat for rank, beat in everyone.items() if rank != own}
+
+
+def tell(descriptor: int, text: str) -> None:
+    """Write a text to a file or pipe; blocks where that does."""
+    left = text.encode(errors="backslashreplace")
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def all_stacks() -> str:
+    """Where all threads are. It goes through memory: faulthandler keeps the interpreter's lock while it writes."""
+    memory = os.memfd_create("stacks")
+    try:
+        faulthandler.dump_traceback(memory, all_threads=True)
+        return os.pread(memory, os.fstat(memory).st_size, 0).decode(errors="replace")
+    finally:
+        os.close(memory)
 
 
 def may_speak(rank: int) -> bool:
