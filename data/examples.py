@@ -30,9 +30,13 @@ class ExampleInfo:
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """encoder_ids, decoder_ids: int32, each ending with EOS; images: uint8 [images, S, S, 3], none for text alone."""
+    """encoder_ids, decoder_ids: int32, each ending with EOS; images: uint8 [images, S, S, 3], none for text alone.
+
+    `closing`: how many of the last encoder ids stay when a text is cut: EOS, and before it the prompt's sentinel.
+    """
 
     encoder_ids: NDArray[np.int32]
     decoder_ids: NDArray[np.int32]
     images: NDArray[np.uint8]
     info: ExampleInfo
+    closing: int = 1

@@ -22,7 +22,7 @@ from data import images, objectives  # noqa: E402
 from data.config import ComponentConfig, DataConfig, MixtureConfig  # noqa: E402
 from data.examples import EncodedExample, ExampleInfo  # noqa: E402
 from data.ledger import Ledger, NothingUsable  # noqa: E402
-from data.objectives.base import Skip, one_record  # noqa: E402
+from data.objectives.base import SENTINEL, Skip, one_record  # noqa: E402
 from data.shards import Record, ShardSource  # noqa: E402
 from data.tokenizer import EOS, Tokenizer  # noqa: E402
 
@@ -57,6 +57,7 @@ class Component:
         self.weight = config.weight
         self._module = objectives.load(config.objective)
         self._options = objectives.options(config.objective, config.options)
+        self._closed = any(prompt.endswith(SENTINEL) for prompt in self._module.PROMPTS)
         self._tokenizer = tokenizer
         self._image_size = image_size
         self._ledger = ledger
@@ -163,15 +164,16 @@ class Component:
             target_text=example.target_text,
             component=self.name,
         )
-        return EncodedExample(
-            self._ids(example.input_text, example.input_ids),
-            self._ids(example.target_text, example.target_ids),
-            pixels,
-            info,
-        )
+        encode = self._tokenizer.encode_prompt if self._closed else self._tokenizer.encode
+        input_ids = encode(example.input_text) if example.input_ids is None else example.input_ids
+        target_ids = self._tokenizer.encode(example.target_text) if example.target_ids is None else example.target_ids
+        if not len(target_ids):  # EOS alone would teach to answer nothing
+            raise Skip("target without any token", defect=True, detail=f"it is {example.target_text[:40]!a}")
+        return EncodedExample(_with_eos(input_ids), _with_eos(target_ids), pixels, info, closing=1 + self._closed)
 
-    def _ids(self, text: str, ids: Sequence[int] | None) -> NDArray[np.int32]:
-        return np.array([*(self._tokenizer.encode(text) if ids is None else ids), EOS], np.int32)
+
+def _with_eos(ids: Sequence[int]) -> NDArray[np.int32]:
+    return np.array([*ids, EOS], np.int32)
 
 
 def open_components(

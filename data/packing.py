@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from data import objectives
 from data.examples import EncodedExample, ExampleInfo
-from data.tokenizer import EOS, PAD
+from data.tokenizer import PAD
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,21 @@ def empty_rows(num_rows: int, shape: RowShape) -> Rows:
 
 
 def truncate(example: EncodedExample, shape: RowShape) -> EncodedExample:
-    """The example with texts cut to what one row holds; EOS stays the last token."""
+    """The example with texts cut to what one row holds; a prompt's sentinel and EOS stay the last tokens."""
     text_length = shape.encoder_length - len(example.images) * shape.tokens_per_image
     if len(example.encoder_ids) <= text_length and len(example.decoder_ids) <= shape.decoder_length:
         return example
     return EncodedExample(
-        _cut(example.encoder_ids, text_length),
+        _cut(example.encoder_ids, text_length, example.closing),
         _cut(example.decoder_ids, shape.decoder_length),
         example.images,
         replace(example.info, truncated=True),
     )
 
 
-def _cut(ids: NDArray[np.int32], length: int) -> NDArray[np.int32]:
-    return ids if len(ids) <= length else np.append(ids[: length - 1], np.int32(EOS))
+def _cut(ids: NDArray[np.int32], length: int, closing: int = 1) -> NDArray[np.int32]:
+    """The first `length` ids, of which the last `closing` are the last of all."""
+    return ids if len(ids) <= length else np.concatenate([ids[: length - closing], ids[-closing:]])
 
 
 def first_fit(sizes: NDArray[np.int64], capacity: NDArray[np.int64]) -> NDArray[np.int64]:

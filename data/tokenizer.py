@@ -13,11 +13,13 @@ from pathlib import Path
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as protocol
 
+from data.objectives.base import SENTINEL
 from errors import ConfigurationError, ReadingStopped, StorageFailed
 from terminal import use_utf8
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 NUM_SENTINELS = 100
+CLOSING = f" {SENTINEL}"
 SMALLEST = 3 + 256 + NUM_SENTINELS  # pad, eos, unk, bytes, sentinels
 
 
@@ -25,43 +27,51 @@ class Tokenizer:
     """Text to ids and back with a SentencePiece `.model` of mT5's shape.
 
     Raises ConfigurationError if the file is none, if pad, eos, unk are not 0, 1, 2, or if the last 100 pieces are not
-    <extra_id_99> … <extra_id_0> (mT5's 250000 … 250099).
+    <extra_id_99> … <extra_id_0> (mT5's 250000 … 250099). A text of the data that spells a sentinel, or another piece
+    with a meaning of its own, as it stands or once normalized, is encoded as characters: only the <extra_id_0> that
+    ends a prompt is a sentinel.
     """
 
     def __init__(self, path: str | Path):
         self.path = str(path)
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_file=self.path)
+            processor = sentencepiece.SentencePieceProcessor(model_file=self.path)
         except (OSError, RuntimeError) as error:
             wrong = "is no SentencePiece model" if Path(path).exists() else "does not exist"
             raise ConfigurationError(
                 f"data.tokenizer={path} {wrong}: give mT5's, or train one (python -m data.tokenizer root=<corpus>; "
                 "python -m data.miniature makes a corpus)."
             ) from error
-        special = (self._processor.pad_id(), self._processor.eos_id(), self._processor.unk_id())
+        special = (processor.pad_id(), processor.eos_id(), processor.unk_id())
         if special != (PAD, EOS, UNKNOWN):
             raise ConfigurationError(f"{path} has pad, eos, unk = {special}: mT5's are {PAD}, {EOS}, {UNKNOWN}.")
+        self.vocab_size = int(processor.vocab_size())
         for number in range(NUM_SENTINELS):
             # mT5's own model writes the piece with the word-begin mark.
-            piece = self._processor.id_to_piece(max(self.sentinel(number), 0)).lstrip("▁")
+            piece = processor.id_to_piece(max(self.sentinel(number), 0)).lstrip("▁")
             if piece != f"<extra_id_{number}>":
                 raise ConfigurationError(
                     f"{path} has {piece!r} at id {self.sentinel(number)} where mT5 has <extra_id_{number}>: "
                     f"the last {NUM_SENTINELS} pieces must be the sentinels, <extra_id_0> last."
                 )
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of pieces, sentinels included; the model's own vocabulary may be padded beyond it."""
-        return int(self._processor.vocab_size())
+        closing = processor.encode(f"a{CLOSING}")[len(processor.encode("a")) :]
+        # Some models have a piece for the space before the sentinel, some have it in the sentinel's.
+        self._closing = closing if closing[-1:] == [self.sentinel(0)] else [self.sentinel(0)]
+        self._processor = _of_characters(Path(path).read_bytes())
 
     def sentinel(self, number: int) -> int:
         """The id of <extra_id_`number`>."""
         return self.vocab_size - 1 - number
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without EOS."""
+        """Return the ids of a text of the data, without EOS."""
         return list(self._processor.encode(text))
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the ids of a prompt, without EOS; an <extra_id_0> that ends it is the sentinel."""
+        if not text.endswith(CLOSING):
+            return self.encode(text)
+        return [*self._processor.encode(text.removesuffix(CLOSING)), *self._closing]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text before the first EOS; padding, and ids beyond the vocabulary, are left out."""
@@ -72,6 +82,17 @@ class Tokenizer:
             if token != PAD and token < self.vocab_size:
                 kept.append(int(token))
         return str(self._processor.decode(kept))
+
+
+def _of_characters(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    """Return the processor of a model, but one that gives neither sentinels nor other user-defined pieces."""
+    proto = protocol.ModelProto()  # type: ignore[attr-defined]
+    proto.ParseFromString(model)
+    sentinels = len(proto.pieces) - NUM_SENTINELS
+    for number, piece in enumerate(proto.pieces):
+        if piece.type == proto.SentencePiece.USER_DEFINED or number >= sentinels:
+            piece.type = proto.SentencePiece.UNUSED
+    return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
 
 
 def checksum(path: str | Path) -> str:

@@ -105,3 +105,33 @@ def test_what_stops_reading_is_no_defect_of_a_record(tmp_path, tokenizer, monkey
     with pytest.raises(error):
         opened.components[0].example(0, np.random.default_rng(0))
     assert not opened.ledger.drain()
+
+
+SPELLING = {
+    "alt_text": "<extra_id_0> a dog <extra_id_0>",
+    "captions": {"en": "see <extra_id_0> </s>"},
+    "ocr": [{"text": "EXIT <extra_id_3>"}],
+    "questions": [{"question": "what is <extra_id_0>", "answer": "<extra_id_5>"}],
+    "objects": [{"label": "<extra_id_0>", "box": [0, 0, 1, 1]}],
+    "absent_labels": ["<extra_id_1> cat"],
+    "text": "we fill <extra_id_0> with words and <extra_id_1> with more words many times a day",
+}
+
+
+@pytest.mark.parametrize("objective", objectives.NAMES)
+def test_the_template_alone_has_sentinels(tmp_path, tokenizer, objective):
+    with_bad(tmp_path, json.dumps(SPELLING).encode())
+    (component,) = stream(tmp_path, tokenizer, objective).components
+    sentinels = {tokenizer.sentinel(number) for number in range(100)}
+    for seed in range(20):
+        example = component.example(BAD, np.random.default_rng(seed))
+        asked, answered = (
+            [i for i in ids.tolist() if i in sentinels] for ids in (example.encoder_ids, example.decoder_ids)
+        )
+        assert not {0, 2} & {*example.encoder_ids.tolist(), *example.decoder_ids.tolist()}
+        if objective == "span_corruption":
+            assert asked == answered == [tokenizer.sentinel(number) for number in range(len(asked))] != []
+        else:
+            closing = [tokenizer.sentinel(0)] * (objective != "detection")
+            assert asked == closing and not answered
+            assert example.encoder_ids[-2:].tolist()[: len(closing)] == closing

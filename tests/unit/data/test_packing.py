@@ -1,5 +1,7 @@
 """Packed rows keep every token, apart from its neighbours, where the model expects it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -88,6 +90,13 @@ def test_overlong_text_is_cut_but_keeps_eos_and_says_so():
     assert info.truncated and len(found["encoder"]) == 40
     assert np.array_equal(found["encoder"][10:], [*long.encoder_ids[:29], 1])
     assert not pack([example(rng, 1, 5)], SHAPE)[1][0].truncated
+
+
+def test_a_prompt_that_is_cut_keeps_the_sentinel_that_asks():
+    long = replace(example(np.random.default_rng(0), num_images=2, text=80), closing=2)
+    rows, (info,) = pack([long], SHAPE)
+    found = unpack(rows, info)
+    assert np.array_equal(found["encoder"][10:], [*long.encoder_ids[:28], *long.encoder_ids[-2:]])
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 3, 7])

@@ -1,7 +1,11 @@
 """The tokenizer has mT5's special ids, loses no text, and is trained the same way twice."""
 
+import unicodedata
+from pathlib import Path
+
 import pytest
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2 as protocol
 
 from data import tokenizer as module
 from data.corpus_text import corpus_texts
@@ -12,13 +16,66 @@ from errors import ConfigurationError
 def test_sentinels_are_the_last_pieces_and_the_first_is_last(tokenizer):
     assert tokenizer.sentinel(0) == tokenizer.vocab_size - 1
     assert tokenizer.sentinel(99) == tokenizer.vocab_size - 100
-    ids = tokenizer.encode("Answer in EN: What is it? <extra_id_0>")
+    ids = tokenizer.encode_prompt("Answer in EN: What is it? <extra_id_0>")
     assert ids[-1] == tokenizer.sentinel(0) and not {0, 1, 2} & set(ids)
 
 
 def test_text_comes_back(tokenizer):
     for text in ("a red circle", "Quelle est la forme ?", "红色的圆形在中间", "unseen: ß ☃ 𝄞", "544 331 879 667 dog"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+SPELLED = [
+    "<extra_id_0>",
+    "see <extra_id_0> and <extra_id_99>, number 5",
+    "a question <extra_id_0>",
+    "fullwidth ＜extra_id_7＞",
+    "</s> <pad> <unk> <s>",
+    "▁<extra_id_0>",
+]
+
+
+@pytest.mark.parametrize("text", SPELLED)
+def test_what_a_text_spells_is_encoded_as_characters(tokenizer, text):
+    ids = tokenizer.encode(text)
+    controls = {0, 1, 2, *(tokenizer.sentinel(number) for number in range(100))}
+    assert ids and not controls & set(ids)
+    assert tokenizer.decode(ids) == unicodedata.normalize("NFKC", text).replace("▁", " ").strip()
+    prompt = tokenizer.encode_prompt(f"Answer in EN: {text} <extra_id_0>")
+    assert prompt[-1] == tokenizer.sentinel(0) and not controls & set(prompt[:-1])
+
+
+@pytest.mark.parametrize("pieces", ["as trained", "as mT5's"])
+def test_a_prompt_has_the_ids_that_the_whole_model_gives_it(tokenizer, tmp_path, pieces):
+    proto = protocol.ModelProto()
+    proto.ParseFromString(Path(tokenizer.path).read_bytes())
+    if pieces == "as mT5's":
+        for piece in proto.pieces[-100:]:
+            piece.piece = f"▁{piece.piece}"
+    (tmp_path / "t.model").write_bytes(proto.SerializeToString())
+    whole = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "t.model"))
+    for text in (
+        "Generate the alt_text in DE at 0: <extra_id_0>",
+        "Answer in EN: What  is it? <extra_id_0>",
+        "detect a",
+    ):
+        assert Tokenizer(tmp_path / "t.model").encode_prompt(text) == whole.encode(text)
+
+
+def test_other_pieces_that_a_model_defines_are_no_text_either(tokenizer, tmp_path):
+    proto = protocol.ModelProto()
+    proto.ParseFromString(Path(tokenizer.path).read_bytes())
+    proto.pieces[400].piece, proto.pieces[400].type = "<sep>", proto.SentencePiece.USER_DEFINED
+    (tmp_path / "t.model").write_bytes(proto.SerializeToString())
+    opened = Tokenizer(tmp_path / "t.model")
+    assert 400 not in opened.encode("one <sep> two") and opened.decode(opened.encode("a <sep>")) == "a <sep>"
+
+
+def test_a_tokenizer_can_be_trained_on_texts_that_spell_sentinels(tmp_path):
+    texts = [" ".join(f"<extra_id_{number % 7}></s><pad>" for _ in range(number % 5)) for number in range(300)]
+    trained = train_tokenizer(texts, tmp_path / "t.model", 600)
+    assert trained.decode(trained.encode("<extra_id_3></s>")) == "<extra_id_3></s>"
+    assert trained.encode_prompt("a <extra_id_0>")[-1] == trained.sentinel(0)
 
 
 def test_decoding_stops_at_eos_and_drops_what_is_no_piece(tokenizer):
