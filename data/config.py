@@ -131,3 +131,8 @@ class MixtureConfig:
                     f"{name} has weight {component.weight}: leave it out, or set a weight above 0."
                 )
             objectives.options(component.objective, component.options)
+
+    def check_rows(self, encoder_length: int, decoder_length: int) -> None:
+        """Raises ConfigurationError for an option that asks for more than rows of these lengths hold."""
+        for component in self.components:
+            objectives.options(component.objective, component.options).for_rows(encoder_length, decoder_length)

@@ -80,6 +80,7 @@ def _check_phase(config: RunConfig, span: Span, world_size: int) -> PaLI:
         )
     config.data.check()
     config.data.check_images(config.vit.num_tokens(image_size))
+    config.mixture.check_rows(config.data.encoder_length, config.data.decoder_length)
     layout.check(config.parallel, config.vit, config.mt5, world_size)
     data_parallel_size = world_size // (config.parallel.tensor * config.parallel.pipeline)
     plan, _ = plan_of(

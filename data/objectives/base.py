@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -67,6 +67,10 @@ class Options:
         if self.language_case not in ("upper", "lower"):
             raise ConfigurationError(f"language_case={self.language_case!r} must be 'upper' or 'lower'.")
 
+    def for_rows(self, encoder_length: int, decoder_length: int) -> Self:
+        """Return the options for rows of these lengths; raise ConfigurationError for what such rows cannot hold."""
+        return self
+
     def code(self, language: str) -> str:
         """The language as it stands in a prompt: "en" -> "EN"."""
         code = languages.canonical(language) or language
@@ -127,6 +131,16 @@ def choose(rng: np.random.Generator, items: Sequence[Item], cause: str) -> Item:
 def one_of(rng: np.random.Generator, texts: Sequence[str]) -> str:
     """Return one of several wordings, uniformly; where there is one, nothing is drawn."""
     return texts[0] if len(texts) == 1 else texts[int(rng.integers(len(texts)))]
+
+
+def row_length(name: str, own: int | None, row_name: str, row_length: int) -> int:
+    """Return an option's own length, or the row's where it has none; raise ConfigurationError if the row is shorter."""
+    if own is not None and own > row_length:
+        raise ConfigurationError(
+            f"{name}={own} is more than a row of data.{row_name}={row_length} holds, which would cut it: "
+            f"set it to {row_length} or less, or leave it out."
+        )
+    return own or row_length
 
 
 def shuffled(rng: np.random.Generator, items: Sequence[Item]) -> list[Item]:

@@ -1,8 +1,9 @@
 """Detection as text: boxes of the named classes as plain integers, no new tokens."""
 
+import bisect
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,16 +36,25 @@ class Options(base.Options):
     """max_negatives: the most absent classes in a prompt; labels: their pool where a record names none.
 
     order: of the boxes in the target, "random" (Pix2Seq's) or "reading" (by ymin, then xmin).
+    target_length: tokens of a target, with EOS, at most; None is what a row holds. What is beyond are whole boxes.
     """
 
     max_negatives: int = 3
     labels: Sequence[str] = ()
     order: str = "random"
+    target_length: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.order not in ("random", "reading"):
             raise ConfigurationError(f"order={self.order!r} of detection must be 'random' or 'reading'.")
+        if self.target_length is not None and self.target_length < 2:
+            raise ConfigurationError(f"target_length={self.target_length} of detection must be 2 or more.")
+
+    def for_rows(self, encoder_length: int, decoder_length: int) -> "Options":
+        """See base.Options."""
+        length = base.row_length("detection: target_length", self.target_length, "decoder_length", decoder_length)
+        return replace(self, target_length=length)
 
 
 def box_bins(box: Sequence[float], num_bins: int) -> list[int]:
@@ -61,7 +71,8 @@ def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, 
     """Needs `objects` with boxes; takes `absent_labels`.
 
     The prompt names every class that has a box and 0 … max_negatives that are not there, in random order. An object
-    without a box, or with one of no area, is nothing to detect; its class is not absent either.
+    without a box, or with one of no area, is nothing to detect; its class is not absent either. Where a row cannot hold
+    the answer, whole boxes are left out, from the end, and classes that are left without one are not asked for.
     """
     objects = fields.objects(record, boxes=True)
     boxes = [Box(*each.box, each.label) for each in objects if each.box is not None and _has_area(each.box)]
@@ -72,8 +83,29 @@ def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, 
     negatives = base.shuffled(rng, absent)[: int(rng.integers(options.max_negatives + 1))]
     classes = base.shuffled(rng, [*base.distinct([box.label for box in boxes]), *negatives])
     boxes = base.shuffled(rng, boxes) if options.order == "random" else sorted(boxes, key=lambda box: box[:2])
+    if options.target_length is None:
+        ids = None
+    else:
+        kept, ids = _that_fit([box_text(box[:4], box.label) for box in boxes], options.target_length, vocabulary)
+        left_out = {box.label for box in boxes} - {box.label for box in boxes[:kept]}
+        boxes, classes = boxes[:kept], [label for label in classes if label not in left_out]
     target = " ".join(box_text(box[:4], box.label) for box in boxes)
-    return Example(PROMPTS[0].format(classes=SEPARATOR.join(classes)), target, LANGUAGE)
+    return Example(PROMPTS[0].format(classes=SEPARATOR.join(classes)), target, LANGUAGE, target_ids=ids)
+
+
+def _that_fit(texts: list[str], length: int, vocabulary: Vocabulary) -> tuple[int, list[int]]:
+    """Return how many of the leading texts have at most `length` tokens, EOS among them, and their ids."""
+    ids = vocabulary.encode(" ".join(texts))
+    if len(ids) < length:
+        return len(texts), ids
+
+    def too_long(number: int) -> bool:
+        return len(vocabulary.encode(" ".join(texts[:number]))) >= length
+
+    kept = bisect.bisect_left(range(1, len(texts)), True, key=too_long)
+    if not kept:
+        raise base.Skip("no box fits a row")
+    return kept, vocabulary.encode(" ".join(texts[:kept]))
 
 
 def _has_area(box: fields.Box) -> bool:

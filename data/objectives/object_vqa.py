@@ -1,7 +1,7 @@
 """Object-aware VQA in English: which objects are in the image, asked in the paper's four ways."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,17 +21,40 @@ LANGUAGE = "en"
 
 @dataclass(frozen=True)
 class Options(base.Options):
-    """max_objects: the most labels that a question names, 2 or more."""
+    """max_objects: the most labels that a question names, 2 or more.
+
+    target_length: tokens of an answer, with EOS, at most; None is what a row holds. A list that is cut would be untrue,
+    so that a longer one is skipped.
+    """
 
     max_objects: int = 4
+    target_length: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_objects < 2:
             raise ConfigurationError(f"max_objects={self.max_objects} of object_vqa must be 2 or more.")
+        if self.target_length is not None and self.target_length < 2:
+            raise ConfigurationError(f"target_length={self.target_length} of object_vqa must be 2 or more.")
+
+    def for_rows(self, encoder_length: int, decoder_length: int) -> "Options":
+        """See base.Options."""
+        length = base.row_length("object_vqa: target_length", self.target_length, "decoder_length", decoder_length)
+        return replace(self, target_length=length)
 
 
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
+    """A question of one of the four types; see `_asked`."""
+    example = _asked(record, rng, options)
+    if options.target_length is None:
+        return example
+    ids = vocabulary.encode(example.target_text)
+    if len(ids) >= options.target_length:
+        raise base.Skip("answer longer than a row")
+    return replace(example, target_ids=ids)
+
+
+def _asked(record: Mapping[str, Any], rng: np.random.Generator, options: Options) -> Example:
     """Needs `objects`, of which no box is looked at; `absent_labels` makes questions possible whose answer is no.
 
     The types that a record allows are equally likely, and so are Yes and No. A list of objects is sorted by label, an

@@ -7,7 +7,7 @@ unique sentinels); names of functions and their order of random choices follow i
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,25 +20,51 @@ from errors import ConfigurationError
 
 PROMPTS = ()
 NUM_SENTINELS = 100
+SHORTEST = 3  # tokens of an input or target: one of the text, one sentinel, EOS
 
 _SPAN = re.compile(r"<extra_id_(\d+)>((?:(?!<extra_id_\d+>).)*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Options(base.Options):
-    """noise_density, mean_span_length: T5's; input_length: tokens of a corrupted input, with its EOS, at most."""
+    """noise_density, mean_span_length: T5's.
+
+    input_length, target_length: tokens of the corrupted input and of its target, each with EOS, at most; None is what
+    a row holds, and a longer one is refused: a row that cuts them has sentinels on one side only.
+    """
 
     noise_density: float = 0.15
     mean_span_length: float = 3.0
-    input_length: int = 512
+    input_length: int | None = None
+    target_length: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.noise_density < 1 or self.mean_span_length < 1 or self.input_length < 3:
+        if not 0 < self.noise_density < 1 or not self.mean_span_length >= 1:
             raise ConfigurationError(
                 f"span_corruption: noise_density={self.noise_density} must lie in (0, 1), mean_span_length="
-                f"{self.mean_span_length} be 1 or more, input_length={self.input_length} be 3 or more."
+                f"{self.mean_span_length} be 1 or more."
             )
+        for name, length in (("input_length", self.input_length), ("target_length", self.target_length)):
+            if length is not None and length < SHORTEST:
+                raise ConfigurationError(f"span_corruption: {name}={length} must be {SHORTEST} or more.")
+
+    def for_rows(self, encoder_length: int, decoder_length: int) -> "Options":
+        """See base.Options."""
+        if min(encoder_length, decoder_length) < SHORTEST:
+            raise ConfigurationError(
+                f"span_corruption needs rows of {SHORTEST} or more positions: raise data.encoder_length="
+                f"{encoder_length} or data.decoder_length={decoder_length}, or leave it out of the mixture."
+            )
+        return replace(
+            self,
+            input_length=base.row_length(
+                "span_corruption: input_length", self.input_length, "encoder_length", encoder_length
+            ),
+            target_length=base.row_length(
+                "span_corruption: target_length", self.target_length, "decoder_length", decoder_length
+            ),
+        )
 
 
 def num_noise(length: int, noise_density: float, mean_span_length: float) -> tuple[int, int]:
@@ -49,12 +75,17 @@ def num_noise(length: int, noise_density: float, mean_span_length: float) -> tup
 
 
 @functools.cache
-def raw_length(input_length: int, noise_density: float, mean_span_length: float) -> int:
-    """The longest text, in tokens, whose corrupted input (with EOS) fits `input_length` (T5's random_spans_helper)."""
+def raw_length(
+    input_length: int, noise_density: float, mean_span_length: float, target_length: int | None = None
+) -> int:
+    """The longest text, in tokens, whose corrupted input (with EOS) fits `input_length` (T5's random_spans_helper),
+    and whose target fits `target_length`."""
     length = 2
     while True:
         tokens, spans = num_noise(length + 1, noise_density, mean_span_length)
         if length + 1 - tokens + spans + 1 > input_length:
+            return length
+        if target_length is not None and tokens + spans + 1 > target_length:
             return length
         length += 1
 
@@ -92,7 +123,11 @@ def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, 
     if not options.uses(language):
         raise base.Skip("other language")
     ids = np.asarray(vocabulary.encode(base.one_of(rng, texts)), np.int32)
-    longest = raw_length(options.input_length, options.noise_density, options.mean_span_length)
+    longest = len(ids)
+    if options.input_length is not None:
+        longest = raw_length(
+            options.input_length, options.noise_density, options.mean_span_length, options.target_length
+        )
     if len(ids) > longest:
         start = longest * int(rng.integers(-(-len(ids) // longest)))
         ids = ids[start : start + longest]

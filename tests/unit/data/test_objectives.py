@@ -189,3 +189,39 @@ def test_an_option_that_does_not_exist_is_a_configuration_error():
         objectives.options("ocr", {"langages": ["en"]})
     with pytest.raises(ConfigurationError, match="language_case"):
         objectives.options("ocr", {"language_case": "title"})
+
+
+def test_detection_leaves_out_whole_boxes_that_a_row_cannot_hold(tokenizer):
+    labels = ["cat", "red circle", "2 door car", "traffic light"]
+    objects = [{"label": labels[i % 4], "box": [i / 100, 0.1, 0.5, 0.75]} for i in range(16)]
+    whole = make("detection", {"objects": objects}, order="reading").target_text
+    first = len(tokenizer.encode(detection.box_text(objects[0]["box"], "cat")))
+    for length in (2, first, first + 1, *range(first + 2, 120, 7)):
+        options = objectives.options("detection", {"order": "reading"}).for_rows(64, length)
+        rng = np.random.default_rng(length)
+        if length <= first:
+            with pytest.raises(Skip, match="no box fits a row") as skip:
+                detection.make({"objects": objects}, rng, options, tokenizer)
+            assert not skip.value.defect
+            continue
+        example = detection.make({"objects": objects}, rng, options, tokenizer)
+        kept = detection.read(example.target_text)
+        assert example.target_ids == tokenizer.encode(example.target_text) and len(example.target_ids) < length
+        assert whole.startswith(example.target_text + " ") and [box.label for box in kept] == (labels * 4)[: len(kept)]
+        assert set(example.input_text.removeprefix("detect ").split(" and ")) == {box.label for box in kept}
+        longer = detection.box_text(objects[len(kept)]["box"], labels[len(kept) % 4])
+        assert len(tokenizer.encode(f"{example.target_text} {longer}")) >= length
+
+
+def test_object_vqa_does_not_list_a_part(tokenizer):
+    fields = {"objects": [{"label": f"thing number {number}"} for number in range(9)]}
+    example = make("object_vqa", fields, tokenizer=tokenizer)
+    length = len(tokenizer.encode(example.target_text)) + 1
+    for rows, fits in (((64, length), True), ((64, length - 1), False)):
+        options = objectives.options("object_vqa", {}).for_rows(*rows)
+        if fits:
+            made = object_vqa.make(fields, np.random.default_rng(0), options, tokenizer)
+            assert made.target_text == example.target_text
+        else:
+            with pytest.raises(Skip, match="answer longer than a row"):
+                object_vqa.make(fields, np.random.default_rng(0), options, tokenizer)

@@ -5,6 +5,7 @@ import pytest
 
 from data.objectives import span_corruption
 from data.objectives.span_corruption import Options, num_noise, random_spans_noise_mask, raw_length
+from errors import ConfigurationError
 
 
 def runs(mask: np.ndarray) -> int:
@@ -91,3 +92,27 @@ def test_every_part_of_a_long_text_is_drawn(tokenizer):
 
 def test_spans_are_read_back():
     assert span_corruption.read("<extra_id_0> two <extra_id_1> five six") == {0: "two", 1: "five six"}
+
+
+def test_input_and_target_fill_rows_and_no_more(tokenizer):
+    """Every sentinel of the target has its place in the input, however short either row is."""
+    text = " ".join(f"word{index}" for index in range(400))
+    for encoder_length, decoder_length in ((96, 64), (96, 12), (16, 64), (3, 3)):
+        options = Options().for_rows(encoder_length, decoder_length)
+        example = span_corruption.make({"text": text}, np.random.default_rng(0), options, tokenizer)
+        asked, answered = (
+            [token for token in ids or () if token >= tokenizer.sentinel(99)]
+            for ids in (example.input_ids, example.target_ids)
+        )
+        assert asked == answered != []
+        assert len(example.input_ids or ()) < encoder_length and len(example.target_ids or ()) < decoder_length
+    assert Options(input_length=20).for_rows(96, 64).input_length == 20
+
+
+@pytest.mark.parametrize("option", [{"input_length": 97}, {"target_length": 65}, {"input_length": 192}])
+def test_more_than_a_row_holds_is_refused(option):
+    (name,) = option
+    with pytest.raises(ConfigurationError, match=rf"span_corruption: {name}=\d+ is more than a row of data\.\w+=\d+"):
+        Options(**option).for_rows(96, 64)
+    with pytest.raises(ConfigurationError, match=f"{name}=2 must be 3 or more"):
+        Options(**{name: 2})

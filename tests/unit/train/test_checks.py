@@ -81,6 +81,27 @@ def test_what_cannot_work_together(config: RunConfig, changes: dict[str, object]
 
 
 @pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"encoder_length": 96},
+            "span_corruption: input_length=128 is more than a row of data.encoder_length=96 holds",
+        ),
+        ({"decoder_length": 2}, "span_corruption needs rows of 3 or more positions"),
+    ],
+)
+def test_a_phase_s_own_rows_hold_what_its_mixture_asks_for(
+    config: RunConfig, changes: dict[str, int], sentence: str
+) -> None:
+    text = ComponentConfig("text", "span_corruption", 1.0, {"input_length": 128})
+    config = replace(config, mixture=MixtureConfig([text]))
+    check(config, world_size=4)
+    phases = [Phase("first", 5, 112), replace(Phase("second", 5, 112), **changes)]
+    with pytest.raises(ConfigurationError, match=re.escape(sentence)):
+        check(replace(config, stage=StageConfig(phases)), world_size=4)
+
+
+@pytest.mark.parametrize(
     ("changes", "undivided"),
     [
         ({"vit": ViTConfig(num_heads=2)}, "vit.num_heads=2"),
