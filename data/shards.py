@@ -1,6 +1,5 @@
 """WebDataset tars, as img2dataset writes them, read at random access through a small index beside each tar."""
 
-import glob
 import hashlib
 import json
 import logging
@@ -12,18 +11,19 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from braceexpand import braceexpand
 from numpy.typing import NDArray
 
 from data import fields
 from data.ledger import Ledger
 from data.objectives.base import Skip
+from data.shard_paths import SPLITS, shard_paths
 from errors import ConfigurationError
 from progress import beat
 
+__all__ = ["SPLITS", "Record", "ShardSource", "SourceFacts", "index", "scan", "shard_paths"]
+
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "validation", "test")
 INDEX_VERSION = 1
 # The members of a sample that are read; columns of the index in this order.
 KINDS = {"json": 0, "txt": 1, "jpg": 2, "jpeg": 2, "png": 2, "webp": 2}
@@ -60,29 +60,6 @@ class SourceFacts:
     records: int
     shards: int
     fingerprint: str
-
-
-def shard_paths(location: str, split: str) -> list[str]:
-    """The tars of a split, sorted.
-
-    In a folder these are `<split>-*.tar`; a folder without any split in its names (img2dataset's `00000.tar`) is all
-    training data. Anything else is a pattern with `*`, `{000..099}` and, if it is to serve several splits, `{split}`.
-    Raises ConfigurationError if there is none.
-    """
-    if os.path.isdir(location):
-        paths = glob.glob(os.path.join(glob.escape(location), f"{split}-*.tar"))
-        every = glob.glob(os.path.join(glob.escape(location), "*.tar"))
-        named = any(os.path.basename(path).startswith(tuple(f"{name}-" for name in SPLITS)) for path in every)
-        if split == "train" and not named:
-            paths = every
-    else:
-        patterns = braceexpand(location.replace("{split}", split))
-        paths = [path for pattern in patterns for path in glob.glob(pattern)]
-    if not paths:
-        raise ConfigurationError(
-            f"no {split} shards at {location}: point data.root and data.sources to a folder that holds {split}-*.tar."
-        )
-    return sorted(paths)
 
 
 def scan(path: str) -> ShardIndex:

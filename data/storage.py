@@ -1,0 +1,96 @@
+"""Reads that outlast a hiccup of the file system, and the line between a disk that fails and data that is bad.
+
+A read that fails with an error of `errors.OF_STORAGE` is tried again, at growing intervals, for `patience_s`; then
+StorageFailed is raised, and the job is queued again. Where a file was there before, a folder that is gone or empty
+counts as well: its mount is lost. A file that is missing from a folder with others in it was removed; that, and every
+other error, is the caller's to judge.
+"""
+
+import errno
+import logging
+import os
+import random
+import stat
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from errors import OF_STORAGE, ConfigurationError, StorageFailed
+from progress import beat
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_S = 60.0  # a file server that fails over is back within a minute
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
+
+Result = TypeVar("Result")
+_random = random.Random()  # a generator of its own: nothing else may depend on how often a disk failed
+
+
+def retry(read: Callable[[], Result], path: str, patience_s: float = PATIENCE_S, was_there: bool = False) -> Result:
+    """Return what `read` returns, and call it again while the storage of `path` fails.
+
+    `was_there`: a missing folder is a lost mount, not a wrong path. Raises StorageFailed after `patience_s`, and every
+    other OSError at once.
+    """
+    deadline, wait_s = time.monotonic() + patience_s, FIRST_WAIT_S
+    while True:
+        try:
+            return read()
+        except OSError as error:
+            if error.errno not in OF_STORAGE and not (was_there and _is_unmounted(error, path)):
+                raise
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise storage_failed(error, path, patience_s) from error
+            if wait_s == FIRST_WAIT_S:
+                logger.warning("%s: %s; trying again for %.0f s", path, error.strerror, left_s)
+        beat(f"waiting for {path}")
+        time.sleep(min(left_s, wait_s * _random.uniform(0.5, 1.0)))  # a thousand ranks do not come back at once
+        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+
+def storage_failed(error: OSError, path: str, after_s: float = 0.0) -> StorageFailed:
+    """Return the exception for a file that cannot be read here and now."""
+    name = errno.errorcode.get(error.errno or 0, "no errno")
+    tried = f" for {after_s:g} s" if after_s else ""
+    return StorageFailed(
+        f"{path} could not be read{tried} ({error.strerror or error}, {name}); start the same command again when its "
+        "storage is back."
+    )
+
+
+def not_permitted(path: str) -> ConfigurationError:
+    """Return the exception for a file or folder that this user may not read."""
+    return ConfigurationError(f"{path} may not be read (permission denied): change its mode, or leave it out.")
+
+
+def read_file(path: str, patience_s: float = PATIENCE_S) -> bytes:
+    """Return a file's content; raise StorageFailed, or OSError as `open` does."""
+
+    def read() -> bytes:
+        with open(path, "rb") as file:
+            return file.read()
+
+    return retry(read, path, patience_s)
+
+
+def is_folder(path: str, patience_s: float = PATIENCE_S) -> bool:
+    """Return whether a path is a folder; what is not there is none."""
+    try:
+        return stat.S_ISDIR(retry(lambda: os.stat(path), path, patience_s).st_mode)
+    except PermissionError as error:
+        raise not_permitted(path) from error
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        return False
+
+
+def _is_unmounted(error: OSError, path: str) -> bool:
+    """Return whether a file is missing with all of its folder: where a mount is lost, an empty folder is left."""
+    if error.errno != errno.ENOENT:
+        return False
+    try:
+        with os.scandir(os.path.dirname(path) or os.curdir) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return True
