@@ -29,8 +29,10 @@ from errors import OF_STORAGE, ConfigurationError, Notice, PeersMissing, Storage
 from launcher import first_rank
 from parallel.launch import stop as leave
 from terminal import use_utf8
+from train import note
 from train.cluster import SubmitConfig
 from train.config import RunConfig
+from train.shortage import is_lack_of_memory
 from train.sweep import FailedRuns, Sweep, become_one_of, folder_name
 from train.watchdog import EXIT_HUNG, PeerLost
 
@@ -108,6 +110,16 @@ def in_one_sentence(work: Callable[[], None]) -> None:
         if code is None or (error.filename is None and code != EXIT_STOPPED):
             raise
         stop(f"{error.filename or 'A file'}: {error.strerror}; mend that, or choose another place.", code, True)
+    except (RuntimeError, MemoryError) as error:
+        if not is_lack_of_memory(error):
+            raise
+        why = _one_line(str(error).partition("\n")[0]) or type(error).__name__
+        stop(
+            f"Out of memory ({why}); take a smaller parallel.micro_batch or evaluation.batch, a higher "
+            "parallel.zero_stage, or more ranks.",
+            EXIT_STOPPED,
+            True,
+        )
 
 
 def register() -> None:
@@ -144,6 +156,7 @@ def without_injected(arguments: list[str]) -> list[str]:
 
 def stop(message: str, code: int, every_rank: bool = False) -> None:
     """End the process; unless told otherwise, one rank alone speaks."""
+    note.leave(code, message)
     if every_rank or first_rank():
         print(message, file=sys.stderr, flush=True)
     sys.exit(code)

@@ -14,9 +14,9 @@ from errors import ConfigurationError
 from train.config import ProfileConfig
 from train.entry import RunStopped
 from train.metrics import GIB, memory_bytes
+from train.shortage import is_lack_of_memory
 
 WANTED = re.compile(r"[Tt]ried to allocate ([\d.]+ \w+)")  # of torch's messages, on GPU and CPU
-NOT_ENOUGH = ("can't allocate memory", "not enough memory", "out of memory")
 HISTORY_ENTRIES = 100_000  # allocations remembered for the snapshot, with their stacks
 
 
@@ -95,13 +95,6 @@ def memory_told(settings: ProfileConfig, folder: Path, rank: int, device: torch.
     finally:
         if history:
             torch.cuda.memory._record_memory_history(enabled=None)
-
-
-def is_lack_of_memory(error: BaseException) -> bool:
-    """Whether an allocation has failed, on the GPU or in RAM."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(words in str(error) for words in NOT_ENOUGH)
 
 
 def _sentence(error: BaseException, folder: Path, rank: int, device: torch.device) -> str:

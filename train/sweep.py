@@ -8,6 +8,7 @@ from collections.abc import Callable
 from omegaconf import DictConfig
 
 from launcher import place
+from train import note
 
 FOLDER_NAME_LIMIT = 150  # characters; file systems allow 255
 
@@ -39,10 +40,12 @@ class Sweep:
             work()
             return 0
         except SystemExit as end:
-            of_all_ranks = not getattr(end.__context__, "alone", False)
-            if end.code not in (2, 3) or not (of_all_ranks or place().world_size == 1):
+            error = end.__context__
+            alone = getattr(error, "alone", isinstance(error, (OSError, MemoryError, RuntimeError)))
+            if end.code not in (2, 3) or (alone and place().world_size > 1):
                 raise
             code = end.code
+            note.withdraw()
         except Exception:
             traceback.print_exc()
             code = 1

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from errors import ConfigurationError, StorageFailed
 from train.entry import CONF, RunStopped, entry, folder_name, in_one_sentence, without_injected
@@ -52,6 +53,31 @@ def test_mistakes(
     assert code == 2
     assert sentence in said
     assert said.startswith("Configuration: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nGPU 0")])
+def test_too_little_memory_is_one_sentence_outside_of_steps_too(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Building, loading and evaluating take memory; the rank that lacks it prints it itself."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+    def fails() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        in_one_sentence(fails)
+    said = capsys.readouterr().err
+    assert end.value.code == 3 and said.count("\n") == 1 and said.startswith("Out of memory (")
+
+
+def test_other_errors_of_the_program_stay_tracebacks() -> None:
+    def fails() -> None:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        in_one_sentence(fails)
 
 
 @pytest.mark.parametrize(

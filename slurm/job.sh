@@ -1,0 +1,78 @@
+# Sourced by the scripts of all jobs: reads the site's words, and acts on the code that the ranks ended with.
+# A sweep's script (hydra_plugins/_slurm_array.py) sources it too, so that one rule holds for all.
+
+# Some sites start jobs, or the steps in them, without the environment they were submitted with.
+export SLURM_EXPORT_ENV=ALL
+if [ -n "${PALI_SITE-}" ]; then
+    set +u # what a site sources need not be written for it: conda's activate is not
+    source "$PALI_SITE"
+    status=$?
+    set +e -u
+    if [ "$status" != 0 ]; then
+        # Going on would run whatever code and Python this node finds by itself.
+        echo "The site's words ($PALI_SITE) cannot be read, or end with code $status; correct cluster.setup, or" \
+            "submit again where the nodes see this file." >&2
+        exit 2
+    fi
+fi
+unset SLURM_CPUS_PER_TASK SLURM_TRES_PER_TASK # a node's, and newer srun mind that theirs are another
+
+# A rank that stops the job alone (disk full, out of memory) writes its code and sentence into a note (train/note.py):
+# its peers end with higher codes, lost or killed, and srun reports the highest. The note has its size beforehand, so
+# that a full disk has room for it; a rank that still cannot write removes it, which takes no room.
+expect_note() { # FOLDER, by default that of the site's words
+    local folder=${1:-${SLURM_SUBMIT_DIR:-$PWD}} note
+    [ -n "${1-}" ] || [ -z "${PALI_SITE-}" ] || folder=${PALI_SITE%/*}
+    note=$folder/.note-${SLURM_JOB_ID:-0}
+    if printf '%4095s\n' '' 2>/dev/null >"$note"; then
+        export PALI_NOTE=$note
+    else
+        unset PALI_NOTE
+        echo "$folder cannot be written to: if one rank stops the run alone, the job is still started again." >&2
+    fi
+}
+
+read_note() { # sets code to that of the note, if a rank wrote one
+    local first='' sentence=''
+    [ -n "${PALI_NOTE-}" ] || return 0
+    if [ -e "$PALI_NOTE" ]; then
+        { read -r first && read -r sentence; } 2>/dev/null <"$PALI_NOTE"
+        rm -f "$PALI_NOTE"
+    elif [ "$code" != 0 ] && [ -w "${PALI_NOTE%/*}" ]; then # not where the file system itself is gone for a while
+        first=3 sentence="A rank stopped the run and could not write why (is the disk full?); its last words are above."
+    fi
+    if [ "$code" != 0 ] && { [ "$first" = 2 ] || [ "$first" = 3 ]; }; then
+        echo "The ranks ended with exit code $code, because one stopped the run with $first: $sentence"
+        code=$first
+    fi
+}
+
+# Sets code to what the job ends with; returns 0 where the job is to be queued again.
+# 0: done. 2: a mistake in the configuration. 3: the run stopped itself. To start those again would change nothing.
+# All else goes on from the last checkpoint: a signal or failing storage (75), a hang (4), a rank that died (1, or from
+# 128). train/restarts.py ends a run that comes no further; what ends before it gets there is counted here.
+judge() { # CODE
+    code=$1
+    read_note
+    case $code in 0 | 2 | 3) return 1 ;; 75) return 0 ;; esac
+    local most=10 # a lost or killed rank may be the machine's doing
+    [ "$code" != 1 ] || most=3
+    if [ "$SECONDS" -lt 120 ] && [ "${SLURM_RESTART_COUNT:-0}" -ge "$most" ]; then
+        echo "The ranks ended with exit code $code within $SECONDS s, and so may they have before: the job is not" \
+            "requeued again."
+        return 1
+    fi
+}
+
+# The controller may be busy, or change over to its twin.
+queue_again() {
+    local said='' wait
+    echo "The ranks ended with exit code $code; the job is requeued."
+    trap '' TERM # by which Slurm ends this script, and scontrol with it, once the job is queued
+    for wait in 1 2 4 8 15 30 60 60 60 ''; do
+        said=$(exec scontrol requeue "$SLURM_JOB_ID" 2>&1) && exit 0
+        [ -z "$wait" ] || sleep "$wait"
+    done
+    echo "Slurm did not queue the job again ($said); submit it once more, and it goes on from its last checkpoint."
+    exit "$code"
+}
