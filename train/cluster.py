@@ -22,9 +22,22 @@ class ClusterConfig:
 
     partition: str | None = None
     account: str | None = None
+    qos: str | None = None
+    """Slurm's quality of service, for sites whose limits go by it."""
+    reservation: str | None = None
+    """Nodes that are set aside under this name."""
+    constraint: str | None = None
+    """Features that nodes must have, e.g. "a100&ib"; null where a partition has one kind of node."""
+    nodelist: str | None = None
+    """Nodes that the job must run on, e.g. "n[01-04]"; null, for Slurm chooses well."""
+    exclude: str | None = None
+    """Nodes that the job must not run on, e.g. one with a broken GPU."""
     time: str = "24:00:00"
     signal_lead_s: int = 300
     gpus_per_node: int = 0
+    gres: str | None = None
+    """GPUs as a generic resource, e.g. "gpu" or "gpu:a100": then --gres=gpu:a100:8 asks for them; "none" asks for
+    nothing, where nodes come with their GPUs. null: --gpus-per-node, unless `sbatch` has an option for GPUs."""
     tasks_per_node: int | None = None
     cpus_per_task: int = 1
     memory: str | None = None

@@ -6,15 +6,30 @@ import shlex
 import subprocess
 import sys
 import time
+from codecs import getincrementaldecoder
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from errors import ConfigurationError
-from train.cluster import SubmitConfig
+from train.cluster import ClusterConfig, SubmitConfig
+from train.entry import Interrupted
 
 FORGOTTEN = "FORGOTTEN"  # by Slurm, some minutes after the job's end
 SETTLED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL",
            "DEADLINE", FORGOTTEN)  # fmt: skip
+
+
+MOST_PAUSE_S = 60.0  # between two questions to Slurm, of one who waits
+PAUSES_S = (1, 2, 4, 8, 15, 30, 60)  # before Slurm is asked again for what it did not answer
+PASSING = ("Unable to contact", "Socket timed out", "timed out", "Connection refused", "Connection reset",
+           "Zero Bytes were transmitted", "emporarily un", "No route to host", "Communication connection failure",
+           "Transport endpoint", "not responding", "Unexpected message received")  # fmt: skip
+NAMES_GPUS = re.compile(r"-G|--gpus|--gres\b.*\bgpu|--tres-per")  # of sbatch's options
+SECRET = re.compile(
+    r"""(?ix)(\b\w*(?:key|token(?!iz)|secret|passw|credential|netrc)\w*=)(?:'[^']*'|"[^"]*"|[^\s'";)])+"""
+)
 
 
 @dataclass(frozen=True)
@@ -52,10 +67,8 @@ class Job:
 def site_script(job: Job) -> str:
     """What the job's script sources: the site's set-up, the interpreter, and the nodes it may take."""
     cluster = job.site.cluster
-    lines = ['export PYTHONPATH="$(dirname "${BASH_SOURCE[0]}")/code"']
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
-    lines += cluster.setup
-    lines += [
+    lines = [
+        *set_up(cluster),
         f"python=({shlex.join([*cluster.container, cluster.python or sys.executable, '-P'])})",
         f"srun=({shlex.join(['srun', *cluster.srun])})",
         f"mpi={shlex.quote(cluster.mpi)}",
@@ -65,6 +78,17 @@ def site_script(job: Job) -> str:
     return "\n".join(lines) + "\n"
 
 
+def set_up(cluster: ClusterConfig) -> list[str]:
+    """Return the shell lines before anything else: where the snapshot's code is, and the site's own words."""
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
+    return ['export PYTHONPATH="${BASH_SOURCE[0]%/*}/code"', *exports, *cluster.setup]
+
+
+def masked(text: str) -> str:
+    """Return shell lines with `***` for the values of variables that are named like keys and passwords."""
+    return SECRET.sub(r"\1***", text)
+
+
 def sbatch_command(job: Job, snapshot: Path, after: str | None) -> list[str]:
     """The words of the sbatch command; `after`: the id of the job that must have succeeded."""
     cluster, least, most = job.site.cluster, job.usable[-1], job.usable[0]
@@ -72,12 +96,17 @@ def sbatch_command(job: Job, snapshot: Path, after: str | None) -> list[str]:
         "job-name": f"{job.kind}-{job.makes.name}",
         "partition": cluster.partition,
         "account": cluster.account,
+        "qos": cluster.qos,
+        "reservation": cluster.reservation,
+        "constraint": cluster.constraint,
+        "nodelist": cluster.nodelist,
+        "exclude": cluster.exclude,
         "time": cluster.time,
         "nodes": most if least == most else f"{least}-{most}",
         # A node is asked for as one task with all cores: given a number of tasks, Slurm takes no more nodes of a range
         # than these need.
         "cpus-per-task": job.tasks if job.kind == "corpus" else job.tasks * cluster.cpus_per_task,
-        "gpus-per-node": min(cluster.gpus_per_node, job.tasks) if job.kind != "corpus" else None,
+        **(gpu_option(cluster, min(cluster.gpus_per_node, job.tasks)) if job.kind != "corpus" else {}),
         "mem": cluster.memory,
         "signal": f"USR1@{cluster.signal_lead_s}" if job.kind == "pretrain" else None,
         "output": str(job.log("")).replace("%", "%%").removesuffix(".log") + "%j.log",
@@ -86,48 +115,100 @@ def sbatch_command(job: Job, snapshot: Path, after: str | None) -> list[str]:
     }
     given = [f"--{name}={value}" for name, value in options.items() if value]
     script = snapshot / "code" / "slurm" / f"{job.kind}.sbatch"
-    return ["sbatch", "--parsable", *given, *cluster.sbatch, str(script), *job.words]
+    # Also as a word: some sites start jobs without the environment of who submitted them.
+    site = f"--site={(snapshot / 'site.sh').absolute()}"
+    return ["sbatch", "--parsable", *given, *cluster.sbatch, str(script), site, *job.words]
+
+
+def gpu_option(cluster: ClusterConfig, gpus: int) -> dict[str, object]:
+    """Return sbatch's option for so many GPUs a node, as this site wants them asked for; none where it asks itself."""
+    if not gpus or cluster.gres == "none" or any(NAMES_GPUS.match(option) for option in cluster.sbatch):
+        return {}
+    return {"gres": f"{cluster.gres}:{gpus}"} if cluster.gres else {"gpus-per-node": gpus}
 
 
 def submit(command: list[str], snapshot: Path) -> str:
-    """Hand a job to Slurm; returns its id. Raises ConfigurationError with what sbatch says."""
+    """Hand a job to Slurm; returns its id.
+
+    Raises ConfigurationError with what sbatch says, and Interrupted where Slurm does not answer for two minutes.
+    """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_")) or k == "SLURM_CONF"}
-    try:
-        done = subprocess.run(
-            command,
-            env=environment | {"PALI_SITE": str((snapshot / "site.sh").absolute())},
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-        )
-    except FileNotFoundError:
-        raise ConfigurationError("There is no sbatch here; submit from a login node, or use --dry-run.") from None
-    if done.returncode:
-        raise ConfigurationError(f"Slurm refuses the job: {' '.join(done.stderr.split())}")
-    return done.stdout.strip().split(";")[0]
+    environment["PALI_SITE"] = str((snapshot / "site.sh").absolute())
+    for pause in (*PAUSES_S, None):
+        try:
+            done = call(command, environment)
+        except FileNotFoundError:
+            raise ConfigurationError("There is no sbatch here; submit from a login node, or use --dry-run.") from None
+        if not done.returncode:
+            return done.stdout.strip().split(";")[0]
+        said = " ".join(done.stderr.split())
+        if not is_passing(said):
+            raise ConfigurationError(f"Slurm refuses the job: {said}")
+        if pause is None:
+            break
+        time.sleep(pause)
+        if accepted := accepted_in_silence(str(snapshot)):
+            return accepted
+    raise Interrupted(f"Slurm does not answer ({said}); submit again when it does.")
+
+
+def accepted_in_silence(snapshot: str) -> str | None:
+    """Return the newest job of this snapshot: Slurm may accept a job although its answer comes too late."""
+    with suppress(FileNotFoundError):
+        done = call(["squeue", "--noheader", "--format=%A %o", "--user", str(os.getuid())])
+        numbers = [line.split()[0] for line in done.stdout.splitlines() if f"{snapshot}/" in line]
+        return max(numbers, key=int, default=None)
+    return None
+
+
+def call(command: Sequence[str], environment: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run one of Slurm's commands, and keep what it prints."""
+    return subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", errors="replace")
+
+
+def is_passing(said: str) -> bool:
+    """Return whether an error of Slurm's commands is of the controller or the network, rather than of the job."""
+    return any(sign in said for sign in PASSING)
 
 
 def state(number: str) -> str:
     """A job's state as Slurm names it, or FORGOTTEN; UNREACHABLE while Slurm does not answer."""
-    done = subprocess.run(
-        ["scontrol", "--oneliner", "show", "job", number], capture_output=True, encoding="utf-8", errors="replace"
-    )
+    done = call(["scontrol", "--oneliner", "show", "job", number])
     found = re.search(r"JobState=(\w+)", done.stdout)
     if found:
         return found[1]
-    return FORGOTTEN if "Invalid job id" in done.stderr else "UNREACHABLE"
+    return _accounted(number) if "Invalid job id" in done.stderr else "UNREACHABLE"
+
+
+def _accounted(number: str) -> str:
+    """Return how a job ended by Slurm's accounts, where the site keeps them."""
+    with suppress(FileNotFoundError):
+        done = call(["sacct", "--noheader", "--parsable2", "--allocations", "--format=State", "--jobs", number])
+        states = done.stdout.split()
+        if done.returncode == 0 and states and states[-1] in SETTLED:
+            return states[-1]
+    return FORGOTTEN
 
 
 def follow(number: str, log: Path, every_s: float = 2.0) -> str:
-    """Print what comes into the log until the job has ended, over all its restarts; returns its last state."""
-    read = 0
+    """Print what comes into the log until the job has ended, over all its restarts; returns its last state.
+
+    Slurm is asked every `every_s` seconds at first, and more and more seldom: thousands follow at a large site.
+    """
+    read, decoder, pause = 0, getincrementaldecoder("utf-8")("replace"), every_s
     while True:
         now = state(number)
         if log.exists():
-            with log.open(errors="replace", encoding="utf-8") as opened:
+            with log.open("rb") as opened:
                 opened.seek(read)
-                print(opened.read(), end="", flush=True)
+                print(decoder.decode(opened.read()), end="", flush=True)
                 read = opened.tell()
         if now in SETTLED:
             return now
-        time.sleep(every_s)
+        time.sleep(pause)
+        pause = slower(pause)
+
+
+def slower(pause: float) -> float:
+    """Return how many seconds to wait after one has waited `pause` in vain."""
+    return max(pause, min(MOST_PAUSE_S, pause * 1.25))

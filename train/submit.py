@@ -27,7 +27,7 @@ from train import slurm
 from train.checks import check, check_sources, check_training_data
 from train.cluster import SubmitConfig
 from train.config import RunConfig, to_run_config, to_yaml
-from train.entry import CONF, in_one_sentence, register
+from train.entry import CONF, Interrupted, in_one_sentence, register
 from train.evaluate import overridden, saved_config
 from train.phases import for_phase, spans
 from train.slurm import Job
@@ -174,22 +174,47 @@ def _corpus(request: Request, site: SubmitConfig) -> Job:
 def submit(jobs: Sequence[Job]) -> list[tuple[Job, str]]:
     """Hand the jobs to Slurm, each after the one before; returns their ids. In a dry run, show them instead."""
     settings = jobs[0].site.submit
+    if settings.dry_run:
+        show(jobs)
+        return []
     after = str(settings.after) if settings.after else None
     submitted: list[tuple[Job, str]] = []
-    for position, job in enumerate(jobs, 1):
-        files = {"config.yaml": job.config, "site.sh": slurm.site_script(job)}
-        snapshot = take(job.folder, files, settings.dry_run)
-        command = slurm.sbatch_command(job, snapshot, after)
-        if settings.dry_run:
-            script = (ROOT / "slurm" / f"{job.kind}.sbatch").read_text(encoding="utf-8")
-            print(f"# {position}. {job.title}\nPALI_SITE={snapshot}/site.sh {shlex.join(command)}")
-            print(f"\n# site.sh:\n{files['site.sh']}\n# {job.kind}.sbatch:\n{script}")
-            after = f"<id of job {position}>"
-            continue
-        after = slurm.submit(command, snapshot)
+    for job in jobs:
+        try:
+            snapshot = take(job.folder, beside(job))
+            after = slurm.submit(slurm.sbatch_command(job, snapshot, after), snapshot)
+        except (ConfigurationError, Interrupted) as error:
+            if not submitted:
+                raise
+            before = ", ".join(number for _, number in submitted)
+            raise type(error)(
+                f"{error} Submitted already: {before} (`scancel {before.replace(',', '')}` takes them back; "
+                f"submit.after={after} goes on behind them)."
+            ) from error
         submitted.append((job, after))
         print(f"{after}: {job.title}; log {job.log(after)}", flush=True)
     return submitted
+
+
+def beside(job: Job) -> dict[str, str]:
+    """Return the files that lie beside a job's code, by name."""
+    return {"config.yaml": job.config, "site.sh": slurm.site_script(job)}
+
+
+def show(jobs: Sequence[Job]) -> None:
+    """Print all that would be submitted, without what looks like a key or a password."""
+    after = str(jobs[0].site.submit.after) if jobs[0].site.submit.after else None
+    for position, job in enumerate(jobs, 1):
+        snapshot = take(job.folder, beside(job), dry=True)
+        command = shlex.join(slurm.sbatch_command(job, snapshot, after))
+        print(f"# {position}. {job.title}\nPALI_SITE={shlex.quote(f'{snapshot}/site.sh')} {command}")
+        print(f"\n# site.sh:\n{slurm.masked(slurm.site_script(job))}\n# {job.kind}.sbatch:\n{_script(job.kind)}")
+        after = f"<id of job {position}>"
+    print(f"# slurm/job.sh, which they source:\n{(ROOT / 'slurm' / 'job.sh').read_text(encoding='utf-8')}")
+
+
+def _script(kind: str) -> str:
+    return (ROOT / "slurm" / f"{kind}.sbatch").read_text(encoding="utf-8")
 
 
 def follow(submitted: Sequence[tuple[Job, str]]) -> None:
@@ -197,7 +222,10 @@ def follow(submitted: Sequence[tuple[Job, str]]) -> None:
     try:
         for job, number in submitted:
             ended = slurm.follow(number, job.log(number))
-            if ended not in ("COMPLETED", slurm.FORGOTTEN):
+            if ended == slurm.FORGOTTEN:
+                print(f"Slurm has forgotten how job {number} ended; see {job.log(number)}.", file=sys.stderr)
+                sys.exit(1)
+            if ended != "COMPLETED":
                 print(f"Job {number} ended: {ended}.", file=sys.stderr)
                 sys.exit(1)
     except KeyboardInterrupt:

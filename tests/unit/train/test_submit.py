@@ -144,7 +144,8 @@ def test_the_command() -> None:
         "sbatch", "--parsable", "--job-name=pretrain-x", "--partition=gpu", "--time=24:00:00", "--nodes=1-4",
         "--cpus-per-task=48", "--gpus-per-node=8", "--signal=USR1@300",
         "--output=runs/x/slurm-pretrain-%j.log", "--dependency=afterok:77", "--kill-on-invalid-dep=yes", "--exclusive",
-        "runs/x/submitted/1/code/slurm/pretrain.sbatch", "run.name=a b",
+        "runs/x/submitted/1/code/slurm/pretrain.sbatch", f"--site={Path('runs/x/submitted/1/site.sh').absolute()}",
+        "run.name=a b",
     ]  # fmt: skip
     odd = sbatch_command(job(settings, makes="runs/100%j"), Path("s"), None)
     assert "--output=runs/100%%j/slurm-pretrain-%j.log" in odd and not any("dependency" in word for word in odd)
