@@ -1,5 +1,6 @@
 """The `data` and `mixture` groups of a run's configuration."""
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,8 @@ from omegaconf import MISSING
 
 from data import objectives
 from errors import ConfigurationError
+
+MOST_APART = 1e300  # ratio of two weights; in double precision, beyond it one of them is nothing
 
 
 @dataclass
@@ -110,10 +113,14 @@ class MixtureConfig:
             names.append(name if met[name] == 1 else f"{name}#{met[name]}")
         return names
 
+    def weights(self) -> list[float]:
+        """Return the components' weights."""
+        return [component.weight for component in self.components]
+
     def shares(self) -> list[float]:
         """Return the share of all examples that each component is asked for; together 1."""
-        heaviest = max((component.weight for component in self.components), default=1.0)
-        scaled = [component.weight / heaviest for component in self.components]
+        heaviest = max(self.weights(), default=1.0)
+        scaled = [weight / heaviest for weight in self.weights()]
         return [each / sum(scaled) for each in scaled]
 
     def check(self) -> None:
@@ -126,11 +133,20 @@ class MixtureConfig:
                 raise ConfigurationError(
                     f"{name}: there is no such objective; choose from {', '.join(objectives.NAMES)}."
                 )
-            if not component.weight > 0:
+            if not 0 < component.weight < math.inf:
                 raise ConfigurationError(
                     f"{name} has weight {component.weight}: leave it out, or set a weight above 0."
                 )
-            objectives.options(component.objective, component.options)
+            try:
+                objectives.options(component.objective, component.options)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"mixture component {component.source}: {error}") from error
+        lightest, heaviest = min(self.weights()), max(self.weights())
+        if not heaviest / lightest < MOST_APART:
+            raise ConfigurationError(
+                f"mixture weights {lightest:g} and {heaviest:g} are too far apart to be mixed: make the smaller one "
+                "larger, or leave its component out."
+            )
 
     def check_rows(self, encoder_length: int, decoder_length: int) -> None:
         """Raises ConfigurationError for an option that asks for more than rows of these lengths hold."""

@@ -5,10 +5,12 @@ objective with a random generator of its own; components are then interleaved by
 """
 
 import logging
+import math
 import threading
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +23,9 @@ import grain  # noqa: E402
 from data import images, objectives  # noqa: E402
 from data.config import ComponentConfig, DataConfig, MixtureConfig  # noqa: E402
 from data.examples import EncodedExample, ExampleInfo  # noqa: E402
+from data.label_pool import labels_of  # noqa: E402
 from data.ledger import Ledger, NothingUsable  # noqa: E402
-from data.objectives.base import SENTINEL, Skip, one_record  # noqa: E402
+from data.objectives.base import SENTINEL, LabelOptions, Skip, one_record  # noqa: E402
 from data.shards import Record, ShardSource  # noqa: E402
 from data.tokenizer import EOS, Tokenizer  # noqa: E402
 
@@ -65,7 +68,8 @@ class Component:
         self._ledger = ledger
         self._given = not required  # whether an example was made of any record, or none is required
         self._tries = 0
-        self._lock = threading.Lock()
+        self._learns_labels = isinstance(self._options, LabelOptions) and not self._options.labels
+        self._lock = threading.RLock()
 
     def example(self, number: int, rng: np.random.Generator) -> EncodedExample | None:
         """Make the example of record `number`; None, counted, if there is none to make."""
@@ -150,6 +154,8 @@ class Component:
         )
 
     def _make(self, record: Record, rng: np.random.Generator) -> EncodedExample:
+        if self._learns_labels and record.fields.get("objects") and not record.fields.get("absent_labels"):
+            self._learn_labels()
         example = self._module.make(record.fields, rng, self._options, self._tokenizer)
         pixels = np.zeros((0, self._image_size, self._image_size, 3), np.uint8)
         if example.image:
@@ -172,6 +178,13 @@ class Component:
         if not len(target_ids):  # EOS alone would teach to answer nothing
             raise Skip("target without any token", defect=True, detail=f"it is {example.target_text[:40]!a}")
         return EncodedExample(_with_eos(input_ids), _with_eos(target_ids), pixels, info, closing=1 + self._closed)
+
+    def _learn_labels(self) -> None:
+        """Take the source's own labels for negatives; done once, at the first record that names nothing absent."""
+        with self._lock:
+            if self._learns_labels and isinstance(self._options, LabelOptions):
+                self._options = replace(self._options, labels=labels_of(self.source))
+                self._learns_labels = False
 
 
 def _with_eos(ids: Sequence[int]) -> NDArray[np.int32]:
@@ -197,6 +210,6 @@ def open_components(
 
 def mix(components: Sequence[Component], seed: int) -> grain.MapDataset:
     """Return the endless mixture; an element is None where ATTEMPTS records in a row had to be skipped."""
-    return grain.MapDataset.mix(
-        [component.dataset(seed) for component in components], [component.weight for component in components]
-    )
+    _, exponent = math.frexp(max(component.weight for component in components))
+    weights = [math.ldexp(component.weight, -exponent) for component in components]  # Grain divides 100 by the smallest
+    return grain.MapDataset.mix([component.dataset(seed) for component in components], weights)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, cast
 
-from data.objectives.base import Objective, Options, parse_options
+from data.objectives.base import AnyOptions, Objective, parse_options
 
 NAMES = (
     "span_corruption",
@@ -35,6 +35,6 @@ def load(name: str) -> Objective:
     return cast(Objective, import_module(f"data.objectives.{name}"))
 
 
-def options(name: str, values: Mapping[str, Any]) -> Options:
+def options(name: str, values: Mapping[str, Any]) -> AnyOptions:
     """An objective's checked options; raises ConfigurationError for one that it does not have."""
     return parse_options(name, load(name).Options, values)

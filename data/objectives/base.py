@@ -1,11 +1,15 @@
 """What all objectives share: the example they make, the reasons they do not, and the slots of their prompts."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, Protocol, Self, TypeVar
+from dataclasses import dataclass, field
+from types import NoneType, UnionType
+from typing import Any, Protocol, Self, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from data import languages
 from errors import ConfigurationError, ReadingStopped
@@ -53,17 +57,25 @@ def one_record(use: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Options:
-    """What every objective can be told in a mixture's `options`.
-
-    language_case: of the language code in a prompt; the paper's examples are upper-case ("EN"), PaLI-3's lower-case.
-    languages: use only these; None uses all. "en" stands for "en-US" too, and "he" and "iw" are one.
-    """
-
-    language_case: str = "upper"
-    languages: Sequence[str] | None = None
+class AnyOptions:
+    """What an objective can be told in a mixture's `options`; each has only what it reads."""
 
     def __post_init__(self) -> None:
+        """Raise ConfigurationError for values that are impossible; every class adds its own checks."""
+
+    def for_rows(self, encoder_length: int, decoder_length: int) -> Self:
+        """Return the options for rows of these lengths; raise ConfigurationError for what such rows cannot hold."""
+        return self
+
+
+@dataclass(frozen=True)
+class PromptOptions(AnyOptions):
+    """language_case: of the language code in a prompt; the paper's examples are upper-case ("EN"), PaLI-3's lower."""
+
+    language_case: str = "upper"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.language_case not in ("upper", "lower"):
             raise ConfigurationError(f"language_case={self.language_case!r} must be 'upper' or 'lower'.")
 
@@ -76,9 +88,43 @@ class Options:
         code = languages.canonical(language) or language
         return code.upper() if self.language_case == "upper" else code.lower()
 
+
+@dataclass(frozen=True)
+class LanguageOptions(AnyOptions):
+    """languages: use only these; None uses all. "en" stands for "en-US" too, and "he" and "iw" are one."""
+
+    languages: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.languages is not None and not self.languages:
+            raise ConfigurationError("languages=[] leaves none; leave the option out to use all.")
+        for code in self.languages or ():
+            if languages.canonical(code) is None:
+                raise ConfigurationError(
+                    f"languages holds {code!r}, which is no code of a language, such as en or pt-BR."
+                )
+
     def uses(self, language: str) -> bool:
         """Whether text of this language is wanted."""
         return self.languages is None or languages.accepts(self.languages, language)
+
+
+@dataclass(frozen=True)
+class LabelOptions(AnyOptions):
+    """labels: what negatives are drawn from where a record has no `absent_labels`; empty: the source's own labels."""
+
+    labels: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(not label.strip() for label in self.labels):
+            raise ConfigurationError("labels holds a blank one; leave it out.")
+
+
+@dataclass(frozen=True)
+class Options(PromptOptions, LanguageOptions):
+    """Those of an objective that reads text of a language and names the language in its prompt."""
 
 
 class Vocabulary(Protocol):
@@ -95,7 +141,7 @@ class Objective(Protocol):
     """What a module of this folder offers. PROMPTS are its templates, for the tokenizer's training and for reading."""
 
     PROMPTS: tuple[str, ...]
-    Options: type[Options]
+    Options: type[AnyOptions]
 
     def make(
         self, record: Mapping[str, Any], rng: np.random.Generator, options: Any, vocabulary: Vocabulary
@@ -106,16 +152,47 @@ class Objective(Protocol):
         """An answer, given by the model or by the record, as the structure that evaluation compares."""
 
 
-def parse_options(name: str, kind: type[Options], values: Mapping[str, Any]) -> Options:
-    """`kind(**values)`, with a wrong name or type reported as a ConfigurationError."""
-    known = {field.name: field.default for field in fields(kind)}
+Chosen = TypeVar("Chosen", bound=AnyOptions)
+
+
+def parse_options(name: str, kind: type[Chosen], values: Mapping[str, Any]) -> Chosen:
+    """Make `kind` of the values; raise ConfigurationError for a wrong name, a wrong kind or an impossible value."""
+    hints = get_type_hints(kind)
     for key, value in values.items():
-        if key not in known:
-            raise ConfigurationError(f"objective {name} has no option {key!r}: it has {', '.join(known)}.")
-        default = known[key]
-        if isinstance(default, int | float) and default is not MISSING and not isinstance(value, int | float):
-            raise ConfigurationError(f"objective {name}: option {key}={value!r} must be a number.")
-    return kind(**values)
+        if key not in hints:
+            known = f"it has {', '.join(hints)}" if hints else "it has none"
+            raise ConfigurationError(f"objective {name} has no option {key!r}: {known}.")
+        _check_kind(f"objective {name}: option {key}", hints[key], value)
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(kind), dict(values))
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(f"objective {name}: option {error.full_key}: {str(error).splitlines()[0]}.") from error
+    try:
+        return kind(**{str(key): value for key, value in cast(dict[str, Any], OmegaConf.to_container(typed)).items()})
+    except ConfigurationError as error:
+        raise ConfigurationError(f"objective {name}: {error}") from error
+
+
+def _check_kind(where: str, hint: Any, value: Any) -> None:
+    """Raise ConfigurationError for what YAML reads as another kind than text, and for what is no finite number."""
+    if get_origin(hint) is UnionType:
+        if value is None:
+            return
+        (hint,) = (each for each in get_args(hint) if each is not NoneType)
+    if get_origin(hint) is list:
+        if not isinstance(value, list | tuple):
+            raise ConfigurationError(f"{where}={value!r} must be a list, such as [{value}].")
+        for item in value:
+            _check_kind(f"{where} holds {item!r}, which", get_args(hint)[0], item)
+    elif hint is str and not isinstance(value, str):
+        raise ConfigurationError(
+            f"{where if 'which' in where else f'{where}={value!r}'} must be text; YAML reads no, yes, on, off and "
+            "numbers otherwise, so write it in quotes, such as 'no'."
+        )
+    elif hint in (int, float) and isinstance(value, bool):
+        raise ConfigurationError(f"{where}={value!r} must be a number.")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigurationError(f"{where}={value} must be a finite number.")
 
 
 Item = TypeVar("Item")

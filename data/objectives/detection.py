@@ -32,27 +32,28 @@ class Box(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Options(base.Options):
-    """max_negatives: the most absent classes in a prompt; labels: their pool where a record names none.
+class Options(base.LabelOptions):
+    """max_negatives: the most absent classes in a prompt.
 
     order: of the boxes in the target, "random" (Pix2Seq's) or "reading" (by ymin, then xmin).
     target_length: tokens of a target, with EOS, at most; None is what a row holds. What is beyond are whole boxes.
     """
 
     max_negatives: int = 3
-    labels: Sequence[str] = ()
     order: str = "random"
     target_length: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.max_negatives < 0:
+            raise ConfigurationError(f"max_negatives={self.max_negatives} must be 0 or more.")
         if self.order not in ("random", "reading"):
-            raise ConfigurationError(f"order={self.order!r} of detection must be 'random' or 'reading'.")
+            raise ConfigurationError(f"order={self.order!r} must be 'random' or 'reading'.")
         if self.target_length is not None and self.target_length < 2:
-            raise ConfigurationError(f"target_length={self.target_length} of detection must be 2 or more.")
+            raise ConfigurationError(f"target_length={self.target_length} must be 2 or more.")
 
     def for_rows(self, encoder_length: int, decoder_length: int) -> "Options":
-        """See base.Options."""
+        """See base.AnyOptions."""
         length = base.row_length("detection: target_length", self.target_length, "decoder_length", decoder_length)
         return replace(self, target_length=length)
 
@@ -70,9 +71,10 @@ def box_text(box: Sequence[float], label: str) -> str:
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
     """Needs `objects` with boxes; takes `absent_labels`.
 
-    The prompt names every class that has a box and 0 … max_negatives that are not there, in random order. An object
-    without a box, or with one of no area, is nothing to detect; its class is not absent either. Where a row cannot hold
-    the answer, whole boxes are left out, from the end, and classes that are left without one are not asked for.
+    The prompt names, in random order, every class that has a box and 0 … max_negatives that are not there, of the
+    record's `absent_labels`, else of the option `labels`. An object without a box, or with one of no area, is nothing
+    to detect; its class is not absent either. Where a row cannot hold the answer, whole boxes are left out, from the
+    end, and classes that are left without one are not asked for.
     """
     objects = fields.objects(record, boxes=True)
     boxes = [Box(*each.box, each.label) for each in objects if each.box is not None and _has_area(each.box)]

@@ -20,7 +20,7 @@ LANGUAGE = "en"
 
 
 @dataclass(frozen=True)
-class Options(base.Options):
+class Options(base.PromptOptions, base.LabelOptions):
     """max_objects: the most labels that a question names, 2 or more.
 
     target_length: tokens of an answer, with EOS, at most; None is what a row holds. A list that is cut would be untrue,
@@ -33,12 +33,12 @@ class Options(base.Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_objects < 2:
-            raise ConfigurationError(f"max_objects={self.max_objects} of object_vqa must be 2 or more.")
+            raise ConfigurationError(f"max_objects={self.max_objects} must be 2 or more.")
         if self.target_length is not None and self.target_length < 2:
-            raise ConfigurationError(f"target_length={self.target_length} of object_vqa must be 2 or more.")
+            raise ConfigurationError(f"target_length={self.target_length} must be 2 or more.")
 
     def for_rows(self, encoder_length: int, decoder_length: int) -> "Options":
-        """See base.Options."""
+        """See base.AnyOptions."""
         length = base.row_length("object_vqa: target_length", self.target_length, "decoder_length", decoder_length)
         return replace(self, target_length=length)
 
@@ -55,13 +55,15 @@ def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, 
 
 
 def _asked(record: Mapping[str, Any], rng: np.random.Generator, options: Options) -> Example:
-    """Needs `objects`, of which no box is looked at; `absent_labels` makes questions possible whose answer is no.
+    """Needs `objects`, of which no box is looked at.
+
+    What is not there, of `absent_labels` or else of the option `labels`, makes questions possible whose answer is no.
 
     The types that a record allows are equally likely, and so are Yes and No. A list of objects is sorted by label, an
     answer to "Which of" keeps the question's order.
     """
     present = base.distinct([each.label for each in fields.objects(record, boxes=False)])
-    absent = base.distinct([label for label in fields.absent_labels(record) if label not in present])
+    absent = base.distinct([label for label in fields.absent_labels(record) or options.labels if label not in present])
     if not present:
         raise base.Skip("no objects")
     # Without a label known to be absent every answer would be Yes, and with one object "all of them" is "it".

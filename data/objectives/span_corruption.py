@@ -26,7 +26,7 @@ _SPAN = re.compile(r"<extra_id_(\d+)>((?:(?!<extra_id_\d+>).)*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Options(base.Options):
+class Options(base.LanguageOptions):
     """noise_density, mean_span_length: T5's.
 
     input_length, target_length: tokens of the corrupted input and of its target, each with EOS, at most; None is what
@@ -42,15 +42,15 @@ class Options(base.Options):
         super().__post_init__()
         if not 0 < self.noise_density < 1 or not self.mean_span_length >= 1:
             raise ConfigurationError(
-                f"span_corruption: noise_density={self.noise_density} must lie in (0, 1), mean_span_length="
+                f"noise_density={self.noise_density} must lie in (0, 1), mean_span_length="
                 f"{self.mean_span_length} be 1 or more."
             )
         for name, length in (("input_length", self.input_length), ("target_length", self.target_length)):
             if length is not None and length < SHORTEST:
-                raise ConfigurationError(f"span_corruption: {name}={length} must be {SHORTEST} or more.")
+                raise ConfigurationError(f"{name}={length} must be {SHORTEST} or more.")
 
     def for_rows(self, encoder_length: int, decoder_length: int) -> "Options":
-        """See base.Options."""
+        """See base.AnyOptions."""
         if min(encoder_length, decoder_length) < SHORTEST:
             raise ConfigurationError(
                 f"span_corruption needs rows of {SHORTEST} or more positions: raise data.encoder_length="

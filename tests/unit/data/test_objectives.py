@@ -184,6 +184,57 @@ def test_detection_reads_no_box_out_of_nonsense(text):
     assert detection.read(text) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("captioning", {"languages": [False, "da"]}, "option languages holds False, which must be text; .* 'no'"),
+        ("captioning", {"languages": ["en", 7]}, "holds 7, which must be text"),
+        ("captioning", {"languages": "den"}, "languages='den' must be a list"),
+        ("captioning", {"languages": []}, "leaves none"),
+        ("captioning", {"languages": ["en", "en glish"]}, "'en glish', which is no code"),
+        ("ocr", {"language_case": True}, "language_case=True must be text"),
+        ("detection", {"labels": "zebra"}, "labels='zebra' must be a list"),
+        ("object_vqa", {"labels": [None]}, "holds None, which must be text"),
+        ("detection", {"labels": ["dog", " "]}, "labels holds a blank one"),
+        ("detection", {"max_negatives": -1}, "max_negatives=-1 must be 0 or more"),
+        ("detection", {"max_negatives": 1.5}, "max_negatives: Value '1.5'"),
+        ("detection", {"order": "sideways"}, "order='sideways'"),
+        ("object_vqa", {"max_objects": True}, "max_objects=True must be a number"),
+        ("object_vqa", {"max_objects": 1}, "max_objects=1"),
+        ("span_corruption", {"input_length": 100.5}, "input_length: Value '100.5'"),
+        ("span_corruption", {"input_length": 2}, "input_length=2 must be 3 or more"),
+        ("span_corruption", {"mean_span_length": float("nan")}, "mean_span_length=nan must be a finite number"),
+        ("span_corruption", {"noise_density": 1.0}, "noise_density=1.0 must lie in"),
+        ("span_corruption", {"noise_density": "much"}, "noise_density: Value 'much'"),
+        ("object_vqa", {"languages": ["de"]}, "has no option 'languages': it has labels, language_case, max_objects"),
+        ("detection", {"languages": ["de"]}, "has no option 'languages'"),
+        ("detection", {"language_case": "lower"}, "has no option 'language_case'"),
+        ("span_corruption", {"language_case": "lower"}, "has no option 'language_case'"),
+    ],
+)
+def test_options_are_typed_and_none_is_ignored(name, options, message):
+    with pytest.raises(ConfigurationError, match=f"objective {name}.*{message}"):
+        objectives.options(name, options)
+
+
+def test_options_of_the_right_kind():
+    assert objectives.options("captioning", {"languages": ["no", "he"]}).uses("iw")
+    assert objectives.options("captioning", {"languages": None}).uses("xx")
+    assert objectives.options("span_corruption", {"noise_density": 0.5, "mean_span_length": 2}).mean_span_length == 2.0
+
+
+def test_negatives_come_from_the_labels_where_a_record_names_none_absent():
+    fields = {"objects": [{"label": "dog", "box": [0, 0, 1, 1]}]}
+    labels = ["dog", "cat", "cow"]
+    asked = " ".join(make("detection", fields, seed, labels=labels).input_text for seed in range(30))
+    assert "cat" in asked and "cow" in asked and "dog and dog" not in asked
+    answers = {make("object_vqa", fields, seed, labels=labels).target_text for seed in range(60)}
+    assert answers == {"dog", "Yes", "No"}
+    assert {make("object_vqa", fields, seed).target_text for seed in range(30)} == {"dog"}
+    named = fields | {"absent_labels": ["fox"]}
+    assert not any("cow" in make("detection", named, seed, labels=labels).input_text for seed in range(30))
+
+
 def test_an_option_that_does_not_exist_is_a_configuration_error():
     with pytest.raises(ConfigurationError, match="objective ocr has no option 'langages'"):
         objectives.options("ocr", {"langages": ["en"]})

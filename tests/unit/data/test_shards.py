@@ -263,6 +263,22 @@ def test_every_record_that_is_read_is_used_or_skipped_or_broken(tmp_path, tokeni
     assert account.skipped == sum(counted.values()) - account.broken > 0
 
 
+def test_negatives_are_learned_from_a_source_that_names_none(tmp_path, tokenizer):
+    """A pure function of the source: whoever reads whichever record first, its examples are the same."""
+    records = [(f"{number:02d}", record(number) | {"absent_labels": []}, png(number)) for number in range(12)]
+    write_shard(tmp_path / "objects" / "train-00000.tar", records)
+    components = [("objects", "detection", 1), ("objects", "object_vqa", 1)]
+    first, second = (stream(tmp_path, tokenizer, *components) for _ in range(2))
+    infos = first.rows(3, range(1))[1]
+    second.rows(0, range(1))
+    assert [info.input_text for info in second.rows(3, range(1))[1]] == [info.input_text for info in infos]
+    own = {f"{item['label']}" for number in range(12) for item in record(number)["objects"]}
+    asked = {label for info in infos for label in re.split(" and ", info.input_text.removeprefix("detect "))
+             if info.objective == "detection"}  # fmt: skip
+    assert len(asked) > 4 and asked <= own
+    assert "No" in {info.target_text for info in infos}
+
+
 class Watched:
     """A source that writes down which records are read."""
 

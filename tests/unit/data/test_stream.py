@@ -73,6 +73,13 @@ def test_which_records_two_steps_hold(data, tokenizer):
     assert read_in_two_steps(data, tokenizer) == WRITTEN_DOWN
 
 
+@pytest.mark.parametrize("scale", [1e-310, 1e-12, 1e300])
+def test_weights_are_relative_whatever_their_size(data, tokenizer, scale):
+    components = [("vq2a", "vqa", 2), ("webli", "ocr", 1)]
+    scaled = [(source, objective, weight * scale) for source, objective, weight in components]
+    assert read_in_two_steps(data, tokenizer, *scaled) == read_in_two_steps(data, tokenizer, *components)
+
+
 def test_a_component_that_comes_again_has_an_order_and_draws_of_its_own(data, tokenizer):
     found = read_in_two_steps(data, tokenizer, ("vq2a", "vqa", 1), ("vq2a", "vqa", 1))
     columns = [
