@@ -63,6 +63,15 @@ def test_the_papers_ablations(name, absent):
     assert weights(f"without_{name}") == {key: value for key, value in PAPER.items() if key not in absent}
 
 
+def test_boxes_and_labels_of_objects_are_two_sources():
+    """Open Images' image-level labels have no boxes; Visual Genome and Objects365 are asked for boxes alone."""
+    for path in CONF.glob("mixture/*.yaml"):
+        sources = {each.objective: each.source for each in load(path.stem).components}
+        if "detection" in sources and path.stem not in ("demo", "miniature"):
+            assert sources["object_vqa"] == "open_images_labels"
+            assert sources["detection"] == "open_images_vg_objects365"
+
+
 def test_the_papers_ablations_of_languages():
     assert weights("only_webli") == weights("only_webli_en") == {"split_captioning": 1}
     assert weights("webli_en_and_rest") == PAPER
@@ -91,6 +100,10 @@ def test_impossible_data_settings(data, tokenizer, change, message):
     [
         ([("webli", "caption", 1)], "webli/caption: there is no such objective"),
         ([("webli", "ocr", 0)], "webli/ocr has weight 0"),
+        ([("webli", "ocr", -1.0)], "webli/ocr has weight -1.0"),
+        ([("webli", "ocr", float("nan"))], "webli/ocr has weight nan"),
+        ([("webli", "ocr", float("inf"))], "webli/ocr has weight inf"),
+        ([("webli", "ocr", 1e-200), ("vq2a", "vqa", 1e200)], "1e-200 and 1e\\+200 are too far apart"),
     ],
 )
 def test_impossible_mixtures(components, message):
