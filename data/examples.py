@@ -11,7 +11,7 @@ class ExampleInfo:
     """Where an example comes from and where it went, for logs, samples and the guard against bad batches.
 
     `component`: its name in the mixture. `row` and `segment` say where it lies in the rows it was returned with.
-    `truncated`: a text had to be cut.
+    `truncated`: a text had to be cut. `place`: its number among the held-out records of all components.
     """
 
     source: str
@@ -26,6 +26,7 @@ class ExampleInfo:
     segment: int = 0
     truncated: bool = False
     component: str = ""
+    place: int = -1
 
 
 @dataclass(frozen=True)

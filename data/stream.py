@@ -1,17 +1,19 @@
 """A step number is the whole state: steps as rows, read ahead in the background, and held-out examples in order."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from data.config import DataConfig, MixtureConfig
-from data.examples import ExampleInfo
+from data.examples import EncodedExample, ExampleInfo
 from data.ledger import Ledger
 from data.mixture import mix, open_components
 from data.packing import Rows, RowShape, concatenate, micro_batches, pack
 from data.shards import SourceFacts
 from data.tokenizer import Tokenizer
 from errors import ConfigurationError
+from progress import beat
 
 
 class Stream:
@@ -133,24 +135,44 @@ def evaluation_batches(
     data_parallel_rank: int = 0,
     data_parallel_size: int = 1,
     seed: int = 0,
+    keep: Callable[[ExampleInfo], bool] = lambda info: True,
 ) -> Iterator[tuple[Rows, list[ExampleInfo]]]:
     """Every component's records in order (the first `limit` of each), one example a row and one image slot a row.
 
     Yields equally many batches of exactly `micro_batch` rows on every rank; infos are those of the leading rows, the
-    rest is empty (the last batch of all, or a record that its objective skips).
+    rest is empty. Records that their objective skips, and examples that are not to `keep`, leave no gap: the last
+    batches are empty instead.
     """
     shape = replace(stream.shape, images_per_row=1)
-    places = [
-        (component, number)
-        for component in stream.components
-        for number in range(min(len(component.source), len(component.source) if limit is None else limit))
-    ]
-    stride = micro_batch * data_parallel_size
-    for start in range(0, len(places), stride):
-        mine = places[start + data_parallel_rank * micro_batch :][:micro_batch]
-        examples = [example for component, number in mine if (example := component.held_out(number, seed)) is not None]
-        packed = [pack([example], shape) for example in examples]
+    num_places, stride = sum(_lengths(stream, limit)), micro_batch * data_parallel_size
+    mine = (
+        place
+        for start in range(data_parallel_rank * micro_batch, num_places, stride)
+        for place in range(start, min(start + micro_batch, num_places))
+    )
+    found = (held_out_example(stream, place, limit, seed) for place in mine)
+    kept = (example for example in found if example is not None and keep(example.info))
+    for _ in range(-(-num_places // stride)):
+        packed = [pack([example], shape) for example in islice(kept, micro_batch)]
         infos = [replace(info, row=row) for row, (_, (info,)) in enumerate(packed)]
         empty = pack([], shape)[0]
         (batch,) = micro_batches(concatenate([empty, *(rows for rows, _ in packed)], shape), micro_batch, shape)
         yield batch, infos
+
+
+def held_out_example(stream: Stream, place: int, limit: int | None, seed: int) -> EncodedExample | None:
+    """The example of the held-out record at a place: the first `limit` records of a component, then the next one's."""
+    beat()
+    number = place
+    for component, length in zip(stream.components, _lengths(stream, limit), strict=True):
+        if number < length:
+            example = component.held_out(number, seed)
+            return example and replace(example, info=replace(example.info, place=place))
+        number -= length
+    raise IndexError(place)
+
+
+def _lengths(stream: Stream, limit: int | None) -> list[int]:
+    """The number of held-out records of each component."""
+    lengths = [len(component.source) for component in stream.components]
+    return lengths if limit is None else [min(length, limit) for length in lengths]

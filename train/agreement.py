@@ -1,6 +1,6 @@
 """What all ranks agree on in each step, in one small all-reduce."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from train.rank_times import RankTimes
 MICRO = 1e6  # seconds travel as whole microseconds
 MOST_CAUSES = 256  # causes of skipped records that are counted one by one; 2 kB of each step's message
 OTHER_CAUSES = "other causes"
+PIECE = 64  # items of a rank that the first one receives at a time
 NUM_TIMES = len(astuple(RankTimes()))
 Item = TypeVar("Item")
 
@@ -196,10 +197,12 @@ def raise_everywhere(found: ReadingStopped | None) -> None:
         raise error
 
 
-def together(batches: Iterable[Item], device: torch.device) -> Iterator[Item]:
-    """The batches, of which every rank has equally many; a collective, of one number, at each.
+def together(
+    batches: Iterable[Item], device: torch.device, is_empty: Callable[[Item], bool] = lambda batch: False
+) -> Iterator[Item]:
+    """The batches, of which every rank has equally many; a collective, of two numbers, at each.
 
-    Raises ReadingStopped on every rank where reading raised it on one.
+    Those that are empty on all ranks are left out. Raises ReadingStopped on every rank where reading raised it on one.
     """
     iterator = iter(batches)
     while True:
@@ -208,20 +211,21 @@ def together(batches: Iterable[Item], device: torch.device) -> Iterator[Item]:
             batch = next(iterator, None)
         except ReadingStopped as error:
             found = error
-        if any_rank(found is not None, device):
+        stopped, full = sums([found is not None, batch is not None and not is_empty(batch)], device)
+        if stopped:
             raise_everywhere(found)
         if batch is None:
             return
-        yield batch
+        if full:
+            yield batch
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set on any rank; a collective, of one number."""
-    if not dist.is_initialized():
-        return flag
-    number = torch.tensor(int(flag), device=device)
-    dist.all_reduce(number)
-    return bool(number.item())
+def sums(numbers: Sequence[int], device: torch.device, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> list[int]:
+    """The numbers, summed over all ranks; a collective."""
+    message = torch.tensor(list(map(int, numbers)), device=device)
+    if dist.is_initialized():
+        dist.all_reduce(message, op)
+    return [int(number) for number in message.tolist()]
 
 
 def gather(items: list[Any]) -> list[Any]:
@@ -231,3 +235,16 @@ def gather(items: list[Any]) -> list[Any]:
     everywhere: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everywhere, items)
     return [item for one in everywhere for item in one]
+
+
+def gather_to_first(items: list[Any], device: torch.device) -> list[Any]:
+    """The items of all ranks on the first one, `PIECE` of each at a time; elsewhere nothing. A collective."""
+    if not dist.is_initialized():
+        return items
+    found: list[Any] = []
+    (most,) = sums([len(items)], device, dist.ReduceOp.MAX)
+    for start in range(0, most, PIECE):
+        everywhere: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+        dist.gather_object(items[start : start + PIECE], everywhere)
+        found += [item for one in everywhere or [] for item in one]
+    return found

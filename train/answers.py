@@ -19,20 +19,19 @@ def answers(
     trim: Trim,
     blind: bool = False,
 ) -> Iterator[Sample]:
-    """One sample per example, of readings of one micro-batch with one example a row. With `blind`, asked again with
-    every image blanked.
+    """One sample per example, without its picture, of readings of one micro-batch with one example a row. With `blind`,
+    asked again with every image blanked.
 
     A collective: all ranks must hold equally many batches (`ReplicaReader.held_out` sees to it). Raises
     ReadingStopped on every rank where reading raises it on one.
     """
-    for number, reading in enumerate(together(batches, engine.layout.device), 1):
+    for number, reading in enumerate(together(batches, engine.layout.device, is_empty), 1):
         beat(f"answers to batch {number}")
         (rows,) = reading.rows
         batch = trim(as_tensors(rows))
         seen = engine.generate(batch, max_new_tokens).tolist()
         unseen = engine.generate(batch.blanked(), max_new_tokens).tolist() if blind else None
         for info in reading.infos:
-            has_image = bool((rows["visual_index"][info.row] >= 0).any())
             yield Sample(
                 source=info.source,
                 objective=info.objective,
@@ -41,6 +40,12 @@ def answers(
                 prompt=info.input_text,
                 references=[info.target_text],
                 prediction=tokenizer.decode(seen[info.row]),
-                picture=rows["images"][info.row] if has_image else None,
+                has_image=bool((rows["visual_index"][info.row] >= 0).any()),
+                place=info.place,
                 blind_prediction=tokenizer.decode(unseen[info.row]) if unseen is not None else None,
             )
+
+
+def is_empty(reading: Reading) -> bool:
+    """Whether a reading holds no example."""
+    return not reading.infos

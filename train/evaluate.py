@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,17 @@ from rich.console import Console
 from rich.table import Table
 
 from data import languages
+from data.examples import ExampleInfo
 from data.tokenizer import Tokenizer
 from errors import ConfigurationError
+from files import write_text
 from parallel.checkpoint import Checkpointer
 from parallel.launch import launch
 from parallel.layout import Layout
-from train.agreement import gather
+from train.agreement import gather_to_first
 from train.answers import answers
 from train.checks import check, check_sources
-from train.config import Phase, RunConfig, to_run_config
+from train.config import EvaluationConfig, Phase, RunConfig, to_run_config
 from train.entry import entry
 from train.phases import for_phase, span_of, spans
 from train.reading import ReplicaReader
@@ -31,7 +34,6 @@ from train.steps import trimmer
 from train.validation import chosen
 from train.watchdog import Watchdog
 
-PICTURED_PER_COMPONENT = 24  # samples whose pictures are kept to choose from
 PICTURED = 24  # samples on the sheet
 
 
@@ -55,9 +57,9 @@ def main(composed: DictConfig) -> None:
     folder = Path(config.run.folder)
     # Signs of life of its own: the run may go on training meanwhile.
     with Watchdog(config.parallel.timeout_s, folder / "evaluation", layout.rank, layout.world_size):
-        done, samples = answer(config, phase, checkpointer, layout)
+        done, samples, shown = answer(config, phase, checkpointer, layout)
     if layout.rank == 0:
-        report(folder, config.evaluation.split, done, samples)
+        report(folder, config.evaluation.split, done, samples, shown)
 
 
 def saved_config(composed: DictConfig, overrides: list[str]) -> RunConfig:
@@ -78,33 +80,42 @@ def overridden(config: DictConfig, composed: DictConfig, overrides: list[str]) -
     return to_run_config(config)
 
 
-def answer(config: RunConfig, phase: Phase, checkpointer: Checkpointer, layout: Layout) -> tuple[int, list[Sample]]:
-    """(step of the checkpoint, answers to the held-out examples of all ranks); `config` as the phase sees it."""
+def answer(
+    config: RunConfig, phase: Phase, checkpointer: Checkpointer, layout: Layout
+) -> tuple[int, list[Sample], list[Sample]]:
+    """(step of the checkpoint, all answers, those to show); both in order of the records, whatever the number of ranks.
+
+    `config`: as the phase sees it. The first rank has the answers, the others none.
+    """
     engine = engine_of(config, phase, layout, restored=True)
     restored = checkpointer.load_latest(engine, weights_only=True)
     if restored is None:
         raise ConfigurationError(f"{config.run.folder} holds no checkpoint any more; train the run first.")
     tokenizer, settings = Tokenizer(config.data.tokenizer), config.evaluation
     reader = ReplicaReader(config, layout, tokenizer, chosen(config.mixture, settings), settings.split)
-    own: list[Sample] = []
-    kept: dict[tuple[str, str], int] = {}
-    batches = reader.held_out(settings.batch, settings.examples, config.run.seed)
-    for sample in answers(engine, batches, tokenizer, settings.max_new_tokens, trimmer(config), blind=True):
-        component = (sample.source, sample.objective)
-        kept[component] = kept.get(component, 0) + 1
-        if settings.languages and not languages.accepts(settings.languages, sample.language):
-            continue
-        own.append(sample if kept[component] <= PICTURED_PER_COMPONENT else replace(sample, picture=None))
-    return restored[0], gather(own if layout.speaks else [])
+    limit, seed = settings.examples, config.run.seed
+    batches = reader.held_out(settings.batch, limit, seed, partial(is_wanted, settings))
+    own = list(answers(engine, batches, tokenizer, settings.max_new_tokens, trimmer(config), blind=True))
+    samples = sorted(gather_to_first(own if layout.speaks else [], layout.device), key=lambda sample: sample.place)
+    shown = [replace(sample, picture=reader.picture(sample.place, limit, seed)) for sample in selection(samples)]
+    return restored[0], samples, shown
 
 
-def report(folder: Path, split: str, step: int, samples: list[Sample]) -> None:
-    """Write `evaluation.json`, `predictions.jsonl` (every answer) and `samples.png`; print scores and places."""
+def is_wanted(settings: EvaluationConfig, info: ExampleInfo) -> bool:
+    """Whether an example is in one of the languages to evaluate."""
+    return not settings.languages or languages.accepts(settings.languages, info.language)
+
+
+def report(folder: Path, split: str, step: int, samples: list[Sample], shown: list[Sample]) -> None:
+    """Write `evaluation.json`, `predictions.jsonl` (every answer) and `samples.png` (those that are shown).
+
+    Print scores and places.
+    """
     results = {"step": step, "split": split, "examples": len(samples), "objectives": evaluation(samples)}
     scores_at, answers_at, picture_at = (folder / n for n in ("evaluation.json", "predictions.jsonl", "samples.png"))
-    scores_at.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
-    answers_at.write_text("".join(f"{sample.line}\n" for sample in samples), encoding="utf-8")
-    draw(selection(samples), picture_at)
+    write_text(scores_at, json.dumps(results, indent=1, ensure_ascii=False))
+    write_text(answers_at, "".join(f"{sample.line}\n" for sample in samples))
+    draw(shown, picture_at)
     console = Console()
     console.print(table(results))
     console.print(f"scores: {scores_at}\nanswers: {answers_at}\nsamples: {picture_at}", highlight=False)
@@ -114,9 +125,9 @@ def selection(samples: list[Sample]) -> list[Sample]:
     """Samples for the sheet: objectives in turn, languages varied, first those whose letters can be shown."""
     by_objective: dict[str, list[Sample]] = {}
     for sample in samples:
-        if sample.picture is not None:
+        if sample.has_image:
             by_objective.setdefault(sample.objective, []).append(sample)
-    columns = [drawable_first(varied(own)) for own in by_objective.values()]
+    columns = [drawable_first(varied(own)[: 4 * PICTURED]) for own in by_objective.values()]
     turns = chain.from_iterable(zip_longest(*columns))
     return [sample for sample in turns if sample is not None][:PICTURED]
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from data.config import MixtureConfig
 from data.examples import ExampleInfo
 from data.packing import Rows
-from data.stream import Reader, Statistics, Stream, evaluation_batches
+from data.stream import Reader, Statistics, Stream, evaluation_batches, held_out_example
 from data.tokenizer import Tokenizer
 from errors import ReadingStopped
 from parallel.layout import Layout
@@ -70,11 +70,13 @@ class ReplicaReader:
         """The replica's share of a step."""
         return cast(Reading, read_once(partial(self._step, step), self.layout))
 
-    def held_out(self, batch: int, limit: int | None, seed: int = 0) -> Iterator[Reading]:
+    def held_out(
+        self, batch: int, limit: int | None, seed: int = 0, keep: Callable[[ExampleInfo], bool] = lambda info: True
+    ) -> Iterator[Reading]:
         """Every component's records in order, as `data.stream.evaluation_batches` gives them: equally many on every
         rank, one example a row."""
         rank, size = self.layout.data_parallel_rank, self.layout.data_parallel_size
-        batches = evaluation_batches(self.stream, batch, limit, rank, size, seed)
+        batches = evaluation_batches(self.stream, batch, limit, rank, size, seed, keep)
 
         def read() -> Reading | None:
             found = next(batches, None)
@@ -82,6 +84,14 @@ class ReplicaReader:
 
         while (reading := read_once(read, self.layout)) is not None:
             yield reading
+
+    def picture(self, place: int, limit: int | None, seed: int = 0) -> np.ndarray | None:
+        """The picture of a held-out example, uint8 [S, S, 3], read once more; None where that cannot be done."""
+        try:
+            example = held_out_example(self.stream, place, limit, seed)
+        except ReadingStopped:
+            return None  # nobody else reads now, and a picture is worth no run
+        return example.images[0] if example is not None and len(example.images) else None
 
     def close(self) -> None:
         """Stops reading ahead."""

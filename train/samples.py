@@ -3,13 +3,17 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from data import objectives
-from train.lettering import Lettering
+from files import beside
 from train.scores import exact_match
+
+if TYPE_CHECKING:
+    from train.lettering import Lettering
 
 PICTURE, TEXT_WIDTH, MARGIN, COLUMNS = 168, 300, 12, 3  # pixels, pixels, pixels, samples side by side
 TEXT_SIZE = 14
@@ -19,7 +23,10 @@ INK, GREY, RIGHT, WRONG = (20, 20, 20), (120, 120, 120), (0, 120, 60), (180, 40,
 
 @dataclass(frozen=True)
 class Sample:
-    """One answered example. `picture` is uint8 [S, S, 3], None for an example without an image."""
+    """One answered example.
+
+    `picture` is uint8 [S, S, 3], of the few that are shown; `place` its number among all held-out records.
+    """
 
     source: str
     objective: str
@@ -28,8 +35,10 @@ class Sample:
     prompt: str
     references: list[str]
     prediction: str
-    picture: np.ndarray | None
+    picture: np.ndarray | None = None
     blind_prediction: str | None = None  # what the model answers when the image is blanked
+    has_image: bool = True
+    place: int = -1
 
     @property
     def correct(self) -> bool:
@@ -37,12 +46,15 @@ class Sample:
 
     @property
     def line(self) -> str:
-        """All but the picture, as one line of JSON."""
-        return json.dumps({k: v for k, v in vars(self).items() if k != "picture"}, ensure_ascii=False)
+        """What was asked and answered, as one line of JSON."""
+        hidden = ("picture", "has_image", "place")
+        return json.dumps({k: v for k, v in vars(self).items() if k not in hidden}, ensure_ascii=False)
 
 
 def draw(samples: list[Sample], path: Path) -> None:
     """Write one PNG: each sample's picture with its prompt, reference and prediction."""
+    from train.lettering import Lettering  # matplotlib and more: only where something is drawn
+
     lettering = Lettering(TEXT_SIZE)
     cells = [_cell(sample, lettering) for sample in samples]
     rows = [cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)]
@@ -54,10 +66,11 @@ def draw(samples: list[Sample], path: Path) -> None:
             sheet.paste(cell, (MARGIN + column * (PICTURE + TEXT_WIDTH + 3 * MARGIN), top))
         top += height
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with beside(path) as scratch:
+        sheet.save(scratch)
 
 
-def _cell(sample: Sample, lettering: Lettering) -> Image.Image:
+def _cell(sample: Sample, lettering: "Lettering") -> Image.Image:
     """One sample: the picture left (boxes of the reference green, predicted ones red), its lines of text right."""
     lines: list[tuple[str, tuple[int, int, int]]] = []
     for text, colour in (
@@ -87,5 +100,7 @@ def _cell(sample: Sample, lettering: Lettering) -> Image.Image:
 
 def drawable_first(samples: list[Sample]) -> list[Sample]:
     """The same samples, those first whose every letter an installed font can show."""
+    from train.lettering import Lettering
+
     lettering = Lettering(TEXT_SIZE)
     return sorted(samples, key=lambda s: not lettering.covers("".join([s.prompt, s.prediction, *s.references])))

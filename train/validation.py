@@ -12,7 +12,7 @@ from model.loss import LossTotals
 from parallel.engine import Engine
 from parallel.layout import Layout
 from progress import beat
-from train.agreement import Agreement, gather
+from train.agreement import Agreement, gather_to_first
 from train.answers import answers
 from train.config import EvaluationConfig, RunConfig
 from train.metrics import Line, losses
@@ -78,13 +78,15 @@ class Validation:
         ]
 
     def samples(self, engine: Engine) -> list[Sample]:
-        """Answers to `evaluation.samples` validation examples, from all components of the mixture; on every rank."""
+        """Answers to `evaluation.samples` validation examples of all components, on the first rank; others get none."""
         if not self.settings.samples:
             return []
         per_component = math.ceil(self.settings.samples / len(self.components))
         batches = self.reader.held_out(per_component, per_component)
         own = list(answers(engine, batches, self.tokenizer, self.settings.max_new_tokens, self.trim))
-        return gather(own if self.layout.speaks else [])[: self.settings.samples]
+        found = gather_to_first(own if self.layout.speaks else [], self.layout.device)
+        shown = sorted(found, key=lambda sample: sample.place)[: self.settings.samples]
+        return [replace(sample, picture=self.reader.picture(sample.place, per_component)) for sample in shown]
 
 
 def chosen(mixture: MixtureConfig, settings: EvaluationConfig) -> MixtureConfig:

@@ -7,7 +7,7 @@ import pytest
 
 from data.digest import step_digest
 from data.packing import Rows
-from data.stream import Reader, Stream, evaluation_batches
+from data.stream import Reader, Stream, evaluation_batches, held_out_example
 from errors import ConfigurationError
 from tests.unit.data.conftest import IMAGE_SIZE, TOKENS_PER_IMAGE, mixture
 
@@ -163,3 +163,33 @@ def test_evaluation_is_one_example_a_row_in_order_and_even_over_ranks(data, toke
             assert info.row == row and info.segment == 1
             assert tokenizer.decode(rows["decoder_targets"][row]) == info.target_text
         assert not rows["decoder_segments"][len(infos) :].any()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_what_is_evaluated_is_chosen_before_it_is_batched_and_does_not_depend_on_ranks(data, tokenizer, size):
+    both = mixture(("vq2a", "vqa", 1), ("objects", "detection", 1))
+    validation = Stream(data, both, tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE, "validation", 0)
+
+    def third(info):
+        return int(info.key[-1]) % 3 == 1
+
+    ranks = [list(evaluation_batches(validation, 2, 5, rank, size, 0, third)) for rank in range(size)]
+    assert {len(batches) for batches in ranks} == {-(-10 // (2 * size))}
+    for batches in ranks:  # without a gap, so that batches behind the last example are empty
+        sizes = [len(infos) for _, infos in batches]
+        assert sizes == sorted(sizes, reverse=True) and all(rows["images"].shape[0] == 2 for rows, _ in batches)
+    found = sorted((info.place, info.key) for batches in ranks for _, infos in batches for info in infos)
+    assert found == [(1, "vq2a0001"), (4, "vq2a0004"), (6, "objects0001"), (9, "objects0004")]
+
+
+def test_a_held_out_example_is_found_again_by_its_place(data, tokenizer):
+    both = mixture(("vq2a", "vqa", 1), ("objects", "detection", 1))
+    validation = Stream(data, both, tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE, "validation", 0)
+    (batch,) = list(evaluation_batches(validation, 10, 5))
+    rows, infos = batch
+    for info in infos:
+        again = held_out_example(validation, info.place, 5, 0)
+        assert (again.info.key, again.info.target_text) == (info.key, info.target_text)
+        assert np.array_equal(again.images[0], rows["images"][info.row])
+    with pytest.raises(IndexError):
+        held_out_example(validation, 10, 5, 0)

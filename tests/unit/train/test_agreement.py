@@ -6,7 +6,7 @@ import torch
 from data.ledger import ErrorBudgetExceeded
 from tests.unit.train.ranks import Ranks
 from train import agreement
-from train.agreement import Agreed, Agreement, Local, gather, together
+from train.agreement import Agreed, Agreement, Local, gather, gather_to_first, together
 from train.rank_times import RankTimes
 
 CPU = torch.device("cpu")
@@ -107,10 +107,13 @@ def test_what_stops_one_rank_is_raised_on_all(monkeypatch: pytest.MonkeyPatch) -
     assert [(type(each), str(each)) for each in errors] == [(ErrorBudgetExceeded, "most are in shard x.tar")] * WORLD
 
 
-def test_batches_cost_one_number_each_until_a_rank_cannot_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_cost_two_numbers_each_until_a_rank_cannot_read(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = Ranks(2, monkeypatch)
     assert ranks.run(lambda rank: list(together([1, 2, 3], CPU))) == [[1, 2, 3]] * 2
     assert ranks.calls == {"all_reduce": 4}
+    some = [[1, 0, 0, 0], [1, 2, 0, 0]]
+    read = ranks.run(lambda rank: list(together(some[rank], CPU, lambda batch: batch == 0)))
+    assert read == [[1, 0], [1, 2]], "what is empty everywhere is left out, everywhere"
 
     def batches(rank: int):  # type: ignore[no-untyped-def]
         yield 1
@@ -118,7 +121,7 @@ def test_batches_cost_one_number_each_until_a_rank_cannot_read(monkeypatch: pyte
             raise ErrorBudgetExceeded("too many")
         yield 2
 
-    read: list[list[int]] = [[], []]
+    read = [[], []]
     errors = ranks.run(lambda rank: [read[rank].append(each) for each in together(batches(rank), CPU)])
     assert read == [[1], [1]] and [str(each) for each in errors] == ["too many"] * 2
     assert ranks.calls["all_gather_object"] == 1
@@ -126,3 +129,12 @@ def test_batches_cost_one_number_each_until_a_rank_cannot_read(monkeypatch: pyte
 
 def test_items_are_in_order_of_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Ranks(3, monkeypatch).run(lambda rank: gather([rank] * rank)) == [[1, 2, 2]] * 3
+
+
+def test_the_first_rank_gets_everything_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement, "PIECE", 2)
+    ranks = Ranks(3, monkeypatch)
+    own = [[1, 2, 3], [], [4, 5, 6, 7, 8]]
+    first, *others = ranks.run(lambda rank: gather_to_first(own[rank], CPU))
+    assert sorted(first) == [1, 2, 3, 4, 5, 6, 7, 8] and others == [[], []]  # type: ignore[arg-type]
+    assert ranks.calls == {"all_reduce": 1, "gather_object": 3}

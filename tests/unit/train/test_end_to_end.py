@@ -61,9 +61,13 @@ def test_trained_resumed_and_evaluated(
     assert {"loss", "z_loss", "grad_norm", "lr", "examples_per_s", "tokens_per_s", "tflops_per_device", "mfu",
             "padding_fraction", "data_wait_s", "memory_gib"} <= straight[0].keys()  # fmt: skip
     assert "validation/loss" in straight[1] and "validation/loss" not in straight[0]
-    assert {key for key in straight[3] if key.startswith("loss/")} <= {"loss/vqa", "loss/ocr"}
+    assert {key for key in straight[3] if key.startswith("loss/")} == {"loss/vqa", "loss/ocr"}
+    assert {key for key in straight[3] if key.startswith("validation/loss/")} == {
+        "validation/loss/vqa", "validation/loss/ocr",
+    }  # fmt: skip
     assert (tmp_path / "straight" / "samples" / "step_00000004.png").exists()
     told = {"making patches", "making head", "validation loss, batch 1 of 1", "answers to batch 1"}
+    told |= {f"step {step}, {what}" for step in (1, 2, 3, 4) for what in ("reading", "update", "its checkpoint")}
     assert told <= set(places) and any(place.startswith("indexing ") for place in places)
 
     save = Run.save

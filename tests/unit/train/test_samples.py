@@ -21,6 +21,7 @@ def sample(objective: str = "vqa", language: str = "en", prediction: str = "red"
         "prompt": "What?",
         "references": ["red"],
         "picture": picture,
+        "has_image": changes.get("picture", picture) is not None,
         "blind_prediction": "blue",
     }
     return Sample(objective=objective, language=language, prediction=prediction, **(fields | changes))  # type: ignore[arg-type]
@@ -109,9 +110,21 @@ def test_scores_stand_beside_their_blind_ones_per_objective_and_language() -> No
 def test_the_report_writes_scores_and_picture_and_says_where(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report(tmp_path, "test", 7, [sample(), sample("ocr", "ru")])
+    samples = [sample(), sample("ocr", "ru", prediction="half a pair: \ud83d")]
+    report(tmp_path, "test", 7, samples, selection(samples))
     assert (tmp_path / "evaluation.json").exists() and (tmp_path / "samples.png").exists()
     answers = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [answer["language"] for answer in answers] == ["en", "ru"] and "picture" not in answers[0]
+    assert answers[1]["prediction"] == "half a pair: \ud83d"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json", "predictions.jsonl", "samples.png"]
     said = "".join(capsys.readouterr().out.split())
     assert "samples.png" in said and "exactmatch" in said
+
+
+def test_a_page_weighs_more_than_a_word_in_the_error_rate() -> None:
+    """One wrong letter of ten in all, however the texts are cut: the rate is of letters, not of samples."""
+    scores = evaluation([
+        sample("ocr", prediction="x", references=["a"], blind_prediction="a"),
+        sample("ocr", prediction="123456789", references=["123456789"], blind_prediction=""),
+    ])  # fmt: skip
+    assert scores["ocr"]["character_error_rate"] == {"score": pytest.approx(0.1), "blind": pytest.approx(0.9)}

@@ -1,0 +1,45 @@
+"""Files written in one piece: beside their place, then renamed, so that nobody reads half of one."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def beside(path: Path, durable: bool = False) -> Iterator[Path]:
+    """Yield a path of the same kind beside `path`, and rename it to `path` unless an error is raised.
+
+    `durable`: wait until it is on the disk, for what a later process needs to go on.
+    """
+    scratch = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield scratch
+        if durable:
+            _sync(scratch)
+        os.replace(scratch, path)
+        if durable:
+            _sync(path.parent)
+    finally:
+        with suppress(OSError):
+            scratch.unlink()
+
+
+def write_text(path: Path, text: str, durable: bool = False) -> None:
+    """Write a text in UTF-8, in one piece; a lone surrogate is written as its escape."""
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"), durable)
+
+
+def write_bytes(path: Path, content: bytes, durable: bool = False) -> None:
+    """Write a file in one piece."""
+    with beside(path, durable) as scratch:
+        scratch.write_bytes(content)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
