@@ -41,6 +41,12 @@ class DataConfig:
     error_window: int = 10_000
     """Records of a source, the last ones that a rank has read, of which `error_budget` may be broken. At the default
     budget of 1 % a hundred may be; a count since the start would forgive a million in a row late in a run."""
+    max_megapixels: float = 64.0
+    """Millions of pixels of the largest image that is decoded, judged by its header; a larger one is a defect. The
+    default takes 0.2 GB while it is decoded, and is above what photographs have; a decompression bomb has more."""
+    exif_orientation: bool = True
+    """Turn photographs upright, as their EXIF tags ask and every viewer does. Boxes are then fractions of the upright
+    image; false is for a corpus whose boxes were drawn on the pixels as they are stored."""
     num_threads: int = 2
     prefetch: int = 2
     trim_multiple: int = 0
@@ -69,6 +75,10 @@ class DataConfig:
             raise ConfigurationError(
                 f"data.error_window={self.error_window} records could never hold more broken ones than "
                 f"data.error_budget_minimum={self.error_budget_minimum} forgives: make it larger."
+            )
+        if not self.max_megapixels > 0 or math.isinf(self.max_megapixels):
+            raise ConfigurationError(
+                f"data.max_megapixels={self.max_megapixels} must be a number of millions of pixels above 0, such as 64."
             )
         for name in ("error_budget_minimum", "prefetch", "trim_multiple"):
             if getattr(self, name) < 0:

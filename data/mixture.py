@@ -40,9 +40,8 @@ MOST_FIELDS = 8  # named in the refusal
 class Component:
     """One objective asked of the records of one source.
 
-    `row_lengths` are those of the encoder's and the decoder's rows. `name` is "source/objective", with "#2" and so on
-    behind it where a mixture asks the same again. `required`: reading ends with NothingUsable where the source has
-    nothing for the objective.
+    `name` is "source/objective", with "#2" and so on behind it where a mixture asks the same again. `required`: reading
+    ends with NothingUsable where the source has nothing for the objective.
     """
 
     def __init__(
@@ -51,9 +50,9 @@ class Component:
         config: ComponentConfig,
         source: ShardSource,
         tokenizer: Tokenizer,
+        data: DataConfig,
         image_size: int,
         ledger: Ledger,
-        row_lengths: tuple[int, int],
         required: bool = True,
     ):
         self.name = name
@@ -61,7 +60,9 @@ class Component:
         self.source = source
         self.weight = config.weight
         self._module = objectives.load(config.objective)
-        self._options = objectives.options(config.objective, config.options).for_rows(*row_lengths)
+        options = objectives.options(config.objective, config.options)
+        self._options = options.for_rows(data.encoder_length, data.decoder_length)
+        self._data = data
         self._closed = any(prompt.endswith(SENTINEL) for prompt in self._module.PROMPTS)
         self._tokenizer = tokenizer
         self._image_size = image_size
@@ -161,7 +162,9 @@ class Component:
         if example.image:
             if record.image is None:
                 raise Skip("missing image", defect=True)
-            pixels = images.decode(record.image, self._image_size)[None]
+            pixels = images.decode(
+                record.image, self._image_size, self._data.max_megapixels, self._data.exif_orientation
+            )[None]
         info = ExampleInfo(
             source=self.source.name,
             objective=self.objective,
@@ -199,11 +202,10 @@ def open_components(
     In training each must give something. Raises ConfigurationError if the mixture is wrong or a source has no shards.
     """
     mixture.check()
-    lengths = data.encoder_length, data.decoder_length
     names = dict.fromkeys(component.source for component in mixture.components)
     sources = {name: ShardSource(name, data.location(name), split, ledger) for name in names}
     return [
-        Component(name, component, sources[component.source], tokenizer, image_size, ledger, lengths, split == "train")
+        Component(name, component, sources[component.source], tokenizer, data, image_size, ledger, split == "train")
         for name, component in zip(mixture.names(), mixture.components, strict=True)
     ]
 

@@ -9,8 +9,9 @@ learned in thousands of steps which of two things is on the left.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -85,9 +86,11 @@ def main(composed: DictConfig) -> None:
             f"vit_pretraining.output={output} cannot be written ({error.strerror}); choose another."
         ) from error
     torch.set_num_threads(os.cpu_count() or 1)
-    ledger = Ledger(config.data.error_budget, config.data.error_budget_minimum)
-    source = ShardSource(settings.source, config.data.location(settings.source), "train", ledger)
-    records = list(_labelled(source, size, ledger))
+    data = config.data
+    ledger = Ledger(data.error_budget, data.error_budget_minimum)
+    source = ShardSource(settings.source, data.location(settings.source), "train", ledger)
+    seen = partial(decode, size=size, max_megapixels=data.max_megapixels, exif_orientation=data.exif_orientation)
+    records = list(_labelled(source, seen, ledger))
     if not records:
         raise ConfigurationError(f"vit_pretraining.source={settings.source} has no image with objects; name another.")
     words = sorted({word for record in records for found, _ in record.objects for word in found})
@@ -112,7 +115,7 @@ def main(composed: DictConfig) -> None:
     print(f"{output}: all words right at {np.mean(right[-20:]):.1%} of the last patches")
 
 
-def _labelled(source: ShardSource, size: int, ledger: Ledger) -> Iterator[Labelled]:
+def _labelled(source: ShardSource, see: Callable[[bytes], np.ndarray], ledger: Ledger) -> Iterator[Labelled]:
     """Every record of the source that has an image and objects with boxes; a broken one costs budget."""
     for number in range(len(source)):
         try:
@@ -122,7 +125,7 @@ def _labelled(source: ShardSource, size: int, ledger: Ledger) -> Iterator[Labell
                 objects = [(set(each.label.split()), each.box) for each in found if each.box is not None]
                 if record.image is None or not objects:
                     continue
-                image = decode(record.image, size)
+                image = see(record.image)
         except Skip as skip:
             if skip.defect:
                 place = f"record {source.key(number)!r}: {skip.detail}"

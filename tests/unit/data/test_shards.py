@@ -6,9 +6,7 @@ import os
 import re
 import tarfile
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from data.config import DataConfig
 from data.ledger import ErrorBudgetExceeded, Ledger, NothingUsable
@@ -305,27 +303,3 @@ def test_a_shard_that_vanishes_is_counted_against_the_budget(tmp_path, tokenizer
 def test_a_source_without_shards_is_a_configuration_error(tmp_path, tokenizer):
     with pytest.raises(ConfigurationError, match=r"no train shards at .*webli"):
         stream(tmp_path, tokenizer, ("webli", "captioning", 1))
-
-
-def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
-    content = io.BytesIO()
-    image.save(content, kind)
-    return content.getvalue()
-
-
-@pytest.mark.parametrize("kind", ["grayscale", "alpha", "palette", "CMYK", "16 bit", "WebP"])
-def test_images_of_every_kind_become_rgb(kind):
-    from data.images import decode
-
-    grey = np.full((6, 9), 128, np.uint8)
-    made = {
-        "grayscale": encoded(Image.fromarray(grey)),
-        "alpha": encoded(Image.new("RGBA", (9, 6), (0, 0, 0, 127))),  # half-transparent black over white
-        "palette": encoded(Image.new("RGB", (9, 6), (128, 128, 128)).quantize(4)),
-        "CMYK": encoded(Image.new("CMYK", (9, 6), (0, 0, 0, 127)), "JPEG"),
-        "16 bit": encoded(Image.fromarray(np.full((6, 9), 128 * 257, np.uint16))),
-        "WebP": encoded(Image.new("RGB", (9, 6), (128, 128, 128)), "WEBP"),
-    }[kind]
-    pixels = decode(made, 14)
-    assert pixels.shape == (14, 14, 3) and pixels.dtype == np.uint8
-    assert np.abs(pixels.astype(int) - 128).max() <= 2

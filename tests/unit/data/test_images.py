@@ -1,0 +1,113 @@
+"""Pictures of every kind become square RGB, upright, and none takes more memory than it may."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.config import DataConfig
+from data.images import decode
+from data.objectives.base import Skip
+from errors import ConfigurationError
+from tests.unit.data.test_broken_records import stream
+from tests.unit.data.test_shards import write_tar
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    content = io.BytesIO()
+    image.save(content, kind)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["grayscale", "alpha", "palette", "CMYK", "16 bit", "WebP"])
+def test_images_of_every_kind_become_rgb(kind):
+    grey = np.full((6, 9), 128, np.uint8)
+    made = {
+        "grayscale": encoded(Image.fromarray(grey)),
+        "alpha": encoded(Image.new("RGBA", (9, 6), (0, 0, 0, 127))),  # half-transparent black over white
+        "palette": encoded(Image.new("RGB", (9, 6), (128, 128, 128)).quantize(4)),
+        "CMYK": encoded(Image.new("CMYK", (9, 6), (0, 0, 0, 127)), "JPEG"),
+        "16 bit": encoded(Image.fromarray(np.full((6, 9), 128 * 257, np.uint16))),
+        "WebP": encoded(Image.new("RGB", (9, 6), (128, 128, 128)), "WEBP"),
+    }[kind]
+    pixels = decode(made, 14)
+    assert pixels.shape == (14, 14, 3) and pixels.dtype == np.uint8
+    assert np.abs(pixels.astype(int) - 128).max() <= 2
+
+
+def upright() -> Image.Image:
+    """An image whose corners are black, red, green and blue."""
+    pixels = np.zeros((24, 40, 3), np.uint8)
+    pixels[:12, 20:, 0] = pixels[12:, :20, 1] = pixels[12:, 20:, 2] = 255
+    return Image.fromarray(pixels)
+
+
+# How a camera that was held another way stores the image, by the number that it writes to say so.
+STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_photographs_are_turned_upright(orientation, kind):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored, content = upright().transpose(STORED[orientation]), io.BytesIO()
+    stored.save(content, kind, exif=exif, **({} if kind == "PNG" else {"quality": 100}))
+    expected = decode(encoded(upright()), 28)
+    assert np.abs(decode(content.getvalue(), 28).astype(int) - expected)[[2, 2, -3, -3], [2, -3, 2, -3]].max() < 40
+    as_stored = decode(content.getvalue(), 28, exif_orientation=False).astype(int)
+    assert np.abs(as_stored - decode(encoded(stored), 28))[[2, 2, -3, -3], [2, -3, 2, -3]].max() < 40
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_broken_tag_turns_nothing_and_spoils_nothing():
+    expected = decode(encoded(upright()), 28)
+    for exif in (b"Exif\0\0broken", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03"):
+        content = io.BytesIO()
+        upright().save(content, "PNG", exif=exif)
+        assert np.array_equal(decode(content.getvalue(), 28), expected)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG whose header promises so many pixels; there are none."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(8001, 8000), (20_000, 20_000), (2**31 - 1, 2**31 - 1), (64_000_001, 1)])
+def test_an_image_of_too_many_pixels_is_not_decoded(size):
+    with pytest.raises(Skip) as found:
+        decode(bomb(*size), 28)
+    assert (found.value.cause, found.value.defect) == ("oversized image", True)
+    assert found.value.detail == f"it has {size[0]} x {size[1]} pixels"
+
+
+def test_the_bound_is_a_setting(tmp_path, tokenizer):
+    assert decode(encoded(Image.new("L", (1000, 1000))), 28, max_megapixels=1.0).shape == (28, 28, 3)
+    with pytest.raises(Skip, match="oversized image: it has 1001 x 1000 pixels"):
+        decode(encoded(Image.new("L", (1001, 1000))), 28, max_megapixels=1.0)
+    members = {"a.png": bomb(20_000, 20_000), "a.json": b'{"captions": {"en": "a dog"}}'}
+    write_tar(tmp_path / "webli" / "train-00000.tar", members)
+    (component,) = (opened := stream(tmp_path, tokenizer)).components
+    assert component.example(0, np.random.default_rng(0)) is None
+    assert opened.ledger.drain() == {"webli/oversized image": 1}
+    for value in (0.0, -1.0, float("nan"), float("inf")):
+        data = DataConfig("", "", batch_examples=1, num_streams=1, encoder_length=9, decoder_length=9)
+        data.max_megapixels = value
+        with pytest.raises(ConfigurationError, match=r"data\.max_megapixels="):
+            data.check()
