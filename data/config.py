@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from data import objectives
+from data.shards import ReadOptions
 from errors import ConfigurationError
 
 MOST_APART = 1e300  # ratio of two weights; in double precision, beyond it one of them is nothing
@@ -50,6 +51,18 @@ class DataConfig:
     num_threads: int = 2
     prefetch: int = 2
     trim_multiple: int = 0
+    holdout: float = 0.0
+    """Share of the training records, a fraction, that a source without validation shards validates on and does not
+    train on; a hash of a record's key decides, whatever the order and the ranks. 0: all are trained on."""
+    index_folder: str | None = None
+    """Folder for the indices of shards that lie where nothing can be written, shared by all nodes or one on each. Not
+    set: every index lies beside its tar."""
+    max_member_mib: int = 64
+    """Largest file of a sample (MiB) that is read; a larger one is a defect. Far above any photograph, and small enough
+    that one damaged size fills no memory."""
+    retry_s: float = 60.0
+    """How long (s) a read is tried again while its disk or file server fails; then the run ends with exit code 75. A
+    quarter of parallel.timeout_s at most, as the other ranks wait meanwhile. File servers fail over in a minute."""
 
     def check(self) -> None:
         """Raises ConfigurationError, with the numbers, for values that no step can be made of."""
@@ -80,6 +93,14 @@ class DataConfig:
             raise ConfigurationError(
                 f"data.max_megapixels={self.max_megapixels} must be a number of millions of pixels above 0, such as 64."
             )
+        if not 0 <= self.holdout < 1:
+            raise ConfigurationError(f"data.holdout={self.holdout} is a fraction: set it to 0 or more, and below 1.")
+        if not 0 <= self.retry_s < float("inf"):
+            raise ConfigurationError(f"data.retry_s={self.retry_s} is a time in seconds: set it to 0 or more.")
+        if self.max_member_mib < 1:
+            raise ConfigurationError(
+                f"data.max_member_mib={self.max_member_mib} lets nothing be read: set it to 1 or more."
+            )
         for name in ("error_budget_minimum", "prefetch", "trim_multiple"):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"data.{name}={getattr(self, name)} counts things: set it to 0 or more.")
@@ -94,7 +115,13 @@ class DataConfig:
 
     def location(self, source: str) -> str:
         """The folder or shard pattern of a source."""
-        return os.path.join(self.root, self.sources.get(source, source))
+        own = os.path.expanduser(self.sources.get(source, source))
+        return os.path.join(os.path.expanduser(self.root), own)
+
+    def read_options(self) -> ReadOptions:
+        """How sources are read."""
+        folder = None if self.index_folder is None else os.path.expanduser(self.index_folder)
+        return ReadOptions(self.retry_s, folder, self.max_member_mib, self.holdout)
 
 
 @dataclass

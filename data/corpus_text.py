@@ -21,7 +21,8 @@ def corpus_texts(
 
     Raises ErrorBudgetExceeded for a source with more broken records than the budget allows, as training does.
     """
-    folders = sorted(folder for folder in Path(root).glob("*") if any(folder.glob("*.tar")))
+    every = Path(root).glob("*")
+    folders = sorted(each for each in every if any(each.glob("*.tar")) or any(each.glob("*/*.tar")))
     if not folders:
         raise ConfigurationError(
             f"no folder of shards in {root}: point root to a corpus (<root>/<source>/<split>-*.tar), or make one "

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from errors import ReadingStopped
@@ -119,6 +120,23 @@ class Ledger:
             else:
                 self._count_broken(source, own, shard, defect)
 
+    def count_left_out(self, source: str, cause: str, number: int) -> None:
+        """Count what is no record: members of tars that belong to none, shards that are there twice."""
+        with self._lock:
+            self._fresh[f"{source}/{cause}"] += number
+
+    def check_left_out(self, source: str, lost: Mapping[tuple[str, str], int], members: int) -> None:
+        """Raise ErrorBudgetExceeded if too many of the `members` of a source's tars are lost, by (shard, cause)."""
+        number = sum(lost.values())
+        if number <= max(self.minimum, self.budget * members):
+            return
+        ((worst, cause), count) = max(lost.items(), key=lambda item: item[1])
+        raise ErrorBudgetExceeded(
+            f"source {source} is over its error budget: {number} of {members} members of its shards are lost "
+            f"({_listing(lost)}), and data.error_budget={self.budget:g} with data.error_budget_minimum={self.minimum} "
+            f"allows fewer; most are in shard {worst} ({count} x {cause})."
+        )
+
     def drain(self) -> dict[str, int]:
         """Counts of "source/cause" since the last call."""
         with self._lock:
@@ -148,13 +166,17 @@ class Ledger:
     def _sentence(self, source: str, own: _Source) -> str:
         found = Counter(outcome for outcome in own.recent if outcome is not None)
         ((worst, worst_cause), count) = found.most_common(1)[0]
-        causes: Counter[str] = Counter()
-        for (_, cause), number in found.items():
-            causes[cause] += number
-        listing = ", ".join(f"{number} x {cause}" for cause, number in causes.most_common())
         return (
             f"source {source} is over its error budget: {own.broken} of {len(own.recent)} records read are broken "
-            f"({listing}), and data.error_budget={self.budget:g} with data.error_budget_minimum={self.minimum} allows "
-            f"fewer of the last data.error_window={self.window}; most are in shard {worst} ({count} x {worst_cause}); "
-            f"the last {worst_cause}{own.last[worst_cause]}."
+            f"({_listing(found)}), and data.error_budget={self.budget:g} with data.error_budget_minimum={self.minimum} "
+            f"allows fewer of the last data.error_window={self.window}; most are in shard {worst} "
+            f"({count} x {worst_cause}); the last {worst_cause}{own.last[worst_cause]}."
         )
+
+
+def _listing(found: Mapping[tuple[str, str], int]) -> str:
+    """The causes of what was found, by (shard, cause), the most frequent first."""
+    causes: Counter[str] = Counter()
+    for (_, cause), number in found.items():
+        causes[cause] += number
+    return ", ".join(f"{number} x {cause}" for cause, number in causes.most_common())

@@ -203,7 +203,7 @@ def open_components(
     """
     mixture.check()
     names = dict.fromkeys(component.source for component in mixture.components)
-    sources = {name: ShardSource(name, data.location(name), split, ledger) for name in names}
+    sources = {name: ShardSource(name, data.location(name), split, ledger, data.read_options()) for name in names}
     return [
         Component(name, component, sources[component.source], tokenizer, data, image_size, ledger, split == "train")
         for name, component in zip(mixture.names(), mixture.components, strict=True)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from errors import ReadingStopped
+from errors import ConfigurationError, ReadingStopped
 from train.rank_times import RankTimes
 
 MICRO = 1e6  # seconds travel as whole microseconds
@@ -190,10 +190,11 @@ def no_times() -> torch.Tensor:
     return torch.zeros(0, NUM_TIMES, dtype=torch.float64)
 
 
-def raise_everywhere(found: ReadingStopped | None) -> None:
-    """Raise on every rank what the first rank that cannot read on has `found`; a collective."""
+def raise_everywhere(found: ReadingStopped | ConfigurationError | None) -> None:
+    """Raise on every rank what the first rank that cannot read has `found`; a collective."""
     for error in filter(None, gather([found])):
-        error.alone = False
+        if isinstance(error, ReadingStopped):
+            error.alone = False
         raise error
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from data.config import MixtureConfig
-from data.shards import shard_paths
+from data.shard_paths import parts
 from data.tokenizer import Tokenizer, checksum
 from errors import ConfigurationError
 from model.config import ModelConfig
@@ -64,7 +64,7 @@ def check_sources(config: RunConfig, mixture: MixtureConfig, split: str, expecte
     for source in dict.fromkeys(component.source for component in mixture.components):
         location = config.data.location(source)
         try:
-            shard_paths(location, split)
+            parts(location, split, config.data.holdout, config.data.retry_s)
         except ConfigurationError:
             if not _lies_in(Path(location), expected):
                 raise

@@ -88,7 +88,7 @@ def main(composed: DictConfig) -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     data = config.data
     ledger = Ledger(data.error_budget, data.error_budget_minimum)
-    source = ShardSource(settings.source, data.location(settings.source), "train", ledger)
+    source = ShardSource(settings.source, data.location(settings.source), "train", ledger, data.read_options())
     seen = partial(decode, size=size, max_megapixels=data.max_megapixels, exif_orientation=data.exif_orientation)
     records = list(_labelled(source, seen, ledger))
     if not records:

@@ -20,8 +20,9 @@ from data.examples import ExampleInfo
 from data.packing import Rows
 from data.stream import Reader, Statistics, Stream, evaluation_batches, held_out_example
 from data.tokenizer import Tokenizer
-from errors import ReadingStopped
+from errors import ConfigurationError, ReadingStopped
 from parallel.layout import Layout
+from train.agreement import raise_everywhere
 from train.config import RunConfig
 
 
@@ -41,7 +42,7 @@ class Reading:
 class ReplicaReader:
     """One split of a mixture, for every rank of a replica; each read is a collective of the replica.
 
-    Every rank opens the shards, and all fail alike where that fails. A read raises ReadingStopped on all of the
+    Every rank opens the shards, and all raise what one of them raises. A read raises ReadingStopped on all of the
     replica where its first rank meets it.
     """
 
@@ -56,7 +57,7 @@ class ReplicaReader:
     ) -> None:
         """`config`: as the phase sees it; `prefetch`: steps to read ahead, else as `config.data` says."""
         self.layout, self.micro_batch, self.prefetch = layout, config.parallel.micro_batch, prefetch
-        self.stream = open_stream(config, tokenizer, mixture, split)
+        self.stream = opened_by_all(partial(open_stream, config, tokenizer, mixture, split))
         if layout.data_parallel_rank:
             self.stream.ledger.drain()  # every rank has found the same in opening; one replica tells it
 
@@ -134,7 +135,23 @@ def _for_the_others(reading: Reading) -> Reading:
     return Reading(rows, infos, reading.statistics)
 
 
+def opened_by_all(open_one: Callable[[], Stream]) -> Stream:
+    """What `open_one` returns, on every rank; a collective.
+
+    Where it raises on one rank, whose disk is another than the others', all raise the same: none waits for it.
+    """
+    stream, found = None, None
+    try:
+        stream = open_one()
+    except (ReadingStopped, ConfigurationError) as error:
+        found = error
+    raise_everywhere(found)
+    assert stream is not None
+    return stream
+
+
 def open_stream(config: RunConfig, tokenizer: Tokenizer, mixture: MixtureConfig, split: str) -> Stream:
-    """One split of a mixture at the resolution of `config`."""
+    """One split of a mixture at the resolution of `config`; a read ends while the other ranks still wait for it."""
     tokens_per_image = config.vit.num_tokens(config.model.image_size)
-    return Stream(config.data, mixture, tokenizer, config.model.image_size, tokens_per_image, split, config.run.seed)
+    data = replace(config.data, retry_s=min(config.data.retry_s, config.parallel.timeout_s / 4))
+    return Stream(data, mixture, tokenizer, config.model.image_size, tokens_per_image, split, config.run.seed)

@@ -1,5 +1,6 @@
 """Shards are read at random access as they are; what is broken in them is skipped, counted, and in the end refused."""
 
+import gzip
 import io
 import json
 import os
@@ -10,10 +11,12 @@ import pytest
 
 from data.config import DataConfig
 from data.ledger import ErrorBudgetExceeded, Ledger, NothingUsable
+from data.objectives.base import Skip
+from data.shard_index import OTHER_KIND, TWICE
 from data.shard_writer import write_shard
-from data.shards import ShardSource, index, shard_paths
+from data.shards import ReadOptions, ShardSource, index, shard_paths
 from data.stream import Reader, Stream
-from errors import ConfigurationError
+from errors import ConfigurationError, Notice
 from tests.unit.data.conftest import IMAGE_SIZE, TOKENS_PER_IMAGE, mixture, png, record
 
 
@@ -303,3 +306,113 @@ def test_a_shard_that_vanishes_is_counted_against_the_budget(tmp_path, tokenizer
 def test_a_source_without_shards_is_a_configuration_error(tmp_path, tokenizer):
     with pytest.raises(ConfigurationError, match=r"no train shards at .*webli"):
         stream(tmp_path, tokenizer, ("webli", "captioning", 1))
+
+
+def test_a_broken_tar_among_others_is_one_defect(tmp_path):
+    write_shard(tmp_path / "train-00000.tar", samples(2))
+    (tmp_path / "train-00001.tar").write_bytes(gzip.compress((tmp_path / "train-00000.tar").read_bytes()))
+    (tmp_path / "train-00002.tar").symlink_to(tmp_path / "nowhere.tar")
+    opened, ledger = source(tmp_path)
+    assert len(opened) == 2
+    assert ledger.drain() == {"webli/gzip-compressed tar": 1, "webli/unreadable shard": 1}
+    (tmp_path / "train-00000.tar").unlink()
+    with pytest.raises(ConfigurationError, match=r"hold no sample \(1 x gzip-compressed tar, 1 x unreadable shard\)"):
+        source(tmp_path)
+
+
+def test_members_that_are_left_out_are_counted_and_the_lost_ones_cost_budget(tmp_path):
+    members = {f"{number:03d}.{kind}": b"{}" for number in range(20) for kind in ("png", "jpg", "json", "cls")}
+    write_tar(tmp_path / "train-00000.tar", members)
+    opened, ledger = source(tmp_path)
+    assert (len(opened), opened.members) == (20, 80)
+    assert dict(opened.left_out) == {OTHER_KIND: 20, TWICE: 20}
+    assert ledger.drain() == {f"webli/{OTHER_KIND}": 20, f"webli/{TWICE}": 20}
+    ShardSource("webli", str(tmp_path), "train", Ledger(0.25, 0))
+    with pytest.raises(ErrorBudgetExceeded, match=rf"20 of 80 members .* \(20 x {TWICE}\).*train-00000\.tar"):
+        ShardSource("webli", str(tmp_path), "train", Ledger(0.2, 16))
+
+
+def test_a_tar_that_is_there_twice_is_read_once(tmp_path):
+    write_shard(tmp_path / "a" / "0.tar", samples(3))
+    (tmp_path / "a" / "1.tar").symlink_to("0.tar")
+    (tmp_path / "b").symlink_to("a")
+    opened, ledger = source(f"{tmp_path}/{{a,b,a}}/*.tar")
+    assert (len(opened), opened.paths) == (3, [f"{tmp_path}/a/0.tar"])
+    assert ledger.drain() == {"webli/shard that is a link to another one": 3}
+
+
+def test_members_are_bounded_before_they_are_read(tmp_path):
+    write_tar(tmp_path / "train-00000.tar", {"a.png": bytes((1 << 20) + 1), "b.png": bytes(1 << 20), "b.json": b"{}"})
+    opened = ShardSource("webli", str(tmp_path), "train", Ledger(1.0, 0), ReadOptions(max_member_mib=1))
+    with pytest.raises(Skip, match=r"member of more than data\.max_member_mib=1") as skip:
+        opened[0]
+    assert skip.value.defect and opened[1].image == bytes(1 << 20)
+
+
+@pytest.mark.parametrize("change", ["other samples", "shorter", "same samples", "touched"])
+def test_a_shard_that_changes_meanwhile_is_a_defect_unless_its_members_are_where_they_were(tmp_path, change):
+    path = tmp_path / "train-00000.tar"
+    write_shard(path, samples(3))
+    opened, _ = source(tmp_path)
+    if change == "other samples":
+        write_shard(path, [(key, fields | {"long": "x" * 2000}, image) for key, fields, image in samples(3)])
+    elif change == "shorter":
+        os.truncate(path, path.stat().st_size // 2)
+    elif change == "same samples":
+        write_shard(path, samples(3))
+    os.utime(path, (1, 1))
+    for number in range(3):
+        if change in ("same samples", "touched"):
+            assert opened[number].image == png(number)
+        else:
+            with pytest.raises(Skip, match="changed shard") as skip:
+                opened[number]
+            assert skip.value.defect
+
+
+def test_one_warning_for_a_source_whose_indices_cannot_be_kept(tmp_path, monkeypatch):
+    for number in range(3):
+        write_shard(tmp_path / f"train-0000{number}.tar", samples(1))
+
+    def read_only(_: str, place: str) -> None:
+        raise OSError(30, "Read-only file system", place)
+
+    with (
+        monkeypatch.context() as patched,
+        pytest.warns(Notice, match=r"Read-only file system.*data\.index_folder") as seen,
+    ):
+        patched.setattr(os, "replace", read_only)
+        assert len(source(tmp_path)[0]) == 3
+    assert len(seen) == 1
+    options = ReadOptions(index_folder=str(tmp_path / "indices"))
+    ShardSource("webli", str(tmp_path), "train", Ledger(1.0, 0), options)
+    assert len(os.listdir(tmp_path / "indices")) == 3
+
+
+def held_out(folder, split: str, holdout: float = 0.2) -> ShardSource:
+    return ShardSource("webli", str(folder), split, Ledger(1.0, 0), ReadOptions(holdout=holdout))
+
+
+def test_a_share_of_the_records_is_held_out_by_their_keys(tmp_path):
+    every = [(f"{number:05d}", {"text": f"text {number}"}, None) for number in range(400)]
+    write_shard(tmp_path / "one" / "00000.tar", every)
+    for number in range(4):
+        write_shard(tmp_path / "four" / f"{number:05d}.tar", every[number::4][::-1])
+    keys = {}
+    for folder in ("one", "four"):
+        training, validation = (held_out(tmp_path / folder, split) for split in ("train", "validation"))
+        keys[folder] = {validation[number].key for number in range(len(validation))}
+        assert keys[folder] | {training[number].key for number in range(len(training))} == {key for key, *_ in every}
+        assert len(training) + len(validation) == 400 and validation.facts.fingerprint != training.facts.fingerprint
+    assert keys["one"] == keys["four"] and len(keys["one"]) == 59
+    assert sorted(keys["one"])[:3] == ["00022", "00034", "00046"]  # the same on every machine, in every process
+    assert {held_out(tmp_path / "one", "validation", 0.1)[number].key for number in range(3)} < keys["one"]
+    assert len(held_out(tmp_path / "one", "train", 0.0)) == 400
+
+
+def test_a_holdout_of_nothing_is_refused(tmp_path):
+    write_shard(tmp_path / "00000.tar", samples(3))
+    with pytest.raises(
+        ConfigurationError, match=r"data\.holdout=0\.001 leaves no validation record of the 3 of source"
+    ):
+        held_out(tmp_path, "validation", 0.001)

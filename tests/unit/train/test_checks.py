@@ -165,6 +165,8 @@ def test_shards_must_exist_of_every_split_that_is_read(config: RunConfig, tmp_pa
     config.evaluation.every_steps = 5
     with pytest.raises(ConfigurationError, match=f"no validation shards at {tmp_path}/vq2a: point data.root and data"):
         check_training_data(config)
+    config.data.holdout = 0.01
+    check_training_data(config)
     config.data.sources = {"webli": "elsewhere/{split}-*.tar"}
     pattern = re.escape(f"no train shards at {tmp_path}/elsewhere/{{split}}-*.tar")
     with pytest.raises(ConfigurationError, match=pattern):
@@ -212,3 +214,10 @@ def test_a_checkpoint_from_before_tokenizers_were_kept_is_taken(config: RunConfi
     check(config, world_size=1)
     state.write_text("cut sho", encoding="utf-8")
     check(config, world_size=1)
+
+
+def test_a_holdout_is_a_share_that_leaves_something_to_train_on(config: RunConfig) -> None:
+    for holdout in (-0.1, 1.0, float("nan")):
+        config.data.holdout = holdout
+        with pytest.raises(ConfigurationError, match=r"data\.holdout=.* is a fraction"):
+            check(config, 1)

@@ -8,9 +8,9 @@ import torch
 from data.ledger import ErrorBudgetExceeded
 from data.objectives import NAMES
 from data.packing import RowShape, empty_rows, micro_batches
-from errors import StorageFailed
+from errors import ConfigurationError, StorageFailed
 from train.agreement import Agreement, Local, together
-from train.reading import Reading
+from train.reading import Reading, opened_by_all
 from train.steps import Share, joiner, read_or_stop
 
 TOKENS_PER_IMAGE = 4
@@ -96,3 +96,12 @@ def test_batches_come_until_one_cannot_be_read() -> None:
             read.append(batch)
     assert read == [1, 2]
     assert list(together([(1,), (2,)], CPU)) == [(1,), (2,)]
+
+
+@pytest.mark.parametrize("error", [StorageFailed("/data/x.tar: no answer."), ConfigurationError("No shards.")])
+def test_all_ranks_raise_what_one_raises_as_it_opens_its_shards(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.agreement.gather", lambda own: [*own, error])
+    with pytest.raises(type(error), match=str(error)):
+        opened_by_all(lambda: SimpleNamespace())  # type: ignore[arg-type, return-value]

@@ -1,0 +1,150 @@
+"""A disk that fails for a moment is waited for; one that keeps failing ends the run, and is no bad data."""
+
+import builtins
+import errno
+import os
+import shutil
+
+import pytest
+
+import progress
+from data import shard_index, storage
+from data.config import DataConfig
+from data.ledger import Ledger
+from data.objectives.base import Skip
+from data.shard_writer import write_shard
+from data.shards import ReadOptions, ShardSource
+from data.storage import read_file, retry
+from data.stream import Reader
+from errors import ConfigurationError, StorageFailed
+from tests.unit.data.conftest import png, record
+from tests.unit.data.test_shards import stream
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """The waits, none of which takes any time."""
+    waits: list[float] = []
+    monkeypatch.setattr(storage.time, "monotonic", lambda: sum(waits))
+    monkeypatch.setattr(storage.time, "sleep", waits.append)
+    return waits
+
+
+class Disk:
+    """`open` and `os.stat` fail below a folder as long as `failures` lasts."""
+
+    def __init__(self, monkeypatch, folder, code: int):
+        self.failures, self.code = 0, code
+        for place, name in ((builtins, "open"), (os, "stat")):
+            monkeypatch.setattr(place, name, self.failing(getattr(place, name), str(folder)))
+
+    def failing(self, call, folder):
+        def either(path, *arguments, **how):
+            if self.failures and str(path).startswith(folder):
+                self.failures -= 1
+                raise OSError(self.code, os.strerror(self.code), path)
+            return call(path, *arguments, **how)
+
+        return either
+
+
+def opened(folder, number: int = 4, **options) -> ShardSource:
+    write_shard(folder / "train-00000.tar", [(f"{i:05d}", record(i), png(i)) for i in range(number)])
+    write_shard(folder / "train-00001.tar", [("other", record(9), png(9))])
+    return ShardSource("webli", str(folder), "train", Ledger(1.0, 1000), ReadOptions(**options))
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ECONNRESET, errno.ENOTCONN, errno.EMFILE])
+def test_a_moment_is_waited_for(tmp_path, monkeypatch, clock, code):
+    places: list[str] = []
+    source = opened(tmp_path, retry_s=60.0)
+    monkeypatch.setattr(progress, "listeners", [places.append])
+    disk = Disk(monkeypatch, tmp_path, code)
+    disk.failures = 5
+    assert source[2].image == png(2)
+    assert len(clock) == 5 and 0 < sum(clock) < 60
+    assert places == [f"waiting for {tmp_path}/train-00000.tar"] * 5
+
+
+def test_waits_grow_to_a_limit_and_end_in_time(tmp_path, clock):
+    def read() -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(StorageFailed, match=r"x\.tar could not be read for 60 s \(Input/output error, EIO\); start"):
+        retry(read, "/data/x.tar", 60.0)
+    assert sum(clock) == pytest.approx(60.0)
+    assert max(clock) <= storage.LONGEST_WAIT_S and clock[0] <= storage.FIRST_WAIT_S < clock[5]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_a_disk_that_keeps_failing_ends_reading_and_opening(tmp_path, monkeypatch, clock, tokenizer, code):
+    write_shard(tmp_path / "cc3m_35l" / "train-00000.tar", [(f"{i:05d}", record(i), png(i)) for i in range(8)])
+    reader = Reader(stream(tmp_path, tokenizer, ("cc3m_35l", "captioning", 1), budget=0.0, minimum=0), 0, 1, 2)
+    disk = Disk(monkeypatch, tmp_path, code)
+    disk.failures = 10**9
+    with pytest.raises(StorageFailed, match=r"cc3m_35l/train-00000\.tar .*start the same command again"):
+        reader.read(0)
+    with pytest.raises(StorageFailed, match=r"cc3m_35l"):
+        ShardSource("webli", str(tmp_path / "cc3m_35l"), "train", Ledger(0.0, 0))
+
+
+def test_a_mount_that_is_lost_is_no_bad_data_and_a_shard_that_is_removed_is(tmp_path, clock):
+    folder = tmp_path / "mount"
+    source = opened(folder, retry_s=1.0, index_folder=str(tmp_path / "indices"))
+    os.rename(folder / "train-00000.tar", tmp_path / "away.tar")
+    with pytest.raises(Skip, match="unreadable shard"):
+        source[0]
+    assert clock == [] and source[4].key == "other"
+    os.unlink(folder / "train-00001.tar")  # an empty folder is what a mount leaves behind
+    with pytest.raises(StorageFailed, match="ENOENT"):
+        source[0]
+    shutil.rmtree(folder)
+    with pytest.raises(StorageFailed, match="ENOENT"):
+        source[4]
+    assert sum(clock) == pytest.approx(2.0)
+
+
+def test_a_mount_that_comes_back_is_read_on(tmp_path, monkeypatch, clock):
+    source = opened(tmp_path / "mount")
+    os.rename(tmp_path / "mount", tmp_path / "away")
+    monkeypatch.setattr(
+        storage.time, "sleep", lambda wait: clock.append(wait) or os.rename(tmp_path / "away", tmp_path / "mount")
+    )
+    assert source[0].image == png(0) and len(clock) == 1
+
+
+def test_files_that_may_not_be_read_are_the_users_mistake_at_the_start_only(tmp_path, monkeypatch, clock):
+    source = opened(tmp_path)
+    disk = Disk(monkeypatch, tmp_path, errno.EACCES)
+    disk.failures = 10**9
+    with pytest.raises(ConfigurationError, match="may not be read"):
+        ShardSource("webli", str(tmp_path), "train", Ledger(1.0, 0))
+    with pytest.raises(StorageFailed, match="EACCES"):  # on every rank, and a new start has a sentence for it
+        source[0]
+    assert clock == []
+
+
+def test_an_index_that_cannot_be_read_is_waited_for(tmp_path, monkeypatch, clock):
+    opened(tmp_path)
+    disk = Disk(monkeypatch, tmp_path / "train-00000.tar.index", errno.ETIMEDOUT)
+    disk.failures = 3
+    scans: list[str] = []
+    monkeypatch.setattr(shard_index, "scan", scans.append)
+    assert len(ShardSource("webli", str(tmp_path), "train", Ledger(1.0, 0))) == 5
+    assert scans == [] and len(clock) == 3
+
+
+def test_any_file_is_read_with_patience(tmp_path, monkeypatch, clock):
+    (tmp_path / "model").write_bytes(b"pieces")
+    disk = Disk(monkeypatch, tmp_path, errno.EIO)
+    disk.failures = 2
+    assert read_file(str(tmp_path / "model")) == b"pieces" and len(clock) == 2
+    with pytest.raises(FileNotFoundError):
+        read_file(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("retry_s", [-1.0, float("nan"), float("inf")])
+def test_patience_is_a_time(retry_s):
+    config = DataConfig("", "", batch_examples=1, num_streams=1, encoder_length=9, decoder_length=9, retry_s=retry_s)
+    with pytest.raises(ConfigurationError, match=r"data\.retry_s="):
+        config.check()
