@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data.config import DataConfig, MixtureConfig
+from data.ledger import NothingUsable
 from data.packing import Rows, RowShape, take
 from data.shards import SPLITS
 from data.stream import Stream
@@ -32,6 +33,7 @@ from terminal import use_utf8
 Group = TypeVar("Group")
 CONFIGURATION = Path(__file__).parent.parent / "conf"
 SCHEMA = "run_schema"
+OF_NOTHING = hashlib.sha256(b"").hexdigest()  # the digest of a step without any row
 
 
 def step_digest(stream: Stream, step: int, data_parallel_size: int) -> str:
@@ -120,8 +122,13 @@ def main(arguments: Sequence[str]) -> None:
     if own["split"] not in SPLITS:
         raise ConfigurationError(f"split={own['split']} is unknown; choose one of {', '.join(SPLITS)}.")
     stream = open_stream(overrides, own["split"])
+    digests = []
     for step in range(int(steps[1]), int(steps[2])):
-        print(step, step_digest(stream, step, int(own["data_parallel_size"])), flush=True)
+        digests.append(step_digest(stream, step, int(own["data_parallel_size"])))
+        print(step, digests[-1], flush=True)
+    if set(digests) == {OF_NOTHING}:
+        counted = ", ".join(f"{count} x {cause}" for cause, count in sorted(stream.ledger.drain().items()))
+        raise NothingUsable(f"steps={own['steps']} of the {own['split']} split hold no example ({counted}).")
 
 
 if __name__ == "__main__":

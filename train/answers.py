@@ -42,6 +42,7 @@ def answers(
                 prediction=tokenizer.decode(seen[info.row]),
                 has_image=bool((rows["visual_index"][info.row] >= 0).any()),
                 place=info.place,
+                component=info.component,
                 blind_prediction=tokenizer.decode(unseen[info.row]) if unseen is not None else None,
             )
 

@@ -1,6 +1,7 @@
 """Evaluate a trained run on a held-out split: `python -m train.evaluate run.folder=runs/demo`, or under torchrun."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, zip_longest
@@ -24,7 +25,7 @@ from train.agreement import gather_to_first
 from train.answers import answers
 from train.checks import check, check_sources
 from train.config import EvaluationConfig, Phase, RunConfig, to_run_config
-from train.entry import entry
+from train.entry import RunStopped, entry
 from train.phases import for_phase, span_of, spans
 from train.reading import ReplicaReader
 from train.run import engine_of
@@ -58,8 +59,11 @@ def main(composed: DictConfig) -> None:
     # Signs of life of its own: the run may go on training meanwhile.
     with Watchdog(config.parallel.timeout_s, folder / "evaluation", layout.rank, layout.world_size):
         done, samples, shown = answer(config, phase, checkpointer, layout)
+        missing = layout.of_first_rank(lambda: without_examples(config, samples))
+        if missing and not layout.of_first_rank(lambda: len(samples)):
+            raise RunStopped(nothing_evaluated(config))
     if layout.rank == 0:
-        report(folder, config.evaluation.split, done, samples, shown)
+        report(folder, config.evaluation.split, done, samples, shown, missing)
 
 
 def saved_config(composed: DictConfig, overrides: list[str]) -> RunConfig:
@@ -106,18 +110,45 @@ def is_wanted(settings: EvaluationConfig, info: ExampleInfo) -> bool:
     return not settings.languages or languages.accepts(settings.languages, info.language)
 
 
-def report(folder: Path, split: str, step: int, samples: list[Sample], shown: list[Sample]) -> None:
+def without_examples(config: RunConfig, samples: list[Sample]) -> list[str]:
+    """The components to evaluate of which no record gave an example."""
+    met = {sample.component for sample in samples}
+    return [name for name in chosen(config.mixture, config.evaluation).names() if name not in met]
+
+
+def nothing_evaluated(config: RunConfig) -> str:
+    """The sentence for an evaluation of nothing, which has no scores."""
+    settings = config.evaluation
+    wanted = f" in {', '.join(settings.languages)} (evaluation.languages)" if settings.languages else ""
+    return (
+        f"Nothing was evaluated: the first {settings.examples} records of the {settings.split} split give no example"
+        f"{wanted} of {', '.join(chosen(config.mixture, settings).names())}; choose other evaluation.components, "
+        "evaluation.languages or evaluation.split, or more evaluation.examples."
+    )
+
+
+def report(
+    folder: Path, split: str, step: int, samples: list[Sample], shown: list[Sample], missing: Sequence[str] = ()
+) -> None:
     """Write `evaluation.json`, `predictions.jsonl` (every answer) and `samples.png` (those that are shown).
 
-    Print scores and places.
+    Print scores and places, and the components that are `missing` because no record gave an example of them.
     """
-    results = {"step": step, "split": split, "examples": len(samples), "objectives": evaluation(samples)}
+    results = {
+        "step": step,
+        "split": split,
+        "examples": len(samples),
+        "without_examples": list(missing),
+        "objectives": evaluation(samples),
+    }
     scores_at, answers_at, picture_at = (folder / n for n in ("evaluation.json", "predictions.jsonl", "samples.png"))
     write_text(scores_at, json.dumps(results, indent=1, ensure_ascii=False))
     write_text(answers_at, "".join(f"{sample.line}\n" for sample in samples))
     draw(shown, picture_at)
     console = Console()
     console.print(table(results))
+    if missing:
+        console.print(f"no example of {', '.join(missing)}: not evaluated", highlight=False)
     console.print(f"scores: {scores_at}\nanswers: {answers_at}\nsamples: {picture_at}", highlight=False)
 
 
@@ -151,9 +182,8 @@ def table(results: dict[str, Any]) -> Table:
         for name, value in scores.items():
             if isinstance(value, dict) and "score" in value:
                 blind = "" if value["blind"] is None else f"{100 * value['blind']:.1f}"
-                shown.add_row(
-                    objective, name.replace("_", " "), f"{100 * value['score']:.1f}", blind, str(scores["examples"])
-                )
+                score = "nothing to score" if value["score"] is None else f"{100 * value['score']:.1f}"
+                shown.add_row(objective, name.replace("_", " "), score, blind, str(scores["examples"]))
     return shown
 
 

@@ -87,12 +87,19 @@ def main(composed: DictConfig) -> None:
         ) from error
     torch.set_num_threads(os.cpu_count() or 1)
     data = config.data
-    ledger = Ledger(data.error_budget, data.error_budget_minimum)
+    ledger = Ledger(data.error_budget, data.error_budget_minimum, data.error_window)
     source = ShardSource(settings.source, data.location(settings.source), "train", ledger, data.read_options())
     seen = partial(decode, size=size, max_megapixels=data.max_megapixels, exif_orientation=data.exif_orientation)
-    records = list(_labelled(source, seen, ledger))
-    if not records:
+    grid = size // config.vit.patch_size
+    found = list(_labelled(source, seen, ledger))
+    if not found:
         raise ConfigurationError(f"vit_pretraining.source={settings.source} has no image with objects; name another.")
+    records = [each for each in found if any(all(map(len, _inside(box, grid))) for _, box in each.objects)]
+    if not records:
+        raise ConfigurationError(
+            f"vit_pretraining.source={settings.source} has no object as large as a patch of {config.vit.patch_size} of "
+            f"{size} pixels; name another."
+        )
     words = sorted({word for record in records for found, _ in record.objects for word in found})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier = Classifier(config, size, len(words)).to(device)
@@ -102,7 +109,7 @@ def main(composed: DictConfig) -> None:
     for step in track(range(settings.steps), f"ViT: {len(words)} classes, {len(records)} images"):
         chosen = [records[i] for i in rng.integers(len(records), size=settings.batch)]
         images = torch.from_numpy(np.stack([record.image for record in chosen]))
-        targets = [_targets(record, words, size // config.vit.patch_size) for record in chosen]
+        targets = [_targets(record, words, grid) for record in chosen]
         loss, share = _judge(classifier(images.to(device)), torch.from_numpy(np.stack(targets, 1)).to(device))
         warmup, decay = (step + 1) / 50, (settings.steps - step) / (0.2 * settings.steps)
         optimizer.param_groups[0]["lr"] = settings.learning_rate * min(1.0, warmup, decay)
@@ -124,10 +131,12 @@ def _labelled(source: ShardSource, see: Callable[[bytes], np.ndarray], ledger: L
                 found = fields.objects(record.fields, boxes=True)
                 objects = [(set(each.label.split()), each.box) for each in found if each.box is not None]
                 if record.image is None or not objects:
-                    continue
+                    raise Skip("no image with boxes")
                 image = see(record.image)
         except Skip as skip:
-            if skip.defect:
+            if not skip.defect:
+                ledger.count_skip(source.name, skip.cause)
+            else:
                 place = f"record {source.key(number)!r}: {skip.detail}"
                 ledger.count_defect(source.name, source.shard(number), skip.cause, place)
         else:
@@ -136,20 +145,22 @@ def _labelled(source: ShardSource, see: Callable[[bytes], np.ndarray], ledger: L
 
 
 def _targets(record: Labelled, words: Sequence[str], grid: int) -> np.ndarray:
-    """fp32 [grid * grid, words + 4 * BINS]: 1 for the words, and the bins of the box, of the object a patch lies in.
-
-    A patch lies in a box that its centre misses by no more than a third of a patch.
-    """
-    centre = (np.arange(grid) + 0.5) / grid
+    """fp32 [grid * grid, words + 4 * BINS]: 1 for the words, and the bins of the box, of the object a patch lies in."""
     targets = np.zeros((grid, grid, len(words) + 4 * BINS), np.float32)
     for found, box in record.objects:
-        rows, columns = (
-            np.flatnonzero((centre > low - 1 / (3 * grid)) & (centre < high + 1 / (3 * grid)))
-            for low, high in ((box[0], box[2]), (box[1], box[3]))
-        )
         bins = np.eye(BINS)[box_bins(box, BINS)]
-        targets[np.ix_(rows, columns)] = [*(float(word in found) for word in words), *bins.flatten()]
+        targets[np.ix_(*_inside(box, grid))] = [*(float(word in found) for word in words), *bins.flatten()]
     return targets.reshape(grid * grid, -1)
+
+
+def _inside(box: Sequence[float], grid: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows and columns of the patches in a box, whose centres miss it by no more than a third of a patch."""
+    centre, near = (np.arange(grid) + 0.5) / grid, 1 / (3 * grid)
+    rows, columns = (
+        np.flatnonzero((centre > low - near) & (centre < high + near))
+        for low, high in ((box[0], box[2]), (box[1], box[3]))
+    )
+    return rows, columns
 
 
 def _judge(output: Tensor, targets: Tensor) -> tuple[Tensor, float]:

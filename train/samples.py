@@ -39,6 +39,7 @@ class Sample:
     blind_prediction: str | None = None  # what the model answers when the image is blanked
     has_image: bool = True
     place: int = -1
+    component: str = ""  # its name in the mixture
 
     @property
     def correct(self) -> bool:
@@ -47,7 +48,7 @@ class Sample:
     @property
     def line(self) -> str:
         """What was asked and answered, as one line of JSON."""
-        hidden = ("picture", "has_image", "place")
+        hidden = ("picture", "has_image", "place", "component")
         return json.dumps({k: v for k, v in vars(self).items() if k not in hidden}, ensure_ascii=False)
 
 

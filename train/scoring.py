@@ -107,11 +107,12 @@ def _points(sample: Sample, prediction: str, objective: str, identify: LanguageI
     return points
 
 
-def _ratios(points: Iterable[dict[str, Points]]) -> dict[str, float]:
+def _ratios(points: Iterable[dict[str, Points]]) -> dict[str, float | None]:
+    """What was earned of what there was to earn, by score; where there was nothing, None."""
     earned: dict[str, float] = {}
     possible: dict[str, float] = {}
     for one in points:
         for name, (part, whole) in one.items():
             earned[name] = earned.get(name, 0.0) + part
             possible[name] = possible.get(name, 0.0) + whole
-    return {name: earned[name] / possible[name] if possible[name] else 0.0 for name in earned}
+    return {name: earned[name] / possible[name] if possible[name] else None for name in earned}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from data.config import MixtureConfig
+from data.config import ComponentConfig, MixtureConfig
 from data.objectives import NAMES
 from data.tokenizer import Tokenizer
 from model.loss import LossTotals
@@ -90,16 +90,14 @@ class Validation:
 
 
 def chosen(mixture: MixtureConfig, settings: EvaluationConfig) -> MixtureConfig:
-    """The components to evaluate: those named in `evaluation.components`, or all of the mixture, each once."""
-    wanted = [(c.source, c.objective) for c in settings.components] or [
-        (c.source, c.objective) for c in mixture.components
-    ]
-    known = {(c.source, c.objective): c for c in mixture.components}
-    template = mixture.components[0]
-    return replace(
-        mixture,
-        components=[
-            known.get(pair) or replace(template, source=pair[0], objective=pair[1], weight=1.0, options={})
-            for pair in dict.fromkeys(wanted)
-        ],
-    )
+    """The components to evaluate: those that `evaluation.components` names, or all of the mixture, each once.
+
+    A source and objective that the mixture has several times, with other options, is evaluated as often.
+    """
+    wanted = settings.components or mixture.components
+    kept: list[ComponentConfig] = []
+    for pair in dict.fromkeys((each.source, each.objective) for each in wanted):
+        own = [each for each in mixture.components if (each.source, each.objective) == pair]
+        kept += [each for i, each in enumerate(own) if each.options not in [before.options for before in own[:i]]]
+        kept += [] if own else [ComponentConfig(*pair, weight=1.0, options={})]
+    return replace(mixture, components=kept)

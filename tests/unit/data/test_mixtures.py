@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from data import digest
 from data.config import MixtureConfig
+from data.ledger import ErrorBudgetExceeded
 from data.stream import Stream
 from errors import ConfigurationError
 from tests.unit.data.conftest import IMAGE_SIZE, mixture
@@ -123,6 +124,15 @@ def test_the_digest_command_is_independent_of_the_ranks(corpus, monkeypatch, cap
     assert [line.split()[0] for line in printed[0]] == ["0", "1", "2"] and all(len(line) == 66 for line in printed[0])
     with pytest.raises(ConfigurationError, match="batch_size"):
         digest.main(["data.batch_size=2"])
+
+
+def test_a_digest_of_nothing_is_none(corpus, monkeypatch):
+    monkeypatch.setenv("PALI_CORPUS", str(corpus))
+    nothing = "mixture.components=[{source: text, objective: vqa, weight: 1.0, options: {languages: [xx]}}]"
+    for split, message in (("validation", "steps=0:1 of the validation split hold no example .*no question"),
+                           ("train", "text/vqa gives nothing: .* vqa needs the field questions in xx")):  # fmt: skip
+        with pytest.raises(ErrorBudgetExceeded, match=message):
+            digest.main([nothing, f"split={split}", "data.batch_examples=8", "data.num_streams=4"])
 
 
 def test_a_digest_is_of_rows_as_the_first_phase_has_them(corpus, monkeypatch, capsys):

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.evaluate import report, selection, varied
+from data.config import ComponentConfig, MixtureConfig
+from train.config import RunConfig
+from train.evaluate import nothing_evaluated, report, selection, varied, without_examples
 from train.lettering import Lettering
 from train.samples import COLUMNS, MOST_LINES, Sample, draw, drawable_first
 from train.scoring import evaluation
@@ -128,3 +130,23 @@ def test_a_page_weighs_more_than_a_word_in_the_error_rate() -> None:
         sample("ocr", prediction="123456789", references=["123456789"], blind_prediction=""),
     ])  # fmt: skip
     assert scores["ocr"]["character_error_rate"] == {"score": pytest.approx(0.1), "blind": pytest.approx(0.9)}
+
+
+def test_what_nothing_was_evaluated_of_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = RunConfig()
+    config.mixture = MixtureConfig([ComponentConfig("webli", "ocr", 1.0), ComponentConfig("vq2a", "vqa", 1.0)])
+    one = sample(component="vq2a/vqa")
+    assert without_examples(config, [one]) == ["webli/ocr"]
+    report(tmp_path, "test", 7, [one], [one], ["webli/ocr"])
+    assert json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))["without_examples"] == ["webli/ocr"]
+    assert "no example of webli/ocr: not evaluated" in capsys.readouterr().out
+    config.evaluation.languages = ["xx"]
+    assert "no example in xx (evaluation.languages) of webli/ocr, vq2a/vqa" in nothing_evaluated(config)
+
+
+def test_a_score_with_nothing_to_earn_is_none_and_not_perfect(tmp_path: Path) -> None:
+    pictures = [sample("ocr", prediction="", references=[" "]), sample("detection", references=["no box"])]
+    scores = evaluation(pictures)
+    assert scores["ocr"]["character_error_rate"]["score"] is None
+    assert scores["detection"]["box_f1"]["score"] is None
+    report(tmp_path, "test", 7, pictures, [])

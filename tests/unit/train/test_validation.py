@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from data.config import ComponentConfig, MixtureConfig
-from train.config import EvaluationConfig, RunConfig
-from train.validation import Validation
+from train.config import Component, EvaluationConfig, RunConfig
+from train.validation import Validation, chosen
 
 LAYOUT = SimpleNamespace(device=torch.device("cpu"), data_parallel_size=1)
 
@@ -34,3 +34,16 @@ def test_components_without_examples_are_named(
 ) -> None:
     found = validation(*weights).without_examples(examples)
     assert not found if warning is None else warning in found[0]
+
+
+def test_components_to_evaluate() -> None:
+    english, french = ({"languages": [code]} for code in ("en", "fr"))
+    mixture = MixtureConfig([
+        ComponentConfig("webli", "ocr", 1.0, english), ComponentConfig("vq2a", "vqa", 1.0),
+        ComponentConfig("webli", "ocr", 2.0, french), ComponentConfig("webli", "ocr", 3.0, english),
+    ])  # fmt: skip
+    every = chosen(mixture, EvaluationConfig())
+    assert every.names() == ["webli/ocr", "webli/ocr#2", "vq2a/vqa"]
+    assert [each.options for each in every.components] == [english, french, {}]  # the same options once
+    named = EvaluationConfig(components=[Component("webli", "ocr"), Component("text", "span_corruption")])
+    assert chosen(mixture, named).names() == ["webli/ocr", "webli/ocr#2", "text/span_corruption"]
