@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -123,11 +123,25 @@ class Layout:
 
     def of_first_rank(self, ask: Callable[[], T]) -> T:
         """What `ask` gives on the first rank, on every rank: of a shared disk, say, which others may see later. A
-        collective."""
-        told = [ask() if self.rank == 0 else None]
-        if self.world_size > 1:
-            dist.broadcast_object_list(told, device=torch.device("cpu"))
-        return cast(T, told[0])
+        collective.
+
+        Raises on every rank what `ask` raises: nobody waits for a first rank that has left.
+        """
+        if self.world_size == 1:
+            return ask()
+        told: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                told[0] = ask()
+            except Exception as raised:
+                told[1] = raised
+        dist.broadcast_object_list(told, device=torch.device("cpu"))
+        answer, error = told
+        if error is not None:
+            if self.rank:
+                error.alone = False  # the first rank prints the sentence
+            raise error
+        return cast(T, answer)
 
     def any_rank(self, flag: bool) -> bool:
         """Whether the flag is set on any rank of the world; a collective."""

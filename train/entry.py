@@ -105,11 +105,15 @@ def in_one_sentence(work: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno in OF_STORAGE and error.filename is not None:
             failed = f"{error.filename}: {error.strerror}; start it again when its storage is back."
-            stop(failed, EXIT_INTERRUPTED, True)
+            stop(failed, EXIT_INTERRUPTED, getattr(error, "alone", True))
         code = OF_THE_USER.get(error.errno or 0)
         if code is None or (error.filename is None and code != EXIT_STOPPED):
             raise
-        stop(f"{error.filename or 'A file'}: {error.strerror}; mend that, or choose another place.", code, True)
+        stop(
+            f"{error.filename or 'A file'}: {error.strerror}; mend that, or choose another place.",
+            code,
+            getattr(error, "alone", True),
+        )
     except (RuntimeError, MemoryError) as error:
         if not is_lack_of_memory(error):
             raise

@@ -24,7 +24,7 @@ from train.entry import Interrupted, RunStopped
 from train.interrupt import Interrupt
 from train.kept_files import replace_text
 from train.left_out import LeftOut
-from train.lock import WAIT_S, FolderLock, of_this_job
+from train.lock import FolderLock, of_this_job
 from train.metrics import Line, MetricsFile
 from train.provenance import degrees, git_state, hardware, stage_rows
 from train.resume import note
@@ -43,7 +43,7 @@ class Run:
         self.tokenizer = checksum(config.data.tokenizer)  # of the file as it is now, whatever becomes of it
         self.folder = Path(config.run.folder)
         self.first_rank = layout.rank == 0
-        self.lock = FolderLock(self.folder, min(WAIT_S, config.parallel.timeout_s / 2))  # the other ranks wait too
+        self.lock = FolderLock(self.folder, config.parallel.timeout_s / 2)  # the other ranks wait too
         if (holder := layout.of_first_rank(self._take_folder)) is not None:
             if of_this_job() and holder.endswith(of_this_job()):  # a node that Slurm lost may live a little longer
                 raise Interrupted(f"{self.folder} is still in use by {holder}, which this is; it must start again.")
