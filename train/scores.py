@@ -8,6 +8,7 @@ from collections.abc import Sequence
 UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
 )  # Thai, Lao, Burmese, Khmer, Japanese kana, Chinese characters: written without spaces between words
+SENTINEL = re.compile(r"<extra_id_\d+>")
 IOU_MATCH = 0.5  # detection counts a box as found from this overlap on (PASCAL VOC's criterion)
 
 Box = Sequence[float]  # ymin, xmin, ymax, xmax
@@ -48,8 +49,11 @@ def edit_distance(a: str, b: str) -> int:
 
 
 def tokens(text: str) -> list[str]:
-    """Words without punctuation; each character of an unspaced script is a token of its own."""
-    spaced = UNSPACED.sub(lambda match: f" {match.group()} ", normalized(text))
+    """Words without punctuation; each character of an unspaced script is a token of its own.
+
+    Sentinels, which stand between the spans of span corruption, are no words: every answer has the same ones.
+    """
+    spaced = UNSPACED.sub(lambda match: f" {match.group()} ", SENTINEL.sub(" ", normalized(text)))
     words = ("".join(c for c in word if unicodedata.category(c)[0] in "LMN") for word in spaced.split())
     return [word for word in words if word]
 

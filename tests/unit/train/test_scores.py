@@ -39,6 +39,8 @@ def test_token_f1() -> None:
     assert scores.token_f1("赤い円", ["青い円"]) == pytest.approx(2 / 3)
     assert scores.token_f1("x", ["y", "x"]) == 1
     assert scores.token_f1("", ["y"]) == 0
+    assert scores.token_f1("<extra_id_0> a <extra_id_1> b", ["<extra_id_0> c d <extra_id_1> e"]) == 0
+    assert scores.token_f1("<extra_id_0> a <extra_id_1> b", ["<extra_id_0> b<extra_id_1>"]) == pytest.approx(2 / 3)
 
 
 def test_intersection_over_union() -> None:
