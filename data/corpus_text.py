@@ -36,7 +36,7 @@ def corpus_texts(
             if defect is None:
                 ledger.count_used(source.name)
             else:
-                place = f"record {source.key(number)!r}: {defect.detail}"
+                place = f"record {source.key(number)!r:.100}: {defect.detail}"
                 ledger.count_defect(source.name, source.shard(number), defect.cause, place)
             yield from texts
 

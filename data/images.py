@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.objectives.base import Skip
 
@@ -40,7 +40,9 @@ def decode(
     except Skip:
         raise
     except Exception as error:  # Decoders raise almost anything when fed corrupt bytes.
-        raise Skip("unreadable image", defect=True, detail=f"{type(error).__name__}: {error}"[:200]) from error
+        no_image = isinstance(error, UnidentifiedImageError)
+        detail = "it is no JPEG, PNG or WebP image" if no_image else f"{type(error).__name__}: {error}"[:200]
+        raise Skip("unreadable image", defect=True, detail=detail) from error
     if rgb.size != (size, size):
         rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(rgb, np.uint8)

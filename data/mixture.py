@@ -80,7 +80,7 @@ class Component:
         except Skip as skip:
             if skip.defect:
                 shard, key = self.source.shard(number), self.source.key(number)
-                self._ledger.count_defect(self.source.name, shard, skip.cause, f"record {key!r}: {skip.detail}")
+                self._ledger.count_defect(self.source.name, shard, skip.cause, f"record {key!r:.100}: {skip.detail}")
             else:
                 self._ledger.count_skip(self.source.name, f"{self.objective}: {skip.cause}")
             return None

@@ -137,7 +137,7 @@ def _labelled(source: ShardSource, see: Callable[[bytes], np.ndarray], ledger: L
             if not skip.defect:
                 ledger.count_skip(source.name, skip.cause)
             else:
-                place = f"record {source.key(number)!r}: {skip.detail}"
+                place = f"record {source.key(number)!r:.100}: {skip.detail}"
                 ledger.count_defect(source.name, source.shard(number), skip.cause, place)
         else:
             ledger.count_used(source.name)
