@@ -1,10 +1,15 @@
 """Weights & Biases: one rank talks to it, a resumed run stays the same run, its failing never stops training."""
 
 import os
+import secrets
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from errors import Notice
 from train.config import RunConfig, to_dict
@@ -13,7 +18,12 @@ from train.provenance import STAGE_COLUMNS
 from train.samples import Sample
 
 INIT_TIMEOUT_S = 60.0
-LOGGED_STEP, RUN_ID = "logged_step", "run_id"
+LOGGED_STEP, RUN_ID, FOLDER = "logged_step", "run_id", "folder"
+DATA_DIR = "WANDB_DATA_DIR"
+# What makes runs one curve, or branches of one. It is exported once and inherited by every later command, job and run
+# of a sweep; a run of ours is its folder, and has the id that lies there.
+IDENTITIES = ("WANDB_RUN_ID", "WANDB_RUN_NAME", "WANDB_NAME", "WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM",
+              "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_SWEEP_URL")  # fmt: skip
 
 
 class Tracker(Protocol):
@@ -64,21 +74,33 @@ class WandbTracker:
     def __init__(self, config: RunConfig, folder: Path, run_id: str | None, facts: Mapping[str, Any]) -> None:
         """`run_id`: of the run that a checkpoint came from, or None; `facts` are kept beside the configuration."""
         self.home = folder / "wandb"
-        self.run_id = run_id or _read(self.home / RUN_ID)  # a run may die before its first checkpoint
+        original = original_of(self.home)
+        self.run_id = (
+            None if original else run_id or _read(self.home / RUN_ID)
+        )  # it may die before its first checkpoint
         self.run: Any = None
+        self.gave_data_dir = False
         # Steps that are run again after a crash are equal to those that were logged before it.
         self.logged_step = int((self.run_id and _read(self.home / LOGGED_STEP)) or 0)
         self.own_step = 0  # the last one that this process has logged
+        if original:
+            _notice(f"{folder} is a copy of {original}; it is tracked as a run of its own.")
+        if ignored := forget_identities(os.environ):
+            _notice(f"{', '.join(ignored)} from the environment is ignored: it would make several runs one curve.")
         self._try(lambda: self._start(config, folder, facts))
 
     def _start(self, config: RunConfig, folder: Path, facts: Mapping[str, Any]) -> None:
-        import wandb  # takes a second to import, and only one rank needs it
+        import wandb  # takes a second to import, and only one rank needs it; it reads the environment once
 
         mode = os.environ.get("WANDB_MODE") or config.tracker.mode
         if mode == "auto":
             mode = "online" if wandb.login(prompt=False) else "offline"
         self.home.mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault("WANDB_DATA_DIR", str(self.home))  # pictures of tables wait here for `wandb sync`
+        if DATA_DIR not in os.environ:  # pictures of tables wait here for `wandb sync`
+            os.environ[DATA_DIR], self.gave_data_dir = str(self.home), True
+        self.run_id = self.run_id or secrets.token_hex(8)
+        self._keep(RUN_ID, self.run_id)
+        self._keep(FOLDER, str(folder.resolve()))
         try:
             self.run = self._init(config, folder, facts, mode)
         except Exception as error:
@@ -89,9 +111,11 @@ class WandbTracker:
                 Notice,
                 stacklevel=2,
             )
+            wandb.teardown()  # its service holds the id of the attempt that failed, and would refuse it
             self.run = self._init(config, folder, facts, "offline")
-        self.run_id = str(self.run.id)
-        (self.home / RUN_ID).write_text(self.run_id, encoding="utf-8")
+        if str(self.run.id) != self.run_id:  # an agent's
+            self.run_id = str(self.run.id)
+            self._keep(RUN_ID, self.run_id)
 
     def _init(self, config: RunConfig, folder: Path, facts: Mapping[str, Any], mode: str) -> Any:
         import wandb
@@ -129,9 +153,7 @@ class WandbTracker:
 
     def _log(self, line: Line) -> None:
         self.logged_step = self.own_step = line["step"]
-        scratch = self.home / f"{LOGGED_STEP}.tmp"
-        scratch.write_text(str(self.logged_step), encoding="utf-8")
-        os.replace(scratch, self.home / LOGGED_STEP)  # first: whoever dies here logs no step twice
+        self._keep(LOGGED_STEP, str(self.logged_step))  # first: whoever dies here logs no step twice
         self.run.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
 
     def samples(self, step: int, samples: list[Sample]) -> None:
@@ -154,6 +176,13 @@ class WandbTracker:
     def close(self) -> None:
         if self.run is not None:
             self._try(self.run.finish)
+        if self.gave_data_dir:  # the next run of a sweep has its own
+            os.environ.pop(DATA_DIR, None)
+
+    def _keep(self, name: str, text: str) -> None:
+        scratch = self.home / f"{name}.tmp"
+        scratch.write_text(text, encoding="utf-8", errors="surrogateescape")
+        os.replace(scratch, self.home / name)
 
     def _try(self, action: Callable[[], object]) -> None:
         try:
@@ -163,8 +192,35 @@ class WandbTracker:
             self.run = None
 
 
+def forget_identities(environment: MutableMapping[str, str]) -> list[str]:
+    """Remove what would name a run from the environment, and return the names.
+
+    A wandb agent gives each process an id of its own, which is kept; not so the runs of a Hydra sweep in one process.
+    """
+    multirun = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if environment.get("WANDB_SWEEP_ID") and not multirun:
+        return []
+    return [name for name in IDENTITIES if environment.pop(name, None)]
+
+
+def original_of(home: Path) -> str | None:
+    """Return the run's folder that this one was copied from, if that is still there with the same run."""
+    folder = _read(home / FOLDER)
+    if folder is None:
+        return None
+    original = Path(folder, "wandb")
+    with suppress(OSError):
+        if not original.samefile(home) and _read(original / RUN_ID) == _read(home / RUN_ID):
+            return folder
+    return None
+
+
+def _notice(text: str) -> None:
+    warnings.warn(text, Notice, stacklevel=4)
+
+
 def _read(file: Path) -> str | None:
-    return file.read_text(encoding="utf-8") or None if file.exists() else None
+    return file.read_text(encoding="utf-8", errors="surrogateescape") or None if file.exists() else None
 
 
 def open_tracker(

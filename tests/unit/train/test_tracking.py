@@ -1,6 +1,8 @@
 """wandb, offline and for real."""
 
 import json
+import os
+import shutil
 import struct
 import time
 from collections.abc import Iterator
@@ -9,13 +11,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from wandb.proto.wandb_internal_pb2 import Record
 
 from errors import Notice
 from train import tracking
 from train.config import Phase, RunConfig, RunSettings, StageConfig, TrackerConfig
 from train.samples import Sample
-from train.tracking import NoTracker, WandbTracker, open_tracker
+from train.tracking import NoTracker, WandbTracker, forget_identities, open_tracker, original_of
 
 SAMPLE = Sample("vq2a", "vqa", "k1", "en", "What colour?", ["red"], "red", np.zeros((14, 14, 3), np.uint8))
 FACTS = {"git": {"commit": "abc123", "dirty": True}, "layout": {"world": 8}}
@@ -95,6 +99,56 @@ def test_an_offline_run_goes_on_under_its_id_and_logs_no_step_twice(config: RunC
     assert [row[1] for row in table["data"]] == ["vqa", "span_corruption"]
 
 
+def test_the_environment_makes_no_two_runs_one_curve(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """wandb itself would take these from the shell for every run that starts there."""
+    monkeypatch.delenv("WANDB_DATA_DIR")
+    ids, names = [], []
+    for folder in ("a", "b"):  # of one name, as two runs with run.folder of their own may be
+        for name in ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RUN_NAME"):
+            monkeypatch.setenv(name, "same")
+        monkeypatch.setenv("WANDB_RESUME", "must")
+        (tmp_path / folder).mkdir()
+        with pytest.warns(Notice, match="WANDB_RUN_ID, WANDB_RUN_NAME, WANDB_NAME, WANDB_RESUME from the environment"):
+            tracker = open_tracker(config, tmp_path / folder, None, rank=0)
+        assert os.environ["WANDB_DATA_DIR"] == str(tmp_path / folder / "wandb")
+        tracker.log({"step": 1, "loss": 1.0})
+        tracker.close()
+        run = next(
+            r.run for r in records(next((tmp_path / folder / "wandb").glob("offline-run-*"))) if r.HasField("run")
+        )
+        ids.append(run.run_id)
+        names.append(run.display_name)
+        assert tracker.run_id == run.run_id
+    assert len({*ids, "same"}) == 3 and names == ["tracked", "tracked"]
+
+
+def test_an_agents_run_keeps_the_agents_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    agents = {"WANDB_SWEEP_ID": "s", "WANDB_RUN_ID": "r"}
+    assert forget_identities(agents) == [] and agents["WANDB_RUN_ID"] == "r"
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: SimpleNamespace(mode=RunMode.MULTIRUN))
+    assert forget_identities(agents) == ["WANDB_RUN_ID", "WANDB_SWEEP_ID"] and agents == {}
+
+
+def test_a_copy_of_a_run_is_another_run_and_a_renamed_one_the_same(tmp_path: Path) -> None:
+    home = tmp_path / "a" / "wandb"
+    home.mkdir(parents=True)
+    (home / "run_id").write_text("x1", encoding="utf-8")
+    assert original_of(home) is None  # a run from before there was this file
+    (home / "folder").write_text(str(tmp_path / "a"), encoding="utf-8")
+    assert original_of(home) is None
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert original_of(tmp_path / "b" / "wandb") == str(tmp_path / "a")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert original_of(tmp_path / "link" / "wandb") is None
+    (tmp_path / "b" / "wandb" / "run_id").write_text("x2", encoding="utf-8")  # once it has an id of its own
+    assert original_of(tmp_path / "b" / "wandb") is None
+    (tmp_path / "a").rename(tmp_path / "c")
+    assert original_of(tmp_path / "c" / "wandb") is None
+
+
 def test_what_the_run_was_made_with_its_stages_and_alerts_are_kept(config: RunConfig, tmp_path: Path) -> None:
     config.tracker.group, config.tracker.tags = "sweep", ["mini"]
     tracker = open_tracker(config, tmp_path, None, rank=0, facts=FACTS)
@@ -126,7 +180,8 @@ def test_a_server_that_cannot_be_reached_leaves_an_offline_run(
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr(tracking, "INIT_TIMEOUT_S", 2.0)
     with pytest.warns(Notice, match="send it later with `wandb sync`"):
-        tracker = open_tracker(config, tmp_path, None, rank=0)
+        tracker = open_tracker(config, tmp_path, "resumed1", rank=0)
+    assert tracker.run_id == "resumed1"
     tracker.log({"step": 1, "loss": 1.0})
     tracker.close()
     assert [line["_step"] for line in history(next((tmp_path / "wandb").glob("offline-run-*")))] == [1]
