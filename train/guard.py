@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from files import write_text
 from train.config import GuardConfig
 from train.entry import RunStopped
+
+MOST_BATCHES = 20  # files of skipped steps; a global batch of 4096 examples takes some 3 MB
 
 
 class Guard:
@@ -52,11 +55,15 @@ class Guard:
 
 
 def save_bad_batch(folder: Path, step: int, cause: str, examples: list[dict[str, Any]]) -> Path:
-    """Write the ids of a skipped step's examples, so that the cause can be looked for in the data."""
+    """Write the ids of a skipped step's examples, so that the cause can be looked for in the data.
+
+    The newest `MOST_BATCHES` of these files stay in the folder.
+    """
     path = folder / f"bad_batch_step_{step:08d}.json"
-    path.write_text(
-        json.dumps({"step": step, "cause": cause, "examples": examples}, indent=1, ensure_ascii=False), encoding="utf-8"
-    )
+    write_text(path, json.dumps({"step": step, "cause": cause, "examples": examples}, indent=1, ensure_ascii=False))
+    written = sorted(folder.glob("bad_batch_step_*.json"), key=lambda file: (file != path, -file.stat().st_mtime_ns))
+    for file in written[MOST_BATCHES:]:
+        file.unlink(missing_ok=True)
     return path
 
 
@@ -64,5 +71,5 @@ def stopped(step: int, in_a_row: int, cause: str, folder: Path) -> RunStopped:
     """What the user is told when the run gives up."""
     return RunStopped(
         f"The run stopped at step {step}: {in_a_row} steps in a row were skipped (the last because the {cause}); "
-        f"the ids of their examples are in {folder}/bad_batch_step_*.json."
+        f"the ids of their examples (of the newest {MOST_BATCHES} steps at most) are in {folder}/bad_batch_step_*.json."
     )

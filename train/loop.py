@@ -11,7 +11,7 @@ from model.loss import LossTotals
 from parallel.engine import Engine
 from parallel.waiting import CommunicationWait
 from progress import beat
-from train.agreement import Agreed, Agreement, gather
+from train.agreement import Agreed, Agreement, gather_to_first
 from train.config import RunConfig
 from train.entry import Interrupted
 from train.flops import FlopCounter, peak_tflops
@@ -190,7 +190,8 @@ class Loop:
 
     def refuse(self, step: int, cause: str, share: Share) -> None:
         """Keep the ids of a skipped step's examples; stop the run if there were too many in a row."""
-        examples = gather(identities(share.infos) if self.layout.speaks else [])
+        own = identities(share.infos) if self.layout.speaks else []
+        examples = gather_to_first(own, self.layout.device)
         if self.run.first_rank:
             path = save_bad_batch(self.run.folder, step, cause, examples)
             self.run.alert("skipped step", f"Step {step} is skipped: the {cause}; its examples are in {path}.")

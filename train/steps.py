@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -114,9 +114,17 @@ def trimmer(config: RunConfig) -> Trim:
 
 
 def identities(infos: Sequence[ExampleInfo]) -> list[dict[str, Any]]:
-    """What finds the examples again: source, objective, shard and key, and the texts."""
-    names = ("source", "objective", "shard", "key", "language", "input_text", "target_text")
-    return [{name: value for name, value in asdict(info).items() if name in names} for info in infos]
+    """What finds the examples again: source, objective, shard and key, and the beginnings of the texts."""
+    names, texts = ("source", "objective", "shard", "key", "language"), ("input_text", "target_text")
+    return [
+        {name: getattr(info, name) for name in names} | {name: shortened(getattr(info, name)) for name in texts}
+        for info in infos
+    ]
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """The beginning of a text, with the number of letters that are left out."""
+    return text if len(text) <= most else f"{text[:most]} … ({len(text) - most} more characters)"
 
 
 def seed_generators(seed: int, step: int, data_parallel_rank: int) -> None:

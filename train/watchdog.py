@@ -29,7 +29,7 @@ SHORT_TICK_S, SHORT_TICKS_S = 1.0, 60.0  # at first, so that a run that has just
 STALL_S = 60.0  # of the run's folder, before it is said
 TICKS_BEFORE, TICKS_OVER = 5, 14  # the end begins so long before timeout_s, and takes at most so long
 SMALL_WORLD = 32  # ranks; in a larger one few of them read the signs of life of all
-MOST_STACKS = 2**20  # bytes of an earlier process's stacks that are kept
+MOST_STACKS = 2**20  # bytes; a file of stacks that is larger is put aside, and replaces the one before it
 STDERR = 2  # by number: its Python object has a lock, which a blocked thread may hold
 WAITING = ("torch/distributed/", "deepspeed/comm/", "parallel/waiting.py")  # who stands in these waits for other ranks
 LIBRARIES = ("site-packages", "dist-packages", f"lib/python{sys.version_info.major}.", "parallel/waiting.py")
@@ -133,10 +133,9 @@ class Watchdog:
     def _open_stacks(self) -> None:
         with suppress(OSError):
             self.stacks_path.parent.mkdir(parents=True, exist_ok=True)
-            file = self.stacks_path.open("ab", buffering=0)
-            if file.tell() > MOST_STACKS:
-                file.truncate(0)
-            self.stacks_file = file
+            if self.stacks_path.exists() and self.stacks_path.stat().st_size > MOST_STACKS:
+                os.replace(self.stacks_path, self.stacks_path.with_suffix(".old.txt"))
+            self.stacks_file = self.stacks_path.open("ab", buffering=0)
 
     def _close_stacks(self) -> None:
         if self.stacks_file is not None:

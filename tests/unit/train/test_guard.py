@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from data.examples import ExampleInfo
 from train.config import GuardConfig
-from train.guard import Guard, save_bad_batch, stopped
+from train.guard import MOST_BATCHES, Guard, save_bad_batch, stopped
+from train.steps import identities
 
 SETTINGS = GuardConfig(spike_factor=3.0, spike_margin=1.0, window=5, max_in_a_row=3)
 
@@ -62,3 +64,19 @@ def test_the_examples_of_a_bad_step_are_saved(tmp_path: Path) -> None:
         "examples": [example],
     }
     assert str(tmp_path) in str(stopped(7, 3, "loss is not finite", tmp_path))
+
+
+def test_few_files_of_bad_steps_are_kept_and_the_newest_of_all(tmp_path: Path) -> None:
+    for step in range(1, MOST_BATCHES + 4):
+        save_bad_batch(tmp_path, step, "loss is not finite", [])
+    save_bad_batch(tmp_path, 1, "loss is not finite", [])  # once more, after a roll-back
+    kept = sorted(int(file.stem[-8:]) for file in tmp_path.iterdir())
+    assert kept == [1, *range(5, MOST_BATCHES + 4)]
+
+
+def test_long_texts_are_cut_with_a_mark_and_broken_ones_written(tmp_path: Path) -> None:
+    info = ExampleInfo("webli", "ocr", "k", "shard", "en", "x" * 1000, "half a pair: \ud83d")
+    (example,) = identities([info])
+    assert example["input_text"] == "x" * 200 + " … (800 more characters)"
+    path = save_bad_batch(tmp_path, 7, "loss is not finite", [example])
+    assert json.loads(path.read_text(encoding="utf-8"))["examples"] == [example]

@@ -254,3 +254,15 @@ def test_a_broken_connection_is_found_behind_other_errors() -> None:
     assert what_broke(raised()) == GLOO
     for error in (ValueError(GLOO), RuntimeError("[gloo/transport/tcp/pair.cc] op.preamble.length <= op.nbytes"), None):
         assert what_broke(error) is None
+
+
+def test_stacks_of_many_hangs_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.watchdog.MOST_STACKS", 10)
+    folder = tmp_path / "stacks"
+    folder.mkdir()
+    for text in ("of the first process", "of the second process"):
+        (folder / "rank_00000.txt").write_text(text, encoding="utf-8")
+        with Watchdog(600, tmp_path):
+            pass
+    found = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
+    assert found == {"rank_00000.old.txt": "of the second process"}
