@@ -14,6 +14,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as protocol
 
 from data.objectives.base import SENTINEL
+from data.storage import not_permitted, read_file
 from errors import ConfigurationError, ReadingStopped, StorageFailed
 from terminal import use_utf8
 
@@ -34,14 +35,12 @@ class Tokenizer:
 
     def __init__(self, path: str | Path):
         self.path = str(path)
+        model = _read_model(self.path)
         try:
-            processor = sentencepiece.SentencePieceProcessor(model_file=self.path)
-        except (OSError, RuntimeError) as error:
-            wrong = "is no SentencePiece model" if Path(path).exists() else "does not exist"
-            raise ConfigurationError(
-                f"data.tokenizer={path} {wrong}: give mT5's, or train one (python -m data.tokenizer root=<corpus>; "
-                "python -m data.miniature makes a corpus)."
-            ) from error
+            processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            processor.id_to_piece(list(range(processor.vocab_size())))  # a damaged piece is no text
+        except Exception as error:  # protobuf and sentencepiece raise almost anything when fed corrupt bytes
+            raise _refusal(path, "is no SentencePiece model, or a damaged one") from error
         special = (processor.pad_id(), processor.eos_id(), processor.unk_id())
         if special != (PAD, EOS, UNKNOWN):
             raise ConfigurationError(f"{path} has pad, eos, unk = {special}: mT5's are {PAD}, {EOS}, {UNKNOWN}.")
@@ -57,7 +56,7 @@ class Tokenizer:
         closing = processor.encode(f"a{CLOSING}")[len(processor.encode("a")) :]
         # Some models have a piece for the space before the sentinel, some have it in the sentinel's.
         self._closing = closing if closing[-1:] == [self.sentinel(0)] else [self.sentinel(0)]
-        self._processor = _of_characters(Path(path).read_bytes())
+        self._processor = _of_characters(model)
 
     def sentinel(self, number: int) -> int:
         """The id of <extra_id_`number`>."""
@@ -84,6 +83,28 @@ class Tokenizer:
         return str(self._processor.decode(kept))
 
 
+def _read_model(path: str) -> bytes:
+    """Return the content of a model's file; raise ConfigurationError where there is none, StorageFailed."""
+    try:
+        model = read_file(path)
+    except PermissionError as error:
+        raise not_permitted(path) from error
+    except FileNotFoundError as error:
+        raise _refusal(path, "does not exist") from error
+    except (OSError, ValueError) as error:  # a folder, a name too long or with a NUL in it
+        raise _refusal(path, "is no file") from error
+    if not model:
+        raise _refusal(path, "is empty")
+    return model
+
+
+def _refusal(path: str | Path, what: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"data.tokenizer={path} {what}: give mT5's, or train one (python -m data.tokenizer root=<corpus>; "
+        "python -m data.miniature makes a corpus)."
+    )
+
+
 def _of_characters(model: bytes) -> sentencepiece.SentencePieceProcessor:
     """Return the processor of a model, but one that gives neither sentinels nor other user-defined pieces."""
     proto = protocol.ModelProto()  # type: ignore[attr-defined]
@@ -97,8 +118,7 @@ def _of_characters(model: bytes) -> sentencepiece.SentencePieceProcessor:
 
 def checksum(path: str | Path) -> str:
     """SHA-256 (hex) of a tokenizer's file, as `sha256sum` prints it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(read_file(str(path))).hexdigest()
 
 
 def train_tokenizer(texts: Iterable[str], path: str | Path, vocab_size: int) -> Tokenizer:

@@ -112,6 +112,24 @@ def test_a_model_without_sentinels_is_refused(tmp_path):
         Tokenizer(tmp_path / "absent.model")
 
 
+@pytest.mark.parametrize("kind", ["folder", "empty", "text", "no UTF-8", "cut", "long name", "NUL", "no name"])
+def test_a_file_that_is_no_whole_model_is_refused_in_one_sentence(tokenizer, tmp_path, kind):
+    whole = Path(tokenizer.path).read_bytes()
+    path = tmp_path / "foreign.model"
+    at = whole.index("▁".encode())  # of a piece that no text of a prompt needs
+    content = {
+        "empty": b"",
+        "text": b"hello " * 100,
+        "no UTF-8": whole[:at] + b"\xff" + whole[at + 1 :],
+        "cut": whole[:-9],
+    }
+    if kind in content:
+        path.write_bytes(content[kind])
+    name = {"folder": tmp_path, "long name": tmp_path / ("x" * 300), "NUL": "x\0", "no name": ""}.get(kind, path)
+    with pytest.raises(ConfigurationError, match=r"^data\.tokenizer=(?s:.)* (is|does) (?s:.)*\.$"):
+        Tokenizer(name)
+
+
 def test_transformers_reads_the_same_ids_from_the_model(corpus, tokenizer, tmp_path):
     transformers = pytest.importorskip("transformers")
     (tmp_path / "spiece.model").write_bytes((corpus / "tokenizer.model").read_bytes())
