@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from errors import ConfigurationError
+
 IMAGE_SIGNATURES = ((b"\xff\xd8", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"))
 
 
@@ -22,17 +24,25 @@ def image_extension(image: bytes) -> str:
 def write_shard(path: str | Path, samples: Iterable[tuple[str, Mapping[str, Any], bytes | None]]) -> None:
     """Writes (key, record, encoded image) samples as one tar; the same samples give the same bytes.
 
-    The tar appears under its name only when it is whole.
+    The tar appears under its name only when it is whole. Raises ConfigurationError for a key that comes twice.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for key, record, image in samples:
-            if image is not None:
-                _add(tar, f"{key}.{image_extension(image)}", image)
-            _add(tar, f"{key}.json", json.dumps(record, ensure_ascii=False).encode())
-    os.replace(unfinished, path)
+    keys: set[str] = set()
+    try:
+        with tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for key, record, image in samples:
+                if key in keys:
+                    raise ConfigurationError(f"{path} would hold the key {key!r} twice: give every sample its own.")
+                keys.add(key)
+                if image is not None:
+                    _add(tar, f"{key}.{image_extension(image)}", image)
+                _add(tar, f"{key}.json", json.dumps(record, ensure_ascii=False).encode())
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

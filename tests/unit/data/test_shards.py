@@ -94,6 +94,14 @@ def test_the_same_samples_give_the_same_bytes(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a.tar", "b.tar"]
 
 
+def test_a_shard_that_cannot_be_finished_leaves_nothing_behind(tmp_path):
+    write_shard(tmp_path / "a.tar", samples(1))
+    before = (tmp_path / "a.tar").read_bytes()
+    with pytest.raises(ConfigurationError, match=r"a\.tar would hold the key '00001' twice"):
+        write_shard(tmp_path / "a.tar", [*samples(3), *samples(2)[1:]])
+    assert os.listdir(tmp_path) == ["a.tar"] and (tmp_path / "a.tar").read_bytes() == before
+
+
 def test_the_index_is_kept_and_made_anew_when_the_tar_changes(tmp_path):
     path = tmp_path / "train-00000.tar"
     write_shard(path, samples(3))
