@@ -38,6 +38,7 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\
 OTHER_KIND, HIDDEN = "member of another kind", "hidden member"
 CUT = "member of a sample cut short"
 TWICE, NO_TARGET = "second member of a kind for one key", "link to no member"
+TRUNCATED = "truncated tar"
 SPARSE, NO_FILE = "sparse member", "member that is no file"
 DEFECTS = (TWICE, NO_TARGET, SPARSE, NO_FILE)
 
@@ -58,6 +59,11 @@ class ShardIndex:
     defect: str | None = None
     members: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the tar ends before its end."""
+        return self.defect == TRUNCATED
 
     def holds_the_same(self, other: "ShardIndex") -> bool:
         """Whether offsets of one are right for the tar of the other."""
@@ -201,7 +207,7 @@ class _Headers:
     def defect(self) -> str | None:
         """What is wrong with the tar; to be asked after all members."""
         if not self.whole:
-            return "truncated tar" if self.number or not self._size else "not a tar"
+            return TRUNCATED if self.number or not self._size else "not a tar"
         return "data behind the end of the tar" if any(self._file.read(BEHIND)) else None
 
     def _place_of(self, member: tarfile.TarInfo, places: dict[str, tuple[int, int]]) -> tuple[int, int] | None:

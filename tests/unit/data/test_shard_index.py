@@ -129,7 +129,7 @@ def test_what_is_wrong_with_a_whole_tar_is_named(tmp_path, defect, number):
     }[defect]
     path.write_bytes(content)
     found = scan(str(path))
-    assert (found.defect, len(found.keys)) == (defect, number)
+    assert (found.defect, len(found.keys)) == (defect, number) and found.truncated == (defect == "truncated tar")
 
 
 def header(path: Path, name: str, type_: bytes, size: bytes) -> None:
