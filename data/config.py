@@ -174,10 +174,7 @@ class MixtureConfig:
                 raise ConfigurationError(
                     f"{name} has weight {component.weight}: leave it out, or set a weight above 0."
                 )
-            try:
-                objectives.options(component.objective, component.options)
-            except ConfigurationError as error:
-                raise ConfigurationError(f"mixture component {component.source}: {error}") from error
+            objectives.options(component.objective, component.options, f"mixture component {component.source}: ")
         lightest, heaviest = min(self.weights()), max(self.weights())
         if not heaviest / lightest < MOST_APART:
             raise ConfigurationError(

@@ -70,6 +70,7 @@ class Loop:
         """
         memory = memory_told(self.config.profile, self.run.folder, self.layout.rank, self.layout.device)
         with self.waiting, memory, closing(self.profiler):
+            self.announce()
             self.dry_run(done + 1)
             due = False
             for step in range(done + 1, self.span.last + 1):
@@ -104,6 +105,14 @@ class Loop:
         beat(f"step {step}, its checkpoint")
         state = {"guard": self.guard.state, "phase": self.span.phase.name} | self.counted
         self.run.save(self.engine, step, state | ({"bad": list(self.guard.bad)} if self.guard.bad else {}))
+
+    def announce(self) -> None:
+        """Report components of the mixture that the phase will not see."""
+        if self.shares.names:
+            steps = self.span.last - self.span.first + 1
+            rare = self.shares.too_rare(steps, self.config.data.batch_examples)
+            if rare is not None:
+                self.run.alert("shares", rare)
 
     def dry_run(self, step: int) -> None:
         """Forward and backward on the first batch, and forget it: what cannot work fails before the first step."""

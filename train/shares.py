@@ -40,6 +40,17 @@ class Shares:
         line: Line = {f"share_asked/{name}": round(share, 6) for name, share in self.asked.items()}
         return line | {f"share/{name}": round(self.counts[name] / total, 6) if total else None for name in self.names}
 
+    def too_rare(self, steps: int, batch_examples: int) -> str | None:
+        """The sentence for components with so small a weight that a phase of so many steps asks for no example."""
+        due = {name: share * steps * batch_examples for name, share in self.asked.items()}
+        rare = ", ".join(f"{name} ({due[name]:.2g})" for name in self.names if due[name] < 1)
+        if not rare:
+            return None
+        return (
+            f"Phase {self.phase!r} asks for less than one example in its {steps:,} steps of {rare}; give it a larger "
+            "weight, or leave it out of mixture.components."
+        )
+
     def parted(self) -> list[str]:
         """The components whose share is not what is asked, by more than TOLERANCE and more than rounding."""
         total = sum(self.counts.values())

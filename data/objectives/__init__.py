@@ -35,6 +35,6 @@ def load(name: str) -> Objective:
     return cast(Objective, import_module(f"data.objectives.{name}"))
 
 
-def options(name: str, values: Mapping[str, Any]) -> AnyOptions:
-    """An objective's checked options; raises ConfigurationError for one that it does not have."""
-    return parse_options(name, load(name).Options, values)
+def options(name: str, values: Mapping[str, Any], where: str = "") -> AnyOptions:
+    """An objective's checked options; raises ConfigurationError, which begins with `where`, for a wrong one."""
+    return parse_options(f"{where}objective {name}", load(name).Options, values)

@@ -155,22 +155,24 @@ class Objective(Protocol):
 Chosen = TypeVar("Chosen", bound=AnyOptions)
 
 
-def parse_options(name: str, kind: type[Chosen], values: Mapping[str, Any]) -> Chosen:
-    """Make `kind` of the values; raise ConfigurationError for a wrong name, a wrong kind or an impossible value."""
+def parse_options(where: str, kind: type[Chosen], values: Mapping[str, Any]) -> Chosen:
+    """Make `kind` of the values; raise ConfigurationError, which begins with `where`, for a wrong name or value."""
     hints = get_type_hints(kind)
     for key, value in values.items():
         if key not in hints:
             known = f"it has {', '.join(hints)}" if hints else "it has none"
-            raise ConfigurationError(f"objective {name} has no option {key!r}: {known}.")
-        _check_kind(f"objective {name}: option {key}", hints[key], value)
+            raise ConfigurationError(f"{where} has no option {key!r}: {known}.")
+        _check_kind(f"{where}: option {key}", hints[key], value)
     try:
         typed = OmegaConf.merge(OmegaConf.structured(kind), dict(values))
     except OmegaConfBaseException as error:
-        raise ConfigurationError(f"objective {name}: option {error.full_key}: {str(error).splitlines()[0]}.") from error
+        raise ConfigurationError(f"{where}: option {error.full_key}: {str(error).splitlines()[0]}.") from error
+    plain = cast(dict[str, Any], OmegaConf.to_container(typed))
     try:
-        return kind(**{str(key): value for key, value in cast(dict[str, Any], OmegaConf.to_container(typed)).items()})
+        return kind(**plain)
     except ConfigurationError as error:
-        raise ConfigurationError(f"objective {name}: {error}") from error
+        impossible = str(error)
+    raise ConfigurationError(f"{where}: {impossible}")  # outside the block: of a chain the innermost is shown
 
 
 def _check_kind(where: str, hint: Any, value: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from data import digest
-from data.config import MixtureConfig
+from data.config import ComponentConfig, MixtureConfig
 from data.ledger import ErrorBudgetExceeded
 from data.stream import Stream
 from errors import ConfigurationError
@@ -112,6 +112,16 @@ def test_impossible_mixtures(components, message):
         mixture(*components).check()
     with pytest.raises(ConfigurationError, match="components is empty"):
         MixtureConfig().check()
+
+
+def test_a_wrong_option_names_its_component():
+    config = MixtureConfig([ComponentConfig("norway", "captioning", 1.0, {"languages": [False]})])
+    with pytest.raises(ConfigurationError, match=r"^mixture component norway: objective captioning: option languages"):
+        config.check()
+    config.components[0].options = {"languages": []}
+    with pytest.raises(ConfigurationError, match=r"^mixture component norway: .* leaves none") as error:
+        config.check()
+    assert error.value.__cause__ is error.value.__context__ is None  # of a chain the innermost would be shown
 
 
 def test_the_digest_command_is_independent_of_the_ranks(corpus, monkeypatch, capsys):

@@ -40,6 +40,13 @@ def test_five_per_cent_are_relative(counts: list[int], parted: list[str]) -> Non
     assert shares.parted() == parted
 
 
+def test_a_weight_that_asks_for_nothing_is_named() -> None:
+    tiny = MixtureConfig([ComponentConfig("webli", "ocr", 1e-12), ComponentConfig("webli", "vqa", 1.0)])
+    told = Shares(tiny, "mini").too_rare(1000, 4096)
+    assert told is not None and "less than one example in its 1,000 steps of webli/ocr (4.1e-06)" in told
+    assert Shares(MIXTURE, "mini").too_rare(1, 4) is None
+
+
 def test_what_interleaving_cannot_divide_is_no_difference() -> None:
     rare = MixtureConfig([ComponentConfig("webli", "ocr", 1.0), ComponentConfig("webli", "vqa", 999.0)])
     shares = Shares(rare, "mini")
