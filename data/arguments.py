@@ -1,5 +1,6 @@
 """`key=value` words of a command line as a dataclass, for the programs that need none of Hydra's groups."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, TypeVar, cast
@@ -9,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from errors import ConfigurationError
+from values import type_at, typed
 
 Options = TypeVar("Options")
 
@@ -28,12 +30,18 @@ def parse(arguments: Sequence[str], kind: type[Options]) -> Options:
         known = [field.name for field in fields(cast(Any, kind))]
         if key.partition(".")[0].partition("[")[0] not in known:
             raise ConfigurationError(f"{key} is not an option; known here: {', '.join(known)}.")
-        try:
-            OmegaConf.from_dotlist([argument])
-        except YAMLError as error:
-            raise ConfigurationError(f"{argument!r} cannot be read; quote the value as YAML does.") from error
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.from_dotlist(list(arguments)))
-        return cast(Options, OmegaConf.to_object(merged))
+        return typed(kind, OmegaConf.from_dotlist([_as_typed(argument, kind) for argument in arguments]))
     except OmegaConfBaseException as error:
         raise ConfigurationError(f"{error.full_key}: {str(error).splitlines()[0].rstrip('.')}.") from error
+
+
+def _as_typed(argument: str, kind: type) -> str:
+    """Quote the value of a field of text where YAML would read a number or a bool."""
+    key, _, raw = argument.partition("=")
+    try:
+        plain = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={raw}"]))
+    except (YAMLError, ValueError) as error:  # or an integer of thousands of digits
+        raise ConfigurationError(f"{argument!r} cannot be read; quote the value as YAML does.") from error
+    number = isinstance(cast(dict[str, Any], plain)["value"], bool | int | float)
+    return f"{key}={json.dumps(raw)}" if number and type_at(kind, key.split(".")) is str else argument

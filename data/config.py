@@ -10,6 +10,7 @@ from omegaconf import MISSING
 from data import objectives
 from data.shards import ReadOptions
 from errors import ConfigurationError
+from values import PATH
 
 MOST_APART = 1e300  # ratio of two weights; in double precision, beyond it one of them is nothing
 
@@ -29,9 +30,9 @@ class DataConfig:
     need them (there it has no effect).
     """
 
-    root: str = MISSING
-    tokenizer: str = MISSING
-    sources: dict[str, str] = field(default_factory=dict)
+    root: str = field(default=MISSING, metadata=PATH)
+    tokenizer: str = field(default=MISSING, metadata=PATH)
+    sources: dict[str, str] = field(default_factory=dict, metadata=PATH)
     batch_examples: int = MISSING
     num_streams: int = MISSING
     encoder_length: int = MISSING

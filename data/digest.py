@@ -11,14 +11,14 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
 
 import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data.config import DataConfig, MixtureConfig
@@ -29,11 +29,27 @@ from data.stream import Stream
 from data.tokenizer import Tokenizer
 from errors import ConfigurationError, ReadingStopped, StorageFailed
 from terminal import use_utf8
+from values import at_least, typed
+from words import as_typed, check_read
 
-Group = TypeVar("Group")
 CONFIGURATION = Path(__file__).parent.parent / "conf"
 SCHEMA = "run_schema"
 OF_NOTHING = hashlib.sha256(b"").hexdigest()  # the digest of a step without any row
+TEXT = {"data.": DataConfig, "mixture.": MixtureConfig}
+READS = ("data", "mixture", "stage", "vit", "run.seed", "model=", "experiment=")
+
+
+@dataclass
+class Numbers:
+    """The numbers of other groups that decide what a batch holds."""
+
+    image_size: int
+    patch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        at_least("", 1, image_size=self.image_size, patch_size=self.patch_size)
+        at_least("run.", 0, seed=self.seed)
 
 
 def step_digest(stream: Stream, step: int, data_parallel_size: int) -> str:
@@ -64,19 +80,19 @@ def open_stream(overrides: Sequence[str], split: str) -> Stream:
     """The stream of a run's configuration with these overrides."""
     try:
         with _schema(), initialize_config_dir(str(CONFIGURATION), version_base=None):
-            config = compose("pretrain", list(overrides))
-        mixture = _checked(MixtureConfig, config.mixture)
+            config = compose("pretrain", as_typed(overrides, TEXT))
+        mixture = typed(MixtureConfig, OmegaConf.to_container(config.mixture, resolve=True), "mixture")
         if not config.stage.phases:
             raise ConfigurationError("stage.phases is empty; give at least one phase (see conf/stage).")
         for name in ("batch_examples", "encoder_length", "decoder_length"):
             config.data[name] = config.stage.phases[0].get(name) or config.data[name]
-        data = _checked(DataConfig, config.data)
+        data = typed(DataConfig, OmegaConf.to_container(config.data, resolve=True), "data")
         image_size, patch_size, seed = config.stage.phases[0].image_size, config.vit.patch_size, config.run.seed
+        read = typed(Numbers, {"image_size": image_size, "patch_size": patch_size, "seed": seed})
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError(" ".join(str(error.__cause__ or error).split("full_key")[0].split())) from error
-    if seed < 0:
-        raise ConfigurationError(f"run.seed={seed} must be at least 0.")
-    return Stream(data, mixture, Tokenizer(data.tokenizer), image_size, (image_size // patch_size) ** 2, split, seed)
+    tokens = (read.image_size // read.patch_size) ** 2
+    return Stream(data, mixture, Tokenizer(data.tokenizer), read.image_size, tokens, split, read.seed)
 
 
 @contextmanager
@@ -94,12 +110,6 @@ def _schema() -> Iterator[None]:
         yield
     finally:
         del store.repo[f"{SCHEMA}.yaml"]
-
-
-def _checked(kind: type[Group], group: DictConfig) -> Group:
-    """A group of the configuration as its dataclass; an unknown key or a wrong type raises."""
-    plain = OmegaConf.to_container(group, resolve=True)
-    return cast(Group, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), plain)))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -121,6 +131,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigurationError(f"data_parallel_size={own['data_parallel_size']} must be a number, at least 1.")
     if own["split"] not in SPLITS:
         raise ConfigurationError(f"split={own['split']} is unknown; choose one of {', '.join(SPLITS)}.")
+    check_read(overrides, READS, "data.digest")
     stream = open_stream(overrides, own["split"])
     digests = []
     for step in range(int(steps[1]), int(steps[2])):

@@ -7,7 +7,7 @@ import hashlib
 import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import sentencepiece
@@ -17,6 +17,7 @@ from data.objectives.base import SENTINEL
 from data.storage import not_permitted, read_file
 from errors import ConfigurationError, ReadingStopped, StorageFailed
 from terminal import use_utf8
+from values import PATH
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 NUM_SENTINELS = 100
@@ -187,8 +188,8 @@ class Options:
     `error_budget_minimum` of them are broken.
     """
 
-    root: str = "runs/corpus"
-    output: str = "${root}/tokenizer.model"
+    root: str = field(default="runs/corpus", metadata=PATH)
+    output: str = field(default="${root}/tokenizer.model", metadata=PATH)
     vocab_size: int = 4096
     split: str = "train"
     error_budget: float = 0.01

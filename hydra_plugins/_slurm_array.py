@@ -37,6 +37,7 @@ from train.checks import check
 from train.cluster import ClusterConfig
 from train.config import to_run_config
 from train.sweep import FailedRuns, become_one_of
+from values import typed
 
 SIGNAL = "USR1"  # at `signal_delay_s` before the time limit
 EARLY = (signal.SIGUSR1, signal.SIGTERM)
@@ -67,8 +68,7 @@ class SlurmArrayLauncher(SlurmLauncher):
     def __init__(self, cluster: DictConfig, wait: bool, poll_s: float, **params: Any) -> None:
         super().__init__(**params)
         self.wait, self.poll_s = wait, poll_s
-        site = OmegaConf.to_object(cluster)
-        assert isinstance(site, ClusterConfig)
+        site = typed(ClusterConfig, OmegaConf.to_container(cluster), "cluster")
         self.params: dict[str, Any] = with_site(vars(self)["params"], site)
         self.python = [*site.container, site.python or sys.executable]
 

@@ -9,10 +9,10 @@ overrides the run's configuration (conf/pretrain.yaml), of which `vit`, `mt5`, `
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -28,10 +28,20 @@ from model.config import ModelConfig, MT5Config, ViTConfig
 from model.costs import Shape, UnitCost, costs_of
 from model.pali import PaLI, freeze, units
 from terminal import use_utf8
+from values import typed
+from words import check_read
 
 CONFIGURATION = Path(__file__).parent.parent / "conf"
 SCHEMA = "run_schema"
 OWN = {"input_tokens": 32, "target_tokens": 32}
+READS = ("vit", "mt5", "model", "stage", "experiment=")
+
+
+@dataclass
+class Frozen:
+    """The patterns of the phase that is described."""
+
+    freeze: list[str]
 
 
 @dataclass(frozen=True)
@@ -114,11 +124,9 @@ def read_sizes(overrides: Sequence[str]) -> Sizes:
         if not config.stage.phases:
             raise ConfigurationError("stage.phases is empty; give at least one phase (see conf/stage).")
         phase = config.stage.phases[0]
-        vit, mt5, model = (
-            _checked(kind, config.get(name))
-            for name, kind in (("vit", ViTConfig), ("mt5", MT5Config), ("model", ModelConfig))
-        )
-        return Sizes(vit, mt5, replace(model, image_size=phase.image_size), list(phase.freeze))
+        vit, mt5 = typed(ViTConfig, _plain(config, "vit"), "vit"), typed(MT5Config, _plain(config, "mt5"), "mt5")
+        model = typed(ModelConfig, _plain(config, "model") | {"image_size": phase.image_size}, "model")
+        return Sizes(vit, mt5, model, typed(Frozen, {"freeze": phase.freeze}).freeze)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError(_sentence(error)) from error
 
@@ -140,10 +148,9 @@ def _schema() -> Iterator[None]:
         del store.repo[f"{SCHEMA}.yaml"]
 
 
-def _checked(kind: type, group: DictConfig | None) -> Any:
-    """A group of the configuration as its dataclass; an unknown key or a wrong type raises."""
-    plain = OmegaConf.to_container(group, resolve=True) if group is not None else {}
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), plain))
+def _plain(config: DictConfig, group: str) -> dict[str, Any]:
+    found = OmegaConf.to_container(config.get(group, OmegaConf.create()), resolve=True)
+    return cast(dict[str, Any], found)
 
 
 def _sentence(error: Exception) -> str:
@@ -167,6 +174,7 @@ def main(arguments: Sequence[str]) -> None:
             own[key] = int(value)
         else:
             raise ConfigurationError(f"{argument} is not a number of tokens; give at least 1.")
+    check_read(overrides, READS, "model.describe")
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(describe(read_sizes(overrides), **own))
 

@@ -1,9 +1,9 @@
 """How the world is divided, and which optimizer updates the shards."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from errors import ConfigurationError
+from values import PATH, one_of
 
 STACKS = ("vit", "encoder", "decoder")
 RECOMPUTE = ("none", "block", "every_n", "attention")
@@ -48,7 +48,7 @@ class ParallelConfig:
     gather: str = "micro_batch"
     offload_optimizer: str = "none"
     offload_parameters: str = "none"
-    offload_folder: str | None = None
+    offload_folder: str | None = field(default=None, metadata=PATH)
     hpz_partition_size: int = 1
     quantized_weights: bool = False
     quantized_gradients: bool = False
@@ -168,9 +168,3 @@ class OptimizerConfig:
                 raise ConfigurationError(f"optimizer.{name}={value} must be greater than 0, or null to turn it off.")
         if self.weight_decay < 0:
             raise ConfigurationError(f"optimizer.weight_decay={self.weight_decay} must not be negative.")
-
-
-def one_of(where: str, value: str, choices: Sequence[str]) -> None:
-    """Raise ConfigurationError unless `value` is one of the choices."""
-    if value not in choices:
-        raise ConfigurationError(f"{where}={value!r} is unknown; choose {', '.join(choices[:-1])} or {choices[-1]}.")

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from errors import ConfigurationError
+from values import PATH
 
 TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+|\d+-\d+:\d\d|\d+-\d+:\d\d:\d\d")  # sbatch's
 
@@ -41,7 +42,7 @@ class ClusterConfig:
     tasks_per_node: int | None = None
     cpus_per_task: int = 1
     memory: str | None = None
-    python: str | None = None
+    python: str | None = field(default=None, metadata=PATH)
     container: list[str] = field(default_factory=list)
     setup: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)

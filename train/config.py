@@ -1,6 +1,5 @@
 """What a run is told: the settings of `train/`, joined with those of `model`, `parallel` and `data`."""
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +9,7 @@ from data.config import DataConfig, MixtureConfig
 from errors import ConfigurationError
 from model.config import ModelConfig, MT5Config, ViTConfig
 from parallel.config import OptimizerConfig, ParallelConfig
+from values import PATH, at_least, one_of, typed
 
 
 @dataclass
@@ -28,8 +28,8 @@ class GuardConfig:
     roll_back: int = 0
 
     def __post_init__(self) -> None:
-        _at_least("run.guard.", 1, window=self.window, max_in_a_row=self.max_in_a_row)
-        _at_least("run.guard.", 0, roll_back=self.roll_back)
+        at_least("run.guard.", 1, window=self.window, max_in_a_row=self.max_in_a_row)
+        at_least("run.guard.", 0, roll_back=self.roll_back)
         if self.spike_factor <= 1:
             raise ConfigurationError(f"run.guard.spike_factor={self.spike_factor} must be greater than 1.")
 
@@ -45,7 +45,7 @@ class StragglerConfig:
     window: int = 50
 
     def __post_init__(self) -> None:
-        _at_least("run.straggler.", 1, window=self.window)
+        at_least("run.straggler.", 1, window=self.window)
         if self.factor and self.factor <= 1:
             raise ConfigurationError(f"run.straggler.factor={self.factor} must be greater than 1, or 0 for never.")
 
@@ -62,12 +62,12 @@ class RunSettings:
     """
 
     name: str = "pretrain"
-    folder: str = "runs/pretrain"
+    folder: str = field(default="runs/pretrain", metadata=PATH)
     steps: int = 1000
     seed: int = 0
     precision: str = "bf16"
-    initial: str | None = None
-    initial_weights: list[str] = field(default_factory=list)
+    initial: str | None = field(default=None, metadata=PATH)
+    initial_weights: list[str] = field(default_factory=list, metadata=PATH)
     peak_tflops: float | None = None
     restarts_without_progress: int = 3
     rehearse: bool = False
@@ -85,9 +85,9 @@ class RunSettings:
     straggler: StragglerConfig = field(default_factory=StragglerConfig)
 
     def __post_init__(self) -> None:
-        _at_least("run.", 1, steps=self.steps)
-        _at_least("run.", 0, seed=self.seed, restarts_without_progress=self.restarts_without_progress)
-        _one_of("run.precision", self.precision, ("fp32", "bf16"))
+        at_least("run.", 1, steps=self.steps)
+        at_least("run.", 0, seed=self.seed, restarts_without_progress=self.restarts_without_progress)
+        one_of("run.precision", self.precision, ("fp32", "bf16"))
 
 
 @dataclass
@@ -101,10 +101,10 @@ class ViTPretrainingConfig:
     steps: int = 400
     batch: int = 64
     learning_rate: float = 1e-3
-    output: str = "runs/vit.safetensors"
+    output: str = field(default="runs/vit.safetensors", metadata=PATH)
 
     def __post_init__(self) -> None:
-        _at_least("vit_pretraining.", 1, steps=self.steps, batch=self.batch)
+        at_least("vit_pretraining.", 1, steps=self.steps, batch=self.batch)
         if self.learning_rate <= 0:
             raise ConfigurationError(f"vit_pretraining.learning_rate={self.learning_rate} must be greater than 0.")
 
@@ -131,10 +131,10 @@ class Phase:
 
     def __post_init__(self) -> None:
         where = f"phase {self.name!r}: "
-        _at_least(where, 1, image_size=self.image_size)
+        at_least(where, 1, image_size=self.image_size)
         for name in ("steps", "batch_examples", "encoder_length", "decoder_length", "micro_batch"):
             if (value := getattr(self, name)) is not None:
-                _at_least(where, 1, **{name: value})
+                at_least(where, 1, **{name: value})
         if self.learning_rate_factor <= 0:
             raise ConfigurationError(f"{where}learning_rate_factor={self.learning_rate_factor} must be greater than 0.")
 
@@ -164,8 +164,8 @@ class ScheduleConfig:
     cooldown_steps: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("schedule.name", self.name, ("rsqrt", "linear_decay", "cosine", "constant"))
-        _at_least("schedule.", 0, warmup_steps=self.warmup_steps, cooldown_steps=self.cooldown_steps)
+        one_of("schedule.name", self.name, ("rsqrt", "linear_decay", "cosine", "constant"))
+        at_least("schedule.", 0, warmup_steps=self.warmup_steps, cooldown_steps=self.cooldown_steps)
         if self.peak <= 0:
             raise ConfigurationError(f"schedule.peak={self.peak} must be greater than 0.")
         if not 0 <= self.end_fraction <= 1:
@@ -185,8 +185,8 @@ class CheckpointConfig:
     keep_every: int = 0
 
     def __post_init__(self) -> None:
-        _at_least("checkpoint.", 1, every_steps=self.every_steps, keep_last=self.keep_last)
-        _at_least("checkpoint.", 0, keep_every=self.keep_every)
+        at_least("checkpoint.", 1, every_steps=self.every_steps, keep_last=self.keep_last)
+        at_least("checkpoint.", 0, keep_every=self.keep_every)
         if self.every_minutes < 0:
             raise ConfigurationError(
                 f"checkpoint.every_minutes={self.every_minutes} must not be negative; 0 turns it off."
@@ -221,7 +221,7 @@ class EvaluationConfig:
     languages: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _at_least(
+        at_least(
             "evaluation.",
             1,
             steps=self.steps,
@@ -229,8 +229,8 @@ class EvaluationConfig:
             batch=self.batch,
             max_new_tokens=self.max_new_tokens,
         )
-        _at_least("evaluation.", 0, every_steps=self.every_steps, samples=self.samples)
-        _one_of("evaluation.split", self.split, ("validation", "test"))
+        at_least("evaluation.", 0, every_steps=self.every_steps, samples=self.samples)
+        one_of("evaluation.split", self.split, ("validation", "test"))
 
 
 @dataclass
@@ -245,8 +245,8 @@ class TrackerConfig:
     mode: str = "auto"
 
     def __post_init__(self) -> None:
-        _one_of("tracker.name", self.name, ("wandb", "none"))
-        _one_of("tracker.mode", self.mode, ("auto", "online", "offline"))
+        one_of("tracker.name", self.name, ("wandb", "none"))
+        one_of("tracker.mode", self.mode, ("auto", "online", "offline"))
 
 
 @dataclass
@@ -288,10 +288,7 @@ def to_run_config(composed: DictConfig) -> RunConfig:
 
     Raises ConfigurationError for a value that is impossible on its own.
     """
-    plain = OmegaConf.to_container(composed)  # of typed values a merge takes keys that Hydra's `+` has added
-    typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), plain))
-    assert isinstance(typed, RunConfig)
-    return typed
+    return typed(RunConfig, OmegaConf.to_container(composed))  # plain: of typed values a merge takes keys added by `+`
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -304,16 +301,3 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
-
-
-def _at_least(where: str, least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise ConfigurationError(f"{where}{name}={value} must be at least {least}.")
-
-
-def _one_of(where: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        near = difflib.get_close_matches(value, choices, 1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(choices)}."
-        raise ConfigurationError(f"{where}={value!r} is unknown; {hint}")

@@ -9,7 +9,7 @@ import difflib
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import is_dataclass
 from errno import EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS
@@ -30,13 +30,16 @@ from launcher import first_rank
 from parallel.launch import stop as leave
 from terminal import use_utf8
 from train import note
-from train.cluster import SubmitConfig
+from train.cluster import ClusterConfig, SubmitConfig
 from train.config import RunConfig
 from train.shortage import is_lack_of_memory
 from train.sweep import FailedRuns, Sweep, become_one_of, folder_name
 from train.watchdog import EXIT_HUNG, PeerLost
+from values import expand_home
+from words import as_typed, check_read
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+TEXT = {"": RunConfig, "cluster.": ClusterConfig, "hydra.launcher.cluster.": ClusterConfig}
 EXIT_CONFIGURATION, EXIT_STOPPED = 2, 3
 EXIT_INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: try again
 # What files and folders of the user's may do: (not) be what they should be, or take no more.
@@ -59,11 +62,14 @@ class Interrupted(Exception):
     """All ranks agreed to stop after a signal, and the run is saved; the message is one sentence."""
 
 
-def entry(config_name: str, main: Callable[[DictConfig], None]) -> None:
-    """Compose `conf/<config_name>.yaml` with the command line and run `main` on it (once per run of a multirun)."""
+def entry(config_name: str, main: Callable[[DictConfig], None], reads: Sequence[str] = ()) -> None:
+    """Compose `conf/<config_name>.yaml` with the command line and run `main` on it (once per run of a multirun).
+
+    `reads`: the keys that `main` reads (`words.check_read`), where these are not all; others are refused.
+    """
     use_utf8()
     register()
-    sys.argv[1:] = without_injected(sys.argv[1:])
+    in_one_sentence(lambda: _prepare_words(reads))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing: the sentences below are ours
     warnings.formatwarning = _format_warning
     sweep = Sweep()
@@ -82,6 +88,13 @@ def entry(config_name: str, main: Callable[[DictConfig], None]) -> None:
         in_one_sentence(sweep.check)
     finally:
         leave()  # after all runs of a sweep: processes can meet only once
+
+
+def _prepare_words(reads: Sequence[str]) -> None:
+    words = without_injected(sys.argv[1:])
+    if reads:
+        check_read(words, reads, Path(sys.argv[0]).stem)
+    sys.argv[1:] = as_typed(words, TEXT)
 
 
 def in_one_sentence(work: Callable[[], None]) -> None:
@@ -128,9 +141,13 @@ def in_one_sentence(work: Callable[[], None]) -> None:
 
 def register() -> None:
     """Make the typed schema, the resolvers and the launcher of sweeps known to Hydra."""
-    ConfigStore.instance().store(name="run_schema", node=RunConfig)
-    ConfigStore.instance().store(name="submit_schema", node=SubmitConfig)
+    run, submission = OmegaConf.structured(RunConfig), OmegaConf.structured(SubmitConfig)
+    for names_of_the_user in (run.data.sources, submission.cluster.environment):
+        OmegaConf.set_struct(names_of_the_user, False)  # Hydra makes all else refuse keys that are not there yet
+    ConfigStore.instance().store(name="run_schema", node=run)
+    ConfigStore.instance().store(name="submit_schema", node=submission)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+    OmegaConf.register_new_resolver("expand_home", expand_home, replace=True)
     with suppress(ModuleNotFoundError):  # the extra `slurm`
         import_module("hydra_plugins._slurm_array")
 
@@ -208,7 +225,7 @@ def _bad_key(error: OmegaConfBaseException) -> str:
     what = _one_line(str(error.msg or error).split("full_key:")[0])
     key = str(error.full_key)
     if "not in" not in what:
-        return f"{key}: {what}"
+        return what if what.startswith(key) else f"{key}: {what}"
     parent, _, leaf = key.rpartition(".")
     schema = OmegaConf.structured(SubmitConfig if key.startswith(("cluster", "submit")) else RunConfig)
     node = OmegaConf.select(schema, parent) if parent else schema

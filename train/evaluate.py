@@ -34,6 +34,7 @@ from train.scoring import evaluation
 from train.steps import trimmer
 from train.validation import chosen
 from train.watchdog import Watchdog
+from values import expand_home
 
 PICTURED = 24  # samples on the sheet
 
@@ -68,7 +69,7 @@ def main(composed: DictConfig) -> None:
 
 def saved_config(composed: DictConfig, overrides: list[str]) -> RunConfig:
     """The settings that the run was trained with, except for what the command line names."""
-    folder = Path(composed.run.folder)
+    folder = Path(expand_home(composed.run.folder, "run.folder"))
     if not (folder / "config.yaml").exists():
         raise ConfigurationError(f"run.folder={folder} holds no run (no config.yaml); train one first.")
     config = OmegaConf.load(folder / "config.yaml")

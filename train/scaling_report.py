@@ -8,7 +8,7 @@ output.csv with a line per pair of towers, output_returns.csv with a line per st
 import csv
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,22 @@ from terminal import use_utf8
 from train.entry import in_one_sentence
 from train.scaling import Return, Score, Trained, read_sweep, returns
 from train.scaling_figure import draw
+from values import PATH
 
 
 @dataclass
 class Options:
     """What the command line may say."""
 
-    folder: str = ""
+    folder: str | None = field(default=None, metadata=PATH)
     score: str = "validation/loss"
-    output: str | None = None
+    output: str | None = field(default=None, metadata=PATH)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Write the figure and the tables. Raises ConfigurationError."""
     options = parse(arguments)
+    assert options.folder is not None
     folder, score = Path(options.folder), Score(options.score)
     runs, left_out = read_sweep(folder, score)
     for name, reason in left_out.items():

@@ -27,12 +27,14 @@ from train import slurm
 from train.checks import check, check_sources, check_training_data
 from train.cluster import SubmitConfig
 from train.config import RunConfig, to_run_config, to_yaml
-from train.entry import CONF, Interrupted, in_one_sentence, register
+from train.entry import CONF, TEXT, Interrupted, in_one_sentence, register
 from train.evaluate import overridden, saved_config
 from train.phases import for_phase, spans
 from train.slurm import Job
 from train.snapshot import ROOT, take
 from train.validation import chosen
+from values import expand_home, typed
+from words import as_typed
 
 KINDS = ("corpus", "pretrain", "evaluate")
 FLAGS = {"--dry-run": "submit.dry_run=true", "--follow": "submit.follow=true"}
@@ -85,8 +87,7 @@ def plan(asked: Sequence[Request]) -> list[Job]:
     runs: dict[Path, RunConfig] = {}
     jobs = []
     for request in asked:
-        site = OmegaConf.to_object(composed("submit", request.settings))
-        assert isinstance(site, SubmitConfig)
+        site = typed(SubmitConfig, OmegaConf.to_container(composed("submit", request.settings)))
         if request.kind == "corpus":
             jobs.append(_corpus(request, site))
         else:
@@ -100,14 +101,14 @@ def plan(asked: Sequence[Request]) -> list[Job]:
 def composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
     """`conf/<config_name>.yaml` with overrides."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(config_name, list(overrides))
+        return compose(config_name, as_typed(overrides, TEXT))
 
 
 def _config(request: Request, runs: dict[Path, RunConfig]) -> RunConfig:
     own = composed(request.kind, request.words)
     if request.kind == "pretrain":
         return to_run_config(own)
-    earlier = runs.get(Path(own.run.folder))
+    earlier = runs.get(Path(expand_home(own.run.folder, "run.folder")))
     if earlier is None:
         return saved_config(own, request.words)
     return overridden(OmegaConf.structured(earlier), own, request.words)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from data.arguments import parse as arguments_of
 from data.miniature.language import CODES
 from errors import ConfigurationError
+from values import PATH
 
 VERSION = 7  # raise it when the same settings begin to give other bytes
 SOURCES = ("webli", "cc3m_35l", "vq2a", "objects", "text")
@@ -20,7 +21,7 @@ class MiniatureConfig:
     multiplies them all. `workers=0` takes one process per processor core; it never changes a byte of the corpus.
     """
 
-    folder: str = "runs/corpus"
+    folder: str = field(default="runs/corpus", metadata=PATH)
     seed: int = 0
     scale: float = 1.0
     image_size: int = 112

@@ -67,7 +67,7 @@ def test_mistakes_of_the_digest(corpus: Path, word: str, sentence: str) -> None:
     ("word", "sentence"),
     [
         ("scale=abc", "scale: Value 'abc'"),
-        ("scale=nan", "scale and shard_records must be above 0"),
+        ("scale=nan", "scale=nan is no finite number"),
         ("foo=1", "foo is not an option; known here: folder, seed"),
         ("folder=[a", "cannot be read"),
         ("folder=/proc/x", "folder=/proc/x cannot be made"),

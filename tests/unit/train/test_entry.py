@@ -35,7 +35,7 @@ def outcome(
         ("optimiser=adamw", "did you mean optimizer"),
         ("run.steps=many", "run.steps: Value 'many' of type 'str' could not be converted to Integer"),
         ("run.steps=0", "run.steps=0 must be at least 1."),
-        ("run.precision=fp8", "run.precision='fp8' is unknown; choose one of fp32, bf16."),
+        ("run.precision=fp8", "run.precision='fp8' is unknown; choose fp32 or bf16."),
         ("model=pali_9b", "model=pali_9b does not exist; did you mean pali_5b? choose one of"),
         ("schedule.name=rsqr", "schedule.name='rsqr' is unknown; did you mean rsqrt?"),
         ("stage.phases.0.learning_rate_factor=-1", "learning_rate_factor=-1.0 must be greater than 0."),

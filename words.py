@@ -1,0 +1,69 @@
+"""The words of a command line, before Hydra reads them: text stays as it was typed, keys nobody reads are refused."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
+from hydra.errors import HydraException
+
+from errors import ConfigurationError
+from values import type_at
+
+
+def as_typed(words: Sequence[str], kinds: dict[str, Any]) -> list[str]:
+    """Quote what is text and looks like a number, a bool or a home folder, so that Hydra reads the typed characters.
+
+    `kinds`: dataclasses by the beginning of their keys ("" for the whole configuration).
+    """
+    parser = OverridesParser.create()
+    return [_quoted(word, kinds, parser) if "=" in word and not word.startswith("-") else word for word in words]
+
+
+def check_read(words: Sequence[str], reads: Sequence[str], command: str) -> None:
+    """Raise ConfigurationError for a word whose key is not among `reads`, which `command` would ignore.
+
+    An entry stands for a key and all below it, or with a final "=" for that very key, such as a choice of a group.
+    """
+    for word in words:
+        key = _key(word)
+        if word.startswith("-") or not key or key.partition(".")[0] == "hydra" or "hydra.launcher" in key:
+            continue
+        if not any(f"{key}=" == name or key == name or key.startswith(f"{name}.") for name in reads):
+            raise ConfigurationError(f"{command} does not read {key}; leave it out (it reads {', '.join(reads)}).")
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+def _quoted(word: str, kinds: dict[str, Any], parser: OverridesParser) -> str:
+    key, _, raw = word.partition("=")
+    if not _is_text(_key(word), kinds):
+        return word
+    raw = raw.strip()
+    if re.fullmatch(r"~[^'\"]*", raw):
+        return f"{key}='{raw}'"
+    try:
+        value = parser.parse_override(word).value()
+    except HydraException:  # Hydra says so itself
+        return word
+    except ValueError as error:  # an integer of thousands of digits
+        raise ConfigurationError(f"{key} is given a number that is too long to read; shorten or quote it.") from error
+    if isinstance(value, bool | int | float):
+        return f"{key}='{raw}'"
+    if isinstance(value, ChoiceSweep) and len(value.list) == len(parts := raw.split(",")):
+        quoted = (
+            f"'{part.strip()}'" if isinstance(each, bool | int | float) else part
+            for part, each in zip(parts, value.list, strict=True)
+        )
+        return f"{key}={','.join(quoted)}"
+    return word
+
+
+def _is_text(key: str, kinds: dict[str, Any]) -> bool:
+    for beginning, kind in kinds.items():
+        if key.startswith(beginning) and type_at(kind, re.findall(r"[^.\[\]]+", key[len(beginning) :])) is str:
+            return True
+    return False
