@@ -55,7 +55,7 @@ class DataConfig:
     holdout: float = 0.0
     """Share of the training records, a fraction, that a source without validation shards validates on and does not
     train on; a hash of a record's key decides, whatever the order and the ranks. 0: all are trained on."""
-    index_folder: str | None = None
+    index_folder: str | None = field(default=None, metadata=PATH)
     """Folder for the indices of shards that lie where nothing can be written, shared by all nodes or one on each. Not
     set: every index lies beside its tar."""
     max_member_mib: int = 64

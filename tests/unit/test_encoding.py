@@ -30,7 +30,8 @@ def calls_by_locale(source: str) -> Iterator[ast.Call]:
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         owner = getattr(node.func.value, "id", "") if isinstance(node.func, ast.Attribute) else ""
         given = {keyword.arg for keyword in node.keywords}
-        if "encoding" in given or None in given:
+        positional = {"read_text": 1, "write_text": 2}.get(name, len(node.args) + 1) <= len(node.args)
+        if "encoding" in given or None in given or positional:
             continue
         text = any(
             k.arg in ("text", "universal_newlines") and getattr(k.value, "value", 0) is True for k in node.keywords
@@ -57,6 +58,7 @@ def calls_by_locale(source: str) -> Iterator[ast.Call]:
         ("tempfile.NamedTemporaryFile('w')", 1),
         ("tempfile.NamedTemporaryFile()", 0),
         ("write_text(path, text)", 0),
+        ("path.write_text(text, 'utf-8')", 0),
         ("example(text=80)", 0),
     ],
 )
