@@ -5,6 +5,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from errors import ConfigurationError
+
 NAME = "left_out.json"
 
 
@@ -19,7 +21,15 @@ class LeftOut:
     def read(cls, folder: Path) -> "LeftOut":
         """What an earlier process of the run in `folder` has left out; nothing where there is no file."""
         path = folder / NAME
-        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else cls()
+        if not path.exists():
+            return cls()
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(
+                f"{path} names the batches that the run leaves out, and cannot be read ({error}); bring it back from a "
+                "copy, or remove it to learn from all batches again."
+            ) from error
 
     def write(self, folder: Path) -> None:
         """Keep it for the next process."""

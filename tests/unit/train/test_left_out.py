@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from errors import ConfigurationError
 from parallel.checkpoint import Checkpointer
 from train.left_out import LeftOut
 from train.run import forget_after
@@ -18,6 +21,13 @@ def test_the_next_process_leaves_out_the_same(tmp_path: Path) -> None:
     LeftOut([3, 4], 1).write(tmp_path)
     assert LeftOut.read(tmp_path) == LeftOut([3, 4], 1)
     assert [path.name for path in tmp_path.iterdir()] == ["left_out.json"]
+
+
+def test_a_file_that_cannot_be_read_is_no_empty_one(tmp_path: Path) -> None:
+    for text in ("cut sho", '{"batches": [3], "other": 1}', "[]"):
+        (tmp_path / "left_out.json").write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigurationError, match="bring it back from a copy, or remove it"):
+            LeftOut.read(tmp_path)
 
 
 def test_checkpoints_after_the_good_one_are_forgotten(tmp_path: Path) -> None:
