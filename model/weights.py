@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from errors import ConfigurationError
 from model.config import MT5Config, ViTConfig
+from model.finite import first_not_finite
 from model.layers import parts_of
 from model.pali import local_block
 from model.vit import resample_position
@@ -232,7 +233,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Save a state dict as .safetensors, or as .npz if the name ends so."""
+    """Save a state dict as .safetensors, or as .npz if the name ends so. Raises ValueError for what is not finite."""
+    if (name := first_not_finite(tensors.items())) is not None:
+        raise ValueError(f"{name} is not finite, so {path} is not written.")
     if Path(path).suffix == ".npz":
         np.savez(path, **{name: tensor.float().numpy() for name, tensor in tensors.items()})  # type: ignore[arg-type]
     else:

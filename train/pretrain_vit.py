@@ -8,6 +8,7 @@ in bins, as PaLI's detection does: of a feature that is no more than proportiona
 learned in thousands of steps which of two things is on the left.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,8 +33,10 @@ from model.batch import MicroBatch
 from model.pali import PaLI, initialize, units
 from model.weights import logical_tensors, write_tensors
 from train.config import RunConfig, to_run_config
-from train.entry import entry
+from train.entry import RunStopped, entry
+from train.kept_files import replace_file
 
+LOWER = "give a lower vit_pretraining.learning_rate"
 BINS = 12  # of each of a box's four coordinates
 BOX_WEIGHT = 0.25  # a coordinate's nat counts as much as a quarter of a word's
 
@@ -111,14 +114,20 @@ def main(composed: DictConfig) -> None:
         images = torch.from_numpy(np.stack([record.image for record in chosen]))
         targets = [_targets(record, words, grid) for record in chosen]
         loss, share = _judge(classifier(images.to(device)), torch.from_numpy(np.stack(targets, 1)).to(device))
+        if not math.isfinite(loss.item()):
+            raise RunStopped(f"The ViT's loss is not finite at step {step + 1}, so {output} is not written; {LOWER}.")
         warmup, decay = (step + 1) / 50, (settings.steps - step) / (0.2 * settings.steps)
         optimizer.param_groups[0]["lr"] = settings.learning_rate * min(1.0, warmup, decay)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         right.append(share)
-    write_tensors(classifier.weights(), unfinished)
-    os.replace(unfinished, output)
+    try:
+        write_tensors(classifier.weights(), unfinished)
+    except ValueError as error:  # after the last update
+        raise RunStopped(f"After step {settings.steps} {error.args[0].rstrip('.')}; {LOWER}.") from error
+    if (kept := replace_file(output, unfinished)) is not None:
+        print(f"{kept}: the file that was there")
     print(f"{output}: all words right at {np.mean(right[-20:]):.1%} of the last patches")
 
 

@@ -1,8 +1,10 @@
 """The ViT pretrained alone: what it writes is what a run takes over, and mistakes are one sentence."""
 
 import math
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,3 +79,45 @@ def test_mistakes(
     assert end.value.code == 2
     said = capsys.readouterr().err
     assert sentence in said and len(said.splitlines()) == 1
+
+
+def test_weights_that_are_not_finite_are_not_written_and_a_file_that_was_there_is_kept(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    output = tmp_path / "vit.safetensors"
+    output.write_text("of another run", encoding="utf-8")
+    judge, calls = pretrain_vit._judge, []
+
+    def last_one_spoils(answers: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, float]:
+        loss, right = judge(answers, targets)
+        calls.append(loss)
+        return loss if len(calls) < 3 else _Spoiled.apply(loss), right
+
+    monkeypatch.setattr(pretrain_vit, "_judge", last_one_spoils)  # its gradient makes the last update's weights NaN
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, corpus, f"vit_pretraining.output={output}")
+    assert end.value.code == 3
+    assert re.search(
+        "After step 3 .* is not finite, .* give a lower vit_pretraining.learning_rate", capsys.readouterr().err
+    )
+    calls.append(calls[0] * math.nan)
+    monkeypatch.setattr(pretrain_vit, "_judge", lambda *_: (calls[-1], 0.0))
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, corpus, f"vit_pretraining.output={output}")
+    assert end.value.code == 3 and "loss is not finite at step 1" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == [output.name]
+    monkeypatch.setattr(pretrain_vit, "_judge", judge)
+    run(monkeypatch, corpus, f"vit_pretraining.output={output}")
+    assert (tmp_path / "vit.safetensors.1").read_text(encoding="utf-8") == "of another run"
+    assert "patches.position" in load_file(output)
+
+
+class _Spoiled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: torch.Tensor) -> torch.Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * math.nan
