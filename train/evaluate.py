@@ -26,6 +26,7 @@ from train.answers import answers
 from train.checks import check, check_sources
 from train.config import EvaluationConfig, Phase, RunConfig, to_run_config
 from train.entry import RunStopped, entry
+from train.facts import check_settings_of_ranks
 from train.phases import for_phase, span_of, spans
 from train.reading import ReplicaReader
 from train.run import engine_of
@@ -56,6 +57,7 @@ def main(composed: DictConfig) -> None:
     config = for_phase(config, phase)
     check_sources(config, chosen(config.mixture, config.evaluation), config.evaluation.split)
     layout = Layout(config.parallel, this)
+    check_settings_of_ranks(config, layout)
     folder = Path(config.run.folder)
     # Signs of life of its own: the run may go on training meanwhile.
     with Watchdog(config.parallel.timeout_s, folder / "evaluation", layout.rank, layout.world_size):

@@ -11,6 +11,7 @@ from parallel.layout import Layout
 from train.checks import check, check_training_data
 from train.config import to_run_config
 from train.entry import entry
+from train.facts import check_settings_of_ranks
 from train.loop import Loop
 from train.phases import Span, for_phase, span_of, spans
 from train.reading import ReplicaReader
@@ -27,6 +28,7 @@ def main(composed: DictConfig) -> None:
     check(config, this.world_size)
     check_training_data(config)
     layout = Layout(config.parallel, this)
+    check_settings_of_ranks(config, layout)
     timeout_s, folder = config.parallel.timeout_s, Path(config.run.folder)
     with closing(Run(config, layout)) as run, Watchdog(timeout_s, folder, layout.rank, layout.world_size):
         stop_if_in_vain(run)
@@ -47,10 +49,11 @@ def train_phase(run: Run, span: Span) -> int:
     done, extra = run.restore(engine)
     if done < span.first - 1:
         return done  # the newest checkpoint was cut short, and the one before it belongs to an earlier phase
-    run.begin(done, extra, engine)
     tokenizer = Tokenizer(config.data.tokenizer)
-    validation = Validation(config, run.layout, tokenizer)
     with closing(ReplicaReader(config, run.layout, tokenizer, config.mixture, "train")) as reader:
+        run.take_sources(reader.facts, extra)
+        run.begin(done, extra, engine)
+        validation = Validation(config, run.layout, tokenizer)
         return Loop(config, span, run, engine, reader, validation, extra).train(done)
 
 

@@ -24,6 +24,7 @@ from errors import ConfigurationError, ReadingStopped
 from parallel.layout import Layout
 from train.agreement import raise_everywhere
 from train.config import RunConfig
+from train.facts import facts_of_all
 
 
 @dataclass
@@ -42,8 +43,8 @@ class Reading:
 class ReplicaReader:
     """One split of a mixture, for every rank of a replica; each read is a collective of the replica.
 
-    Every rank opens the shards, and all raise what one of them raises. A read raises ReadingStopped on all of the
-    replica where its first rank meets it.
+    Every rank opens the shards, and all raise what one of them raises, or where their shards differ; `facts` are what
+    the sources hold. A read raises ReadingStopped on all of the replica where its first rank meets it.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class ReplicaReader:
         """`config`: as the phase sees it; `prefetch`: steps to read ahead, else as `config.data` says."""
         self.layout, self.micro_batch, self.prefetch = layout, config.parallel.micro_batch, prefetch
         self.stream = opened_by_all(partial(open_stream, config, tokenizer, mixture, split))
+        self.facts = facts_of_all(self.stream, config, layout, split)
         if layout.data_parallel_rank:
             self.stream.ledger.drain()  # every rank has found the same in opening; one replica tells it
 

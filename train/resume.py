@@ -8,10 +8,12 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 from errors import ConfigurationError
 from train.config import Phase, RunConfig, ScheduleConfig, to_dict
+from train.facts import Facts, described
 from train.phases import Span, lay_out, span_of
 from train.schedule import learning_rate
 
@@ -42,7 +44,7 @@ def changes(saved: Mapping[str, Any], config: RunConfig) -> list[Change]:
 
     A setting that came with a later version was at its default; one that is no setting any more is left out.
     """
-    before, now, defaults = (_flat(each) for each in (saved, to_dict(config), to_dict(RunConfig())))
+    before, now, defaults = _flat(saved), _flat(to_dict(config)), _defaults()
     found = []
     for key in [*now, *(key for key in before if key not in now and _is_item(key))]:
         old, new = before.get(key, NOTHING if _is_item(key) else defaults.get(key)), now.get(key, NOTHING)
@@ -108,6 +110,31 @@ def note(saved: Mapping[str, Any], config: RunConfig, done: int) -> str | None:
     return f"Changed since step {done}: {'; '.join(map(str, found))}{rate}."
 
 
+def check_sources(saved: Mapping[str, Any], facts: Facts, config: RunConfig) -> None:
+    """Raise ConfigurationError where a source holds other records than when the newest checkpoint was saved.
+
+    One shard more or less shuffles all records of a source anew.
+    """
+    if _under(SOURCES, config.run.allow_changes):
+        return
+    for source, now in facts.items():
+        if (before := saved.get(source, now)) != now:
+            raise ConfigurationError(
+                f"{config.run.folder} was trained on {described(before)} of {source}, now there are {described(now)}; "
+                "the steps to come would read others: bring back what was there, choose another run.name, or go on all "
+                f"the same with run.allow_changes=[{SOURCES}]."
+            )
+
+
+def note_sources(saved: Mapping[str, Any] | None, facts: Facts, done: int) -> str | None:
+    """Return one sentence with every source that changed since the checkpoint of step `done`, None where none did."""
+    if saved is None:
+        return f"The checkpoint of step {done} holds no facts of its sources, so they are not compared."
+    found = [f"{source}: {described(saved[source])} -> {described(now)}"
+             for source, now in facts.items() if saved.get(source, now) != now]  # fmt: skip
+    return f"Changed since step {done}: {'; '.join(found)}." if found else None
+
+
 def saved_phase(saved: Mapping[str, Any], step: int) -> str | None:
     """Return the name of a step's phase under the settings of a checkpoint, None where they are illegible."""
     laid_out = _saved_spans(saved)
@@ -144,6 +171,11 @@ def _rate(saved: Mapping[str, Any], step: int) -> float | None:
         return learning_rate(schedule, step, int(saved["run"]["steps"]))
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return _flat(to_dict(RunConfig()))
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import torch
 from data.objectives import NAMES
 from data.tokenizer import checksum
 from errors import ConfigurationError
+from model.finite import first_not_finite
 from model.layers import parts_of
-from parallel.checkpoint import Checkpointer, SaveFailed
+from parallel.checkpoint import Checkpointer, SaveFailed, held_weights
 from parallel.engine import Engine, build_engine
 from parallel.initial import load_files
 from parallel.layout import Layout
@@ -21,13 +22,14 @@ from train.agreement import gather
 from train.config import Phase, RunConfig, to_dict, to_yaml
 from train.display import as_text, open_display
 from train.entry import Interrupted, RunStopped
+from train.facts import Facts
 from train.interrupt import Interrupt
 from train.kept_files import replace_text
 from train.left_out import LeftOut
 from train.lock import FolderLock, of_this_job
 from train.metrics import Line, MetricsFile
 from train.provenance import degrees, git_state, hardware, stage_rows
-from train.resume import note
+from train.resume import check_sources, note, note_sources
 from train.samples import Sample, draw
 from train.steps import work_of
 from train.tracking import NoTracker, Tracker, open_tracker
@@ -57,6 +59,7 @@ class Run:
         self.interrupt = Interrupt()
         self.tracker: Tracker = NoTracker()
         self.metrics: MetricsFile | None = None
+        self.sources: Facts = {}
         self.saved_at = time.monotonic()
         self.left_out: LeftOut = layout.of_first_rank(lambda: LeftOut.read(self.folder))
         self.hosts: list[str] = gather([socket.gethostname()])
@@ -81,11 +84,37 @@ class Run:
                 raise ConfigurationError(f"run.initial={self.config.run.initial} has no checkpoint; train it first.")
         if found is None and self.config.run.initial_weights:
             load_files(engine, self.config.run.initial_weights)
+        self._check_finite(engine, found[0] if found else None)
         return found or (0, {})
+
+    def _check_finite(self, engine: Engine, step: int | None) -> None:
+        """Raise ConfigurationError on every rank where a weight that training would begin with is none."""
+        settings = self.config.run
+        names = gather([first_not_finite((rectangle.name, values) for rectangle, values in held_weights(engine))])
+        for name in filter(None, names):
+            if step is None:
+                given = (
+                    ", ".join(filter(None, [settings.initial, *settings.initial_weights]))
+                    or f"run.seed={settings.seed}"
+                )
+                raise ConfigurationError(f"{name} is not finite in the first weights ({given}); give others.")
+            raise ConfigurationError(
+                f"{name} is not finite in the checkpoint of step {step} in {self.checkpointer.folder}; remove that "
+                "checkpoint to go on from the one before, or choose another run.name."
+            )
 
     def restores(self) -> bool:
         """Whether `restore` will load every weight (or raise); a collective of all ranks."""
         return self.config.run.initial is not None or self.layout.of_first_rank(lambda: bool(self.checkpointer.steps()))
+
+    def take_sources(self, facts: Facts, extra: Extra) -> None:
+        """Keep what the sources of a phase hold, for the next checkpoint to be compared with.
+
+        Raises ConfigurationError on every rank where the restored checkpoint (`extra`) was trained on other records.
+        """
+        saved = extra.get("sources", {})
+        check_sources(saved, facts, self.config)
+        self.sources = saved | facts
 
     def begin(self, step: int, extra: Extra, engine: Engine) -> None:
         """Where `step` steps are done: open metrics and tracker, or let the open ones forget what came after."""
@@ -99,7 +128,11 @@ class Run:
             )
             if step:
                 self.alert("restart", f"{self.folder}: resumed after step {step}")
-                if (changed := note(extra.get("config") or {}, self.config, step)) is not None:
+                noted = (
+                    note(extra.get("config") or {}, self.config, step),
+                    note_sources(extra.get("sources"), self.sources, step),
+                )
+                for changed in filter(None, noted):
                     self.display.note(changed)
             else:
                 self.display.note(f"{self.folder}: a new run")
@@ -159,6 +192,7 @@ class Run:
         """Begin a checkpoint; a collective of all ranks. Raises RunStopped if the one before could not be written."""
         try:
             own = {"tracker_run": self.tracker.run_id, "config": to_dict(self.config), "tokenizer": self.tokenizer}
+            own["sources"] = self.sources
             self.checkpointer.save(engine, step, own | extra, trusted=not extra.get("bad"))
         except SaveFailed as error:
             raise RunStopped(str(error)) from error

@@ -1,5 +1,10 @@
 """Two replicas of four ranks (tensor 2 x pipeline 2) read as one each: who decodes, and what each is told."""
 
+import re
+import shutil
+import socket
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +17,14 @@ from data import images
 from data.config import ComponentConfig, DataConfig, MixtureConfig
 from data.ledger import ErrorBudgetExceeded
 from data.tokenizer import Tokenizer
+from errors import ConfigurationError
 from parallel.config import ParallelConfig
 from parallel.launch import launch
 from parallel.layout import Layout
 from tests.distributed.world import results_file, run_world
 from train.agreement import together
-from train.config import RunConfig
+from train.config import RunConfig, RunSettings
+from train.facts import check_settings_of_ranks
 from train.reading import Reading, ReplicaReader, read_once
 from train.steps import as_tensors
 
@@ -50,8 +57,20 @@ def read_all(folder: Path, corpus: Path) -> None:
         ended = ""
     except ErrorBudgetExceeded as error:
         ended = str(error)
+    differ = [said(check_settings_of_ranks, replace(config, run=RunSettings(seed=int(layout.rank == 2))), layout)]
+    differ.append(said(check_settings_of_ranks, replace(config, data=DataConfig(root=str(layout.rank))), layout))
+    differ.append(said(layout.of_first_rank, partial(broken_off, layout.rank)))
+    if layout.rank == 5:
+        more, tar = folder / "vq2a", next((corpus / "vq2a").glob("train-*.tar"))
+        more.mkdir()
+        for number in (0, 1):
+            shutil.copy(tar, more / f"train-{number:05d}.tar")
+    for rank, root in ((5, folder), (3, folder / "nowhere")):
+        own = replace(config, data=replace(config.data, root=str(root))) if layout.rank == rank else config
+        differ.append(said(ReplicaReader, own, layout, Tokenizer(config.data.tokenizer), config.mixture, "train"))
     torch.save(
         {
+            "differ": differ,
             "decoded": decode.call_count,
             "step": [vars(as_tensors(rows)) for rows in step.rows],
             "examples": [(info.objective, info.row, info.segment) for info in step.infos],
@@ -61,6 +80,19 @@ def read_all(folder: Path, corpus: Path) -> None:
         },
         results_file(folder, str(layout.rank)),
     )
+
+
+def said(work: Callable[..., object], *arguments: Any) -> str | None:
+    """The sentence that it ends with, if it does."""
+    try:
+        work(*arguments)
+    except ConfigurationError as error:
+        return str(error)
+    return None
+
+
+def broken_off(rank: int) -> None:
+    raise ConfigurationError(f"rank {rank} cannot read left_out.json")
 
 
 def nothing() -> Reading:
@@ -105,3 +137,22 @@ def test_ids_are_sent_to_all_pixels_to_the_first_stage_and_texts_to_nobody(
 def test_all_learn_what_ends_the_reading(results: list[dict[str, Any]]) -> None:
     """Those of the replica where reading ended, first of all; those of the other as they go on together."""
     assert [each["ended"] for each in results] == ["most are in shard x.tar"] * RANKS
+
+
+def test_ranks_with_other_settings_or_shards_are_named_on_all(results: list[dict[str, Any]]) -> None:
+    settings, places, first, more, none = (
+        set(each) for each in zip(*(result["differ"] for result in results), strict=True)
+    )
+    host = socket.gethostname()
+    assert settings == {
+        f"rank 2 on {host} was started with run.seed=1, rank 0 with run.seed=0; start all ranks with the same settings."
+    }
+    assert places == {None}, "a node may have its own copy of the shards elsewhere"
+    assert first == {"rank 0 cannot read left_out.json"}, "what ends the first rank ends all"
+    (sentence,) = more
+    pattern = (
+        rf"rank 5 on {host} has ([\d,]+) records in 2 shards \(fingerprint \w+\) of vq2a \(train\), rank 0 has [\d,]+ "
+    )
+    assert re.match(pattern, sentence) and "give every node the same shards" in sentence
+    (sentence,) = none
+    assert "nowhere/vq2a" in sentence

@@ -15,7 +15,7 @@ from errors import ConfigurationError
 from train.checks import check
 from train.config import Phase, RunConfig, RunSettings, ScheduleConfig, StageConfig, to_dict
 from train.kept_files import replace_text
-from train.resume import check_allowed, check_resume, note
+from train.resume import check_allowed, check_resume, check_sources, note, note_sources
 
 CAPTIONS, QUESTIONS = ComponentConfig("webli", "captioning", 1.0), ComponentConfig("webli", "vqa", 1.0)
 
@@ -204,3 +204,24 @@ def test_texts_that_are_replaced_are_kept(tmp_path: Path) -> None:
     assert replace_text(path, "a: é\n") == tmp_path / "config.yaml.2"
     texts = {file.name: file.read_text(encoding="utf-8") for file in tmp_path.iterdir()}
     assert texts == {"config.yaml": "a: é\n", "config.yaml.1": "a: 1\n", "config.yaml.2": "a: 2\n"}
+
+
+def test_sources_that_hold_other_records_are_refused_unless_it_is_allowed(config: RunConfig) -> None:
+    before = {"gaps": {"records": 3000, "shards": 2, "fingerprint": "a" * 64}}
+    now = {"gaps": {"records": 4000, "shards": 3, "fingerprint": "b" * 64}, "new": before["gaps"]}
+    check_sources(before, before, config)
+    check_sources({}, now, config)
+    with pytest.raises(
+        ConfigurationError,
+        match=r"was trained on 3,000 records in 2 shards \(fingerprint a{12}\) of gaps, now there are 4,000 records "
+        r"in 3 .* run\.allow_changes=\[data\.sources\]",
+    ):
+        check_sources(before, now, config)
+    config.run.allow_changes = ["data.sources"]
+    check_sources(before, now, config)
+    assert note_sources(before, before, 3) is None
+    assert str(note_sources(before, now, 3)).startswith("Changed since step 3: gaps: 3,000 records in 2 shards")
+    assert (
+        note_sources(None, now, 3)
+        == "The checkpoint of step 3 holds no facts of its sources, so they are not compared."
+    )

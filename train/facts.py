@@ -1,0 +1,88 @@
+"""Compare what each rank was started with and what its disk holds: ranks that differ would train on different data.
+
+Every rank opens its own copy of the shards, and shuffles by their number. So one shard more or less on one node would
+give its ranks other examples, without any error.
+"""
+
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from data.stream import Stream
+from data.tokenizer import checksum
+from errors import ConfigurationError
+from parallel.layout import Layout
+from train.agreement import gather
+from train.config import RunConfig, to_dict
+
+Facts = dict[str, dict[str, Any]]  # source -> records, shards and fingerprint
+# What may differ between nodes: places. What is found there is compared itself, or loaded by every rank.
+OF_A_NODE = ("data.root", "data.sources", "data.tokenizer", "data.index_folder", "run.initial", "run.initial_weights",
+             "weights", "parallel.offload_folder")  # fmt: skip
+
+
+def check_settings_of_ranks(config: RunConfig, layout: Layout) -> None:
+    """Raise ConfigurationError on every rank where one was started with other settings; a collective."""
+    mine = _flat("", to_dict(config))
+    first = layout.of_first_rank(lambda: mine)
+    different = [key for key in sorted(mine.keys() | first.keys()) if mine.get(key) != first.get(key)]
+    different = [key for key in different if not any(f"{key}.".startswith(f"{own}.") for own in OF_A_NODE)]
+    mistake = None
+    if different:
+        key = different[0]
+        mistake = (
+            f"{_name(layout)} was started with {key}={mine.get(key)}, rank 0 with {key}={first.get(key)}; start all "
+            "ranks with the same settings."
+        )
+    _raise_anywhere(mistake)
+
+
+def facts_of_all(stream: Stream, config: RunConfig, layout: Layout, split: str) -> Facts:
+    """Return what the sources of a stream hold, the same on every rank; a collective.
+
+    Raises ConfigurationError on every rank where one holds other shards, or another tokenizer, than the first.
+    """
+    facts = {name: asdict(found) for name, found in stream.facts().items()}
+    mine = (facts, checksum(config.data.tokenizer))
+    first = layout.of_first_rank(lambda: mine)
+    _raise_anywhere(_difference(mine, first, layout, split))
+    return facts
+
+
+def described(facts: Mapping[str, Any]) -> str:
+    """Say how much a source holds, and which records, in few words."""
+    shards = f"{facts['shards']:,} shard{'s' * (facts['shards'] != 1)}"
+    return f"{facts['records']:,} records in {shards} (fingerprint {str(facts['fingerprint'])[:12]})"
+
+
+def _difference(mine: tuple[Facts, str], first: tuple[Facts, str], layout: Layout, split: str) -> str | None:
+    for source in sorted(mine[0].keys() | first[0].keys()):
+        own, other = mine[0].get(source), first[0].get(source)
+        if own != other and own and other:
+            return (
+                f"{_name(layout)} has {described(own)} of {source} ({split}), rank 0 has {described(other)}; give "
+                "every node the same shards, or point data.root at a folder that all share."
+            )
+    if mine[1] != first[1]:
+        return (
+            f"{_name(layout)} has another data.tokenizer (SHA-256 {mine[1][:12]}) than rank 0 ({first[1][:12]}); give "
+            "every node the same file."
+        )
+    return None
+
+
+def _name(layout: Layout) -> str:
+    return f"rank {layout.rank} on {socket.gethostname()}"
+
+
+def _raise_anywhere(mistake: str | None) -> None:
+    for found in filter(None, gather([mistake])):
+        raise ConfigurationError(found)
+
+
+def _flat(prefix: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    parts = (_flat(f"{prefix}.{name}".lstrip("."), part) for name, part in value.items())
+    return {key: item for part in parts for key, item in part.items()}
