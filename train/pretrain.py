@@ -15,6 +15,7 @@ from train.facts import check_settings_of_ranks
 from train.loop import Loop
 from train.phases import Span, for_phase, span_of, spans
 from train.reading import ReplicaReader
+from train.rehearsal import rehearse
 from train.restarts import stop_if_in_vain
 from train.run import Run, engine_of
 from train.validation import Validation
@@ -29,6 +30,9 @@ def main(composed: DictConfig) -> None:
     check_training_data(config)
     layout = Layout(config.parallel, this)
     check_settings_of_ranks(config, layout)
+    if config.run.rehearse:
+        rehearse(config, layout)
+        return
     timeout_s, folder = config.parallel.timeout_s, Path(config.run.folder)
     with closing(Run(config, layout)) as run, Watchdog(timeout_s, folder, layout.rank, layout.world_size):
         stop_if_in_vain(run)

@@ -172,3 +172,30 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_run_that_was_stays_on
         command(monkeypatch, *(settings if name == "pretrain" else []), "run.folder=run")
         assert ended(name, main) == 2 and "though step_00000002 was one" in capsys.readouterr().err
     assert len(lines(tmp_path / "run")) == 2
+
+
+def test_a_rehearsal_does_everything_once_and_leaves_the_folder_as_it_was(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    phases = (
+        "stage.phases=[{name: low, image_size: 28, freeze: ['vit_block_*']}, {name: high, steps: 1, image_size: 42}]"
+    )
+    settings = [
+        "experiment=equivalence", f"data.root={corpus}", "run.steps=90", phases, "data.batch_examples=4",
+        "data.num_streams=1", "run.folder=runs/x", "evaluation.max_new_tokens=2", "tracker=wandb",
+    ]  # fmt: skip
+    for validates in (True, False):
+        command(monkeypatch, *settings, "run.rehearse=true", f"evaluation.every_steps={30 * validates}")
+        entry("pretrain", pretrain.main)
+        said = capsys.readouterr().out
+        parts = ["model and weights", "step and update", "checkpoint", "load", *["validation"] * validates, "answers"]
+        for phase in ("low", "high"):
+            found = [re.search(rf"{phase} .*{part}.* (\d+\.\d\d) GiB .* \d+\.\d s", said) for part in parts]
+            assert all(row is not None and float(row[1]) > 0 for row in found), said
+        assert ("validation" in said) == validates and "step 1/90" in said and "step 90/90" in said
+        assert not (tmp_path / "runs" / "x").exists()
+    place = tmp_path / "runs" / "x" / "checkpoints" / "step_00000007"  # of a run that has begun, and cannot be loaded
+    place.mkdir(parents=True)
+    assert ended("pretrain", pretrain.main) == 2 and "damaged" in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "runs" / "x").iterdir()] == ["checkpoints"] and place.exists()

@@ -1,0 +1,160 @@
+"""Rehearse a run before a week is spent on it: what each phase does once, and the memory that it takes.
+
+Each phase does its first step with its update, saves and loads a checkpoint, validates on one batch and answers. All of
+it happens in `<run.folder>/rehearsal`, which is removed at the end, so that the run's own folder stays as it is.
+"""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from data.tokenizer import Tokenizer
+from parallel.checkpoint_folder import CheckpointFolder
+from parallel.layout import Layout
+from train.agreement import gather
+from train.answers import answers
+from train.config import RunConfig
+from train.display import as_text
+from train.loop import Loop
+from train.metrics import GIB
+from train.phases import Span, for_phase, spans
+from train.profiling import memory_told
+from train.reading import ReplicaReader
+from train.run import Run, engine_of
+from train.steps import trimmer
+from train.validation import Validation
+from train.watchdog import Watchdog
+
+NAME = "rehearsal"
+NEVER = 10**12  # steps
+
+
+@dataclass
+class Measured:
+    """What one part of a phase took: peak bytes of the fullest rank, seconds of the slowest one."""
+
+    phase: str
+    part: str
+    peak_bytes: int
+    seconds: float
+
+
+@dataclass
+class Measuring:
+    """Measures the parts of a rehearsal, on all ranks at once."""
+
+    device: torch.device
+    found: list[Measured] = field(default_factory=list)
+
+    @contextmanager
+    def part(self, phase: str, name: str) -> Iterator[None]:
+        """Measure what is done inside; a collective."""
+        reset_peak(self.device)
+        began = time.perf_counter()
+        yield
+        every_rank = gather([(peak_bytes(self.device), time.perf_counter() - began)])
+        peaks, seconds = zip(*every_rank, strict=True)
+        self.found.append(Measured(phase, name, max(peaks), max(seconds)))
+
+
+def rehearse(config: RunConfig, layout: Layout) -> list[Measured]:
+    """Do everything that the run will do once, print what it took, and leave nothing behind."""
+    folder = Path(config.run.folder, NAME)
+    was_there = layout.of_first_rank(Path(config.run.folder).exists)
+    rehearsed = in_scratch(config, folder)
+    measuring = Measuring(layout.device)
+    try:
+        with (
+            closing(Run(rehearsed, layout)) as run,
+            Watchdog(config.parallel.timeout_s, folder, layout.rank, layout.world_size),
+            memory_told(config.profile, folder, layout.rank, layout.device),
+        ):
+            for span in spans(config):
+                rehearse_phase(run, span, measuring)
+            run.display.note(as_text(table(measuring.found, layout.device)))
+            run.display.note(f"{config.run.folder}: rehearsed. Without run.rehearse=true the same command trains.")
+        layout.barrier()
+    finally:
+        if layout.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            if not was_there:
+                with suppress(OSError):  # something else has been put there
+                    folder.parent.rmdir()
+    return measuring.found
+
+
+def in_scratch(config: RunConfig, folder: Path) -> RunConfig:
+    """The settings with another folder, no tracker, and the weights that the run would go on from."""
+    begun = CheckpointFolder(Path(config.run.folder, "checkpoints")).steps()
+    settings = replace(config.run, folder=str(folder))
+    if begun:
+        settings = replace(settings, initial=config.run.folder, initial_weights=[])
+    return replace(
+        config,
+        run=settings,
+        tracker=replace(config.tracker, name="none"),
+        checkpoint=replace(config.checkpoint, keep_last=1, keep_every=0),
+        evaluation=replace(config.evaluation, every_steps=config.evaluation.every_steps and NEVER, steps=1),
+    )
+
+
+def rehearse_phase(run: Run, span: Span, measuring: Measuring) -> None:
+    """The first step of a phase, and what follows a step: a checkpoint, validation, an answer."""
+    config, step, name = for_phase(run.config, span.phase), span.first, span.phase.name
+    with measuring.part(name, "model and weights"):
+        engine = engine_of(config, span.phase, run.layout, run.restores())
+        _, extra = run.restore(engine)
+    tokenizer = Tokenizer(config.data.tokenizer)
+    validation = Validation(config, run.layout, tokenizer)
+    with closing(ReplicaReader(config, run.layout, tokenizer, config.mixture, "train")) as reader:
+        loop = Loop(config, span, run, engine, reader, validation, extra)
+        with measuring.part(name, "step and update"), loop.waiting:
+            loop.step(step)
+        with measuring.part(name, "checkpoint"):
+            loop.save(step)
+            run.settle()
+        with measuring.part(name, "load"):
+            run.restore(engine)
+        if config.evaluation.every_steps:
+            with measuring.part(name, "validation"):
+                validation.losses(engine)
+        with measuring.part(name, "answers"):
+            if config.evaluation.every_steps and config.evaluation.samples:
+                validation.samples(engine)
+            else:  # the run itself asks for none; whoever evaluates it will
+                batches = reader.held_out(1, 1)
+                list(answers(engine, batches, tokenizer, config.evaluation.max_new_tokens, trimmer(config)))
+
+
+def table(found: list[Measured], device: torch.device) -> Table:
+    """A row for each part of each phase."""
+    kind = "allocated on the GPU" if device.type == "cuda" else "resident in RAM"
+    shown = Table(title=f"rehearsal: peak memory of the fullest rank ({kind})")
+    for heading in ("phase", "part", "peak memory", "time"):
+        shown.add_column(heading, justify="left" if heading in ("phase", "part") else "right")
+    for part in found:
+        shown.add_row(part.phase, part.part, f"{part.peak_bytes / GIB:.2f} GiB", f"{part.seconds:.1f} s")
+    return shown
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let the peak begin anew; where that cannot be, it goes on being that of the process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Peak of this process since `reset_peak`: allocated on the GPU, else resident in RAM."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
