@@ -1,6 +1,7 @@
 """While training: the loss on the validation split, and answers to look at."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -54,27 +55,32 @@ class Validation:
         What has no example has no loss: null, with a warning that names it.
         """
         sums: list[LossTotals] = []
-        examples = [0] * len(self.components)
+        examples, skipped = [0] * len(self.components), Counter[str]()
         for step in range(self.settings.steps):
             beat(f"validation loss, batch {step + 1} of {self.settings.steps}")
             share = read_or_stop(partial(self.read, step), self.agreement)
             agreed = self.agreement.agree(share.facts(self.tokens_per_image, self.components))
             examples = [before + new for before, new in zip(examples, agreed.components, strict=True)]
+            skipped.update(agreed.skipped)
             sums.append(engine.evaluate(share.filled(agreed.num_micro_batches)))
-        self.warnings = self.without_examples(examples)
+        self.warnings = self.without_examples(examples, skipped)
         parts = ([totals.nll, totals.z_loss, totals.correct, totals.tokens] for totals in sums)
         return losses(LossTotals(*(sum(each[1:], each[0]) for each in zip(*parts, strict=True))), NAMES, "validation/")
 
-    def without_examples(self, examples: Sequence[int]) -> list[str]:
-        """A sentence that names the components without any example, though two or more were due; or none."""
+    def without_examples(self, examples: Sequence[int], skipped: Counter[str]) -> list[str]:
+        """A sentence that names the components without any example, though two or more were due; or none.
+
+        `skipped`: records by "<source>/<cause>".
+        """
         due = zip(self.components, self.due_examples, examples, strict=True)
         missing = [name for name, asked, found in due if asked >= 2 and not found]
         if not missing and any(examples):
             return []
         what = f"example of {', '.join(missing)}" if any(examples) else f"example (of {', '.join(self.components)})"
+        causes = "".join(f" ({count:,} x {cause})" for cause, count in skipped.most_common(1))
         return [
             f"Validation has no {what} in {self.settings.steps} batches of the {SPLIT} split, so that no loss of it is "
-            f"measured; check what its records hold, or set evaluation.every_steps=0."
+            f"measured{causes}; check what its records hold, or set evaluation.every_steps=0."
         ]
 
     def samples(self, engine: Engine) -> list[Sample]:

@@ -1,5 +1,6 @@
 """Validation of nothing is told, not passed; components that come twice are evaluated twice."""
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -25,6 +26,7 @@ def validation(*weights: float) -> Validation:
     [
         ((1, 1), [8, 8], None),
         ((1, 1), [16, 0], "no example of s1/ocr in 2 batches of the validation split"),
+        ((1, 1), [16, 0], "(7 x s1/ocr: no OCR text)"),
         ((1, 1), [0, 0], "no example (of s0/ocr, s1/ocr) in 2 batches"),
         ((1, 15), [0, 16], None),  # one example was due: where it falls is chance
     ],
@@ -32,7 +34,7 @@ def validation(*weights: float) -> Validation:
 def test_components_without_examples_are_named(
     weights: tuple[float, ...], examples: list[int], warning: str | None
 ) -> None:
-    found = validation(*weights).without_examples(examples)
+    found = validation(*weights).without_examples(examples, Counter({"s1/ocr: no OCR text": 7}))
     assert not found if warning is None else warning in found[0]
 
 
