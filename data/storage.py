@@ -25,6 +25,8 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 
 Result = TypeVar("Result")
 _random = random.Random()  # a generator of its own: nothing else may depend on how often a disk failed
+# Folders of which StorageFailed was raised: threads that still have records to read must not wait all over again.
+_lost: set[str] = set()
 
 
 def retry(read: Callable[[], Result], path: str, patience_s: float = PATIENCE_S, was_there: bool = False) -> Result:
@@ -33,15 +35,18 @@ def retry(read: Callable[[], Result], path: str, patience_s: float = PATIENCE_S,
     `was_there`: a missing folder is a lost mount, not a wrong path. Raises StorageFailed after `patience_s`, and every
     other OSError at once.
     """
-    deadline, wait_s = time.monotonic() + patience_s, FIRST_WAIT_S
+    deadline, wait_s, folder = time.monotonic() + patience_s, FIRST_WAIT_S, os.path.dirname(path)
     while True:
         try:
-            return read()
+            result = read()
+            _lost.discard(folder)
+            return result
         except OSError as error:
             if error.errno not in OF_STORAGE and not (was_there and _is_unmounted(error, path)):
                 raise
             left_s = deadline - time.monotonic()
-            if left_s <= 0:
+            if left_s <= 0 or folder in _lost:
+                _lost.add(folder)
                 raise storage_failed(error, path, patience_s) from error
             if wait_s == FIRST_WAIT_S:
                 logger.warning("%s: %s; trying again for %.0f s", path, error.strerror, left_s)

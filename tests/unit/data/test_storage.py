@@ -101,7 +101,7 @@ def test_a_mount_that_is_lost_is_no_bad_data_and_a_shard_that_is_removed_is(tmp_
     shutil.rmtree(folder)
     with pytest.raises(StorageFailed, match="ENOENT"):
         source[4]
-    assert sum(clock) == pytest.approx(2.0)
+    assert sum(clock) == pytest.approx(1.0)
 
 
 def test_a_mount_that_comes_back_is_read_on(tmp_path, monkeypatch, clock):
@@ -134,6 +134,17 @@ def test_an_index_that_cannot_be_read_is_waited_for(tmp_path, monkeypatch, clock
     assert scans == [] and len(clock) == 3
 
 
+def test_opening_beats_at_every_shard_whether_its_index_is_there_or_made(tmp_path, monkeypatch):
+    places: list[str] = []
+    monkeypatch.setattr(progress, "listeners", [places.append])
+    opened(tmp_path)
+    shards = [f"{tmp_path}/train-0000{number}.tar" for number in range(2)]
+    assert places == [f"{what} {shard}" for shard in shards for what in ("opening", "indexing")]
+    places.clear()
+    ShardSource("webli", str(tmp_path), "train", Ledger(1.0, 0))
+    assert places == [f"opening {shard}" for shard in shards]
+
+
 def test_any_file_is_read_with_patience(tmp_path, monkeypatch, clock):
     (tmp_path / "model").write_bytes(b"pieces")
     disk = Disk(monkeypatch, tmp_path, errno.EIO)
@@ -141,6 +152,20 @@ def test_any_file_is_read_with_patience(tmp_path, monkeypatch, clock):
     assert read_file(str(tmp_path / "model")) == b"pieces" and len(clock) == 2
     with pytest.raises(FileNotFoundError):
         read_file(str(tmp_path / "none"))
+
+
+def test_a_disk_that_is_lost_is_not_waited_for_again_until_it_is_back(tmp_path, monkeypatch, clock):
+    (tmp_path / "a").touch()
+    disk = Disk(monkeypatch, tmp_path, errno.EIO)
+    disk.failures = 10**9
+    for _ in range(3):  # the records that threads were to read still
+        with pytest.raises(StorageFailed):
+            read_file(str(tmp_path / "a"), 10.0)
+    assert sum(clock) == pytest.approx(10.0)
+    disk.failures = 0
+    assert read_file(str(tmp_path / "a")) == b""
+    disk.failures = 2
+    assert read_file(str(tmp_path / "a")) == b"" and sum(clock) > 10.0
 
 
 @pytest.mark.parametrize("retry_s", [-1.0, float("nan"), float("inf")])
