@@ -14,7 +14,7 @@ from terminal import use_utf8
 
 
 def main(arguments: list[str]) -> int:
-    """Makes the corpus and returns the exit code: 0, or 2 after a user's mistake."""
+    """Makes the corpus and returns the exit code: 0, 2 after a user's mistake, or 3 where it cannot be written."""
     use_utf8()
     try:
         with ranks() as together:
@@ -23,6 +23,12 @@ def main(arguments: list[str]) -> int:
         if first_rank():
             print(f"Configuration: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that may not be written to; ranks of MPI are aborted with it
+        print(
+            f"{error.filename or 'The corpus'}: {error.strerror or error}; make room, or choose another folder.",
+            file=sys.stderr,
+        )
+        return 3
     if together.rank == 0:
         print(said)
     return 0

@@ -48,7 +48,7 @@ def make_corpus(
 def _prepare(config: MiniatureConfig, folder: Path, staging: Path) -> bool:
     """Makes the folders to write in; False if the corpus is there already."""
     if (folder / MANIFEST).exists():
-        if json.loads((folder / MANIFEST).read_text(encoding="utf-8")) == _manifest(config):
+        if _manifest_in(folder) == _manifest(config):
             return False
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigurationError(f"{folder} exists and is no miniature corpus; choose another folder or remove it.")
@@ -59,6 +59,13 @@ def _prepare(config: MiniatureConfig, folder: Path, staging: Path) -> bool:
     except OSError as error:
         raise ConfigurationError(f"folder={folder} cannot be made ({error.strerror}); choose another.") from error
     return True
+
+
+def _manifest_in(folder: Path) -> Any:
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{folder}/{MANIFEST} is no JSON; choose another folder or remove it.") from error
 
 
 def _publish(config: MiniatureConfig, folder: Path, staging: Path) -> None:

@@ -212,3 +212,22 @@ def test_command_line_makes_the_corpus_once(capsys: pytest.CaptureFixture[str], 
     assert main(arguments) == 0 and "already" in capsys.readouterr().out
     captions = [record["captions"] for record, _ in read(tmp_path / "corpus", "cc3m_35l", "train")]
     assert captions and all(set(caption) == {"en", "ja"} for caption in captions)
+
+
+def test_a_disk_that_is_full_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device", str(tmp_path / "corpus.partial" / "webli" / "train-00000.tar"))
+
+    monkeypatch.setattr("data.miniature.corpus.write_shard", full)
+    assert main([f"folder={tmp_path / 'corpus'}", "scale=0.001", "workers=1"]) == 3
+    said = capsys.readouterr().err
+    assert "train-00000.tar: No space left on device; make room" in said and said.count("\n") == 1
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_a_manifest_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "corpus.json").write_text("<html>", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"corpus\.json is no JSON"):
+        make_corpus(MiniatureConfig(str(tmp_path)))
