@@ -9,11 +9,13 @@ from pathlib import Path
 
 @contextmanager
 def beside(path: Path, durable: bool = False) -> Iterator[Path]:
-    """Yield a path of the same kind beside `path`, and rename it to `path` unless an error is raised.
+    """Yield a path beside `path`, and rename it to `path` unless an error is raised.
+
+    Its suffix is another one, so that nobody takes it for a shard or for weights.
 
     `durable`: wait until it is on the disk, for what a later process needs to go on.
     """
-    scratch = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}{path.suffix}")
+    scratch = _beside(path)
     try:
         yield scratch
         if durable:
@@ -35,6 +37,10 @@ def write_bytes(path: Path, content: bytes, durable: bool = False) -> None:
     """Write a file in one piece."""
     with beside(path, durable) as scratch:
         scratch.write_bytes(content)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.partial")
 
 
 def _sync(path: Path) -> None:

@@ -2,13 +2,13 @@
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from errors import ConfigurationError
+from files import beside
 
 IMAGE_SIGNATURES = ((b"\xff\xd8", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"))
 
@@ -28,21 +28,15 @@ def write_shard(path: str | Path, samples: Iterable[tuple[str, Mapping[str, Any]
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     keys: set[str] = set()
-    try:
-        with tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for key, record, image in samples:
-                if key in keys:
-                    raise ConfigurationError(f"{path} would hold the key {key!r} twice: give every sample its own.")
-                keys.add(key)
-                if image is not None:
-                    _add(tar, f"{key}.{image_extension(image)}", image)
-                _add(tar, f"{key}.json", json.dumps(record, ensure_ascii=False).encode())
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with beside(path) as scratch, tarfile.open(scratch, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, record, image in samples:
+            if key in keys:
+                raise ConfigurationError(f"{path} would hold the key {key!r} twice: give every sample its own.")
+            keys.add(key)
+            if image is not None:
+                _add(tar, f"{key}.{image_extension(image)}", image)
+            _add(tar, f"{key}.json", json.dumps(record, ensure_ascii=False).encode())
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -16,6 +16,7 @@ from sentencepiece import sentencepiece_model_pb2 as protocol
 from data.objectives.base import SENTINEL
 from data.storage import not_permitted, read_file
 from errors import ConfigurationError, ReadingStopped, StorageFailed
+from files import write_bytes
 from terminal import use_utf8
 from values import PATH
 
@@ -159,9 +160,7 @@ def train_tokenizer(texts: Iterable[str], path: str | Path, vocab_size: int) -> 
     proto.trainer_spec.vocab_size = len(proto.pieces)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_bytes(proto.SerializeToString(deterministic=True))
-    unfinished.replace(path)
+    write_bytes(path, proto.SerializeToString(deterministic=True))
     return Tokenizer(path)
 
 

@@ -32,6 +32,7 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from errors import ConfigurationError
+from files import write_text
 from train import entry
 from train.checks import check
 from train.cluster import ClusterConfig
@@ -90,7 +91,7 @@ class SlurmArrayLauncher(SlurmLauncher):
         self._check_not_running(folder)
         jobs = self._submit(folder, job_overrides, initial_job_idx)
         array = _array_of(jobs[0])
-        (folder / RUNNING).write_text(array, encoding="utf-8")
+        write_text(folder / RUNNING, array)
         print(
             f"Slurm job {array}: {len(jobs)} runs, {self._ranks} ranks each, at most "
             f"{self.params['array_parallelism']} at a time; their logs are in {folder}, `scancel {array}` ends them.",

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from errors import ConfigurationError
+from files import beside
 from model.config import MT5Config, ViTConfig
 from model.finite import first_not_finite
 from model.layers import parts_of
@@ -233,13 +234,19 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Save a state dict as .safetensors, or as .npz if the name ends so. Raises ValueError for what is not finite."""
+    """Save a state dict in one piece, as .safetensors, or as .npz if the name ends so.
+
+    Raises ValueError for what is not finite.
+    """
     if (name := first_not_finite(tensors.items())) is not None:
         raise ValueError(f"{name} is not finite, so {path} is not written.")
-    if Path(path).suffix == ".npz":
-        np.savez(path, **{name: tensor.float().numpy() for name, tensor in tensors.items()})  # type: ignore[arg-type]
-    else:
-        save_file(dict(tensors), path, metadata={"format": "pt"})
+    with beside(Path(path)) as scratch:
+        if Path(path).suffix == ".npz":
+            arrays = {name: tensor.float().numpy() for name, tensor in tensors.items()}
+            with scratch.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+        else:
+            save_file(dict(tensors), scratch, metadata={"format": "pt"})
 
 
 def _unscanned(arrays: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,11 +1,11 @@
 """Batches that a run has gone back for: they are left out from then on, on every rank and after every restart."""
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from errors import ConfigurationError
+from files import write_text
 
 NAME = "left_out.json"
 
@@ -33,9 +33,8 @@ class LeftOut:
 
     def write(self, folder: Path) -> None:
         """Keep it for the next process."""
-        scratch = folder / f"{NAME}.tmp"
-        scratch.write_text(json.dumps({"batches": self.batches, "roll_backs": self.roll_backs}), encoding="utf-8")
-        os.replace(scratch, folder / NAME)
+        text = json.dumps({"batches": self.batches, "roll_backs": self.roll_backs})
+        write_text(folder / NAME, text, durable=True)
 
     def batch_of(self, step: int) -> int:
         """The batch that step `step` learns from: the `step`-th of those that are not left out."""

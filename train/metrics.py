@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 import torch
 
+from files import write_text
 from model.loss import LossTotals
 from train.agreement import Agreed
 from train.kept_files import free_name
@@ -116,9 +117,7 @@ class MetricsFile:
         if not left and any(_step_of(text) < math.inf for text in lines):
             self.kept = free_name(self.path)
             os.replace(self.path, self.kept)
-        scratch = self.path.with_suffix(".tmp")
-        scratch.write_text("".join(text + "\n" for text in left), encoding="utf-8")
-        os.replace(scratch, self.path)
+        write_text(self.path, "".join(text + "\n" for text in left), durable=True)
 
     def write(self, line: Line) -> None:
         """Append one line; a value that is not finite becomes null (JSON knows no NaN)."""

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from files import write_text
 from train.entry import RunStopped
 from train.run import Run
 
@@ -32,9 +33,7 @@ def count(file: Path, step: int, restarted: bool) -> int:
         vain = before["restarts"] + 1 if restarted and before["step"] == step else 0
     except (OSError, ValueError, KeyError, TypeError):
         vain = 0
-    scratch = file.with_suffix(".tmp")
-    scratch.write_text(json.dumps({"step": step, "restarts": vain}), encoding="utf-8")
-    os.replace(scratch, file)
+    write_text(file, json.dumps({"step": step, "restarts": vain}), durable=True)
     return vain
 
 

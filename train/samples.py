@@ -68,7 +68,7 @@ def draw(samples: list[Sample], path: Path) -> None:
         top += height
     path.parent.mkdir(parents=True, exist_ok=True)
     with beside(path) as scratch:
-        sheet.save(scratch)
+        sheet.save(scratch, format="PNG")
 
 
 def _cell(sample: Sample, lettering: "Lettering") -> Image.Image:

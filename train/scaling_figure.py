@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from files import beside
 from train.scaling import Return, Score, Trained, lines_of_constant
 
 MARKERS = "osD^vP*X"
@@ -38,7 +39,8 @@ def draw(runs: Sequence[Trained], found: Sequence[Return], score: Score, path: P
     by_return.set_xlabel("the tower that grows")
     by_return.set_ylabel(f"gain per million added parameters\n({score.unit})")
     figure.legend(handles=look.legend(), loc="outside lower center", ncols=len(look.colours) + len(look.markers) + 2)
-    figure.savefig(path)
+    with beside(path) as scratch:
+        figure.savefig(scratch, format=path.suffix[1:] or "png")
 
 
 class Look:

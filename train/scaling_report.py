@@ -14,6 +14,7 @@ from typing import Any
 
 from data.arguments import parse as arguments_of
 from errors import ConfigurationError
+from files import beside
 from terminal import use_utf8
 from train.entry import in_one_sentence
 from train.scaling import Return, Score, Trained, read_sweep, returns
@@ -91,7 +92,7 @@ def _with_unit(name: str, unit: str) -> str:
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     lines = list(rows)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with beside(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(lines[0]) if lines else [], lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)

@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from errors import Notice
+from files import write_bytes
 from train.config import RunConfig, to_dict
 from train.metrics import Line
 from train.provenance import STAGE_COLUMNS
@@ -180,9 +181,7 @@ class WandbTracker:
             os.environ.pop(DATA_DIR, None)
 
     def _keep(self, name: str, text: str) -> None:
-        scratch = self.home / f"{name}.tmp"
-        scratch.write_text(text, encoding="utf-8", errors="surrogateescape")
-        os.replace(scratch, self.home / name)
+        write_bytes(self.home / name, text.encode("utf-8", "surrogateescape"))
 
     def _try(self, action: Callable[[], object]) -> None:
         try:

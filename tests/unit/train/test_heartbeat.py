@@ -149,5 +149,6 @@ def test_a_folder_that_others_can_enter_or_have_laid_there_is_not_used(
 
 def test_a_file_that_is_no_sign_of_life_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "heartbeats").mkdir()
-    (tmp_path / "heartbeats" / "n0_rank_00000.jsonl").write_text('{"rank": 0}\n{"rank": 1, "x": 2}\n[1]\n{"ra', "utf-8")
+    written = '{"rank": 0}\n{"rank": 1, "x": 2}\n[1]\n{"ra'
+    (tmp_path / "heartbeats" / "n0_rank_00000.jsonl").write_text(written, encoding="utf-8")
     assert set(published(tmp_path)) == {0}
