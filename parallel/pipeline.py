@@ -102,6 +102,7 @@ class _Forward(nn.Module):
     def __init__(self, pipeline: Pipeline, names: Sequence[str]) -> None:
         super().__init__()
         self.pipeline, self.names = pipeline, names
+        self.trained = any(unit.trained for name, unit in pipeline.model.units() if name in names)
 
     def forward(self, *carry: Tensor, number: Tensor) -> tuple[Tensor, ...]:
         output = self.pipeline.model(carry, self.pipeline.batches[int(number)], self.names)
@@ -111,7 +112,14 @@ class _Forward(nn.Module):
         return tuple(x.contiguous() for x in output)  # only contiguous tensors can be sent
 
     def backward(self, output: Tensor) -> None:
-        self.pipeline.backward(output)
+        """Through the engine, but for a frozen stage: gradients pass it, and none is the engine's to reduce.
+
+        DeepSpeed's ZeRO-1 and 2 reduce after every backward, and fail if it has reached none of their parameters.
+        """
+        if self.trained:
+            self.pipeline.backward(output)
+        else:
+            output.backward()
 
 
 class _Stage(PipelineStage):

@@ -32,6 +32,8 @@ ours. What that takes (tests/distributed/test_options_workarounds.py tells when 
    one mechanism, and one folder, holds everything.
 11. It asks for LOCAL_RANK even where there is one process, which no launcher started.
 12. Shards are found through `grad_position` (stage 3) or `_hp_mapping` (stages 1, 2): DeepSpeed has no public map.
+13. Stages 1 and 2 reduce after every backward, and fail if it has reached none of their parameters: the backward of a
+   pipeline stage in which nothing is trained never comes here (parallel/pipeline.py).
 """
 
 import logging

@@ -17,6 +17,7 @@ from parallel.fragments import Rectangle
 from tests.distributed.problem import EPSILON, LEARNING_RATES, MODEL, MT5, VIT, weights
 
 NUM_STEPS, NUM_GRADIENTS = 100, 10
+FACTOR_FROM = 16  # sides; from 128 on, as by default, no matrix that tensor-parallel ranks replicate would be factored
 
 
 @cache
@@ -36,7 +37,7 @@ def drawn(seed: int, image_size: int) -> dict[str, Tensor]:
 @cache
 def plain(kind: str, image_size: int) -> dict[str, Tensor]:
     """Transformers' Adafactor factors every matrix; what T5X does not factor, it is given as a vector."""
-    config, rate = OptimizerConfig(), LEARNING_RATES[kind]
+    config, rate = OptimizerConfig(min_dim_size_to_factor=FACTOR_FROM), LEARNING_RATES[kind]
 
     def as_given(name: str, values: Tensor) -> Tensor:
         return values.clone() if factored(found[name].shape, config) else values.flatten().clone()
@@ -60,6 +61,7 @@ def plain(kind: str, image_size: int) -> dict[str, Tensor]:
 def sharded(engine: Engine, image_size: int) -> dict[str, Tensor]:
     """The engine's: every logical weight, gathered from all ranks, frozen ones as they were. It ends the training."""
     optimizer = engine.optimizer
+    optimizer.config = replace(optimizer.config, min_dim_size_to_factor=FACTOR_FROM)
     optimizer.bind(optimizer.shards, optimizer.shapes, optimizer.group)  # forgets the steps taken
     optimizer.param_groups[0]["params"] = [shard.weights for shard in optimizer.shards]
     optimizer.set_learning_rate(LEARNING_RATES[optimizer.config.name])

@@ -11,7 +11,7 @@ from model.describe import Sizes as ModelSizes
 from model.describe import plan
 from model.pali import PaLI, build
 from parallel.config import ParallelConfig
-from parallel.pipeline import Sizes, Travel
+from parallel.pipeline import Sizes, Travel, _Forward
 from tests.distributed.problem import MODEL, MT5, NUM_OBJECTIVES, VIT, micro_batches
 
 # Of all parameters: those trained. What is passed on needs gradients from the first trained one on.
@@ -56,6 +56,19 @@ def test_shapes_and_gradients_are_the_models(patterns: list[str]) -> None:
         if name != "head":  # nothing travels on from there
             assert [(x.shape, x.requires_grad) for x in found] == [(x.shape, x.requires_grad) for x in carry], name
         assert [(x.dtype, x.is_meta) for x in found] == [(torch.float32, True)] * len(found)
+
+
+@pytest.mark.parametrize(("names", "through"), [(["encoder_block_0"], True), (["encoder_block_1", "head"], False)])
+def test_the_backward_of_a_frozen_stage_is_not_the_engines(names: list[str], through: bool) -> None:
+    """Gradients pass it to what is trained below, and DeepSpeed has none of its own to reduce."""
+    pali, reached = build(VIT, MT5, MODEL), []
+    freeze_all_but(pali, ["encoder_block_0.mlp_norm.*"])
+    stage = _Forward(SimpleNamespace(model=pali, backward=reached.append), names)  # type: ignore[arg-type]
+    x = torch.ones(3, requires_grad=True)
+    loss = (2 * x).sum()
+    stage.backward(loss)
+    assert reached == ([loss] if through else [])
+    assert (x.grad is None) if through else torch.equal(x.grad, torch.full((3,), 2.0))
 
 
 def test_the_head_gives_a_loss_and_totals() -> None:

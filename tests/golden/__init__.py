@@ -1,0 +1,34 @@
+"""Golden files: what was computed when somebody last gave a reason, and what must come out again.
+
+No test writes them: `python -m tests.golden` does, and shows first what changes.
+"""
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+BECAUSE = "because"  # the entry that holds the reason of the last change
+# File -> the function that computes its lists anew, by name: numbers, or words.
+FILES = {"equivalence": "tests.distributed.problem:golden_curve"}
+
+Lists = dict[str, list[Any]]
+
+
+def path_of(name: str) -> Path:
+    return FOLDER / f"{name}.json"
+
+
+def expected(name: str) -> Lists:
+    """Read the lists of a golden file, without the reason; nothing if there is no file yet."""
+    path = path_of(name)
+    held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {key: values for key, values in held.items() if key != BECAUSE}
+
+
+def computed(name: str) -> Lists:
+    """Compute what a golden file should hold now."""
+    module, _, function = FILES[name].partition(":")
+    lists: Lists = getattr(import_module(module), function)()
+    return lists
