@@ -1,0 +1,84 @@
+"""Change the core blindly, one small thing at a time, run its tests, and print the changes that no test notices.
+
+    python -m tests.mutants count=60 seed=1
+    python -m tests.mutants count=20 seed=2 files=parallel/adafactor further=false
+
+A mutant runs in a copy of the checkout, in a process forked from one that has imported torch and the like. It meets the
+unit tests of its folder, those about its own file first, and what survives them the other unit tests, and
+tests/distributed in worlds of two where its file needs several processes (further=false: no more than its folder's).
+"""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+from rich.table import Table
+
+from data.arguments import parse
+from errors import ConfigurationError
+from tests.mutants.draw import Mutant, draw
+from tests.mutants.run import Runner
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Options:
+    """count: mutants; seed: which; files: beginning of their paths; further: survivors meet other folders' tests too;
+    share: percent that must die (else exit code 1)."""
+
+    count: int = 60
+    seed: int = 1
+    files: str = ""
+    further: bool = True
+    share: float = 95.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse(arguments, Options)
+    chosen = draw(ROOT, options.count, options.seed, options.files)
+    if not chosen:
+        raise ConfigurationError(f"files={options.files} begins no path of the core; give such as parallel/adafactor.")
+    began, outcomes, survivors = time.monotonic(), Counter[str](), []
+    with TemporaryDirectory(prefix="mutants-") as folder:
+        runner = Runner(ROOT, Path(folder), options.further)
+        for number, mutant in enumerate(chosen, start=1):
+            killer = runner.meet(mutant)
+            outcomes[runner.stage if killer else "survived"] += 1
+            survivors += [] if killer else [mutant]
+            print(f"{number}/{len(chosen)} {_sentence(mutant)}: {killer or 'SURVIVES'}", flush=True)
+    killed = len(chosen) - len(survivors)
+    _show(survivors)
+    print(
+        f"{killed} of {len(chosen)} killed ({killed / len(chosen):.0%}) in {time.monotonic() - began:.0f} s: "
+        + ", ".join(f"{number} {stage}" for stage, number in outcomes.most_common())
+    )
+    return int(100 * killed < options.share * len(chosen))
+
+
+def _sentence(mutant: Mutant) -> str:
+    before, after = (" ".join(text.split()) for text in (mutant.before, mutant.after))
+    return f"{mutant.file}:{mutant.line}: {before} -> {after}"
+
+
+def _show(survivors: Sequence[Mutant]) -> None:
+    table = Table(title=f"{len(survivors)} mutants survive", show_lines=True)
+    for column in ("where", "before", "after"):
+        table.add_column(column, overflow="fold")
+    for mutant in survivors:
+        table.add_row(f"{mutant.file}:{mutant.line}", mutant.before, mutant.after)
+    if survivors:
+        Console(width=None if sys.stdout.isatty() else 150, markup=False).print(table)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ConfigurationError as error:
+        print(f"Configuration: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,195 @@
+"""Every small change that could be made to a file: operators, constants, conditions, returned values, calls left out.
+
+Changed is the span of source that a node of the syntax tree covers; all else stays as it is written. Left alone is what
+no test should look at: annotations, docstrings and other text, errors' sentences, log lines, `__repr__`, assertions
+that narrow a type, what only CUDA runs, and the lines of equivalent.txt.
+"""
+
+import ast
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+HERE = Path(__file__).parent
+CORE = ("model", "parallel", "data", "train")
+# Made for tests (data/miniature), or pictures and tables for people.
+LEFT_OUT = ("data/miniature/", "train/display.py", "train/lettering.py", "train/samples.py", "train/scaling")
+SILENT = {"print", "warn", "warning", "info", "debug", "beat", "add_row", "add_column", "Table", "cast", "TypeVar"}
+
+COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
+    ast.Lt: (ast.LtE, ast.GtE),
+    ast.LtE: (ast.Lt, ast.Gt),
+    ast.Gt: (ast.GtE, ast.LtE),
+    ast.GtE: (ast.Gt, ast.Lt),
+    ast.Eq: (ast.NotEq,),
+    ast.NotEq: (ast.Eq,),
+    ast.Is: (ast.IsNot,),
+    ast.IsNot: (ast.Is,),
+    ast.In: (ast.NotIn,),
+    ast.NotIn: (ast.In,),
+}
+ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Div,
+    ast.Mod: ast.FloorDiv,
+    ast.Pow: ast.Mult,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """Bytes [start, end) of a file, which are `before` on one line, become `after`."""
+
+    file: str
+    line: int
+    start: int
+    end: int
+    before: str
+    after: str
+
+    def applied(self, source: bytes) -> bytes:
+        return source[: self.start] + self.after.encode() + source[self.end :]
+
+
+def draw(root: Path, count: int, seed: int, files: str = "") -> list[Mutant]:
+    """Choose `count` of all mutants of the core, each as likely, of files whose path begins with `files`; sorted by
+    file."""
+    paths = sorted(path for folder in CORE for path in (root / folder).rglob("*.py"))
+    names = [path.relative_to(root).as_posix() for path in paths]
+    sources = {
+        name: (root / name).read_bytes() for name in names if name.startswith(files) and not name.startswith(LEFT_OUT)
+    }
+    every = [mutant for name, source in sources.items() for mutant in mutants(name, source)]
+    random.Random(seed).shuffle(every)
+    others = (mutant for mutant in every if is_another_program(sources[mutant.file], mutant))
+    return sorted(islice(others, count), key=lambda mutant: (mutant.file, mutant.start, mutant.after))
+
+
+@cache
+def mutants(file: str, source: bytes) -> tuple[Mutant, ...]:
+    """Every mutant of a file."""
+    lines = source.splitlines(keepends=True)
+    starts = [0]
+    for line in lines:
+        starts.append(starts[-1] + len(line))
+    found = []
+    for node, after in _changes(ast.parse(source)):
+        if (file, lines[node.lineno - 1].decode().strip()) in equivalent():
+            continue
+        assert node.end_lineno is not None and node.end_col_offset is not None
+        start, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
+        found.append(Mutant(file, node.lineno, start, end, ast.unparse(node), after))
+    return tuple(found)
+
+
+def is_another_program(source: bytes, mutant: Mutant) -> bool:
+    """Whether the mutant parses (a SyntaxError otherwise), and not as what it was."""
+    return ast.dump(ast.parse(mutant.applied(source))) != ast.dump(ast.parse(source))
+
+
+@cache
+def equivalent() -> frozenset[tuple[str, str]]:
+    """(file, line without its indentation) of the lines that are left alone, of which the list says why."""
+    lines = (HERE / "equivalent.txt").read_text(encoding="utf-8").splitlines()
+    entries = [line.split(": ", 1) for line in lines if line and not line.startswith(("#", " "))]
+    return frozenset((file, text) for file, text in entries)
+
+
+Change = tuple["ast.expr | ast.stmt", str]
+
+
+def _changes(node: ast.AST) -> Iterator[Change]:
+    """(node, its new source) of everything at and below a node."""
+    if _is_left_alone(node):
+        return
+    yield from _of(node)
+    for name, value in ast.iter_fields(node):
+        if name not in _skipped(node):
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    yield from _changes(child)
+
+
+def _is_left_alone(node: ast.AST) -> bool:
+    match node:
+        case ast.Raise() | ast.Assert() | ast.JoinedStr() | ast.Import() | ast.ImportFrom():
+            return True
+        case ast.FunctionDef(name=name):
+            return name in ("__repr__", "__str__")
+        case ast.If(test=ast.Compare(left=ast.Name(id="__name__"))):
+            return True
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)):
+            return name in SILENT
+        case ast.Expr(value=ast.Call() as call):
+            return _is_left_alone(call)
+    return False
+
+
+def _skipped(node: ast.AST) -> set[str]:
+    """Fields of a node that are not looked into; where a condition asks for CUDA, what needs it."""
+    skipped = {"annotation", "returns", "decorator_list"}
+    if isinstance(node, ast.If | ast.IfExp) and _asks_for_cuda(node.test):
+        skipped |= {"test", "orelse" if ast.unparse(node.test).startswith("not ") else "body"}
+    return skipped
+
+
+def _asks_for_cuda(test: ast.expr) -> bool:
+    return "cuda" in ast.unparse(test)
+
+
+def _of(node: ast.AST) -> Iterator[Change]:
+    match node:
+        case ast.Compare(left=left, ops=ops, comparators=comparators):
+            for i, op in enumerate(ops):
+                for other in COMPARISONS[type(op)]:
+                    yield node, _bracketed(ast.Compare(left, [*ops[:i], other(), *ops[i + 1 :]], comparators))
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in ARITHMETIC and not _is_text(node):
+            yield node, _bracketed(ast.BinOp(left, ARITHMETIC[type(op)](), right))
+        case ast.AugAssign(op=op) if type(op) in ARITHMETIC:
+            yield node, ast.unparse(ast.AugAssign(node.target, ARITHMETIC[type(op)](), node.value))
+        case ast.BoolOp(op=op, values=values):
+            yield node, _bracketed(ast.BoolOp(ast.Or() if isinstance(op, ast.And) else ast.And(), values))
+        case ast.UnaryOp(op=ast.Not() | ast.USub(), operand=operand):
+            yield node, _bracketed(operand)
+        case ast.Constant(value=value):
+            yield from ((node, repr(other)) for other in _constants(value))
+        case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test):
+            own = isinstance(test, ast.Compare | ast.BoolOp | ast.UnaryOp)  # those have changes of their own
+            if not (own or _asks_for_cuda(test)):
+                yield test, f"(not {_bracketed(test)})"
+        case ast.Return(value=ast.expr() as value) if not _is_none(value):
+            yield node, "return None"
+        case ast.Expr(value=ast.Call()):
+            yield node, "pass"
+
+
+def _constants(value: object) -> list[object]:
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, value - 1] if value else [1]
+    return [value * 2, 0.0] if isinstance(value, float) and value else []
+
+
+def _bracketed(node: ast.expr) -> str:
+    return f"({ast.unparse(node)})"
+
+
+def _is_text(node: ast.BinOp) -> bool:
+    return any(isinstance(side, ast.JoinedStr) or _is_str(side) for side in (node.left, node.right))
+
+
+def _is_str(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None

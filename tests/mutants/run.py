@@ -1,0 +1,149 @@
+"""Runs tests on a mutant: in a copy of the checkout, in a process forked from one that has imported what is slow.
+
+What is imported before the fork is other people's code only, so that a fork imports the mutant, and no more than that.
+"""
+
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+
+from errors import ConfigurationError
+from tests.mutants.draw import CORE, Mutant
+
+SLOW_IMPORTS = (
+    "pytest", "numpy", "torch", "torch.distributed.pipelining", "torch.nn.attention.flex_attention", "deepspeed",
+    "megatron.core", "hydra", "safetensors.torch", "scipy.ndimage", "sentencepiece", "PIL.Image", "rich.table",
+    "transformers.models.mt5.modeling_mt5", "transformers.optimization",
+)  # fmt: skip
+OURS = (*CORE, "errors", "launcher", "progress", "benchmarks", "hydra_plugins", "tests")
+CPU_S, REAL_S = 240, 1800  # of one process, and of all: what takes longer hangs; on a busy machine CPU time tells
+HANGS = "the time limit"
+# What needs several processes meets worlds of two.
+ENGINES, CHECKPOINTS = "tests/distributed/test_engines.py", "tests/distributed/test_checkpoints.py"
+WORLDS = {"parallel/": ENGINES, "parallel/checkpoint": CHECKPOINTS, "parallel/logical": CHECKPOINTS}
+
+
+class Runner:
+    """Meets mutants one after another; `stage` says which tests the last one met last."""
+
+    def __init__(self, root: Path, folder: Path, further: bool) -> None:
+        self.copy, self.log, self.further, self.stage = folder / "copy", folder / "log", further, ""
+        _copy(root, self.copy)
+        os.environ["OMP_NUM_THREADS"] = "1"  # threads of torch's do not survive a fork
+        self.green: set[str] = set()  # tests that pass without a mutant
+        for name in SLOW_IMPORTS:
+            with suppress(ImportError):
+                import_module(name)
+
+    def meet(self, mutant: Mutant) -> str | None:
+        """Name the test that fails on the mutant, or "time limit"; None if it survives."""
+        path = self.copy / mutant.file
+        source = path.read_bytes()
+        for stage, tests, environment in self._stages(mutant):
+            self.stage = stage
+            try:
+                path.write_bytes(mutant.applied(source))
+                killer = self._killer(tests, environment)
+            finally:
+                path.write_bytes(source)
+            if killer:
+                self._must_be_green(killer, environment)
+                return killer
+        return None
+
+    def _stages(self, mutant: Mutant) -> list[tuple[str, list[str], dict[str, str]]]:
+        folder = mutant.file.partition("/")[0]
+        own = sorted(self._unit_tests(folder), key=lambda test: self._distance(test, mutant))
+        stages: list[tuple[str, list[str], dict[str, str]]] = [("by its folder's unit tests", own, {})]
+        if self.further:
+            others = [test for other in CORE if other != folder for test in self._unit_tests(other)]
+            others = [test for test in others if self._distance(test, mutant) < 2]
+            stages.append(("by other unit tests", others, {}))
+            worlds = [test for files, test in WORLDS.items() if mutant.file.startswith(files)]
+            stages.append(("by worlds of processes", worlds, {"MOST_RANKS": "2"}))
+        return [stage for stage in stages if stage[1]]
+
+    def _unit_tests(self, folder: str) -> list[str]:
+        paths = (self.copy / "tests" / "unit" / folder).glob("test_*.py")
+        return sorted(path.relative_to(self.copy).as_posix() for path in paths)
+
+    def _distance(self, test: str, mutant: Mutant) -> int:
+        """0 for tests named after the mutant's file, 1 for those that import it, 2 for others."""
+        module = mutant.file.removesuffix(".py").replace("/", ".")
+        if Path(test).stem.endswith(module.rpartition(".")[2]):
+            return 0
+        text = (self.copy / test).read_text(encoding="utf-8")
+        folder, _, name = module.rpartition(".")
+        imported = rf"{re.escape(module)}\b|from {re.escape(folder)} import .*\b{name}\b"
+        return 1 if re.search(imported, text) else 2
+
+    def _must_be_green(self, killer: str, environment: dict[str, str]) -> None:
+        """Run the test once more, without the mutant: one that fails then kills everything."""
+        if killer not in (*self.green, HANGS):
+            if self._killer([killer], environment):
+                raise ConfigurationError(f"{killer} fails without any mutant; repair that first.")
+            self.green.add(killer)
+
+    def _killer(self, tests: Sequence[str], environment: dict[str, str]) -> str | None:
+        """Run tests in the copy as it is; name the first that fails, or HANGS, or nothing."""
+        pid = os.fork()
+        if pid == 0:
+            _become_pytest(self.copy, self.log, tests, environment)
+        end = time.monotonic() + REAL_S
+        while True:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                break
+            if time.monotonic() > end:
+                os.killpg(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                return HANGS
+            time.sleep(0.02)
+        with suppress(ProcessLookupError):  # what a test left behind
+            os.killpg(pid, signal.SIGKILL)
+        if (code := os.waitstatus_to_exitcode(status)) in (0, -signal.SIGXCPU):
+            return HANGS if code else None
+        said = self.log.read_text(encoding="utf-8", errors="replace")
+        found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", said, re.M)
+        return found[1] if found else tests[0]
+
+
+def _become_pytest(copy: Path, log: Path, tests: Sequence[str], environment: dict[str, str]) -> None:
+    """Turn a forked process into one that runs tests in the copy, and end it."""
+    code = 70
+    try:
+        os.setsid()
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 5))
+        os.chdir(copy)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.environ.update(environment | {"PYTHONDONTWRITEBYTECODE": "1"})
+        sys.dont_write_bytecode = True  # a mutant of the same second and size would be taken for the one before
+        sys.path[0] = str(copy)
+        for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
+            del sys.modules[name]
+        pytest = import_module("pytest")
+        code = int(pytest.main(["-x", "-p", "no:cacheprovider", "--no-header", "--tb=no", "-rfE", *tests]))
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def _copy(root: Path, copy: Path) -> None:
+    """Copy what Git would keep, changes that are not committed included."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in filter(None, subprocess.run(listed, cwd=root, capture_output=True, check=True).stdout.split(b"\0")):
+        path = name.decode()
+        if (root / path).is_file():
+            (copy / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / path, copy / path)

@@ -1,0 +1,95 @@
+"""Mutants are drawn alike for the same seed; each parses, is another program, and is no change of mere text."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.mutants import draw as module
+from tests.mutants.draw import Mutant, draw, equivalent, mutants
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = b'''"""Text: 1 < 2."""
+
+import torch
+
+
+def f(x: "int | None" = 3, ready: bool = True) -> int:
+    """Docstring."""
+    if x is None or not ready:
+        raise ValueError(f"{x + 1} is none")
+    print(x + 2)
+    log.write("w\xc3\xa4re", x)
+    return x if x.is_cuda else x * -1
+
+
+class A:
+    def __repr__(self) -> str:
+        return str(1 + 1)
+'''
+
+
+def found(source: bytes) -> set[tuple[int, str, str]]:
+    return {(mutant.line, mutant.before, mutant.after) for mutant in mutants("model/a.py", source)}
+
+
+def test_every_kind_of_change_is_made_and_text_is_left_alone() -> None:
+    assert found(SOURCE) == {
+        (6, "3", "4"),
+        (6, "3", "2"),
+        (6, "True", "False"),
+        (8, "x is None or not ready", "(x is None and (not ready))"),
+        (8, "x is None", "(x is not None)"),
+        (8, "not ready", "(ready)"),
+        (11, "log.write('w\u00e4re', x)", "pass"),
+        (12, "return x if x.is_cuda else x * -1", "return None"),
+        (12, "x * -1", "(x / -1)"),
+        (12, "-1", "(1)"),
+        (12, "1", "2"),
+        (12, "1", "0"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("a < b <= c", {"(a <= b <= c)", "(a >= b <= c)", "(a < b < c)", "(a < b > c)"}),
+        ("a not in b", {"(a in b)"}),
+        ("a @ b + c", {"(a @ b - c)"}),
+        ("a // b ** c", {"(a / b ** c)", "(b * c)"}),
+        ("f'{a}' + b", set()),
+        ("1e-6", {"2e-06", "0.0"}),
+        ("0", {"1"}),
+        ("a if b else c", {"(not (b))"}),
+    ],
+)
+def test_expressions(before: str, after: set[str]) -> None:
+    assert {changed for *_, changed in found(f"x = {before}\n".encode())} == after
+
+
+def test_a_mutant_changes_its_own_span_alone() -> None:
+    for mutant in mutants("model/a.py", SOURCE):
+        changed = mutant.applied(SOURCE)
+        assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(SOURCE))
+        assert changed[: mutant.start] == SOURCE[: mutant.start]
+        assert changed.endswith(SOURCE[mutant.end :])
+
+
+def test_a_seed_draws_the_same_of_the_whole_core() -> None:
+    drawn = draw(ROOT, 60, seed=1)
+    assert drawn == draw(ROOT, 60, seed=1) != draw(ROOT, 60, seed=2)
+    assert len(set(drawn)) == 60 and {mutant.file.split("/")[0] for mutant in drawn} == {*module.CORE}
+    for mutant in drawn:
+        assert ast.parse(mutant.applied((ROOT / mutant.file).read_bytes())), mutant
+    assert {mutant.file for mutant in draw(ROOT, 5, 1, "parallel/adafactor")} == {"parallel/adafactor.py"}
+
+
+def test_lines_that_are_left_alone_are_lines_of_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    for file, text in equivalent():
+        lines = [line.strip() for line in (ROOT / file).read_text(encoding="utf-8").splitlines()]
+        assert text in lines, f"equivalent.txt: {file} has no line {text!r} any more"
+    monkeypatch.setattr(module, "equivalent", lambda: {("model/a.py", "x = 1")})
+    assert mutants("model/a.py", b"x = 1\ny = 1\n") == (
+        Mutant("model/a.py", 2, 10, 11, "1", "2"),
+        Mutant("model/a.py", 2, 10, 11, "1", "0"),
+    )
