@@ -74,6 +74,12 @@ class ParallelConfig:
             )
         if self.timeout_s <= 0:
             raise ConfigurationError(f"parallel.timeout_s={self.timeout_s} must be greater than 0.")
+        if self.memory_gib is not None and self.memory_gib <= 0:
+            raise ConfigurationError(
+                f"parallel.memory_gib={self.memory_gib} must be greater than 0, or null for no bound."
+            )
+        if self.persistent_elements < 0:
+            raise ConfigurationError(f"parallel.persistent_elements={self.persistent_elements} must not be negative.")
         self._check_zero()
 
     def _check_zero(self) -> None:
@@ -168,3 +174,7 @@ class OptimizerConfig:
                 raise ConfigurationError(f"optimizer.{name}={value} must be greater than 0, or null to turn it off.")
         if self.weight_decay < 0:
             raise ConfigurationError(f"optimizer.weight_decay={self.weight_decay} must not be negative.")
+        if self.min_dim_size_to_factor < 1:
+            raise ConfigurationError(
+                f"optimizer.min_dim_size_to_factor={self.min_dim_size_to_factor} must be at least 1."
+            )

@@ -4,8 +4,8 @@
     python -m tests.mutants count=20 seed=2 files=parallel/adafactor further=false
 
 A mutant runs in a copy of the checkout, in a process forked from one that has imported torch and the like. It meets the
-unit tests of its folder, those about its own file first, and what survives them the other unit tests, and
-tests/distributed in worlds of two where its file needs several processes (further=false: no more than its folder's).
+unit tests of its folder, those about its own file first. What survives them meets the other unit tests that import its
+file, and from model and parallel worlds of several processes (further=false: no more than its folder's).
 """
 
 import sys

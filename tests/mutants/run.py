@@ -29,7 +29,12 @@ CPU_S, REAL_S = 240, 1800  # of one process, and of all: what takes longer hangs
 HANGS = "the time limit"
 # What needs several processes meets worlds of two.
 ENGINES, CHECKPOINTS = "tests/distributed/test_engines.py", "tests/distributed/test_checkpoints.py"
-WORLDS = {"parallel/": ENGINES, "parallel/checkpoint": CHECKPOINTS, "parallel/logical": CHECKPOINTS}
+WORLDS = {
+    "model/": "tests/distributed/test_model_tensor_parallel.py",
+    "parallel/": ENGINES,
+    "parallel/checkpoint": CHECKPOINTS,
+    "parallel/logical": CHECKPOINTS,
+}
 
 
 class Runner:

@@ -44,6 +44,16 @@ def test_loss_statistics_and_gradients_against_the_formula() -> None:
         assert float((ours - theirs).norm() / theirs.norm()) < 1e-6
 
 
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_what_is_frozen_takes_no_gradient_from_what_is_not(chunk: int) -> None:
+    """Gradients of the hidden states alone, below a frozen head, and of the head alone, are those of both."""
+    hidden, weight, targets = _case()
+    both = torch.autograd.grad(_loss(hidden, weight, targets, 0.7, 0.3, chunk)[0], (hidden, weight))
+    below = torch.autograd.grad(_loss(hidden, weight.detach(), targets, 0.7, 0.3, chunk)[0], hidden)
+    head = torch.autograd.grad(_loss(hidden.detach(), weight, targets, 0.7, 0.3, chunk)[0], weight)
+    assert torch.equal(below[0], both[0]) and torch.equal(head[0], both[1])
+
+
 def test_large_logits_do_not_overflow() -> None:
     hidden, weight, targets = _case()
     loss, _ = _loss(hidden * 1000, weight, targets, 1.0, 1e-4, 8)
