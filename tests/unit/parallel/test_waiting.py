@@ -79,3 +79,46 @@ def test_another_threads_waits_and_waits_within_waits_do_not_count(monkeypatch: 
         counted.thread += 1
         assert dist.Work.wait() == 7 and counted.seconds() == 0.0
     assert dist.Work.inner() == 7 and next(ticks) == 2, "nothing is wrapped any more"
+
+
+class Event:
+    """A CUDA event whose time is the number of those recorded before; it has passed once the device is so far."""
+
+    recorded = 0
+    device_is_at = 0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = Event.recorded
+        Event.recorded += 1
+
+    def query(self) -> bool:
+        return self.at < Event.device_is_at
+
+    def elapsed_time(self, end: "Event") -> float:
+        return 1000.0 * (end.at - self.at)  # ms
+
+
+def test_on_a_gpu_events_tell_once_they_have_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring never waits for the device; what another stream does is no wait, and neither is what waits inside."""
+    stream = {"current": "own", "default": "own"}
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream["current"])
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda: stream["default"])
+    monkeypatch.setattr(Event, "recorded", 0)
+    for name in waiting.NCCL_CALLS:
+        monkeypatch.setattr(dist.ProcessGroup, name, lambda: dist.Work.wait(), raising=False)
+    monkeypatch.setattr(dist.Work, "wait", lambda: 7)
+    unwrapped = dist.ProcessGroup.allreduce
+    with CommunicationWait(torch.device("cuda")) as counted:
+        assert [dist.ProcessGroup.allreduce(), dist.ProcessGroup.send(), dist.Work.wait()] == [7, 7, 7]
+        stream["current"] = "prefetching"
+        dist.ProcessGroup.broadcast()
+        assert Event.recorded == 6 and counted.seconds() == 0.0
+        monkeypatch.setattr(Event, "device_is_at", 3)  # between the second pair
+        assert counted.seconds() == 1.0 and counted.seconds() == 0.0
+        monkeypatch.setattr(Event, "device_is_at", 6)
+        assert counted.seconds() == 2.0 and not counted.pending
+    assert dist.ProcessGroup.allreduce is unwrapped
