@@ -14,6 +14,7 @@ from tests.unit.train.ranks import Ranks
 from train.answers import answers
 from train.evaluate import is_wanted
 from train.reading import Reading
+from train.validation import Validation
 
 SHAPE = RowShape(encoder_length=64, decoder_length=16, images_per_row=1, image_size=28, tokens_per_image=4)
 TOKENIZER: Any = SimpleNamespace(decode=lambda ids: f"answer {ids[0]}")
@@ -77,3 +78,33 @@ def test_languages_are_chosen_by_what_the_example_says() -> None:
     assert is_wanted(SimpleNamespace(languages=[]), info)  # type: ignore[arg-type]
     assert is_wanted(SimpleNamespace(languages=["fr", "de"]), info)  # type: ignore[arg-type]
     assert not is_wanted(SimpleNamespace(languages=["fr"]), info)  # type: ignore[arg-type]
+
+
+def test_the_first_rank_shows_the_same_samples_whatever_the_number_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two ranks, whose batches interleave, and of a rank alone that only counts for its replica."""
+
+    def samples(rank: int, batches: list[list[Reading]], speaks: bool = True) -> list[tuple[int, int]]:
+        read: list[int] = []
+        validation: Any = SimpleNamespace(
+            settings=SimpleNamespace(samples=3, max_new_tokens=1),
+            components=["vqa", "ocr"],
+            tokenizer=TOKENIZER,
+            trim=lambda batch: batch,
+            layout=SimpleNamespace(speaks=speaks, device=torch.device("cpu")),
+            reader=SimpleNamespace(
+                held_out=lambda batch, limit: batches[rank],
+                picture=lambda place, limit: read.append(place) or np.full((28, 28, 3), place, np.uint8),
+            ),
+        )
+        engine: Any = Engine()
+        shown = Validation.samples(validation, engine)
+        found = [(sample.place, int(sample.picture.max())) for sample in shown if sample.picture is not None]
+        assert read == [place for place, _ in found], "only pictures that are shown are read"
+        return found
+
+    alone = [[reading(1, 2), reading(3, 4)]]
+    dealt = [[reading(1), reading(4)], [reading(2), reading(3)]]
+    shown = [(1, 1), (2, 2), (3, 3)]
+    assert Ranks(1, monkeypatch).run(lambda rank: samples(rank, alone)) == [shown]
+    assert Ranks(2, monkeypatch).run(lambda rank: samples(rank, dealt)) == [shown, []]
+    assert Ranks(2, monkeypatch).run(lambda rank: samples(rank, alone * 2, speaks=rank == 0)) == [shown, []]
