@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_origin
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
@@ -19,6 +19,17 @@ def as_typed(words: Sequence[str], kinds: dict[str, Any]) -> list[str]:
     """
     parser = OverridesParser.create()
     return [_quoted(word, kinds, parser) if "=" in word and not word.startswith("-") else word for word in words]
+
+
+def open_names(words: Sequence[str], kinds: dict[str, Any]) -> list[str]:
+    """Begin a word with "++" where it names what no schema can: Hydra refuses keys that are not there yet.
+
+    So names of the user's own, in a setting that maps names to values, are added or changed with or without a plus.
+    """
+    return [
+        f"++{word.lstrip('+')}" if "=" in word and word[0] not in "-~" and _is_name(_key(word), kinds) else word
+        for word in words
+    ]
 
 
 def check_read(words: Sequence[str], reads: Sequence[str], command: str) -> None:
@@ -60,6 +71,15 @@ def _quoted(word: str, kinds: dict[str, Any], parser: OverridesParser) -> str:
         )
         return f"{key}={','.join(quoted)}"
     return word
+
+
+def _is_name(key: str, kinds: dict[str, Any]) -> bool:
+    """Whether the key is that of a setting that maps names to values, or lies in one."""
+    for beginning, kind in kinds.items():
+        path = re.findall(r"[^.\[\]]+", key[len(beginning) :]) if key.startswith(beginning) else []
+        if any(get_origin(type_at(kind, path[: end + 1])) is dict for end in range(len(path))):
+            return True
+    return False
 
 
 def _is_text(key: str, kinds: dict[str, Any]) -> bool:

@@ -30,7 +30,7 @@ from data.tokenizer import Tokenizer
 from errors import ConfigurationError, ReadingStopped, StorageFailed
 from terminal import use_utf8
 from values import at_least, typed
-from words import as_typed, check_read
+from words import as_typed, check_read, open_names
 
 CONFIGURATION = Path(__file__).parent.parent / "conf"
 SCHEMA = "run_schema"
@@ -80,7 +80,7 @@ def open_stream(overrides: Sequence[str], split: str) -> Stream:
     """The stream of a run's configuration with these overrides."""
     try:
         with _schema(), initialize_config_dir(str(CONFIGURATION), version_base=None):
-            config = compose("pretrain", as_typed(overrides, TEXT))
+            config = compose("pretrain", open_names(as_typed(overrides, TEXT), TEXT))
         mixture = typed(MixtureConfig, OmegaConf.to_container(config.mixture, resolve=True), "mixture")
         if not config.stage.phases:
             raise ConfigurationError("stage.phases is empty; give at least one phase (see conf/stage).")

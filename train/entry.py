@@ -36,7 +36,7 @@ from train.shortage import is_lack_of_memory
 from train.sweep import FailedRuns, Sweep, become_one_of, folder_name
 from train.watchdog import EXIT_HUNG, PeerLost
 from values import expand_home
-from words import as_typed, check_read
+from words import as_typed, check_read, open_names
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 TEXT = {"": RunConfig, "cluster.": ClusterConfig, "hydra.launcher.cluster.": ClusterConfig}
@@ -94,7 +94,7 @@ def _prepare_words(reads: Sequence[str]) -> None:
     words = without_injected(sys.argv[1:])
     if reads:
         check_read(words, reads, Path(sys.argv[0]).stem)
-    sys.argv[1:] = as_typed(words, TEXT)
+    sys.argv[1:] = open_names(as_typed(words, TEXT), TEXT)
 
 
 def in_one_sentence(work: Callable[[], None]) -> None:

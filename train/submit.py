@@ -34,7 +34,7 @@ from train.slurm import Job
 from train.snapshot import ROOT, take
 from train.validation import chosen
 from values import expand_home, typed
-from words import as_typed
+from words import as_typed, open_names
 
 KINDS = ("corpus", "pretrain", "evaluate")
 FLAGS = {"--dry-run": "submit.dry_run=true", "--follow": "submit.follow=true"}
@@ -101,7 +101,7 @@ def plan(asked: Sequence[Request]) -> list[Job]:
 def composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
     """`conf/<config_name>.yaml` with overrides."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(config_name, as_typed(overrides, TEXT))
+        return compose(config_name, open_names(as_typed(overrides, TEXT), TEXT))
 
 
 def _config(request: Request, runs: dict[Path, RunConfig]) -> RunConfig:

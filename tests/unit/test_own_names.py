@@ -1,0 +1,36 @@
+"""Settings that map names of the user's own to values take them in every form that Hydra has for a key."""
+
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from data.digest import CONFIGURATION
+from train.entry import TEXT, register
+from words import as_typed, open_names
+
+
+def composed(*words: str) -> Any:
+    register()
+    with initialize_config_dir(str(CONFIGURATION), version_base=None):
+        return compose("pretrain", open_names(as_typed(words, TEXT), TEXT))
+
+
+@pytest.mark.parametrize("words", [
+    ["data.sources={webli: a/b}", "data.sources.text=c"],
+    ["+data.sources.webli=a/b", "+data.sources={text: c}"],
+])  # fmt: skip
+def test_names_of_sources_objectives_and_options(words: list[str]) -> None:
+    made = composed(
+        *words, "stage.phases.0.objectives={vqa: 2}", "stage.phases.0.objectives.ocr=1",
+        "mixture.components.3.options.languages=[en]", "mixture.components.0.options={input_length: 99}",
+    )  # fmt: skip
+    assert dict(made.data.sources) == {"webli": "a/b", "text": "c"}
+    assert dict(made.stage.phases[0].objectives) == {"vqa": 2.0, "ocr": 1.0}
+    assert list(made.mixture.components[3].options.languages) == ["en"]
+    assert made.mixture.components[0].options.input_length == 99
+
+
+def test_other_words_stay_as_they_are() -> None:
+    words = ["-m", "~data.sources", "run.steps=3", "mixture.components=[]", "hydra/launcher=slurm", "data.source.x=1"]
+    assert open_names(words, TEXT) == words
