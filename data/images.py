@@ -12,6 +12,7 @@ from data.objectives.base import Skip
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MEGAPIXELS = 64.0
+TAGGED = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})  # where an orientation may stand
 
 # Of broken tags and chunks of a picture whose pixels are whole; each has a text of its own, so that they would repeat.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -33,7 +34,7 @@ def decode(
             if image.width * image.height > max_megapixels * 1e6:
                 raise Skip("oversized image", defect=True, detail=f"it has {image.width} x {image.height} pixels")
             image.load()
-            if exif_orientation:
+            if exif_orientation and not TAGGED.isdisjoint(image.info):
                 with suppress(Exception):  # The picture is whole, whatever the tags beside it hold.
                     ImageOps.exif_transpose(image, in_place=True)
             rgb = _rgb(image)

@@ -70,6 +70,13 @@ def test_photographs_are_turned_upright(orientation, kind):
     assert np.abs(as_stored - decode(encoded(stored), 28))[[2, 2, -3, -3], [2, -3, 2, -3]].max() < 40
 
 
+def test_the_orientation_may_stand_in_xmp():
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="3"/></x:xmpmeta>'
+    turned, content = upright().transpose(STORED[3]), io.BytesIO()
+    turned.save(content, "WEBP", xmp=xmp, lossless=True)
+    assert np.array_equal(decode(content.getvalue(), 28), decode(encoded(upright()), 28))
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_a_broken_tag_turns_nothing_and_spoils_nothing():
     expected = decode(encoded(upright()), 28)
