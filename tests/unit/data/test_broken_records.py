@@ -64,6 +64,7 @@ def counted_by_everyone(opened: Stream, number: int = 10) -> None:
         ),
         ("captioning", b'{"captions": {"en": "fine"}, "meta": ' + b"9" * 5000 + b"}", "broken JSON"),
         ("captioning", b'{"captions": {"en": "\\u2063"}}', "empty caption"),
+        ("captioning", b'{"captions": {"en": "\\ufffd"}}', "target without any token"),  # SentencePiece takes it out
     ],
 )
 def test_a_record_that_cannot_be_used_is_counted_and_named(tmp_path, tokenizer, caplog, objective, bad, cause):
@@ -135,3 +136,4 @@ def test_the_template_alone_has_sentinels(tmp_path, tokenizer, objective):
             closing = [tokenizer.sentinel(0)] * (objective != "detection")
             assert asked == closing and not answered
             assert example.encoder_ids[-2:].tolist()[: len(closing)] == closing
+            assert example.closing == 1 + len(closing)  # ids that stay where the prompt is cut
