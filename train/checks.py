@@ -152,6 +152,8 @@ def _check_initial(config: RunConfig, plan: PaLI, expected: Sequence[Path]) -> N
 def _check_same_run(config: RunConfig, trains: bool) -> None:
     """A folder holds one run: what its steps are may not change under its checkpoints."""
     check_allowed(config.run.allow_changes)
+    if config.run.rehearse and not trains:
+        raise ConfigurationError("run.rehearse=true is for train.pretrain alone; leave it out here.")
     checkpoints = CheckpointFolder(Path(config.run.folder, "checkpoints"))
     if (lost := checkpoints.lost()) is not None:
         raise ConfigurationError(

@@ -76,6 +76,8 @@ def main(composed: DictConfig) -> None:
     """Train, and write the weights to `vit_pretraining.output`."""
     config = to_run_config(composed)
     settings, size = config.vit_pretraining, config.stage.phases[0].image_size
+    if config.run.rehearse:
+        raise ConfigurationError("run.rehearse=true is for train.pretrain alone; leave it out here.")
     if size % config.vit.patch_size:
         raise ConfigurationError(f"image_size={size} must be a multiple of vit.patch_size={config.vit.patch_size}.")
     output = Path(settings.output)
