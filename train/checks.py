@@ -142,7 +142,7 @@ def _check_initial(config: RunConfig, plan: PaLI, expected: Sequence[Path]) -> N
         return  # the run has weights of its own
     initial = config.run.initial
     checkpoints = Path(initial or "", "checkpoints")
-    if initial is not None and not CheckpointFolder(checkpoints).steps() and not _is_expected(checkpoints, expected):
+    if initial is not None and not CheckpointFolder(checkpoints).steps() and not _lies_in(checkpoints, expected):
         raise ConfigurationError(
             f"run.initial={initial} holds no checkpoints; name the folder of a run that saved one."
         )

@@ -129,6 +129,22 @@ def test_first_weights_must_exist(config: RunConfig, tmp_path: Path) -> None:
         check(config, world_size=1)
 
 
+def test_first_weights_of_a_job_before_are_not_there_yet(config: RunConfig, tmp_path: Path) -> None:
+    config.run.initial = str(tmp_path / "before")
+    check(config, world_size=1, expected=[tmp_path / "before"])
+    (tmp_path / "before" / "checkpoints").mkdir(parents=True)  # it has begun
+    check(config, world_size=1, expected=[tmp_path / "before"])
+    with pytest.raises(ConfigurationError, match="holds no checkpoints"):
+        check(config, world_size=1)
+
+
+def test_what_does_not_train_rehearses_nothing(config: RunConfig) -> None:
+    config.run.rehearse = True
+    check(config, world_size=1)
+    with pytest.raises(ConfigurationError, match=r"run\.rehearse=true is for train\.pretrain alone"):
+        check(config, world_size=1, trains=False)
+
+
 def test_a_folder_keeps_its_model(config: RunConfig) -> None:
     folder = Path(config.run.folder)
     folder.mkdir()
