@@ -19,8 +19,8 @@ from model.pali import PaLI, units
 CONF = Path(__file__).resolve().parent.parent / "conf"
 VIT_PARAMETERS = ("patches.", "vit_block_", "bridge.vit_norm.")
 OWN_TO_A_RUN = (
-    "run.name", "run.folder", "run.seed", "run.initial", "run.initial_weights", "vit_pretraining", "tracker", "vit",
-    "mt5", "parallel", "checkpoint",
+    "run.name", "run.folder", "run.seed", "run.allow_changes", "run.initial", "run.initial_weights",
+    "vit_pretraining", "tracker", "vit", "mt5", "parallel", "checkpoint",
 )  # fmt: skip
 VALIDATION, EVALUATION = "validation/", "evaluation/"
 
