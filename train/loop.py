@@ -91,7 +91,7 @@ class Loop:
                     )
         if self.guard.bad and self.span.last == self.config.run.steps:
             self.run.display.note(
-                f"The weights are those of step {step - len(self.guard.bad)}: all after it were skipped."
+                f"The weights are those of step {self.span.last - len(self.guard.bad)}: all after it were skipped."
             )
         return self.span.last
 
