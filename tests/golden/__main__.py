@@ -9,7 +9,6 @@ The reason is kept in the file. Exit code 1 where something differs and was not 
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -17,6 +16,7 @@ from itertools import zip_longest
 from rich.console import Console
 from rich.table import Table
 
+from files import write_text
 from tests.golden import BECAUSE, FILES, Lists, computed, expected, path_of
 
 
@@ -49,9 +49,7 @@ def show(name: str, old: Lists, changed: list[tuple[str, int, object, object]]) 
 def write(name: str, new: Lists, reason: str) -> None:
     for values in new.values():
         assert all(math.isfinite(value) for value in values if isinstance(value, float)), "not finite"
-    unfinished = path_of(name).with_suffix(".unfinished")
-    unfinished.write_text(json.dumps({BECAUSE: reason, **new}, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, path_of(name))
+    write_text(path_of(name), json.dumps({BECAUSE: reason, **new}, indent=1) + "\n")
 
 
 def main(arguments: Sequence[str]) -> int:
