@@ -88,6 +88,14 @@ def test_a_disk_that_keeps_failing_ends_reading_and_opening(tmp_path, monkeypatc
         ShardSource("webli", str(tmp_path / "cc3m_35l"), "train", Ledger(0.0, 0))
 
 
+def test_an_error_of_a_real_file_system_is_one_of_storage(tmp_path):
+    (tmp_path / "train-00000.tar").symlink_to("/proc/self/mem")  # it can be opened, and no process has a first page
+    with pytest.raises(
+        StorageFailed, match=r"train-00000\.tar could not be read for 0\.2 s \(Input/output error, EIO\)"
+    ):
+        ShardSource("webli", str(tmp_path), "train", Ledger(1.0, 0), ReadOptions(retry_s=0.2))
+
+
 def test_a_mount_that_is_lost_is_no_bad_data_and_a_shard_that_is_removed_is(tmp_path, clock):
     folder = tmp_path / "mount"
     source = opened(folder, retry_s=1.0, index_folder=str(tmp_path / "indices"))
