@@ -3,11 +3,13 @@
 Hydra takes launchers from the namespace `hydra_plugins` alone, hence this file's place; the underscore hides it from
 Hydra's scanner, which would warn at every start where submitit is not installed. `train/entry.py` registers it.
 
-Three things differ from hydra-submitit-launcher 1.2.0 with submitit 1.5.4:
+Four things differ from hydra-submitit-launcher 1.2.0 with submitit 1.5.4:
 1. Signals are the run's own (`train/interrupt.py`): submitit requeues at once, before anything is saved. A run that was
    interrupted and saved exits with 75, and the job's script has Slurm queue it again.
 2. A run that fails ends its job with the run's exit code; Hydra would turn it into a value, and the job into a success.
-3. The end of a job is learnt from squeue: submitit asks sacct, and without accounting waits for ever for a killed job.
+   What becomes of the job then is ruled by slurm/job.sh, as for jobs of train.submit.
+3. Code and configuration are those of the submission, from a snapshot, also in a job that is queued again days later.
+4. The end of a job is learnt from squeue: submitit asks sacct, and without accounting waits for ever for a killed job.
 """
 
 import os
@@ -23,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
@@ -34,9 +37,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from errors import ConfigurationError
 from files import write_text
 from train import entry
-from train.checks import check
+from train.checks import check, check_training_data
 from train.cluster import ClusterConfig
 from train.config import to_run_config
+from train.slurm import PAUSES_S, PYTHONPATH, gpu_option, is_passing, slower
+from train.snapshot import take
 from train.sweep import FailedRuns, become_one_of
 from values import typed
 
@@ -71,11 +76,13 @@ class SlurmArrayLauncher(SlurmLauncher):
         self.wait, self.poll_s = wait, poll_s
         site = typed(ClusterConfig, OmegaConf.to_container(cluster), "cluster")
         self.params: dict[str, Any] = with_site(vars(self)["params"], site)
-        self.python = [*site.container, site.python or sys.executable]
+        self.python = [*site.container, site.python or sys.executable, "-P"]  # -P: not what lies in the current folder
+        self.conf = str(entry.CONF)
 
     def __call__(self, *arguments: Any) -> JobReturn:
         """One task of a job: one rank of one run. Ends the process if the run fails or is interrupted."""
         entry.register()
+        self._use_own_configuration()
         for number in EARLY:
             signal.signal(number, _leave)
         signal.signal(signal.SIGCONT, signal.SIG_DFL)
@@ -89,7 +96,7 @@ class SlurmArrayLauncher(SlurmLauncher):
         names = self._check(job_overrides)
         folder = Path(self.params["submitit_folder"]).absolute()
         self._check_not_running(folder)
-        jobs = self._submit(folder, job_overrides, initial_job_idx)
+        jobs = self._submit(folder, self._snapshot(), job_overrides, initial_job_idx)
         array = _array_of(jobs[0])
         write_text(folder / RUNNING, array)
         print(
@@ -126,10 +133,28 @@ class SlurmArrayLauncher(SlurmLauncher):
             names.append(name)
         return names
 
+    def _use_own_configuration(self) -> None:
+        """Compose from the snapshot's `conf`, where the submission had the checkout's."""
+        assert self.hydra_context is not None
+        search_path = self.hydra_context.config_loader.get_search_path()
+        for element in search_path.get_path():
+            if element.path.removeprefix("file://") == self.conf:
+                element.path = str(entry.CONF)
+        self.hydra_context.config_loader = ConfigLoaderImpl(search_path)
+
+    def _snapshot(self) -> Path:
+        """Keep the code beside the runs, with what a job's script sources: only its owner reads a site's keys."""
+        assert self.config is not None
+        lines = [PYTHONPATH, *(self.params["setup"] or [])]
+        return take(Path(self.config.hydra.sweep.dir), {"site.sh": "\n".join(lines) + "\n"}).absolute()
+
     def _check_run(self, name: str, composed: DictConfig) -> None:
         wrong = None
         try:
-            check(to_run_config(composed), self._ranks)
+            config = to_run_config(composed)
+            check(config, self._ranks)
+            if Path(sys.argv[0]).stem != "pretrain_vit":  # which reads one source alone
+                check_training_data(config)
         except ConfigurationError as error:
             wrong = error
         if wrong is not None:  # not inside the handler: of a chain of errors the first is the one that is told
@@ -146,37 +171,51 @@ class SlurmArrayLauncher(SlurmLauncher):
                 "another run.name."
             )
 
-    def _submit(self, folder: Path, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
+    def _submit(self, folder: Path, snapshot: Path, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
         os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL  # read when submitit is imported, here and in the jobs
         import submitit
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         common = set(OmegaConf.structured(BaseQueueConf)) - {"submitit_folder"}
-        own = {"submitit_folder", "max_num_timeout"}
+        own = {"submitit_folder", "max_num_timeout", "setup"}
         parameters = {
             k if k in common else f"slurm_{k}": v for k, v in self.params.items() if k not in own and v is not None
         }
         executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_python=shlex.join(self.python))
-        before, after = _frame(folder)
-        parameters["slurm_setup"] = [*before, *(self.params["setup"] or [])]
-        executor.update_parameters(**parameters, slurm_teardown=after)
+        before, after = _frame(folder, snapshot)
+        executor.update_parameters(**parameters, slurm_setup=before, slurm_teardown=after)
         numbers = range(first, first + len(job_overrides))
-        try:
-            return executor.map_array(
-                self,
-                [list(overrides) for overrides in job_overrides],
-                ["hydra.sweep.dir" for _ in numbers],
-                list(numbers),
-                [f"job_id_for_{number}" for number in numbers],
-                [Singleton.get_state() for _ in numbers],
-            )
-        except (FailedJobError, FailedSubmissionError) as error:
-            raise ConfigurationError(f"Slurm refused the sweep ({' '.join(str(error).split())}).") from error
+        for pause in (*PAUSES_S, None):
+            try:
+                return executor.map_array(
+                    self,
+                    [list(overrides) for overrides in job_overrides],
+                    ["hydra.sweep.dir" for _ in numbers],
+                    list(numbers),
+                    [f"job_id_for_{number}" for number in numbers],
+                    [Singleton.get_state() for _ in numbers],
+                )
+            except (FailedJobError, FailedSubmissionError) as error:
+                said = " ".join(str(error).split())
+                if not is_passing(said):
+                    raise ConfigurationError(f"Slurm refused the sweep ({said}).") from error
+                if pause is None or "timed out" in said:
+                    raise entry.Interrupted(
+                        f"Slurm did not answer in time ({said}); look with `squeue --me` whether it took the sweep, "
+                        "and submit it again if not."
+                    ) from error
+                time.sleep(pause)
+            finally:
+                for file in (*folder.glob("*.pkl"), *folder.glob("*.sh")):  # they hold what the site's settings hold
+                    file.chmod(0o600)
+        raise AssertionError("the last pause is None")
 
     def _wait(self, array: str) -> None:
+        pause = self.poll_s
         try:
             while _queued(array):
-                time.sleep(self.poll_s)
+                time.sleep(pause)
+                pause = slower(pause)
         except KeyboardInterrupt:
             print(f"Slurm job {array} goes on; `scancel {array}` ends it.", file=sys.stderr)
             sys.exit(130)
@@ -199,39 +238,54 @@ def with_site(params: dict[str, Any], site: ClusterConfig) -> dict[str, Any]:
     same = {
         "partition": site.partition,
         "account": site.account,
+        "qos": site.qos,
+        "constraint": site.constraint,
+        "exclude": site.exclude,
         "tasks_per_node": site.ranks_per_node,
         "gpus_per_node": site.gpus_per_node or None,
         "cpus_per_task": site.cpus_per_task,
         "signal_delay_s": site.signal_lead_s,
     }
-    filled = params | {key: value for key, value in same.items() if params[key] is None}
+    filled = params | {key: value for key, value in same.items() if value is not None and params.get(key) is None}
+    if filled.get("gpus_per_node") and filled.get("gres") is None:
+        asked = gpu_option(site, filled["gpus_per_node"])
+        filled |= {"gpus_per_node": asked.get("gpus-per-node")} | ({"gres": asked["gres"]} if "gres" in asked else {})
     exports = [f"export {name}={shlex.quote(value)}" for name, value in site.environment.items()]
     filled["setup"] = [*exports, *site.setup, *(params["setup"] or [])]
     filled["srun_args"] = [*site.srun, *params["srun_args"]]
     more: dict[str, Any] = {"time": site.time} if params["timeout_min"] is None else {}
+    more |= {name: value for name in ("reservation", "nodelist") if (value := getattr(site, name)) is not None}
     if site.memory is not None and params["mem_gb"] is None:
         more["mem"] = site.memory
     for option in site.sbatch:
+        if not option.startswith("--"):
+            raise ConfigurationError(
+                f"cluster.sbatch: {option!r} cannot be an option of a sweep; write options long and in one word, as in "
+                "--qos=long."
+            )
         name, given, value = option.lstrip("-").partition("=")
         more[name] = value if given else True
     filled["additional_parameters"] = more | params["additional_parameters"]
     return filled
 
 
-def _frame(folder: Path) -> tuple[list[str], list[str]]:
-    """The lines of the job's script before and after srun: how the run ended is kept, and it may be queued again.
+def _frame(folder: Path, snapshot: Path) -> tuple[list[str], list[str]]:
+    """Return the lines of the job's script before and after srun, whose rule is that of slurm/job.sh.
 
-    Bash's status of srun is the highest exit code of its tasks. 0, 2 and 3: to start the run again would change
-    nothing. All else goes on from the last checkpoint, as in slurm/pretrain.sbatch: a signal (75), a hang (4), a rank
-    that was killed (from 128), one that lost its peers (1; soon and for the fourth time, it is something else).
+    How the run ended is kept in a file, from which the sweep's command reads it.
     """
-    file = f'{shlex.quote(str(folder))}/"${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}_${{SLURM_ARRAY_TASK_ID:-0}}.exit"'
-    return [f"rm -f {file}"], [
-        "code=$?",
+    own, shared = shlex.quote(str(folder)), shlex.quote(str(snapshot / "code" / "slurm" / "job.sh"))
+    file = f'{own}/"${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}_${{SLURM_ARRAY_TASK_ID:-0}}.exit"'
+    return [
+        f"rm -f {file}",
+        f"PALI_SITE={shlex.quote(str(snapshot / 'site.sh'))}",
+        f'source {shared} || {{ echo "The snapshot "{shared}" is gone; submit the sweep again." >&2; exit 2; }}',
+        f"expect_note {own}",
+    ], [
+        "judge $? && again=yes",
         f'echo "$code" > {file}',
-        'case "$code" in 0 | 2 | 3) exit "$code" ;; esac',
-        '[ "$code" = 1 ] && [ "$SECONDS" -lt 120 ] && [ "${SLURM_RESTART_COUNT:-0}" -ge 3 ] && exit 1',
-        'exec scontrol requeue "$SLURM_JOB_ID"',
+        '[ -n "${again-}" ] || exit "$code"',
+        "queue_again",
     ]
 
 

@@ -21,6 +21,7 @@ SETTLED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_M
            "DEADLINE", FORGOTTEN)  # fmt: skip
 
 
+PYTHONPATH = 'export PYTHONPATH="${BASH_SOURCE[0]%/*}/code"'  # of a file beside the snapshot's code
 MOST_PAUSE_S = 60.0  # between two questions to Slurm, of one who waits
 PAUSES_S = (1, 2, 4, 8, 15, 30, 60)  # before Slurm is asked again for what it did not answer
 PASSING = ("Unable to contact", "Socket timed out", "timed out", "Connection refused", "Connection reset",
@@ -81,7 +82,7 @@ def site_script(job: Job) -> str:
 def set_up(cluster: ClusterConfig) -> list[str]:
     """Return the shell lines before anything else: where the snapshot's code is, and the site's own words."""
     exports = [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
-    return ['export PYTHONPATH="${BASH_SOURCE[0]%/*}/code"', *exports, *cluster.setup]
+    return [PYTHONPATH, *exports, *cluster.setup]
 
 
 def masked(text: str) -> str:

@@ -100,6 +100,8 @@ def test_a_failing_run_and_an_interrupted_one(slurm: Cluster, corpus: Path, stra
     with stopped_after(2, run, show(f"{array}_0")["JobId"]) as ranks:
         call("scancel", "--signal=USR1", f"{array}_0")
         until(lambda: all(is_pending(signal.SIGUSR1, process) for process in ranks))
+        own = [Path(f"/proc/{process}/environ").read_bytes().split(b"\0") for process in ranks]
+        assert all(f"PYTHONPATH={run.parent}/submitted/".encode() in b"\n".join(each) for each in own)
         again = subprocess.run(
             sweep.process.args,
             cwd=tmp_path,

@@ -10,6 +10,7 @@ import pytest
 
 from tests.slurm.cluster import Cluster, call, show, wait_for
 from tests.slurm.conftest import SETTINGS, curve, same_curve, stopped_after
+from train.entry import register
 from train.slurm import Job
 from train.submit import plan, requests, submit
 
@@ -21,6 +22,7 @@ Submit = Callable[..., tuple[Job, str]]
 def train(slurm: Cluster, corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Submit:
     """Submits the run of the settings, with more words, as a user would; returns the job and its id."""
     monkeypatch.chdir(tmp_path)
+    register()
 
     def submitted(*words: str) -> tuple[Job, str]:
         (one,) = submit(plan(requests(["cluster=cpu", *SETTINGS, f"data.root={corpus}", "run.folder=run", *words])))

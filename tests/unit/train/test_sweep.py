@@ -1,6 +1,7 @@
 """A sweep in this process: one run's failure is told and costs no other run; what a Slurm array is refused for."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from omegaconf import DictConfig
 
 from errors import ConfigurationError
-from train.entry import Interrupted, RunStopped, entry
+from train.entry import CONF, Interrupted, RunStopped, entry
 
 Sweeping = Callable[..., tuple[int, str, list[int]]]
 
@@ -134,6 +135,61 @@ def test_a_slurm_array_is_checked_before_it_is_submitted(
     assert code == 2
     assert said.startswith("Configuration: ") and sentence in said and said.count("\n") == 1
     assert not submitted.exists()
+
+
+def command(folder: Path, name: str, body: str) -> None:
+    (folder / name).write_text(f'#!/bin/bash\necho "{name} $*" >> {folder}/calls\n{body}\n', encoding="utf-8")
+    (folder / name).chmod(0o755)
+
+
+def test_a_sweep_runs_the_code_of_its_submission_by_the_rule_of_all_jobs(
+    submitted: Path, sweeping: Sweeping, tokenizer_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = submitted.parent / "bin"
+    command(place, "sbatch", f'cp "${{@: -1}}" {tmp_path}/job.sh; echo "Submitted batch job 77"')
+    command(place, "squeue", "exit 0")
+    words = ["hydra/launcher=slurm", "cluster@hydra.launcher.cluster=gres", "experiment=equivalence", "data.root=data",
+             "+hydra.launcher.cluster.environment.WANDB_API_KEY=secret", f"data.tokenizer={tokenizer_path}",
+             "hydra.launcher.tasks_per_node=1", "hydra.launcher.cluster.setup=[set -e]"]  # fmt: skip
+    code, said, _ = sweeping(None, *words)
+    assert code == 2 and "no train shards at data/" in said and not (tmp_path / "job.sh").exists()
+
+    for source in ("webli", "cc3m_35l", "vq2a", "objects", "text"):
+        (tmp_path / "data" / source).mkdir(parents=True)
+        (tmp_path / "data" / source / "train-00000.tar").touch()
+    code, said, _ = sweeping(None, *words)
+    assert code == 1 and said.count("ended from outside") == 3, said
+    folder = tmp_path / "runs" / "equivalence"
+    (snapshot,) = (folder / "submitted").iterdir()
+    assert (snapshot / "code" / "train" / "pretrain.py").exists()
+    text = (tmp_path / "job.sh").read_text(encoding="utf-8")
+    assert "--gres=gpu:a100:4" in text and "--qos=long" in text and "gpus-per-node" not in text
+    assert "secret" not in text and "secret" in (snapshot / "site.sh").read_text(encoding="utf-8")
+    assert " -P -u -m submitit.core._submit " in text
+    for private in (*(folder / ".submitit").glob("*.sh"), *(folder / ".submitit").glob("*.pkl"), snapshot / "site.sh"):
+        assert private.stat().st_mode & 0o077 == 0, private
+
+    from submitit.core.utils import DelayedSubmission
+
+    launcher = DelayedSubmission.load(folder / ".submitit" / "77_0_submitted.pkl").function
+    monkeypatch.setattr("train.entry.CONF", snapshot / "code" / "conf")  # as the job finds it
+    launcher._use_own_configuration()
+    searched = str(launcher.hydra_context.config_loader.get_search_path())
+    assert str(snapshot / "code" / "conf") in searched and str(CONF) not in searched
+
+    command(place, "scontrol", "exit 0")
+    for srun, ended, again in (
+        ("exit 0", 0, False), ("exit 3", 3, False), ("exit 75", 0, True), ("rm $PALI_NOTE; exit 4", 3, False),
+        (f'[ "$PYTHONPATH" = {snapshot}/code ] && [ "$WANDB_API_KEY" = secret ] && exit 2', 2, False),
+    ):  # fmt: skip
+        command(place, "srun", srun)
+        (place / "calls").write_text("", encoding="utf-8")
+        monkeypatch.setenv("SLURM_JOB_ID", "78")
+        done = subprocess.run(["bash", tmp_path / "job.sh"], cwd=tmp_path, capture_output=True, encoding="utf-8")
+        assert done.returncode == ended, (srun, done)
+        assert ("scontrol requeue 78" in (place / "calls").read_text(encoding="utf-8")) == again
+        left = (folder / ".submitit" / "78_0.exit").read_text(encoding="utf-8").strip()
+        assert left == ("75" if again else str(ended))
 
 
 def test_without_slurm(sweeping: Sweeping, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
