@@ -16,6 +16,10 @@ MPIRUN = (
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),  # MPICH and Intel MPI
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
 )
+PAUSES_S = (1, 2, 4, 8, 15, 30, 60)  # before Slurm is asked again for what it did not answer
+OF_CONTROLLER = ("Unable to contact", "timed out", "Connection refused", "Connection reset", "No route to host",
+                 "Zero Bytes were transmitted", "emporarily un", "Communication connection failure",
+                 "Transport endpoint", "not responding")  # fmt: skip
 RESERVED_STEPS = 0xFFFFFFF0  # ids from here on are not of srun's steps: the batch script, an interactive shell, ...
 
 
@@ -77,6 +81,11 @@ def first_host(nodes: str) -> str:
     first = re.match(r"(?:\[[^]]*\]|[^,\[])*", nodes)
     assert first is not None
     return re.sub(r"\[([^],-]*)[^]]*\]", r"\1", first[0])
+
+
+def is_of_controller(said: str) -> bool:
+    """Return whether Slurm's controller or the network failed for a while, rather than what was asked of them."""
+    return any(sign in said for sign in OF_CONTROLLER)
 
 
 def _srun(environment: Mapping[str, str]) -> Place:

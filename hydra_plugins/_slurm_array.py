@@ -36,11 +36,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from errors import ConfigurationError
 from files import write_text
+from launcher import PAUSES_S, is_of_controller
 from train import entry
 from train.checks import check, check_training_data
 from train.cluster import ClusterConfig
 from train.config import to_run_config
-from train.slurm import PAUSES_S, PYTHONPATH, gpu_option, is_passing, slower
+from train.slurm import PYTHONPATH, gpu_option, slower
 from train.snapshot import take
 from train.sweep import FailedRuns, become_one_of
 from values import typed
@@ -197,7 +198,7 @@ class SlurmArrayLauncher(SlurmLauncher):
                 )
             except (FailedJobError, FailedSubmissionError) as error:
                 said = " ".join(str(error).split())
-                if not is_passing(said):
+                if not is_of_controller(said):
                     raise ConfigurationError(f"Slurm refused the sweep ({said}).") from error
                 if pause is None or "timed out" in said:
                     raise entry.Interrupted(

@@ -4,10 +4,12 @@ import ipaddress
 import re
 import socket
 import subprocess
+import time
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 
 from errors import ConfigurationError
-from launcher import Place, first_host
+from launcher import PAUSES_S, Place, first_host, is_of_controller
 
 PORTS = range(12_000, 32_000)  # below Linux's range of ephemeral ports, above most services
 
@@ -53,12 +55,24 @@ def slurm_meeting_point(environment: Mapping[str, str]) -> tuple[str, int]:
 
 
 def address_of(node: str) -> str:
-    """The node's name where it can be looked up, else the address that Slurm knows it by."""
-    try:
-        socket.getaddrinfo(node, None)
-        return node
-    except OSError:
-        pass
+    """The node's name where it can be looked up, else the address that Slurm knows it by.
+
+    Names and controllers may be out of reach for a while, so both are tried again for two minutes.
+    """
+    for pause in (*PAUSES_S, None):
+        with suppress(OSError):
+            socket.getaddrinfo(node, None)
+            return node
+        said = _scontrol_show(node)
+        if found := re.search(r"NodeAddr=(\S+)", said):
+            return found[1]
+        if pause is None or not is_of_controller(said):
+            break
+        time.sleep(pause)
+    raise ConfigurationError(f"The address of the first node, {node}, cannot be found; set MASTER_ADDR to it.")
+
+
+def _scontrol_show(node: str) -> str:
     try:
         asked = subprocess.run(
             ["scontrol", "--oneliner", "show", "node", node],
@@ -67,12 +81,11 @@ def address_of(node: str) -> str:
             errors="replace",
             timeout=60,
         )
-        found = re.search(r"NodeAddr=(\S+)", asked.stdout)
-    except (OSError, subprocess.TimeoutExpired):
-        found = None
-    if found is None:
-        raise ConfigurationError(f"The address of the first node, {node}, cannot be found; set MASTER_ADDR to it.")
-    return found[1]
+    except subprocess.TimeoutExpired:
+        return "timed out"
+    except OSError:  # none here
+        return ""
+    return asked.stdout + asked.stderr
 
 
 def mpi_meeting_point(this: Place) -> tuple[str, int]:

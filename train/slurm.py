@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from errors import ConfigurationError
+from launcher import PAUSES_S, is_of_controller
 from train.cluster import ClusterConfig, SubmitConfig
 from train.entry import Interrupted
 
@@ -23,10 +24,6 @@ SETTLED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_M
 
 PYTHONPATH = 'export PYTHONPATH="${BASH_SOURCE[0]%/*}/code"'  # of a file beside the snapshot's code
 MOST_PAUSE_S = 60.0  # between two questions to Slurm, of one who waits
-PAUSES_S = (1, 2, 4, 8, 15, 30, 60)  # before Slurm is asked again for what it did not answer
-PASSING = ("Unable to contact", "Socket timed out", "timed out", "Connection refused", "Connection reset",
-           "Zero Bytes were transmitted", "emporarily un", "No route to host", "Communication connection failure",
-           "Transport endpoint", "not responding", "Unexpected message received")  # fmt: skip
 NAMES_GPUS = re.compile(r"-G|--gpus|--gres\b.*\bgpu|--tres-per")  # of sbatch's options
 SECRET = re.compile(
     r"""(?ix)(\b\w*(?:key|token(?!iz)|secret|passw|credential|netrc)\w*=)(?:'[^']*'|"[^"]*"|[^\s'";)])+"""
@@ -143,7 +140,7 @@ def submit(command: list[str], snapshot: Path) -> str:
         if not done.returncode:
             return done.stdout.strip().split(";")[0]
         said = " ".join(done.stderr.split())
-        if not is_passing(said):
+        if not is_of_controller(said):
             raise ConfigurationError(f"Slurm refuses the job: {said}")
         if pause is None:
             break
@@ -165,11 +162,6 @@ def accepted_in_silence(snapshot: str) -> str | None:
 def call(command: Sequence[str], environment: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
     """Run one of Slurm's commands, and keep what it prints."""
     return subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", errors="replace")
-
-
-def is_passing(said: str) -> bool:
-    """Return whether an error of Slurm's commands is of the controller or the network, rather than of the job."""
-    return any(sign in said for sign in PASSING)
 
 
 def state(number: str) -> str:

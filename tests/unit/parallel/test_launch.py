@@ -197,6 +197,23 @@ def test_a_node_that_only_slurm_knows(tmp_path: Path, monkeypatch: pytest.Monkey
     assert meeting.address_of("n1") == "n1"
 
 
+def test_a_controller_that_is_busy_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code 2 would end the job for good."""
+    answers = [
+        "Unable to contact slurm controller (connect failure)",
+        "Socket timed out",
+        "NodeName=n1 NodeAddr=10.0.0.7",
+    ]
+    slept: list[float] = []
+    monkeypatch.setattr(socket, "getaddrinfo", Mock(side_effect=OSError))
+    monkeypatch.setattr(meeting, "_scontrol_show", lambda node: answers.pop(0))
+    monkeypatch.setattr(meeting.time, "sleep", slept.append)
+    assert meeting.address_of("n1") == "10.0.0.7" and slept == [1, 2]
+    monkeypatch.setattr(meeting, "_scontrol_show", lambda node: "Unable to contact slurm controller")
+    with pytest.raises(ConfigurationError, match="n1, cannot be found"):
+        meeting.address_of("n1")
+
+
 def test_torchruns_meeting_point_is_its_own() -> None:
     assert met(TORCHRUN) == TORCHRUN
 
