@@ -128,6 +128,10 @@ def test_scontrol_is_tried_again(script: Script, tmp_path: Path) -> None:
     assert "did not queue the job again (Unable to contact slurm controller); submit it once more" in said
 
 
+def test_the_signal_that_follows_a_requeue_ends_no_scontrol(script: Script) -> None:
+    assert script(srun="exit 75", scontrol="kill -TERM $PPID; exit 0")[0] == 0
+
+
 @pytest.mark.parametrize("name", ["pretrain", "evaluate", "corpus"])
 @pytest.mark.parametrize("site", ["", "python=(", "return 1\n", "false\n"])
 def test_a_site_that_cannot_be_read_ends_the_job(site: str, name: str, script: Script, tmp_path: Path) -> None:
@@ -179,5 +183,20 @@ def test_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = file.read_bytes()
     assert len(text) == 4096 and text.startswith(b"3\nrank 0 on ") and text.decode().rstrip().endswith("ü")
     note.withdraw()
+    assert not file.read_text(encoding="utf-8").strip()
     note.leave(2, "Of the\nnext run.")
     assert file.read_text(encoding="utf-8").splitlines()[1].endswith(": Of the next run.")
+
+
+def test_a_note_that_cannot_be_written_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That takes no room, and the script reads it as a stop."""
+
+    def full(path: str, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    file = tmp_path / "note"
+    file.write_bytes(b" " * 4095 + b"\n")
+    monkeypatch.setenv("PALI_NOTE", str(file))
+    monkeypatch.setattr(note, "_write", full)
+    note.leave(3, "The disk is full.")
+    assert not file.exists()
