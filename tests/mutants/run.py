@@ -83,7 +83,7 @@ class Runner:
     def _distance(self, test: str, mutant: Mutant) -> int:
         """0 for tests named after the mutant's file, 1 for those that import it, 2 for others."""
         module = mutant.file.removesuffix(".py").replace("/", ".")
-        if Path(test).stem.endswith(module.rpartition(".")[2]):
+        if module.rpartition(".")[2] in Path(test).stem:
             return 0
         text = (self.copy / test).read_text(encoding="utf-8")
         folder, _, name = module.rpartition(".")
