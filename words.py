@@ -32,17 +32,24 @@ def open_names(words: Sequence[str], kinds: dict[str, Any]) -> list[str]:
     ]
 
 
-def check_read(words: Sequence[str], reads: Sequence[str], command: str) -> None:
+def check_read(words: Sequence[str], reads: Sequence[str], command: str, known: Any = None) -> None:
     """Raise ConfigurationError for a word whose key is not among `reads`, which `command` would ignore.
 
     An entry stands for a key and all below it, or with a final "=" for that very key, such as a choice of a group.
+    `known`: the dataclass of all settings, if Hydra is left to refuse the keys that no command has.
     """
     for word in words:
         key = _key(word)
         if word.startswith("-") or not key or key.partition(".")[0] == "hydra" or "hydra.launcher" in key:
             continue
+        if known is not None and type_at(known, _path(key)) is None:
+            continue
         if not any(f"{key}=" == name or key == name or key.startswith(f"{name}.") for name in reads):
             raise ConfigurationError(f"{command} does not read {key}; leave it out (it reads {', '.join(reads)}).")
+
+
+def _path(key: str) -> list[str]:
+    return re.findall(r"[^.\[\]]+", key)
 
 
 def _key(word: str) -> str:
@@ -76,7 +83,7 @@ def _quoted(word: str, kinds: dict[str, Any], parser: OverridesParser) -> str:
 def _is_name(key: str, kinds: dict[str, Any]) -> bool:
     """Whether the key is that of a setting that maps names to values, or lies in one."""
     for beginning, kind in kinds.items():
-        path = re.findall(r"[^.\[\]]+", key[len(beginning) :]) if key.startswith(beginning) else []
+        path = _path(key[len(beginning) :]) if key.startswith(beginning) else []
         if any(get_origin(type_at(kind, path[: end + 1])) is dict for end in range(len(path))):
             return True
     return False
@@ -84,6 +91,6 @@ def _is_name(key: str, kinds: dict[str, Any]) -> bool:
 
 def _is_text(key: str, kinds: dict[str, Any]) -> bool:
     for beginning, kind in kinds.items():
-        if key.startswith(beginning) and type_at(kind, re.findall(r"[^.\[\]]+", key[len(beginning) :])) is str:
+        if key.startswith(beginning) and type_at(kind, _path(key[len(beginning) :])) is str:
             return True
     return False

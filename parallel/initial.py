@@ -17,21 +17,22 @@ from progress import beat
 POSITION = "patches.position"  # resampled where the file's resolution is another
 
 
-def check_files(plan: nn.Module, files: Sequence[str | Path]) -> None:
+def check_files(plan: nn.Module, files: Sequence[str | Path], key: str = "run.initial_weights") -> None:
     """Raise ConfigurationError for a file that cannot be read, or holds what is no parameter of the model.
 
-    `plan`: all units, be it on `meta`; only the names and shapes in the files are read.
+    `plan`: all units, be it on `meta`; only the names and shapes in the files are read. `key`: the setting that names
+    the files.
     """
     shapes = {part.name: part.shape for _, part in parts_of(plan)}
     for file in files:
         if not Path(file).is_file():
-            raise ConfigurationError(f"run.initial_weights names {file}, which is no file; make it or leave it out.")
+            raise ConfigurationError(f"{key} names {file}, which is no file; make it or leave it out.")
         try:
             with safe_open(str(file), framework="pt") as opened:
                 found = {name: torch.Size(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise ConfigurationError(
-                f"run.initial_weights names {file}, which is no safetensors file ({error}); make it anew."
+                f"{key} names {file}, which is no safetensors file ({error}); make it anew."
             ) from error
         for name, shape in found.items():
             if name not in shapes:
@@ -41,6 +42,12 @@ def check_files(plan: nn.Module, files: Sequence[str | Path]) -> None:
                     f"{name} is {tuple(shape)} in {file} and {tuple(shapes[name])} here; give the vit and mt5 it was "
                     "made with."
                 )
+
+
+def names_in(file: str | Path) -> set[str]:
+    """Read the names of the tensors in a safetensors file."""
+    with safe_open(str(file), framework="pt") as opened:
+        return set(opened.keys())
 
 
 @torch.no_grad()

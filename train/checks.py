@@ -16,9 +16,9 @@ from model.pali import PaLI
 from parallel import layout
 from parallel.checkpoint_folder import CheckpointFolder
 from parallel.engine import DTYPES
-from parallel.initial import check_files
 from parallel.materialize import plan_of
 from train.config import RunConfig
+from train.first_weights import check_first_weights, first_files
 from train.phases import Span, for_phase, spans
 from train.profiling import profiled_steps
 from train.resume import MODEL, check_allowed, check_resume, check_same_model
@@ -26,10 +26,13 @@ from train.steps import work_of
 from train.validation import SPLIT
 
 
-def check(config: RunConfig, world_size: int, expected: Sequence[Path] = (), trains: bool = True) -> None:
+def check(
+    config: RunConfig, world_size: int, expected: Sequence[Path] = (), trains: bool = True, weights: bool = True
+) -> None:
     """Raise ConfigurationError, one sentence that says what to change, for settings that cannot work together.
 
     `trains`: whether the run in run.folder is to go on, rather than to be looked at.
+    `weights`: whether first weights will be read, so that their files must be there.
     `expected`: folders that jobs before this one will have made; what is missing in them is no mistake yet. Raises
     OSError for a run.folder that cannot be made or written to.
     """
@@ -44,8 +47,9 @@ def check(config: RunConfig, world_size: int, expected: Sequence[Path] = (), tra
         )
     profiled_steps(config.profile)
     _check_tokenizer(config, expected)
-    _check_initial(config, plans[0], expected)
     _check_same_run(config, trains)
+    if weights:
+        _check_initial(config, plans, expected)
     _check_same_tokenizer(config, expected)
 
 
@@ -137,7 +141,7 @@ def _check_tokenizer(config: RunConfig, expected: Sequence[Path]) -> None:
         )
 
 
-def _check_initial(config: RunConfig, plan: PaLI, expected: Sequence[Path]) -> None:
+def _check_initial(config: RunConfig, phases: Sequence[PaLI], expected: Sequence[Path]) -> None:
     if CheckpointFolder(Path(config.run.folder, "checkpoints")).steps():
         return  # the run has weights of its own
     initial = config.run.initial
@@ -146,7 +150,7 @@ def _check_initial(config: RunConfig, plan: PaLI, expected: Sequence[Path]) -> N
         raise ConfigurationError(
             f"run.initial={initial} holds no checkpoints; name the folder of a run that saved one."
         )
-    check_files(plan, [file for file in config.run.initial_weights if not _is_expected(Path(file), expected)])
+    check_first_weights(config, phases, [f for f in map(Path, first_files(config)) if _is_expected(f, expected)])
 
 
 def _check_same_run(config: RunConfig, trains: bool) -> None:

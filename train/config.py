@@ -11,6 +11,8 @@ from model.config import ModelConfig, MT5Config, ViTConfig
 from parallel.config import OptimizerConfig, ParallelConfig
 from values import PATH, at_least, one_of, typed
 
+TOWERS = {"vit": "ViT", "mt5": "mT5"}
+
 
 @dataclass
 class GuardConfig:
@@ -68,6 +70,9 @@ class RunSettings:
     precision: str = "bf16"
     initial: str | None = field(default=None, metadata=PATH)
     initial_weights: list[str] = field(default_factory=list, metadata=PATH)
+    from_scratch: bool = False
+    """Allow a phase to freeze weights that come from no file and that no earlier phase has trained: they stay random.
+    Of use for measurements alone, hence off."""
     peak_tflops: float | None = None
     restarts_without_progress: int = 3
     rehearse: bool = False
@@ -88,6 +93,21 @@ class RunSettings:
         at_least("run.", 1, steps=self.steps)
         at_least("run.", 0, seed=self.seed, restarts_without_progress=self.restarts_without_progress)
         one_of("run.precision", self.precision, ("fp32", "bf16"))
+
+
+@dataclass
+class WeightsConfig:
+    """Towers that were pretrained elsewhere, as safetensors files of logical names (as `train.pretrain_vit` writes).
+
+    A file holds all tensors of its tower and no others. They are the first weights only: a run that goes on from a
+    checkpoint does not read them.
+    """
+
+    vit: str | None = field(default=None, metadata=PATH)
+    """File of the ViT with its final norm; null starts it at random. The paper's experiments leave it open ("???"):
+    they freeze the ViT, and a frozen random ViT would be trained around for weeks."""
+    mt5: str | None = field(default=None, metadata=PATH)
+    """File of the mT5 (embedding, encoder, decoder, head); null starts it at random."""
 
 
 @dataclass
@@ -272,6 +292,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
     stage: StageConfig = field(default_factory=lambda: StageConfig([Phase()]))
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -283,11 +304,21 @@ class RunConfig:
     vit_pretraining: ViTPretrainingConfig = field(default_factory=ViTPretrainingConfig)
 
 
-def to_run_config(composed: DictConfig) -> RunConfig:
+def to_run_config(composed: DictConfig, weights: bool = True) -> RunConfig:
     """The typed settings of a composed configuration, not yet checked against each other.
 
-    Raises ConfigurationError for a value that is impossible on its own.
+    `weights`: whether first weights are read, so that files which an experiment leaves open must be given. Raises
+    ConfigurationError for a value that is impossible on its own.
     """
+    composed = composed.copy()
+    for tower in ("vit", "mt5"):
+        if "weights" in composed and OmegaConf.is_missing(composed.weights, tower):
+            if weights and not composed.run.get("from_scratch"):
+                raise ConfigurationError(
+                    f"weights.{tower} is not given; name a safetensors file of the pretrained {TOWERS[tower]} (or set "
+                    f"run.from_scratch=true and weights.{tower}=null)."
+                )
+            composed.weights[tower] = None
     return typed(RunConfig, OmegaConf.to_container(composed))  # plain: of typed values a merge takes keys added by `+`
 
 

@@ -21,7 +21,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from data.ledger import ErrorBudgetExceeded
@@ -31,7 +31,7 @@ from parallel.launch import stop as leave
 from terminal import use_utf8
 from train import note
 from train.cluster import ClusterConfig, SubmitConfig
-from train.config import RunConfig
+from train.config import RunConfig, WeightsConfig
 from train.shortage import is_lack_of_memory
 from train.sweep import FailedRuns, Sweep, become_one_of, folder_name
 from train.watchdog import EXIT_HUNG, PeerLost
@@ -93,7 +93,7 @@ def entry(config_name: str, main: Callable[[DictConfig], None], reads: Sequence[
 def _prepare_words(reads: Sequence[str]) -> None:
     words = without_injected(sys.argv[1:])
     if reads:
-        check_read(words, reads, Path(sys.argv[0]).stem)
+        check_read(words, reads, f"train.{Path(sys.argv[0]).stem}", RunConfig)
     sys.argv[1:] = open_names(as_typed(words, TEXT), TEXT)
 
 
@@ -144,6 +144,7 @@ def register() -> None:
     run, submission = OmegaConf.structured(RunConfig), OmegaConf.structured(SubmitConfig)
     for names_of_the_user in (run.data.sources, submission.cluster.environment):
         OmegaConf.set_struct(names_of_the_user, False)  # Hydra makes all else refuse keys that are not there yet
+    run.weights = WeightsConfig(MISSING, MISSING)  # in a merge "???" replaces nothing: conf/weights says null
     ConfigStore.instance().store(name="run_schema", node=run)
     ConfigStore.instance().store(name="submit_schema", node=submission)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -37,6 +37,9 @@ from train.validation import chosen
 from train.watchdog import Watchdog
 from values import expand_home
 
+OF_TRAINING = ("every_steps", "steps", "samples")
+READS = ("run.folder", "run.seed", "run.precision", "data", "mixture", "stage", "parallel", "model.attention",
+         *(f"evaluation.{one.name}" for one in fields(EvaluationConfig) if one.name not in OF_TRAINING))  # fmt: skip
 PICTURED = 24  # samples on the sheet
 
 
@@ -191,4 +194,4 @@ def table(results: dict[str, Any]) -> Table:
 
 
 if __name__ == "__main__":
-    entry("evaluate", main)
+    entry("evaluate", main, READS)

@@ -1,6 +1,7 @@
 """Train: `python -m train.pretrain model=pali_3b …`, or under torchrun. The same command started again goes on."""
 
 from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -9,7 +10,7 @@ from data.tokenizer import Tokenizer
 from parallel.launch import launch
 from parallel.layout import Layout
 from train.checks import check, check_training_data
-from train.config import to_run_config
+from train.config import RunConfig, to_run_config
 from train.entry import entry
 from train.facts import check_settings_of_ranks
 from train.loop import Loop
@@ -20,6 +21,8 @@ from train.restarts import stop_if_in_vain
 from train.run import Run, engine_of
 from train.validation import Validation
 from train.watchdog import Watchdog
+
+READS = tuple(group.name for group in fields(RunConfig) if group.name != "vit_pretraining")
 
 
 def main(composed: DictConfig) -> None:
@@ -62,4 +65,4 @@ def train_phase(run: Run, span: Span) -> int:
 
 
 if __name__ == "__main__":
-    entry("pretrain", main)
+    entry("pretrain", main, READS)

@@ -37,6 +37,8 @@ from train.entry import RunStopped, entry
 from train.kept_files import replace_file
 
 LOWER = "give a lower vit_pretraining.learning_rate"
+OF_DATA = ("data=", "data.root", "data.sources", "data.index_folder", "data.holdout")
+READS = ("vit", "vit_pretraining", "model=", "stage", "run.seed", "run.name", "run.folder", *OF_DATA)
 BINS = 12  # of each of a box's four coordinates
 BOX_WEIGHT = 0.25  # a coordinate's nat counts as much as a quarter of a word's
 
@@ -74,7 +76,7 @@ class Classifier(nn.Module):
 
 def main(composed: DictConfig) -> None:
     """Train, and write the weights to `vit_pretraining.output`."""
-    config = to_run_config(composed)
+    config = to_run_config(composed, weights=False)
     settings, size = config.vit_pretraining, config.stage.phases[0].image_size
     if config.run.rehearse:
         raise ConfigurationError("run.rehearse=true is for train.pretrain alone; leave it out here.")
@@ -191,4 +193,4 @@ def _images_only(images: Tensor) -> MicroBatch:
 
 
 if __name__ == "__main__":
-    entry("pretrain", main)
+    entry("pretrain", main, READS)

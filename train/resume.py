@@ -23,7 +23,17 @@ FIXED = ("run.seed", *(f"data.{name}" for name in IN_A_PHASE), "data.holdout", "
 ALLOWABLE = (*FIXED, SOURCES, PHASES)
 MODEL = ("vit", "mt5")
 # What these say changes no step: names and places, what is shown of a run, and what is no part of it.
-SILENT = ("run.name", "run.folder", "run.allow_changes", "run.rehearse", "tracker", "profile", "vit_pretraining")
+SILENT = (
+    "run.name",
+    "run.folder",
+    "run.allow_changes",
+    "run.rehearse",
+    "run.from_scratch",
+    "weights",
+    "tracker",
+    "profile",
+    "vit_pretraining",
+)
 NOTHING = "nothing"
 
 

@@ -23,6 +23,7 @@ from train.config import Phase, RunConfig, to_dict, to_yaml
 from train.display import as_text, open_display
 from train.entry import Interrupted, RunStopped
 from train.facts import Facts
+from train.first_weights import first_files
 from train.interrupt import Interrupt
 from train.kept_files import replace_text
 from train.left_out import LeftOut
@@ -82,8 +83,8 @@ class Run:
             folder = Path(self.config.run.initial, "checkpoints")
             if Checkpointer(folder).load_latest(engine, weights_only=True) is None:
                 raise ConfigurationError(f"run.initial={self.config.run.initial} has no checkpoint; train it first.")
-        if found is None and self.config.run.initial_weights:
-            load_files(engine, self.config.run.initial_weights)
+        if found is None and (files := first_files(self.config)):
+            load_files(engine, files)
         self._check_finite(engine, found[0] if found else None)
         return found or (0, {})
 
@@ -94,7 +95,7 @@ class Run:
         for name in filter(None, names):
             if step is None:
                 given = (
-                    ", ".join(filter(None, [settings.initial, *settings.initial_weights]))
+                    ", ".join(filter(None, [settings.initial, *first_files(self.config)]))
                     or f"run.seed={settings.seed}"
                 )
                 raise ConfigurationError(f"{name} is not finite in the first weights ({given}); give others.")

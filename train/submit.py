@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from data.miniature.config import parse as parse_corpus
 from errors import ConfigurationError
 from terminal import use_utf8
-from train import slurm
+from train import evaluate, pretrain, slurm
 from train.checks import check, check_sources, check_training_data
 from train.cluster import SubmitConfig
 from train.config import RunConfig, to_run_config, to_yaml
@@ -34,7 +34,7 @@ from train.slurm import Job
 from train.snapshot import ROOT, take
 from train.validation import chosen
 from values import expand_home, typed
-from words import as_typed, open_names
+from words import as_typed, check_read, open_names
 
 KINDS = ("corpus", "pretrain", "evaluate")
 FLAGS = {"--dry-run": "submit.dry_run=true", "--follow": "submit.follow=true"}
@@ -91,7 +91,7 @@ def plan(asked: Sequence[Request]) -> list[Job]:
         if request.kind == "corpus":
             jobs.append(_corpus(request, site))
         else:
-            config = _config(request, runs)
+            config = _config(request, runs, not site.submit.dry_run)
             runs[Path(config.run.folder)] = config
             jobs.append(_run(request, site, config, expected))
         expected.append(jobs[-1].makes)
@@ -104,10 +104,12 @@ def composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
         return compose(config_name, open_names(as_typed(overrides, TEXT), TEXT))
 
 
-def _config(request: Request, runs: dict[Path, RunConfig]) -> RunConfig:
+def _config(request: Request, runs: dict[Path, RunConfig], weights: bool) -> RunConfig:
+    reads = {"pretrain": pretrain.READS, "evaluate": evaluate.READS}[request.kind]
+    check_read(request.words, reads, f"train.{request.kind}", RunConfig)
     own = composed(request.kind, request.words)
     if request.kind == "pretrain":
-        return to_run_config(own)
+        return to_run_config(own, weights)
     earlier = runs.get(Path(expand_home(own.run.folder, "run.folder")))
     if earlier is None:
         return saved_config(own, request.words)
@@ -116,7 +118,8 @@ def _config(request: Request, runs: dict[Path, RunConfig]) -> RunConfig:
 
 def _run(request: Request, site: SubmitConfig, config: RunConfig, expected: Sequence[Path]) -> Job:
     model_ranks = config.parallel.tensor * config.parallel.pipeline
-    usable, tasks = usable_nodes(model_ranks, site, lambda world_size: check(config, world_size, expected))
+    weights = request.kind == "pretrain" and not site.submit.dry_run
+    usable, tasks = usable_nodes(model_ranks, site, lambda ranks: check(config, ranks, expected, weights=weights))
     if request.kind == "evaluate":
         usable = usable[:1]
         phase = spans(config)[-1].phase

@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from data.arguments import parse
 from errors import ConfigurationError
+from train import evaluate, pretrain, pretrain_vit
 from train.config import RunConfig
 from train.entry import TEXT
 from values import PATH, expand_home, type_at, typed
@@ -157,6 +158,7 @@ def test_keys_that_a_command_does_not_read() -> None:
     check_read(
         ["data=web", "data.root=x", "+data.sources.a=b", "model=pali_3b", "-m", "hydra.launcher.nodes=2"], reads, "x"
     )
+    check_read(["run.sed=1", "run.seed=1"], reads, "x", RunConfig)  # the first is for Hydra to refuse
     for word, key in (("run.seeds=1", "run.seeds"), ("model.z_loss=1", "model.z_loss"), ("~optimizer", "optimizer")):
         with pytest.raises(ConfigurationError, match=f"^x does not read {key}; leave it out .it reads data, run.seed"):
             check_read([word], reads, "x")
@@ -167,3 +169,30 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # neither HOME nor an entry of the user
     with pytest.raises(ConfigurationError, match="cannot be found; write it in full"):
         expand_home("~/runs", "run.folder")
+
+
+@pytest.mark.parametrize(
+    ("reads", "word"),
+    [
+        (pretrain.READS, "vit_pretraining.steps=3"),
+        *(
+            (pretrain_vit.READS, word)
+            for word in ("optimizer=adafactor_big_vision", "schedule.peak=1", "parallel=zero3")
+        ),
+        *((pretrain_vit.READS, word) for word in ("run.steps=3", "data.batch_examples=8", "mixture=paper", "mt5=base")),
+        *(
+            (evaluate.READS, word)
+            for word in ("optimizer.beta1=0.1", "schedule.peak=1", "run.steps=3", "weights.vit=x")
+        ),
+        *((evaluate.READS, word) for word in ("evaluation.every_steps=0", "tracker.name=none", "run.guard.window=3")),
+    ],
+)
+def test_settings_of_other_commands_are_refused(reads: tuple[str, ...], word: str) -> None:
+    with pytest.raises(ConfigurationError, match="does not read"):
+        check_read([word], reads, "x", RunConfig)
+
+
+def test_settings_of_the_documented_commands_are_read() -> None:
+    check_read(["experiment=scaling", "vit=nano,micro", "-m", "stage=mini"], pretrain_vit.READS, "x", RunConfig)
+    check_read(["run.folder=x", "evaluation.examples=8", "parallel=single"], evaluate.READS, "x", RunConfig)
+    check_read(["experiment=demo", "run.steps=1", "weights.vit=x", "model=pali_3b"], pretrain.READS, "x", RunConfig)

@@ -6,8 +6,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from safetensors.torch import save_file
 
+from errors import ConfigurationError
 from train.checks import check
-from train.config import RunConfig, to_run_config
+from train.config import RunConfig, WeightsConfig, to_run_config
 from train.entry import CONF, register
 from train.phases import for_phase, spans
 
@@ -20,7 +21,7 @@ EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 def composed(*overrides: str) -> RunConfig:
     register()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return to_run_config(compose("pretrain", overrides=["data.root=corpus", *overrides]))
+        return to_run_config(compose("pretrain", overrides=["data.root=corpus", "run.from_scratch=true", *overrides]))
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}/{option}" for group, option in OPTIONS])
@@ -31,7 +32,7 @@ def test_every_option_composes(group: str, option: str) -> None:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_fits_together(experiment: str, tokenizer_path: Path, tmp_path: Path) -> None:
     initial = tmp_path / "earlier"
-    (initial / "checkpoints").mkdir(parents=True)
+    (initial / "checkpoints" / "step_00000001").mkdir(parents=True)
     stage2 = [f"run.initial={initial}"] if experiment.endswith("stage2") else []
     config = composed(f"experiment={experiment}", f"data.tokenizer={tokenizer_path}", *stage2)
     pretrained = tmp_path / "vit.safetensors"  # an earlier command makes the real one
@@ -85,3 +86,14 @@ def test_chained_phases_share_the_steps_and_have_their_own_batch_and_mixture() -
 
 def test_values_inside_lists_can_be_overridden() -> None:
     assert composed("stage.phases.0.image_size=224").stage.phases[0].image_size == 224
+
+
+@pytest.mark.parametrize(
+    "experiment", [name for name in EXPERIMENTS if name.startswith("paper") and "stage2" not in name]
+)
+def test_the_papers_experiments_ask_for_both_towers(experiment: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^weights\.vit is not given; name a safetensors file"):
+        composed(f"experiment={experiment}", "run.from_scratch=false")
+    with pytest.raises(ConfigurationError, match=r"^weights\.mt5 is not given; .* run.from_scratch=true"):
+        composed(f"experiment={experiment}", "run.from_scratch=false", "weights.vit=vit.safetensors")
+    assert composed(f"experiment={experiment}").weights == WeightsConfig()

@@ -22,8 +22,9 @@ from train.entry import entry
 from train.run import Extra, Run
 
 FROZEN_THEN_ALL = (
+    "run.from_scratch=true",
     "stage.phases=[{name: low, image_size: 112, freeze: ['patches.*', 'vit_block_*', 'bridge.vit_norm.*']},"
-    "{name: high, steps: 2, image_size: 140, objectives: {vqa: 1, ocr: 1}}]"
+    "{name: high, steps: 2, image_size: 140, objectives: {vqa: 1, ocr: 1}}]",
 )
 
 
