@@ -19,7 +19,7 @@ from parallel.checkpoint_folder import CheckpointFolder
 from parallel.layout import Layout
 from train.agreement import gather
 from train.answers import answers
-from train.config import RunConfig
+from train.config import RunConfig, WeightsConfig
 from train.display import as_text
 from train.loop import Loop
 from train.metrics import GIB
@@ -92,12 +92,14 @@ def rehearse(config: RunConfig, layout: Layout) -> list[Measured]:
 def in_scratch(config: RunConfig, folder: Path) -> RunConfig:
     """The settings with another folder, no tracker, and the weights that the run would go on from."""
     begun = CheckpointFolder(Path(config.run.folder, "checkpoints")).steps()
-    settings = replace(config.run, folder=str(folder))
+    settings, weights = replace(config.run, folder=str(folder)), config.weights
     if begun:
         settings = replace(settings, initial=config.run.folder, initial_weights=[])
+        weights = WeightsConfig()
     return replace(
         config,
         run=settings,
+        weights=weights,
         tracker=replace(config.tracker, name="none"),
         checkpoint=replace(config.checkpoint, keep_last=1, keep_every=0),
         evaluation=replace(config.evaluation, every_steps=config.evaluation.every_steps and NEVER, steps=1),

@@ -15,6 +15,7 @@ from errors import ConfigurationError
 from train.checks import check
 from train.config import Phase, RunConfig, RunSettings, ScheduleConfig, StageConfig, to_dict
 from train.kept_files import replace_text
+from train.rehearsal import in_scratch
 from train.resume import check_allowed, check_resume, check_sources, note, note_sources
 
 CAPTIONS, QUESTIONS = ComponentConfig("webli", "captioning", 1.0), ComponentConfig("webli", "vqa", 1.0)
@@ -225,3 +226,13 @@ def test_sources_that_hold_other_records_are_refused_unless_it_is_allowed(config
         note_sources(None, now, 3)
         == "The checkpoint of step 3 holds no facts of its sources, so they are not compared."
     )
+
+
+def test_a_rehearsal_of_a_run_that_has_begun_needs_no_first_weights(config: RunConfig, tmp_path: Path) -> None:
+    config.weights.vit, config.run.initial_weights = "gone.safetensors", ["gone too.safetensors"]
+    new = in_scratch(config, tmp_path / "rehearsal")
+    assert new.weights.vit == "gone.safetensors" and new.run.initial is None
+    (tmp_path / "checkpoints" / "step_00000003").mkdir(parents=True)
+    begun = in_scratch(config, tmp_path / "rehearsal")
+    assert begun.run.initial == str(tmp_path) and begun.run.folder == str(tmp_path / "rehearsal")
+    assert begun.weights.vit is None and not begun.run.initial_weights and begun.tracker.name == "none"
