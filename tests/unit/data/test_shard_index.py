@@ -10,7 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.shard_index import HIDDEN, NO_FILE, NO_TARGET, OTHER_KIND, SPARSE, TWICE, Indices, ShardIndex, index, scan
+from data.shard_index import (
+    HIDDEN,
+    LONGEST_HEADER,
+    NO_FILE,
+    NO_TARGET,
+    OTHER_KIND,
+    SPARSE,
+    TWICE,
+    Indices,
+    ShardIndex,
+    _Bounded,
+    index,
+    scan,
+)
 from errors import ConfigurationError
 
 Member = tuple[str | tarfile.TarInfo, bytes]
@@ -238,3 +251,11 @@ def test_an_index_that_cannot_be_kept_leaves_nothing_behind(tmp_path, monkeypatc
     assert indices.of(str(path)).keys == ["a"]
     assert indices.unkept is not None and indices.unkept.errno == 28
     assert os.listdir(tmp_path) == ["0.tar"]
+
+
+@pytest.mark.parametrize("size", [-512, LONGEST_HEADER + 512])
+def test_a_header_that_asks_for_much_reads_nothing(size):
+    file = io.BytesIO(bytes(100))
+    with pytest.raises(tarfile.ReadError):
+        _Bounded(file).read(size)
+    assert file.tell() == 0
