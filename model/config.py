@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 
 from errors import ConfigurationError
+from values import at_most
+
+# Far beyond any model, and small enough that a model on `meta` is made, and counted, in seconds.
+LAYERS, WIDEST, PIXELS = 1_000, 2**20, 2**14
 
 
 @dataclass
@@ -27,6 +31,8 @@ class ViTConfig:
             num_heads=self.num_heads,
             patch_size=self.patch_size,
         )
+        at_most("vit.", LAYERS, depth=self.depth)
+        at_most("vit.", WIDEST, width=self.width, mlp_dim=self.mlp_dim, patch_size=self.patch_size)
         if self.width % self.num_heads:
             raise ConfigurationError(f"vit.width={self.width} must be a multiple of vit.num_heads={self.num_heads}.")
 
@@ -51,6 +57,9 @@ class MT5Config:
 
     def __post_init__(self) -> None:
         _positive("mt5", **vars(self))
+        at_most("mt5.", LAYERS, num_encoder_layers=self.num_encoder_layers, num_decoder_layers=self.num_decoder_layers)
+        at_most("mt5.", WIDEST, d_model=self.d_model, d_ff=self.d_ff, d_kv=self.d_kv, num_heads=self.num_heads)
+        at_most("mt5.", 2**24, vocab_size=self.vocab_size)
 
     @property
     def inner(self) -> int:
@@ -77,6 +86,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _positive("model", image_size=self.image_size, loss_chunk=self.loss_chunk)
+        at_most("model.", PIXELS, image_size=self.image_size)
         if self.attention not in ("auto", "plain", "flex"):
             raise ConfigurationError(f"model.attention={self.attention!r} is unknown; choose auto, plain or flex.")
         if self.loss_reduction not in ("mean", "sum"):

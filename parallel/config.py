@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from errors import ConfigurationError
-from values import PATH, one_of
+from values import PATH, at_most, one_of
 
 STACKS = ("vit", "encoder", "decoder")
 RECOMPUTE = ("none", "block", "every_n", "attention")
@@ -80,6 +80,7 @@ class ParallelConfig:
             )
         if self.persistent_elements < 0:
             raise ConfigurationError(f"parallel.persistent_elements={self.persistent_elements} must not be negative.")
+        at_most("parallel.", 1e7, timeout_s=self.timeout_s)  # timers overflow far above
         self._check_zero()
 
     def _check_zero(self) -> None:

@@ -9,6 +9,8 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from data.arguments import parse
 from errors import ConfigurationError
+from model.config import ModelConfig, MT5Config, ViTConfig
+from parallel.config import ParallelConfig
 from train import evaluate, pretrain, pretrain_vit
 from train.config import RunConfig
 from train.entry import TEXT
@@ -196,3 +198,17 @@ def test_settings_of_the_documented_commands_are_read() -> None:
     check_read(["experiment=scaling", "vit=nano,micro", "-m", "stage=mini"], pretrain_vit.READS, "x", RunConfig)
     check_read(["run.folder=x", "evaluation.examples=8", "parallel=single"], evaluate.READS, "x", RunConfig)
     check_read(["experiment=demo", "run.steps=1", "weights.vit=x", "model=pali_3b"], pretrain.READS, "x", RunConfig)
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        *((ViTConfig, name) for name in ("depth", "width", "mlp_dim", "patch_size")),
+        *((MT5Config, name) for name in ("num_encoder_layers", "num_decoder_layers", "d_model", "d_ff", "vocab_size")),
+        (ModelConfig, "image_size"),
+        (ParallelConfig, "timeout_s"),
+    ],
+)
+def test_sizes_that_would_take_hours_to_check_are_refused(kind: type, setting: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{setting}=2147483647 must be at most"):
+        kind(**{setting: 2**31 - 1})
