@@ -44,6 +44,7 @@ class Runner:
         _copy(root, self.copy)
         os.environ["OMP_NUM_THREADS"] = "1"  # threads of torch's do not survive a fork
         self.green: set[str] = set()  # tests that pass without a mutant
+        self.red: set[str] = set()  # those that do not, and are left out: of a clock, on a busy machine
         for name in SLOW_IMPORTS:
             with suppress(ImportError):
                 import_module(name)
@@ -54,14 +55,17 @@ class Runner:
         source = path.read_bytes()
         for stage, tests, environment in self._stages(mutant):
             self.stage = stage
-            try:
-                path.write_bytes(mutant.applied(source))
-                killer = self._killer(tests, environment)
-            finally:
-                path.write_bytes(source)
-            if killer:
-                self._must_be_green(killer, environment)
-                return killer
+            while True:
+                try:
+                    path.write_bytes(mutant.applied(source))
+                    killer = self._killer(tests, environment)
+                finally:
+                    path.write_bytes(source)
+                if killer and not self._is_green(killer, environment):
+                    continue
+                if killer:
+                    return killer
+                break
         return None
 
     def _stages(self, mutant: Mutant) -> list[tuple[str, list[str], dict[str, str]]]:
@@ -90,18 +94,28 @@ class Runner:
         imported = rf"{re.escape(module)}\b|from {re.escape(folder)} import .*\b{name}\b"
         return 1 if re.search(imported, text) else 2
 
-    def _must_be_green(self, killer: str, environment: dict[str, str]) -> None:
-        """Run the test once more, without the mutant: one that fails then kills everything."""
-        if killer not in (*self.green, HANGS):
-            if self._killer([killer], environment):
-                raise ConfigurationError(f"{killer} fails without any mutant; repair that first.")
-            self.green.add(killer)
+    def _is_green(self, killer: str, environment: dict[str, str]) -> bool:
+        """Run the test once more, without the mutant; one that fails then is left out from now on.
+
+        Raises ConfigurationError where it fails although it is left out: its whole file does.
+        """
+        if killer in (*self.green, HANGS):
+            return True
+        if killer in self.red:
+            raise ConfigurationError(f"{killer} fails without any mutant; repair that first.")
+        if self._killer([killer], environment):
+            print(f"{killer} fails without any mutant, and is left out", flush=True)
+            self.red.add(killer)
+            return False
+        self.green.add(killer)
+        return True
 
     def _killer(self, tests: Sequence[str], environment: dict[str, str]) -> str | None:
         """Run tests in the copy as it is; name the first that fails, or HANGS, or nothing."""
         pid = os.fork()
         if pid == 0:
-            _become_pytest(self.copy, self.log, tests, environment)
+            options = [f"--deselect={test}" for test in sorted(self.red)]
+            _become_pytest(self.copy, self.log, [*options, *tests], environment)
         end = time.monotonic() + REAL_S
         while True:
             ended, status = os.waitpid(pid, os.WNOHANG)
