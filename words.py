@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_origin
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from hydra.errors import HydraException
 
 from errors import ConfigurationError
@@ -19,6 +20,27 @@ def as_typed(words: Sequence[str], kinds: dict[str, Any]) -> list[str]:
     """
     parser = OverridesParser.create()
     return [_quoted(word, kinds, parser) if "=" in word and not word.startswith("-") else word for word in words]
+
+
+def check_choices(words: Sequence[str], folder: Path) -> None:
+    """Raise ConfigurationError for a choice of a group that is no text: Hydra ends in a traceback there.
+
+    `folder` holds a folder of YAML files for each group.
+    """
+    parser = OverridesParser.create()
+    for word in words:
+        group = folder / _key(word)
+        if word.startswith(("-", "~")) or "=" not in word or not _key(word) or not group.is_dir():
+            continue
+        try:
+            value = parser.parse_override(word).value()
+        except (HydraException, ValueError):  # Hydra refuses it, too
+            continue
+        choices = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
+        if not all(isinstance(choice, str | QuotedString) for choice in choices):
+            names = sorted(path.stem for path in group.glob("*.yaml"))
+            hint = f"choose one of {', '.join(names)}, or leave it out." if names else "leave it out."
+            raise ConfigurationError(f"{word} names no file of conf/{_key(word)}; {hint}")
 
 
 def open_names(words: Sequence[str], kinds: dict[str, Any]) -> list[str]:

@@ -30,7 +30,7 @@ from data.tokenizer import Tokenizer
 from errors import ConfigurationError, ReadingStopped, StorageFailed
 from terminal import use_utf8
 from values import at_least, typed
-from words import as_typed, check_read, open_names
+from words import as_typed, check_choices, check_read, open_names
 
 CONFIGURATION = Path(__file__).parent.parent / "conf"
 SCHEMA = "run_schema"
@@ -79,6 +79,7 @@ def row_digest(rows: Rows, row: int, shape: RowShape) -> bytes:
 def open_stream(overrides: Sequence[str], split: str) -> Stream:
     """The stream of a run's configuration with these overrides."""
     try:
+        check_choices(overrides, CONFIGURATION)
         with _schema(), initialize_config_dir(str(CONFIGURATION), version_base=None):
             config = compose("pretrain", open_names(as_typed(overrides, TEXT), TEXT))
         mixture = typed(MixtureConfig, OmegaConf.to_container(config.mixture, resolve=True), "mixture")

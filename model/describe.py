@@ -29,7 +29,7 @@ from model.costs import Shape, UnitCost, costs_of
 from model.pali import PaLI, freeze, units
 from terminal import use_utf8
 from values import typed
-from words import check_read
+from words import check_choices, check_read
 
 CONFIGURATION = Path(__file__).parent.parent / "conf"
 SCHEMA = "run_schema"
@@ -119,6 +119,7 @@ def _mib(size: float) -> str:
 def read_sizes(overrides: Sequence[str]) -> Sizes:
     """From conf/pretrain.yaml with overrides; ConfigurationError if they do not compose."""
     try:
+        check_choices(overrides, CONFIGURATION)
         with _schema(), initialize_config_dir(str(CONFIGURATION), version_base=None):
             config = compose("pretrain", list(overrides))
         if not config.stage.phases:

@@ -36,7 +36,7 @@ from train.shortage import is_lack_of_memory
 from train.sweep import FailedRuns, Sweep, become_one_of, folder_name
 from train.watchdog import EXIT_HUNG, PeerLost
 from values import expand_home
-from words import as_typed, check_read, open_names
+from words import as_typed, check_choices, check_read, open_names
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 TEXT = {"": RunConfig, "cluster.": ClusterConfig, "hydra.launcher.cluster.": ClusterConfig}
@@ -94,6 +94,7 @@ def _prepare_words(reads: Sequence[str]) -> None:
     words = without_injected(sys.argv[1:])
     if reads:
         check_read(words, reads, f"train.{Path(sys.argv[0]).stem}", RunConfig)
+    check_choices(words, CONF)
     sys.argv[1:] = open_names(as_typed(words, TEXT), TEXT)
 
 

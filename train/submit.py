@@ -34,7 +34,7 @@ from train.slurm import Job
 from train.snapshot import ROOT, take
 from train.validation import chosen
 from values import expand_home, typed
-from words import as_typed, check_read, open_names
+from words import as_typed, check_choices, check_read, open_names
 
 KINDS = ("corpus", "pretrain", "evaluate")
 FLAGS = {"--dry-run": "submit.dry_run=true", "--follow": "submit.follow=true"}
@@ -101,6 +101,7 @@ def plan(asked: Sequence[Request]) -> list[Job]:
 def composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
     """`conf/<config_name>.yaml` with overrides."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
+        check_choices(overrides, CONF)
         return compose(config_name, open_names(as_typed(overrides, TEXT), TEXT))
 
 

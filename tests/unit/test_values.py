@@ -13,9 +13,9 @@ from model.config import ModelConfig, MT5Config, ViTConfig
 from parallel.config import ParallelConfig
 from train import evaluate, pretrain, pretrain_vit
 from train.config import RunConfig
-from train.entry import TEXT
+from train.entry import CONF, TEXT
 from values import PATH, expand_home, type_at, typed
-from words import as_typed, check_read
+from words import as_typed, check_choices, check_read
 
 
 @dataclass
@@ -212,3 +212,18 @@ def test_settings_of_the_documented_commands_are_read() -> None:
 def test_sizes_that_would_take_hours_to_check_are_refused(kind: type, setting: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{setting}=2147483647 must be at most"):
         kind(**{setting: 2**31 - 1})
+
+
+@pytest.mark.parametrize(
+    "word", ["vit=7", "parallel=null", "stage={a: 1}", "+mt5=12e4567", "mixture=[paper,1]", "hydra=7"]
+)
+def test_a_choice_that_is_no_text_is_refused_before_hydra(word: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"names no file of conf/\w+; (choose one of|leave it out)"):
+        check_choices([word], CONF)
+
+
+@pytest.mark.parametrize(
+    "word", ["vit=mini", "vit=nope", "mt5=[base]", "vit=mini,nano", "~tracker", "vit.depth=7", "x"]
+)
+def test_a_choice_that_is_text_is_left_to_hydra(word: str) -> None:
+    check_choices([word], CONF)
