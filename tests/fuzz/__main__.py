@@ -1,0 +1,73 @@
+"""Run cases by hand: `python -m tests.fuzz minutes=30`, or `cases=2000`, `kind=settings`, `seed=7`, `first=123`."""
+
+import logging
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.arguments import parse
+from errors import ConfigurationError
+from tests.fuzz.cases import KINDS, Corpus, fails
+
+
+@dataclass
+class Options:
+    """Run seeded cases of `kind` (or `all`) until `minutes` are over or `cases` have run; case `first` is the first."""
+
+    minutes: float = 30.0
+    cases: int = 2000
+    kind: str = "all"
+    seed: int = 1
+    first: int = 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run cases, print the failed ones and how many ended how; return the exit code."""
+    options = parse(arguments, Options)
+    kinds = list(KINDS) if options.kind == "all" else [options.kind]
+    if unknown := set(kinds) - set(KINDS):
+        raise ConfigurationError(f"kind={unknown.pop()} is unknown; choose one of all, {', '.join(KINDS)}.")
+    until, ended, failed = time.monotonic() + 60 * options.minutes, Counter[str](), 0
+    with tempfile.TemporaryDirectory() as scratch, quiet():
+        corpus = Corpus(Path(scratch))
+        for number in range(options.first, options.first + options.cases):
+            kind = kinds[number % len(kinds)]
+            if kind == "processes" and options.kind == "all" and number >= options.first + 20 * len(kinds):
+                continue  # a few hundred times as long as the others
+            if time.monotonic() > until:
+                break
+            folder = Path(scratch, "case")
+            how, problem = fails(kind, options.seed, number, folder, corpus)
+            ended[f"{kind}: {how}"] += 1
+            if problem is not None:
+                failed += 1
+                print(f"kind={kind} seed={options.seed} first={number} cases=1: {problem}\n", flush=True)
+            shutil.rmtree(folder, ignore_errors=True)
+    for how, count in sorted(ended.items()):
+        print(f"{count:6} {how}")
+    print(f"{ended.total() - failed} passed, {failed} failed")
+    return int(failed > 0)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Log nothing: each skipped record is counted, and none is read by anybody."""
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ConfigurationError as error:
+        print(f"Configuration: {error}", file=sys.stderr)
+        sys.exit(2)
