@@ -7,6 +7,7 @@ import numpy as np
 from data import fields
 from data.objectives.base import Skip, one_record
 from data.shards import ShardSource
+from progress import beat
 
 LOOKED_AT = 1_000  # records, spread over the source
 MOST = 2_000  # labels; of free text, those used most often
@@ -17,9 +18,21 @@ def labels_of(source: ShardSource) -> list[str]:
     counts: Counter[str] = Counter()
     numbers = np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source)), dtype=np.int64)
     for number in numbers.tolist():
+        beat()
         try:
             with one_record("its labels"):
                 counts.update({each.label for each in fields.objects(source[number].fields, boxes=False)})
         except Skip:  # counted where it is used
             continue
     return sorted(counts, key=lambda label: (-counts[label], label))[:MOST]
+
+
+def names_nothing_absent(record: fields.Fields) -> bool:
+    """Return whether negatives for the objects of a record come from elsewhere; a malformed field names something.
+
+    It judges as `fields.absent_labels` does: were `[null]` taken for names, the example would depend on whether another
+    record had its labels learned before.
+    """
+    absent = record.get("absent_labels")
+    nothing = all(each is None for each in absent) if isinstance(absent, list) else absent is None
+    return nothing and bool(record.get("objects"))

@@ -23,11 +23,12 @@ import grain  # noqa: E402
 from data import images, objectives  # noqa: E402
 from data.config import ComponentConfig, DataConfig, MixtureConfig  # noqa: E402
 from data.examples import EncodedExample, ExampleInfo  # noqa: E402
-from data.label_pool import labels_of  # noqa: E402
+from data.label_pool import labels_of, names_nothing_absent  # noqa: E402
 from data.ledger import Ledger, NothingUsable  # noqa: E402
 from data.objectives.base import SENTINEL, LabelOptions, Skip, one_record  # noqa: E402
 from data.shards import Record, ShardSource  # noqa: E402
 from data.tokenizer import EOS, Tokenizer  # noqa: E402
+from progress import beat  # noqa: E402
 
 # A record that an objective must skip is replaced by another of its source, at most so many times.
 ATTEMPTS = 16
@@ -128,6 +129,7 @@ class Component:
             causes: Counter[str] = Counter()
             fields: Counter[str] = Counter()
             for number in numbers.tolist():
+                beat()
                 try:
                     with one_record(self.objective):
                         record = self.source[number]
@@ -155,7 +157,7 @@ class Component:
         )
 
     def _make(self, record: Record, rng: np.random.Generator) -> EncodedExample:
-        if self._learns_labels and record.fields.get("objects") and not record.fields.get("absent_labels"):
+        if self._learns_labels and names_nothing_absent(record.fields):
             self._learn_labels()
         example = self._module.make(record.fields, rng, self._options, self._tokenizer)
         pixels = np.zeros((0, self._image_size, self._image_size, 3), np.uint8)

@@ -272,9 +272,10 @@ def test_every_record_that_is_read_is_used_or_skipped_or_broken(tmp_path, tokeni
     assert account.skipped == sum(counted.values()) - account.broken > 0
 
 
-def test_negatives_are_learned_from_a_source_that_names_none(tmp_path, tokenizer):
+@pytest.mark.parametrize("none", [[], None, [None]])
+def test_negatives_are_learned_from_a_source_that_names_none(tmp_path, tokenizer, none):
     """A pure function of the source: whoever reads whichever record first, its examples are the same."""
-    records = [(f"{number:02d}", record(number) | {"absent_labels": []}, png(number)) for number in range(12)]
+    records = [(f"{number:02d}", record(number) | {"absent_labels": none}, png(number)) for number in range(12)]
     write_shard(tmp_path / "objects" / "train-00000.tar", records)
     components = [("objects", "detection", 1), ("objects", "object_vqa", 1)]
     first, second = (stream(tmp_path, tokenizer, *components) for _ in range(2))
