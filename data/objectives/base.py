@@ -224,7 +224,7 @@ def row_length(name: str, own: int | None, row_name: str, row_length: int) -> in
 
 def shuffled(rng: np.random.Generator, items: Sequence[Item]) -> list[Item]:
     """The items in random order."""
-    return [items[int(i)] for i in rng.permutation(len(items))]
+    return [items[number] for number in rng.permutation(len(items)).tolist()]
 
 
 def distinct(items: Sequence[Item]) -> list[Item]:

@@ -63,7 +63,8 @@ def _asked(record: Mapping[str, Any], rng: np.random.Generator, options: Options
     answer to "Which of" keeps the question's order.
     """
     present = base.distinct([each.label for each in fields.objects(record, boxes=False)])
-    absent = base.distinct([label for label in fields.absent_labels(record) or options.labels if label not in present])
+    there = set(present)  # `labels` may be thousands
+    absent = base.distinct([label for label in fields.absent_labels(record) or options.labels if label not in there])
     if not present:
         raise base.Skip("no objects")
     # Without a label known to be absent every answer would be Yes, and with one object "all of them" is "it".
