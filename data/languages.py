@@ -23,11 +23,21 @@ def canonical(code: str) -> str | None:
 
 
 def accepts(wanted: Sequence[str], code: str) -> bool:
-    """Return whether a list of codes names this one: "en" accepts "en-US" too, "en-US" accepts no other English."""
+    """Return whether a list of codes names this one or what it is a kind of.
+
+    "en" accepts "en-US" too, "en-US" no other English, and "zh-Hans" accepts "zh-Hans-CN" (RFC 4647, basic filtering).
+    """
     spelled = canonical(code)
     if spelled is None:
         return code in wanted
-    return not _spelled(tuple(wanted)).isdisjoint((spelled, spelled.partition("-")[0]))
+    return not _spelled(tuple(wanted)).isdisjoint(_kinds(spelled))
+
+
+@functools.lru_cache(maxsize=4096)
+def _kinds(code: str) -> frozenset[str]:
+    """Return the code and, with one subtag after the other taken off, all that it is a kind of."""
+    parts = code.split("-")
+    return frozenset("-".join(parts[:end]) for end in range(1, len(parts) + 1))
 
 
 @functools.lru_cache(maxsize=256)

@@ -245,6 +245,9 @@ def test_languages_have_one_spelling_in_records_prompts_and_filters():
     assert make("captioning", {"captions": {"en-GB": "a dog"}}, languages=["en"]).language == "en-gb"
     with pytest.raises(Skip, match="no caption"):
         make("captioning", {"captions": {"en": "a dog", "en-GB": "a dog"}}, languages=["en-US"])
+    for wanted, code in (("zh-Hans", "zh_Hans-CN"), ("zh", "zh-Hant-TW"), ("iw-IL", "he-IL-x")):
+        assert languages.accepts([wanted], code) and not languages.accepts([code], wanted)
+    assert not languages.accepts(["zh-Han"], "zh-Hans")
     unnamed = {"questions": [{"question": "why?", "answer": "so"}], "ocr": [{"text": "A"}]}
     for name in ("vqa", "vqg", "ocr"):
         assert make(name, unnamed, languages=["en"]).language == "en"  # which is the default
