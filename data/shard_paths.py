@@ -21,9 +21,12 @@ from launcher import first_rank
 
 SPLITS = ("train", "validation", "test")
 SYNONYMS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev", "eval", "evaluation"),
-    "test": ("test", "testing"),
+    "train": ("train", "training", "trn", "trainset", "trainval"),
+    "validation": (
+        *("validation", "valid", "val", "dev", "eval", "evaluation", "minival", "holdout", "heldout"),
+        *("validationset", "validset", "valset", "devset", "evalset"),
+    ),
+    "test": ("test", "testing", "tst", "testset", "testdev"),
 }
 SPLIT_OF = {word: split for split, words in SYNONYMS.items() for word in words}
 WORD = re.compile(r"[^\W\d_]+")
