@@ -151,6 +151,11 @@ class _Finder:
         """Return the tars of a folder or pattern: path -> the part of it that may name a split."""
         if is_folder(location, self.patience_s):
             return self._in_folder(location)
+        if "**" in location:
+            raise ConfigurationError(
+                f"the shard pattern {location} has a **, which would match one level of folders only: write a * for "
+                "each level."
+            )
         found: dict[str, str] = {}
         missing: list[str] = []
         fixed = len(_fixed(location))
@@ -179,12 +184,17 @@ class _Finder:
         """Its own tars and those of its folders that name a split; without any, those of all its folders."""
         own = self._tars(folder)
         folders = [name for name, is_dir in self._list(folder).items() if is_dir and not name.startswith(".")]
-        nested = {
-            os.path.join(folder, name, tar): os.path.join(name, tar)
-            for name in folders
-            if not own or _words(name)
-            for tar in self._tars(os.path.join(folder, name))
-        }
+        nested: dict[str, str] = {}
+        for name in folders:
+            tars = self._tars(os.path.join(folder, name))
+            if not own or _words(name):
+                nested |= {os.path.join(folder, name, tar): os.path.join(name, tar) for tar in tars}
+            elif tars and first_rank():
+                message = (
+                    f"{os.path.join(folder, name)} holds tars that are not read, as {folder} holds tars itself; move "
+                    "them there, or name both in a pattern of data.sources."
+                )
+                warnings.warn(message, Notice, stacklevel=2)
         return {os.path.join(folder, tar): tar for tar in own} | nested
 
     def _tars(self, folder: str) -> list[str]:

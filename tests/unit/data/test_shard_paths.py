@@ -76,7 +76,8 @@ def test_a_folder_of_folders_is_read_one_level_deep_where_it_has_no_tars_itself(
     made(tmp_path, "a/0.tar", "b/0.tar", "b/c/0.tar", ".hidden/0.tar", "._1.tar", "notes.txt", "2.tar.index.npz")
     assert found(tmp_path, "train") == ["a/0.tar", "b/0.tar"]
     made(tmp_path, "0.tar")
-    assert found(tmp_path, "train") == ["0.tar"]
+    with pytest.warns(Notice, match=r"/a holds tars that are not read, as .* holds tars itself"):
+        assert found(tmp_path, "train") == ["0.tar"]
 
 
 def test_missing_splits_name_the_ways_out(tmp_path):
@@ -118,6 +119,12 @@ def test_braces_must_match_every_name_they_spell_out(tmp_path):
         "train-00000.tar", "train-00005.tar",
     ]  # fmt: skip
     assert found(tmp_path, "train", "{a,a}") == ["a/0.tar"]
+
+
+def test_no_pattern_matches_more_levels_than_it_seems(tmp_path):
+    made(tmp_path, "a/0.tar", "a/b/1.tar")
+    assert "write a * for each level" in refusal(tmp_path, "train", "**/*.tar")
+    assert found(tmp_path, "train", "{*,*/*}/*.tar") == ["a/0.tar", "a/b/1.tar"]
 
 
 @pytest.mark.parametrize("pattern", ["{00000..00005.tar", "0..5}.tar", "{a,{b}.tar", "a}{b.tar", "{" * 3000])
