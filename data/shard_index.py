@@ -30,6 +30,7 @@ INDEX_VERSION = 2
 KINDS = {"json": 0, "txt": 1, "jpg": 2, "jpeg": 2, "png": 2, "webp": 2}
 NUM_KINDS = 3
 BLOCK = tarfile.BLOCKSIZE
+LONGEST_CHAIN = 40  # links to links; Linux follows as many
 LONGEST_HEADER = 1 << 20  # bytes; PAX and GNU headers hold a name, and no more
 BEHIND = 1 << 20  # bytes behind a tar's end that are looked at: tar itself fills up with 10 kB of zeros
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
@@ -90,7 +91,7 @@ def scan(path: str) -> ShardIndex:
             return _index([], [], stamp, f"{packed}-compressed tar")
         file.seek(0)
         headers = _Headers(file, stamp[0])
-        members = list(headers)
+        members = headers.members()
         samples, last, left_out = _samples(members, stamp[0])
         left_out += headers.left_out
         defect = headers.defect()
@@ -169,11 +170,12 @@ def index(path: str) -> ShardIndex:
     return Indices().of(path)
 
 
-class _Headers:
-    """The file members of a tar in order, (name, offset, size); links stand for what they point to.
+Place = tuple[int, int]  # offset, size
+Member = tuple[str, int, int]  # name, offset, size
 
-    A damaged header ends them. `left_out` counts the members that have no bytes of their own to read.
-    """
+
+class _Headers:
+    """The headers of a tar; a damaged one ends them. `left_out` counts the members that have no bytes to read."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         self._file, self._size, self._end = file, size, 0
@@ -181,8 +183,28 @@ class _Headers:
         self.left_out: Counter[str] = Counter()
         self.number = 0
 
-    def __iter__(self) -> Iterator[tuple[str, int, int]]:
-        places: dict[str, tuple[int, int]] = {}
+    def members(self) -> list[Member]:
+        """Return the file members in order; a link has the bytes of what it points to, before it or behind it."""
+        places: dict[str, Place] = {}
+        found: list[tuple[str, Place | None, str]] = []
+        for name, place, target in self._read():
+            place = place or places.get(target)
+            if place:
+                places[normpath(name)] = place
+            found.append((name, place, target))
+        waiting = {normpath(name): target for name, place, target in found if not place}
+        for _ in range(LONGEST_CHAIN):
+            late = {name: places[target] for name, target in waiting.items() if name not in places and target in places}
+            if not late:
+                break
+            places |= late
+        resolved = [(name, place or places.get(target)) for name, place, target in found]
+        if lost := sum(place is None for _, place in resolved):
+            self.left_out[NO_TARGET] += lost
+        return [(name, *place) for name, place in resolved if place]
+
+    def _read(self) -> Iterator[tuple[str, Place | None, str]]:
+        """Yield each file's name and place, and each link's name and target."""
         try:
             bounded: Any = _Bounded(self._file)
             with tarfile.open(fileobj=bounded, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
@@ -192,10 +214,16 @@ class _Headers:
                     if member.size < 0:
                         return
                     self._end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-                    place = self._place_of(member, places)
-                    if place:
-                        places[normpath(member.name)] = place
-                        yield member.name, *place
+                    if member.islnk():
+                        yield member.name, None, normpath(member.linkname)
+                    elif member.issym():
+                        yield member.name, None, normpath(join(dirname(member.name), member.linkname))
+                    elif member.issparse():
+                        self.left_out[SPARSE] += 1
+                    elif member.isfile():
+                        yield member.name, (member.offset_data, member.size), ""
+                    elif not member.isdir():
+                        self.left_out[NO_FILE] += 1
         except OSError:
             raise
         except Exception:  # tarfile raises almost anything when fed corrupt bytes
@@ -209,23 +237,6 @@ class _Headers:
         if not self.whole:
             return TRUNCATED if self.number or not self._size else "not a tar"
         return "data behind the end of the tar" if any(self._file.read(BEHIND)) else None
-
-    def _place_of(self, member: tarfile.TarInfo, places: dict[str, tuple[int, int]]) -> tuple[int, int] | None:
-        """A member's offset and size; None, counted unless it is a folder, where it has none."""
-        if member.isdir():
-            return None
-        if member.issparse():
-            self.left_out[SPARSE] += 1
-        elif member.isfile():
-            return member.offset_data, member.size
-        elif not (member.islnk() or member.issym()):
-            self.left_out[NO_FILE] += 1
-        else:
-            target = member.linkname if member.islnk() else join(dirname(member.name), member.linkname)
-            if normpath(target) in places:
-                return places[normpath(target)]
-            self.left_out[NO_TARGET] += 1
-        return None
 
 
 class _Bounded:
@@ -247,10 +258,10 @@ class _Bounded:
         return self._file.seek(place)
 
 
-Row = list[tuple[int, int]]
+Row = list[Place]
 
 
-def _samples(members: list[tuple[str, int, int]], end: int) -> tuple[dict[str, Row], str | None, Counter[str]]:
+def _samples(members: list[Member], end: int) -> tuple[dict[str, Row], str | None, Counter[str]]:
     """Members by key, the key of the last one that is used, and how many were left out for which cause."""
     left_out: Counter[str] = Counter()
     plain = {_key(name)[0] for name, _, _ in members if _key(name)[1].lower() in KINDS}

@@ -96,6 +96,18 @@ def test_links_stand_for_the_members_they_point_to(tmp_path):
     assert [row[2] for row in contents(path, found)] == [b"picture 'x/a'"] * 3 + [None]
 
 
+def test_links_may_stand_before_the_members_they_point_to(tmp_path):
+    """As in a tar whose members are sorted by name; a circle of links has no bytes."""
+    names = {"a": "b", "b": "c", "d": "e", "e": "d"}
+    links: list[Member] = [(tarfile.TarInfo(f"{name}.jpg"), b"") for name in names]
+    for (link, _), target in zip(links, names.values(), strict=True):
+        link.type, link.linkname = tarfile.SYMTYPE, f"{target}.jpg"
+    path = write(tmp_path / "0.tar", *links, *pair("c"), ("a.json", b"{}"))
+    found = scan(str(path))
+    assert found.keys == ["a", "b", "c"] and found.left_out == {NO_TARGET: 2} and adds_up(found)
+    assert [row[2] for row in contents(path, found)] == [b"picture 'c'"] * 3
+
+
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 def test_every_name_becomes_one_key(tmp_path, form):
     names = ["a\nb", "tab\there", "bytes\udcff", "długa/" + "x" * 200, "空", "e\u0301", "nul", "line\u2028sep"]
