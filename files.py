@@ -40,7 +40,8 @@ def write_bytes(path: Path, content: bytes, durable: bool = False) -> None:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.partial")
+    # Names have 255 bytes at most, and a character up to four.
+    return path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.partial")
 
 
 def _sync(path: Path) -> None:

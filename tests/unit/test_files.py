@@ -18,6 +18,12 @@ def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path: Path) 
     assert path.read_bytes() == b"\x00"
 
 
+@pytest.mark.parametrize("name", ["a" * 255, "空" * 85, "😀" * 63])
+def test_every_name_that_a_file_may_have_can_be_written(tmp_path: Path, name: str) -> None:
+    write_bytes(tmp_path / name, b"x")
+    assert os.listdir(tmp_path) == [name]
+
+
 def test_an_error_or_a_kill_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_text(path, "old")
