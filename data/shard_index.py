@@ -9,12 +9,11 @@ import io
 import json
 import os
 import tarfile
-import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from pathlib import Path
 from posixpath import dirname, join, normpath
 from typing import IO, Any
 
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from data.storage import PATIENCE_S, not_permitted, read_file, retry
 from errors import ConfigurationError
+from files import write_bytes
 from progress import beat
 
 INDEX_VERSION = 2
@@ -154,15 +154,10 @@ class Indices:
             return None
 
     def _keep(self, place: str, made: ShardIndex) -> None:
-        unfinished = f"{place}.{uuid.uuid4().hex}"  # many machines may index one tar at once
         try:
-            with open(unfinished, "wb") as file:
-                file.write(_encode(made))
-            os.replace(unfinished, place)
+            write_bytes(Path(place), _encode(made))
         except OSError as error:
             self.unkept = self.unkept or error
-            with suppress(OSError):
-                os.unlink(unfinished)
 
 
 def index(path: str) -> ShardIndex:
