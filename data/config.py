@@ -116,13 +116,11 @@ class DataConfig:
 
     def location(self, source: str) -> str:
         """The folder or shard pattern of a source."""
-        own = os.path.expanduser(self.sources.get(source, source))
-        return os.path.join(os.path.expanduser(self.root), own)
+        return os.path.join(self.root, self.sources.get(source, source))
 
     def read_options(self) -> ReadOptions:
         """How sources are read."""
-        folder = None if self.index_folder is None else os.path.expanduser(self.index_folder)
-        return ReadOptions(self.retry_s, folder, self.max_member_mib, self.holdout)
+        return ReadOptions(self.retry_s, self.index_folder, self.max_member_mib, self.holdout)
 
 
 @dataclass
