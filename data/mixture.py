@@ -26,6 +26,7 @@ from data.examples import EncodedExample, ExampleInfo  # noqa: E402
 from data.label_pool import labels_of, names_nothing_absent  # noqa: E402
 from data.ledger import Ledger, NothingUsable  # noqa: E402
 from data.objectives.base import SENTINEL, LabelOptions, Skip, one_record  # noqa: E402
+from data.shard_index import printable  # noqa: E402
 from data.shards import Record, ShardSource  # noqa: E402
 from data.tokenizer import EOS, Tokenizer  # noqa: E402
 from progress import beat  # noqa: E402
@@ -148,7 +149,7 @@ class Component:
         languages = getattr(self._options, "languages", None)
         wanted = f" in {', '.join(languages)}" if languages else ""
         most = sorted(fields, key=lambda name: (-fields[name], name))[:MOST_FIELDS]
-        found = ", ".join(f"{name:.40}" for name in most) or "no field"
+        found = ", ".join(printable(name[:40]) for name in most) or "no field"
         return (
             f"mixture component {self.name} gives nothing: none of {causes.total():,} records of source "
             f"{self.source.name} can be used ({count:,} x {cause}); {self.objective} needs the field "

@@ -36,7 +36,8 @@ def write_shard(path: str | Path, samples: Iterable[tuple[str, Mapping[str, Any]
             keys.add(key)
             if image is not None:
                 _add(tar, f"{key}.{image_extension(image)}", image)
-            _add(tar, f"{key}.json", json.dumps(record, ensure_ascii=False).encode())
+            text = json.dumps(record, ensure_ascii=False)
+            _add(tar, f"{key}.json", text.encode(errors="backslashreplace"))  # JSON's own escape of half a pair
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

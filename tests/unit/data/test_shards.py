@@ -230,14 +230,14 @@ def test_few_broken_records_are_forgiven(tmp_path, tokenizer):
 
 
 def test_a_component_that_gives_nothing_ends_reading_and_names_what_it_misses(tmp_path, tokenizer):
-    records = [(f"{number}", {"text": "no picture here", "url": "x"}, None) for number in range(30)]
+    records = [(f"{number}", {"text": "no picture here", "u\nrl \ud83d": "x"}, None) for number in range(30)]
     write_shard(tmp_path / "webli" / "train-00000.tar", records)
     opened = stream(tmp_path, tokenizer, ("webli", "captioning", 1), ("webli", "span_corruption", 1))
     with pytest.raises(NothingUsable) as error:
         for step in range(10):
             opened.rows(step, range(1))
     assert "mixture component webli/captioning gives nothing: none of 30 records of source webli" in str(error.value)
-    assert "(30 x no caption); captioning needs the field captions, and they hold text, url" in str(error.value)
+    assert "captioning needs the field captions, and they hold text, u\\nrl \\ud83d" in str(error.value)
     assert isinstance(error.value, ErrorBudgetExceeded)
     with pytest.raises(NothingUsable, match="30 x no caption"):
         opened.rows(11, range(1))
