@@ -19,7 +19,8 @@ from train.schedule import learning_rate
 
 SOURCES, PHASES = "data.sources", "stage.phases"
 IN_A_PHASE = ("batch_examples", "num_streams", "encoder_length", "decoder_length", "images_per_row")
-FIXED = ("run.seed", *(f"data.{name}" for name in IN_A_PHASE), "data.holdout", "mixture", "optimizer.name")
+OF_A_RECORD = ("holdout", "exif_orientation", "max_megapixels", "max_member_mib")  # what becomes of it, and if
+FIXED = ("run.seed", *(f"data.{name}" for name in (*IN_A_PHASE, *OF_A_RECORD)), "mixture", "optimizer.name")
 ALLOWABLE = (*FIXED, SOURCES, PHASES)
 MODEL = ("vit", "mt5")
 # What these say changes no step: names and places, what is shown of a run, and what is no part of it.
