@@ -69,9 +69,8 @@ def rehearse(config: RunConfig, layout: Layout) -> list[Measured]:
     was_there = layout.of_first_rank(Path(config.run.folder).exists)
     rehearsed = in_scratch(config, folder)
     measuring = Measuring(layout.device)
-    try:
+    with closing(Run(rehearsed, layout)) as run, removed(folder, layout, with_parent=not was_there):
         with (
-            closing(Run(rehearsed, layout)) as run,
             Watchdog(config.parallel.timeout_s, folder, layout.rank, layout.world_size),
             memory_told(config.profile, folder, layout.rank, layout.device),
         ):
@@ -80,13 +79,20 @@ def rehearse(config: RunConfig, layout: Layout) -> list[Measured]:
             run.display.note(as_text(table(measuring.found, layout.device)))
             run.display.note(f"{config.run.folder}: rehearsed. Without run.rehearse=true the same command trains.")
         layout.barrier()
+    return measuring.found
+
+
+@contextmanager
+def removed(folder: Path, layout: Layout, with_parent: bool) -> Iterator[None]:
+    """Remove the folder at the end; entered while its lock is held, so that another rehearsal's is left alone."""
+    try:
+        yield
     finally:
         if layout.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
-            if not was_there:
+            if with_parent:
                 with suppress(OSError):  # something else has been put there
                     folder.parent.rmdir()
-    return measuring.found
 
 
 def in_scratch(config: RunConfig, folder: Path) -> RunConfig:

@@ -17,8 +17,9 @@ from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
 from data.tokenizer import train_tokenizer
 from parallel.engine import Engine
-from train import evaluate, pretrain
+from train import evaluate, lock, pretrain
 from train.entry import entry
+from train.lock import FolderLock
 from train.run import Extra, Run
 
 FROZEN_THEN_ALL = (
@@ -51,7 +52,7 @@ def test_trained_resumed_and_evaluated(
     monkeypatch.setattr(progress, "listeners", [places.append])
     monkeypatch.chdir(tmp_path)
     settings = [
-        "experiment=equivalence", f"data.root={corpus}", "run.steps=4", FROZEN_THEN_ALL, "model.dropout_rate=0.1",
+        "experiment=equivalence", f"data.root={corpus}", "run.steps=4", *FROZEN_THEN_ALL, "model.dropout_rate=0.1",
         "data.batch_examples=8", "data.num_streams=2", "evaluation.every_steps=2", "evaluation.steps=1",
         "evaluation.samples=4", "evaluation.max_new_tokens=4", "checkpoint.every_steps=1",
     ]  # fmt: skip
@@ -183,6 +184,7 @@ def test_a_rehearsal_does_everything_once_and_leaves_the_folder_as_it_was(
     settings = [
         "experiment=equivalence", f"data.root={corpus}", "run.steps=90", "data.batch_examples=4", "data.num_streams=1",
         "run.folder=runs/x", "evaluation.max_new_tokens=2", "tracker=wandb", "run.rehearse=true",
+        "run.from_scratch=true",
     ]  # fmt: skip
     for validates, phases in ((True, f"[{low}, {high}]"), (False, f"[{low}]")):
         command(monkeypatch, *settings, f"evaluation.every_steps={30 * validates}", f"stage.phases={phases}")
@@ -199,3 +201,11 @@ def test_a_rehearsal_does_everything_once_and_leaves_the_folder_as_it_was(
     place.mkdir(parents=True)
     assert ended("pretrain", pretrain.main) == 2 and "damaged" in capsys.readouterr().err
     assert [file.name for file in (tmp_path / "runs" / "x").iterdir()] == ["checkpoints"] and place.exists()
+
+    other = FolderLock(tmp_path / "runs" / "x" / "rehearsal")
+    other.path.parent.mkdir()
+    assert other.take() is None
+    monkeypatch.setattr(lock, "WAIT_S", 0.0)
+    assert ended("pretrain", pretrain.main) == 2 and "is in use by process" in capsys.readouterr().err
+    assert other.path.exists(), "that of another rehearsal"
+    other.give_back()
