@@ -63,6 +63,12 @@ def check_device(parallel: ParallelConfig, device: torch.device) -> None:
         )
 
 
+def meet(parallel: ParallelConfig, this: Launch) -> None:
+    """Start the one group of all ranks, unless it is; raises ConfigurationError as `check_device` does, before that."""
+    check_device(parallel, this.device)
+    start(this, parallel.timeout_s)
+
+
 class Layout:
     """Degrees, this process's place in them, and the groups that follow. Starting it is a collective of all ranks.
 
@@ -70,8 +76,7 @@ class Layout:
     """
 
     def __init__(self, parallel: ParallelConfig, this: Launch) -> None:
-        check_device(parallel, this.device)
-        start(this, parallel.timeout_s)
+        meet(parallel, this)
         _close_groups()
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor,

@@ -59,8 +59,8 @@ def main(composed: DictConfig) -> None:
     phase = span_of(spans(config), step).phase
     config = for_phase(config, phase)
     check_sources(config, chosen(config.mixture, config.evaluation), config.evaluation.split)
+    check_settings_of_ranks(config, this)
     layout = Layout(config.parallel, this)
-    check_settings_of_ranks(config, layout)
     folder = Path(config.run.folder)
     # Signs of life of its own: the run may go on training meanwhile.
     with Watchdog(config.parallel.timeout_s, folder / "evaluation", layout.rank, layout.world_size):

@@ -9,33 +9,55 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
 from data.stream import Stream
 from data.tokenizer import checksum
 from errors import ConfigurationError
-from parallel.layout import Layout
+from parallel.launch import Launch
+from parallel.layout import Layout, meet
 from train.agreement import gather
 from train.config import RunConfig, to_dict
 
 Facts = dict[str, dict[str, Any]]  # source -> records, shards and fingerprint
 # What may differ between nodes: places. What is found there is compared itself, or loaded by every rank.
-OF_A_NODE = ("data.root", "data.sources", "data.tokenizer", "data.index_folder", "run.initial", "run.initial_weights",
-             "weights", "parallel.offload_folder")  # fmt: skip
+FIRST_WEIGHTS = ("run.initial", "run.initial_weights", "weights")
+OF_A_NODE = ("data.root", "data.sources", "data.tokenizer", "data.index_folder", "parallel.offload_folder",
+             *FIRST_WEIGHTS)  # fmt: skip
 
 
-def check_settings_of_ranks(config: RunConfig, layout: Layout) -> None:
-    """Raise ConfigurationError on every rank where one was started with other settings; a collective."""
+def check_settings_of_ranks(config: RunConfig, this: Launch) -> None:
+    """Raise ConfigurationError on every rank where one was started with other settings; a collective.
+
+    It comes before the groups of a `Layout`, for which ranks with other `parallel` settings would wait in vain.
+    """
+    meet(config.parallel, this)
     mine = _flat("", to_dict(config))
-    first = layout.of_first_rank(lambda: mine)
+    told = [mine if this.rank == 0 else None]
+    dist.broadcast_object_list(told, device=torch.device("cpu"))
+    first = told[0] or {}
     different = [key for key in sorted(mine.keys() | first.keys()) if mine.get(key) != first.get(key)]
-    different = [key for key in different if not any(f"{key}.".startswith(f"{own}.") for own in OF_A_NODE)]
+    different = [key for key in different if not _may_differ(key, mine.get(key), first.get(key))]
     mistake = None
     if different:
         key = different[0]
         mistake = (
-            f"{_name(layout)} was started with {key}={mine.get(key)}, rank 0 with {key}={first.get(key)}; start all "
+            f"{_name(this)} was started with {key}={mine.get(key)}, rank 0 with {key}={first.get(key)}; start all "
             "ranks with the same settings."
         )
     _raise_anywhere(mistake)
+
+
+def _may_differ(key: str, mine: Any, first: Any) -> bool:
+    """Whether a setting names places of a node; first weights are loaded by all ranks together, or by none."""
+    if not any(f"{key}.".startswith(f"{own}.") for own in OF_A_NODE):
+        return False
+    return not key.startswith(FIRST_WEIGHTS) or _number(mine) == _number(first)
+
+
+def _number(places: Any) -> int:
+    return len(places) if isinstance(places, list) else int(places is not None)
 
 
 def facts_of_all(stream: Stream, config: RunConfig, layout: Layout, split: str) -> Facts:
@@ -72,8 +94,8 @@ def _difference(mine: tuple[Facts, str], first: tuple[Facts, str], layout: Layou
     return None
 
 
-def _name(layout: Layout) -> str:
-    return f"rank {layout.rank} on {socket.gethostname()}"
+def _name(this: Launch | Layout) -> str:
+    return f"rank {this.rank} on {socket.gethostname()}"
 
 
 def _raise_anywhere(mistake: str | None) -> None:

@@ -31,8 +31,8 @@ def main(composed: DictConfig) -> None:
     this = launch()
     check(config, this.world_size)
     check_training_data(config)
+    check_settings_of_ranks(config, this)
     layout = Layout(config.parallel, this)
-    check_settings_of_ranks(config, layout)
     if config.run.rehearse:
         rehearse(config, layout)
         return

@@ -33,6 +33,7 @@ REPLICAS = [(0, 1, 4, 5), (2, 3, 6, 7)]  # tensor next to each other, then data,
 
 
 def read_all(folder: Path, corpus: Path) -> None:
+    differ: list[str | None] = []
     config = RunConfig(
         data=DataConfig(
             root=str(corpus),
@@ -45,7 +46,14 @@ def read_all(folder: Path, corpus: Path) -> None:
         mixture=MixtureConfig([ComponentConfig("vq2a", "vqa", 1.0)]),
         parallel=ParallelConfig(tensor=2, pipeline=2, micro_batch=2, timeout_s=60),
     )
-    layout = Layout(config.parallel, launch())
+    this = launch()
+    for own in (
+        replace(config, run=RunSettings(seed=int(this.rank == 2))),
+        replace(config, data=DataConfig(root=str(this.rank))),
+        replace(config, parallel=replace(config.parallel, tensor=4 if this.rank == 3 else 2)),
+    ):
+        differ.append(said(check_settings_of_ranks, own, this))
+    layout = Layout(config.parallel, this)
     with patch.object(images, "decode", wraps=images.decode) as decode:
         reader = ReplicaReader(config, layout, Tokenizer(config.data.tokenizer), config.mixture, "train", prefetch=0)
         step = reader.read(3)
@@ -57,8 +65,6 @@ def read_all(folder: Path, corpus: Path) -> None:
         ended = ""
     except ErrorBudgetExceeded as error:
         ended = str(error)
-    differ = [said(check_settings_of_ranks, replace(config, run=RunSettings(seed=int(layout.rank == 2))), layout)]
-    differ.append(said(check_settings_of_ranks, replace(config, data=DataConfig(root=str(layout.rank))), layout))
     differ.append(said(layout.of_first_rank, partial(broken_off, layout.rank)))
     if layout.rank == 5:
         more, tar = folder / "vq2a", next((corpus / "vq2a").glob("train-*.tar"))
@@ -140,13 +146,15 @@ def test_all_learn_what_ends_the_reading(results: list[dict[str, Any]]) -> None:
 
 
 def test_ranks_with_other_settings_or_shards_are_named_on_all(results: list[dict[str, Any]]) -> None:
-    settings, places, first, more, none = (
+    settings, places, parallel, first, more, none = (
         set(each) for each in zip(*(result["differ"] for result in results), strict=True)
     )
     host = socket.gethostname()
     assert settings == {
         f"rank 2 on {host} was started with run.seed=1, rank 0 with run.seed=0; start all ranks with the same settings."
     }
+    (sentence,) = parallel
+    assert sentence.startswith(f"rank 3 on {host} was started with parallel.tensor=4, rank 0 with parallel.tensor=2;")
     assert places == {None}, "a node may have its own copy of the shards elsewhere"
     assert first == {"rank 0 cannot read left_out.json"}, "what ends the first rank ends all"
     (sentence,) = more

@@ -1,0 +1,36 @@
+"""Settings that differ between ranks: compared before any group is made of them."""
+
+from dataclasses import replace
+
+import pytest
+
+from errors import ConfigurationError
+from parallel.config import ParallelConfig
+from parallel.launch import Launch
+from tests.unit.train.ranks import Ranks
+from train.config import RunConfig, RunSettings, WeightsConfig
+from train.facts import check_settings_of_ranks
+
+CONFIG = RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("own", "sentence"),
+    [
+        (replace(CONFIG, parallel=ParallelConfig(tensor=2)), "parallel.tensor=2, rank 0 with parallel.tensor=1;"),
+        (replace(CONFIG, weights=WeightsConfig(vit="v")), "weights.vit=v, rank 0 with weights.vit=None;"),
+        (replace(CONFIG, run=RunSettings(initial_weights=["a", "b"])), "run.initial_weights=['a', 'b'], rank 0 with"),
+        (replace(CONFIG, run=RunSettings(initial_weights=["other"])), None),
+    ],
+)
+def test_ranks_with_other_settings_end_alike(
+    own: RunConfig, sentence: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = replace(CONFIG, run=replace(own.run, initial_weights=own.run.initial_weights and ["one"]))
+    world = Ranks(2, monkeypatch)
+    ended = world.run(lambda rank: check_settings_of_ranks(own if rank else first, Launch(rank, 2, 0)))
+    if sentence is None:
+        assert ended == [None, None]
+    for error in ended if sentence else []:
+        assert isinstance(error, ConfigurationError) and str(error).startswith("rank 1 on ")
+        assert f"was started with {sentence}" in str(error)
