@@ -49,6 +49,10 @@ class SaveFailed(RuntimeError):
     """A checkpoint could not be written, the same on every rank; the message is one sentence."""
 
 
+class NotFinite(SaveFailed):
+    """A checkpoint was not written, because a number in it is not finite."""
+
+
 class _Pruned(Exception):
     """The checkpoint that was being read is gone, and others are there."""
 
@@ -104,7 +108,7 @@ class Checkpointer(CheckpointFolder):
         group: dist.ProcessGroup,
     ) -> None:
         if (found := _anywhere(first_not_finite(named), group)) is not None:
-            raise SaveFailed(self._not_finite(content["step"], found))
+            raise NotFinite(self._not_finite(content["step"], found))
         name, rank = f"step_{content['step']:08d}", group.rank()
         partial = self.folder / f"{name}.partial"
 

@@ -209,14 +209,22 @@ class Loop:
             raise stopped(step, len(self.guard.bad), cause, self.run.folder)
 
     def roll_back(self, step: int) -> int:
-        """Go back to before the bad steps that ended with `step`; returns the step to go on after."""
+        """Go back to before the bad steps that ended with `step`; returns the step to go on after.
+
+        Where the update before them made weights that are not finite, its batch is left out too: learned from again, it
+        would make the same.
+        """
         bad = self.guard.bad
+        trusted, why = step - len(bad), f"{len(bad)} steps in a row were skipped"
         beat(f"step {step}, going back")
-        good = self.run.roll_back(step - len(bad), bad)
+        if trusted and (name := self.run.not_finite(self.engine)) is not None:
+            why += f", after step {trusted} had made {name} not finite"
+            bad, trusted = [self.run.left_out.batch_of(trusted), *bad], trusted - 1
+        good = self.run.roll_back(trusted, bad)
         self.run.alert(
             "roll-back",
-            f"The run goes back from step {step} to step {good}: {len(bad)} steps in a row were skipped; their batches "
-            f"are left out from now on (batches {bad[0]} to {bad[-1]}; {self.run.folder}/{NAME}).",
+            f"The run goes back from step {step} to step {good}: {why}; their batches are left out from now on "
+            f"(batches {bad[0]} to {bad[-1]}; {self.run.folder}/{NAME}).",
         )
         return good
 

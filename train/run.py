@@ -13,7 +13,7 @@ from data.tokenizer import checksum
 from errors import ConfigurationError
 from model.finite import first_not_finite
 from model.layers import parts_of
-from parallel.checkpoint import Checkpointer, SaveFailed, held_weights
+from parallel.checkpoint import Checkpointer, NotFinite, SaveFailed, held_weights
 from parallel.engine import Engine, build_engine
 from parallel.initial import load_files
 from parallel.layout import Layout
@@ -90,19 +90,22 @@ class Run:
 
     def _check_finite(self, engine: Engine, step: int | None) -> None:
         """Raise ConfigurationError on every rank where a weight that training would begin with is none."""
-        settings = self.config.run
-        names = gather([first_not_finite((rectangle.name, values) for rectangle, values in held_weights(engine))])
-        for name in filter(None, names):
-            if step is None:
-                given = (
-                    ", ".join(filter(None, [settings.initial, *first_files(self.config)]))
-                    or f"run.seed={settings.seed}"
-                )
-                raise ConfigurationError(f"{name} is not finite in the first weights ({given}); give others.")
-            raise ConfigurationError(
-                f"{name} is not finite in the checkpoint of step {step} in {self.checkpointer.folder}; remove that "
-                "checkpoint to go on from the one before, or choose another run.name."
-            )
+        settings, name = self.config.run, self.not_finite(engine)
+        if name is None:
+            return
+        if step is None:
+            files = ", ".join(filter(None, [settings.initial, *first_files(self.config)]))
+            given = files or f"run.seed={settings.seed}"
+            raise ConfigurationError(f"{name} is not finite in the first weights ({given}); give others.")
+        raise ConfigurationError(
+            f"{name} is not finite in the checkpoint of step {step} in {self.checkpointer.folder}; remove that "
+            "checkpoint to go on from the one before, or choose another run.name."
+        )
+
+    def not_finite(self, engine: Engine) -> str | None:
+        """Return the name of a weight that is not finite on any rank, None where all are; a collective."""
+        own = first_not_finite((rectangle.name, values) for rectangle, values in held_weights(engine))
+        return next(filter(None, gather([own])), None)
 
     def restores(self) -> bool:
         """Whether `restore` will load every weight (or raise); a collective of all ranks."""
@@ -213,7 +216,11 @@ class Run:
         the bad batches, or without them. Raises RunStopped, with nothing forgotten, where steps were trained and no
         checkpoint of them is there.
         """
-        self.settle()
+        try:
+            self.settle()
+        except RunStopped as error:
+            if not isinstance(error.__cause__, NotFinite):  # whose weights the run goes back from
+                raise
         oldest = self.layout.of_first_rank(lambda: min(self.checkpointer.steps(), default=None))
         if last_good and (oldest is None or oldest > last_good):
             raise RunStopped(

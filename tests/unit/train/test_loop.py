@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from data.objectives import NAMES
 from data.packing import RowShape, pack
 from model.batch import MicroBatch
 from model.loss import LossTotals
-from parallel.checkpoint import Checkpointer
+from parallel.checkpoint import Checkpointer, NotFinite, SaveFailed
 from train.config import CheckpointConfig, GuardConfig, Phase, RunConfig, RunSettings, ScheduleConfig
 from train.entry import Interrupted, RunStopped
 from train.left_out import NAME, LeftOut
@@ -66,7 +67,7 @@ def loop(
     config.model.image_size = 112
     run = SimpleNamespace(
         lines=[], saved=[], alerts=[], folder=folder, first_rank=True,
-        save_due=lambda: False, settle=lambda: None,
+        save_due=lambda: False, settle=lambda: None, not_finite=lambda engine: None,
         interrupt=SimpleNamespace(asked=False),
         display=SimpleNamespace(note=lambda text: None),
         layout=SimpleNamespace(
@@ -167,6 +168,18 @@ def test_many_bad_steps_in_a_row_send_the_run_back_as_often_as_it_may(tmp_path: 
         trained.train(0)
 
 
+def test_the_batch_whose_update_spoiled_the_weights_is_left_out_too(tmp_path: Path) -> None:
+    trained, run = loop(FakeEngine([9.0, 5.0, 4.0] + [math.nan] * 9), tmp_path, steps=9, max_in_a_row=2, roll_back=1)
+    run.left_out.batches = [1]
+    run.not_finite = lambda engine: "patches.kernel"
+    went: list[tuple[int, list[int]]] = []
+    said: list[str] = []
+    run.roll_back = lambda last_good, bad: went.append((last_good, list(bad))) or 0
+    run.alert = lambda title, text: said.append(text)
+    assert trained.train(0) == 0
+    assert went == [(1, [3, 4, 5])] and "after step 2 had made patches.kernel not finite; their" in said[-1]
+
+
 def test_left_out_batches_are_passed_over(tmp_path: Path) -> None:
     trained, run = loop(FakeEngine([9.0, 5.0, math.nan]), tmp_path, steps=2)
     run.left_out.batches = [2, 3]
@@ -224,7 +237,8 @@ def test_without_a_good_checkpoint_the_run_stops_with_nothing_forgotten(
     for step in kept:
         checkpointer.path(step).mkdir()
     run = SimpleNamespace(
-        checkpointer=checkpointer, folder=tmp_path, left_out=LeftOut(), first_rank=True, settle=lambda: None,
+        checkpointer=checkpointer, folder=tmp_path, left_out=LeftOut(), first_rank=True,
+        settle=lambda: Run.settle(run),  # type: ignore[arg-type]
         layout=SimpleNamespace(of_first_rank=lambda ask: ask(), barrier=lambda: None),
         steps_done=lambda: checkpointer.latest_step() or 0,
     )  # fmt: skip
@@ -236,4 +250,10 @@ def test_without_a_good_checkpoint_the_run_stops_with_nothing_forgotten(
         assert checkpointer.steps() == kept and run.left_out == LeftOut() and not (tmp_path / NAME).exists()
         assert Run.roll_back(run, 0, [1, 2]) == 0, "where nothing was trained before, it begins anew"  # type: ignore
     else:
+        checkpointer.writing = Future()
+        checkpointer.writing.set_exception(SaveFailed("the disk is full"))
+        with pytest.raises(RunStopped, match="the disk is full"):
+            Run.roll_back(run, 7, [8, 9])  # type: ignore[arg-type]
+        checkpointer.writing = Future()
+        checkpointer.writing.set_exception(NotFinite("the checkpoint of step 8 is not written"))
         assert Run.roll_back(run, 7, [8, 9]) == goes_to and run.left_out == LeftOut([8, 9], 1)  # type: ignore
