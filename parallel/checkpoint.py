@@ -30,7 +30,7 @@ from errors import ConfigurationError, Notice, StorageFailed
 from model.finite import first_not_finite
 from model.layers import parts_of
 from model.vit import resample_position
-from parallel.checkpoint_folder import CheckpointFolder, write_json
+from parallel.checkpoint_folder import CheckpointFolder, raise_if_of_storage, write_json
 from parallel.engine import Engine
 from parallel.fragments import Rectangle
 from parallel.layout import Layout
@@ -185,14 +185,17 @@ class Checkpointer(CheckpointFolder):
         layout = engine.layout
         steps = layout.of_first_rank(self.steps)
         for step in reversed(steps):
-            path = self.path(step)
-            broken = _broken_file(path, layout)
+            path, broken, mistake = self.path(step), None, None
+            try:
+                broken = _broken_file(path, layout)
+            except StorageFailed as error:
+                mistake = str(error)
+            self._raise_if_unreadable(mistake, path, layout)
             if not layout.any_rank(broken is not None):
                 try:
                     return self._load(engine, path, weights_only)
                 except CheckpointException as error:  # of some rank, raised by DCP on all
-                    self._raise_if_pruned(path, layout)
-                    raise StorageFailed(f"{path} could not be read ({_one_line(error)}).") from error
+                    self._raise_if_unreadable(f"{path} could not be read ({_one_line(error)}).", path, layout)
             self._raise_if_pruned(path, layout)
             if broken is not None:
                 then = "; taking the one before it" * (step > steps[0])
@@ -216,10 +219,16 @@ class Checkpointer(CheckpointFolder):
             content: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
         except OSError as error:
             mistake = f"{path} could not be read ({error})."
+        self._raise_if_unreadable(mistake, path, layout)
+        return saved, content
+
+    def _raise_if_unreadable(self, mistake: str | None, path: Path, layout: Layout) -> None:
+        """Raise StorageFailed on every rank where the disk of one has failed."""
         if (found := _anywhere(mistake)) is not None:
             self._raise_if_pruned(path, layout)
-            raise StorageFailed(found)
-        return saved, content
+            failed = StorageFailed(found)
+            failed.alone = False
+            raise failed
 
     def _raise_if_pruned(self, path: Path, layout: Layout) -> None:
         if layout.of_first_rank(lambda: not path.exists() and bool(self.steps())):
@@ -325,16 +334,21 @@ def _raise_anywhere(mistake: str | None) -> None:
 
 
 def _broken_file(path: Path, layout: Layout) -> str | None:
-    """The name of a file of this rank's share that is missing, cut short or altered."""
+    """The name of a file of this rank's share that is missing, cut short or altered; raises StorageFailed."""
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        raise_if_of_storage(error, path)
         return "manifest.json"
     if not isinstance(manifest, dict) or not {".metadata", "state.json"} <= manifest.keys():
         return "manifest.json"
     for name in sorted(manifest)[layout.rank :: layout.world_size]:
         beat(f"checking {path / name}")
-        if not (path / name).exists() or _checksum(path / name) != manifest[name]:
+        try:
+            if _checksum(path / name) != manifest[name]:
+                return name
+        except OSError as error:
+            raise_if_of_storage(error, path)
             return name
     return None
 

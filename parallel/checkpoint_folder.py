@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from errors import Notice
+from errors import OF_STORAGE, Notice, StorageFailed
 
 FOLDER = re.compile(r"step_([0-9]{8,})")
 
@@ -33,14 +33,20 @@ class CheckpointFolder:
 
     def prune(self) -> None:
         """Remove what is older than the newest trusted checkpoint, but for those that must stay."""
-        trusted = self.trusted_steps()
-        kept = {*trusted[-self.keep_last :], *(s for s in trusted if self.keep_every and s % self.keep_every == 0)}
-        for old in self.steps():
-            if old < trusted[-1] and old not in kept:
-                try:
-                    self.remove(old)
-                except OSError as error:  # the new checkpoint is whole, and that is what counts
-                    warnings.warn(f"checkpoint {self.path(old)} could not be removed ({error})", Notice, stacklevel=2)
+        for old in self._old():
+            try:
+                self.remove(old)
+            except OSError as error:  # the new checkpoint is whole, and that is what counts
+                warnings.warn(f"checkpoint {self.path(old)} could not be removed ({error})", Notice, stacklevel=2)
+
+    def _old(self) -> list[int]:
+        try:
+            trusted = self.trusted_steps()
+            kept = {*trusted[-self.keep_last :], *(s for s in trusted if self.keep_every and s % self.keep_every == 0)}
+            return [step for step in self.steps() if step < trusted[-1] and step not in kept]
+        except (OSError, StorageFailed) as error:
+            warnings.warn(f"old checkpoints in {self.folder} could not be looked for ({error})", Notice, stacklevel=3)
+            return []
 
     def remove(self, step: int) -> None:
         """Remove a checkpoint; a kill in between leaves no half of it under its name."""
@@ -51,8 +57,15 @@ class CheckpointFolder:
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints in the folder, oldest first: the one answer to how far a run has come."""
-        found = ((FOLDER.fullmatch(folder.name), folder) for folder in self.folder.glob("step_*"))
-        return sorted(int(name[1]) for name, folder in found if name and folder.is_dir())
+        try:
+            with os.scandir(self.folder) as entries:
+                found = [(FOLDER.fullmatch(entry.name), entry) for entry in entries]
+                return sorted(int(name[1]) for name, entry in found if name and entry.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:  # a folder that cannot be listed is no empty one: the run would begin anew
+            raise_if_of_storage(error, self.folder)
+            raise
 
     def trusted_steps(self) -> list[int]:
         """Steps of the checkpoints that were saved outside any row of skipped steps, oldest first."""
@@ -66,7 +79,8 @@ class CheckpointFolder:
         """The text of `latest`, or None where there is no such file; it may name what is not there."""
         try:
             return (self.folder / "latest").read_text(encoding="utf-8", errors="replace").strip()
-        except OSError:
+        except OSError as error:
+            raise_if_of_storage(error, self.folder)
             return None
 
     def lost(self) -> str | None:
@@ -83,16 +97,23 @@ class CheckpointFolder:
         return next((extra for extra in found if isinstance(extra, dict)), {})
 
     def _content(self, step: int) -> dict[str, Any]:
-        """`state.json` of a checkpoint, {} where it is damaged, which loading reports."""
+        """`state.json` of a checkpoint, {} where it is damaged, which loading reports; raises StorageFailed."""
         try:
             content = json.loads((self.path(step) / "state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            raise_if_of_storage(error, self.path(step))
             return {}
         return content if isinstance(content, dict) else {}
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
         return self.folder / f"step_{step:08d}"
+
+
+def raise_if_of_storage(error: Exception, path: Path) -> None:
+    """Raise StorageFailed for an error of the disk: it often passes, and does not say that a file is damaged."""
+    if isinstance(error, OSError) and error.errno in OF_STORAGE:
+        raise StorageFailed(f"{path} could not be read ({error.strerror}); start again when its storage is back.")
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

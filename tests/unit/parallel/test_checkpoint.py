@@ -1,17 +1,19 @@
 """A checkpoint in one process: what comes back, what is refused, and what becomes of a damaged one."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
-from errors import ConfigurationError, Notice
+from errors import ConfigurationError, Notice, StorageFailed
 from model.config import ModelConfig, MT5Config, ViTConfig
 from model.vit import resample_position
 from parallel.checkpoint import Checkpointer, SaveFailed, held_weights
@@ -178,3 +180,21 @@ def test_weights_that_are_not_finite_are_not_saved(saved: Saved, layout: Layout)
     with pytest.raises(SaveFailed, match=r"step 3 is not written .* is not finite \(that of step 2 stays the newest\)"):
         saver.wait()
     assert saver.latest_step() == 2
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "__0_0.distcp"])
+def test_one_that_the_disk_fails_to_read_is_not_damaged(
+    saved: Saved, layout: Layout, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def fails(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path.name == file:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return opened(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", fails)
+    with pytest.raises(StorageFailed, match=r"step_00000002 could not be read \(Input/output error\)") as failed:
+        Checkpointer(saved.folder).load_latest(build(layout, 2))
+    assert not failed.value.alone, "every rank raises it, and the first one prints it"
+    assert Checkpointer(saved.folder).steps() == [1, 2]

@@ -1,11 +1,13 @@
 """Which checkpoints are there, which of them stay, and that `latest` is no second answer."""
 
+import errno
 import json
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 
+from errors import Notice, StorageFailed
 from parallel.checkpoint_folder import CheckpointFolder
 
 
@@ -74,3 +76,19 @@ def test_what_was_saved_is_read_from_the_newest_that_is_legible(tmp_path: Path) 
     assert checkpoints.latest_extra() == {"note": "second"}
     (tmp_path / "step_00000002" / "state.json").write_text("cut sho", encoding="utf-8")
     assert checkpoints.latest_extra() == {"note": "first"}
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_a_disk_that_fails_is_no_empty_folder_and_no_damage(tmp_path: Path, code: int) -> None:
+    saved(tmp_path, 4, x=1)
+    checkpoints, error = CheckpointFolder(tmp_path), OSError(code, "it fails")
+    with patch("os.scandir", side_effect=error), pytest.raises(StorageFailed, match=r"could not be read \(it fails\)"):
+        checkpoints.lost()
+    with patch.object(Path, "read_text", side_effect=error):
+        with pytest.raises(StorageFailed, match=r"step_00000004 could not be read \(it fails\)"):
+            checkpoints.latest_extra()
+        with pytest.warns(Notice, match="could not be looked for"):
+            checkpoints.prune()
+        with pytest.raises(StorageFailed):
+            checkpoints.named_latest()
+    assert checkpoints.latest_extra() == {"x": 1}
