@@ -17,7 +17,7 @@ from train.facts import Facts, described
 from train.phases import Span, lay_out, span_of
 from train.schedule import learning_rate
 
-SOURCES, PHASES = "data.sources", "stage.phases"
+SOURCES, PHASES, COMPONENTS = "data.sources", "stage.phases", "mixture.components"
 IN_A_PHASE = ("batch_examples", "num_streams", "encoder_length", "decoder_length", "images_per_row")
 OF_A_RECORD = ("holdout", "exif_orientation", "max_megapixels", "max_member_mib")  # what becomes of it, and if
 FIXED = ("run.seed", *(f"data.{name}" for name in (*IN_A_PHASE, *OF_A_RECORD)), "mixture", "optimizer.name")
@@ -60,7 +60,8 @@ def changes(saved: Mapping[str, Any], config: RunConfig) -> list[Change]:
     for key in [*now, *(key for key in before if key not in now and _is_item(key))]:
         old, new = before.get(key, NOTHING if _is_item(key) else defaults.get(key)), now.get(key, NOTHING)
         known = key in before or key in defaults or _is_item(key)
-        if known and not _same(old, new) and not _under(key, SILENT):
+        same = _same(old, new) if _under(key, (COMPONENTS,)) else old == new
+        if known and not same and not _under(key, SILENT):
             found.append(Change(key, old, new))
     return found
 
@@ -75,10 +76,14 @@ def check_resume(saved: Mapping[str, Any], config: RunConfig, done: int) -> None
     if not _under(PHASES, allowed):
         _check_phases(saved, config, done)
     phase = span_of(lay_out(config.stage.phases, config.run.steps), done + 1).phase.name
-    of_phase = [f"{PHASES}.{phase}.{name}" for name in (*IN_A_PHASE, "objectives")]
+    of_phase = [f"{PHASES}.{phase}.{name}" for name in (*IN_A_PHASE, "image_size", "objectives")]
     if saved_phase(saved, done) != phase:  # its first step is to come
         of_phase = []
-    refused = [c for c in found if _under(c.key, (*FIXED, *of_phase)) and not _under(c.key, allowed)]
+    now = to_dict(config)
+    same = [name for name in IN_A_PHASE if _in_phase(saved, phase, name) == _in_phase(now, phase, name)]
+    moved = [key for name in same for key in (f"data.{name}", f"{PHASES}.{phase}.{name}")]
+    fixed = [c for c in found if _under(c.key, (*FIXED, *of_phase)) and c.key not in moved]
+    refused = [c for c in fixed if not _under(c.key, allowed)]
     if refused:
         names = dict.fromkeys(next((f for f in ALLOWABLE if _under(c.key, (f,))), c.key) for c in refused)
         was = "; ".join(f"{change.key}={_shown(change.before)}, now it is {_shown(change.now)}" for change in refused)
@@ -167,6 +172,12 @@ def _check_phases(saved: Mapping[str, Any], config: RunConfig, done: int) -> Non
                 )
 
 
+def _in_phase(settings: Mapping[str, Any], phase: str, name: str) -> Any:
+    """Return a setting of `data` as a phase sees it, which may have its own."""
+    own = [item.get(name) for item in settings.get("stage", {}).get("phases", []) if item.get("name") == phase]
+    return next((value for value in own if value), settings.get("data", {}).get(name))
+
+
 def _saved_spans(saved: Mapping[str, Any]) -> list[Span]:
     try:
         phases = [Phase(name=phase["name"], steps=phase["steps"]) for phase in saved["stage"]["phases"]]
@@ -202,7 +213,7 @@ def _items(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         for phase in value:
             for key, item in phase.items():
                 yield f"{PHASES}.{phase.get('name')}.{key}", item
-    elif prefix == "mixture.components" and isinstance(value, list):
+    elif prefix == COMPONENTS and isinstance(value, list):
         yield from ((f"{prefix}.{number}", item) for number, item in enumerate(value))
     else:
         yield prefix, value
@@ -214,7 +225,7 @@ def _is_item(key: str) -> bool:
 
 
 def _same(before: Any, now: Any) -> bool:
-    """Whether two values are one; of a component, a key that one of them lacks came with another version."""
+    """Whether two components are one; a key that one of them lacks came with another version."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         return all(before[key] == now[key] for key in before.keys() & now.keys())
     return bool(before == now)

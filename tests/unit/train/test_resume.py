@@ -240,3 +240,34 @@ def test_a_rehearsal_of_a_run_that_has_begun_needs_no_first_weights(config: RunC
     begun = in_scratch(config, tmp_path / "rehearsal")
     assert begun.run.initial == str(tmp_path) and begun.run.folder == str(tmp_path / "rehearsal")
     assert begun.weights.vit is None and not begun.run.initial_weights and begun.tracker.name == "none"
+
+
+def phased(config: RunConfig, **own: Any) -> RunConfig:
+    """With these settings in the phase that is under way."""
+    return replace(config, stage=StageConfig([replace(config.stage.phases[0], **own), config.stage.phases[1]]))
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [({}, {"vqa": 1.0}), ({"vqa": 1.0}, {"vqa": 1.0, "captioning": 1.0}), ({"vqa": 1.0}, {}), ({"vqa": 1}, {"vqa": 2})],
+)
+def test_a_phase_under_way_keeps_its_objectives(
+    config: RunConfig, before: dict[str, float], now: dict[str, float]
+) -> None:
+    began = saved(phased(config, objectives=before))
+    check_resume(began, phased(config, objectives=before), 1)
+    with pytest.raises(ConfigurationError, match=r"stage\.phases\.low\.objectives=\{"):
+        check_resume(began, phased(config, objectives=now), 1)
+
+
+def test_a_phase_under_way_keeps_its_resolution(config: RunConfig) -> None:
+    with pytest.raises(ConfigurationError, match=r"stage\.phases\.low\.image_size=56, now it is 112"):
+        check_resume(saved(config), phased(config, image_size=112), 1)
+
+
+def test_what_a_phase_sees_may_be_given_elsewhere(config: RunConfig) -> None:
+    own = phased(config, batch_examples=16)
+    check_resume(saved(config), own, 1)
+    check_resume(saved(own), replace(own, data=replace(own.data, batch_examples=32)), 1)
+    with pytest.raises(ConfigurationError, match=r"data\.batch_examples=16, now it is 32"):
+        check_resume(saved(own), replace(config, data=replace(config.data, batch_examples=32)), 1)
