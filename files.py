@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 
 @contextmanager
@@ -23,6 +24,8 @@ def beside(path: Path, durable: bool = False) -> Iterator[Path]:
         os.replace(scratch, path)
         if durable:
             _sync(path.parent)
+    except OSError as error:
+        raise_with_name(error, path)
     finally:
         with suppress(OSError):
             scratch.unlink()
@@ -37,6 +40,13 @@ def write_bytes(path: Path, content: bytes, durable: bool = False) -> None:
     """Write a file in one piece."""
     with beside(path, durable) as scratch:
         scratch.write_bytes(content)
+
+
+def raise_with_name(error: OSError, path: Path) -> NoReturn:
+    """Raise the error with the name of a file, which one of writing or syncing lacks: a user must find the disk."""
+    if error.filename is not None or error.errno is None:
+        raise error
+    raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _beside(path: Path) -> Path:

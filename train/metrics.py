@@ -5,12 +5,13 @@ import math
 import os
 import resource
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
-from files import write_text
+from files import raise_with_name, write_text
 from model.loss import LossTotals
 from train.agreement import Agreed
 from train.kept_files import free_name
@@ -121,8 +122,14 @@ class MetricsFile:
 
     def write(self, line: Line) -> None:
         """Append one line; a value that is not finite becomes null (JSON knows no NaN)."""
-        self.file.write(json.dumps({key: _finite(value) for key, value in line.items()}, allow_nan=False) + "\n")
-        self.file.flush()
+        text = json.dumps({key: _finite(value) for key, value in line.items()}, allow_nan=False)
+        try:
+            self.file.write(f"{text}\n")
+            self.file.flush()
+        except OSError as error:
+            with suppress(OSError):  # it would be written once more, and fail without its name
+                self.file.close()
+            raise_with_name(error, self.path)
 
     def close(self) -> None:
         self.file.close()

@@ -1,5 +1,6 @@
 """Files that are written in one piece: whoever reads one reads the old text or the new one."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -59,3 +60,14 @@ def test_what_resuming_needs_is_on_the_disk_before_it_has_its_name(
     write_text(tmp_path / "a", "x", durable=True)
     write_text(tmp_path / "b", "x")
     assert order == ["sync", "rename", "sync", "rename"]
+
+
+@pytest.mark.parametrize("what", ["fsync", "replace"])
+def test_an_error_of_writing_names_the_file(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(f"os.{what}", fails)
+    with pytest.raises(OSError, match="Input/output error") as failed:
+        write_text(tmp_path / "a.json", "x", durable=True)
+    assert failed.value.filename == str(tmp_path / "a.json") and not list(tmp_path.iterdir())

@@ -95,6 +95,15 @@ def test_lines_of_which_none_would_be_left_are_kept_aside(tmp_path: Path) -> Non
     assert MetricsFile(path, restored_step=0).kept is None
 
 
+def test_a_line_that_cannot_be_written_names_the_file_once(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", restored_step=0)
+    metrics.file.close()
+    metrics.file = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115
+    with pytest.raises(OSError, match=r"No space left on device: .*metrics\.jsonl"):
+        metrics.write({"step": 1})
+    metrics.close()
+
+
 def test_one_process_agrees_with_itself() -> None:
     local = Local(3, 10, 90, 3, [1, 2, 0], truncated=2, data_wait_s=0.5, memory_bytes=7, stop=True, skipped={"a/b": 1})
     agreed = Agreement(1, torch.device("cpu"), num_objectives=3).agree(local)
