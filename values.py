@@ -10,6 +10,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 import strict_omegaconf  # noqa: F401
 from errors import ConfigurationError
@@ -22,11 +23,24 @@ LARGEST = 2**31 - 1  # of any integer setting; beyond it libraries overflow, eac
 def typed(kind: type[Kind], plain: Any, where: str = "") -> Kind:
     """Make the dataclass `kind` from plain values, every one checked; `where` is the key of the whole.
 
-    Raises ConfigurationError, or OmegaConf's own errors for unknown keys and wrong types.
+    Raises ConfigurationError; without `where`, OmegaConf's own errors for unknown keys and wrong types.
     """
-    made = cast(Kind, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), plain)))
+    try:
+        made = cast(Kind, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), plain)))
+    except OmegaConfBaseException as error:
+        if not where:
+            raise
+        raise ConfigurationError(in_one_line(error, where)) from error
     check_values(made, where)
     return made
+
+
+def in_one_line(error: Exception, where: str = "") -> str:
+    """Return an error of OmegaConf or Hydra on one line, behind the key it is about; `where` begins the key."""
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error
+    key = ".".join(filter(None, (where, getattr(cause, "full_key", None))))
+    text = " ".join(str(cause).split("full_key")[0].split()).rstrip(".")
+    return f"{key}: {text}." if key else f"{text}."
 
 
 def check_values(settings: Any, where: str = "") -> None:

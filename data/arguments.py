@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from errors import ConfigurationError
-from values import type_at, typed
+from values import in_one_line, type_at, typed
 
 Options = TypeVar("Options")
 
@@ -33,7 +33,7 @@ def parse(arguments: Sequence[str], kind: type[Options]) -> Options:
     try:
         return typed(kind, OmegaConf.from_dotlist([_as_typed(argument, kind) for argument in arguments]))
     except OmegaConfBaseException as error:
-        raise ConfigurationError(f"{error.full_key}: {str(error).splitlines()[0].rstrip('.')}.") from error
+        raise ConfigurationError(in_one_line(error)) from error
 
 
 def _as_typed(argument: str, kind: type) -> str:

@@ -29,7 +29,7 @@ from data.stream import Stream
 from data.tokenizer import Tokenizer
 from errors import ConfigurationError, ReadingStopped, StorageFailed
 from terminal import use_utf8
-from values import at_least, typed
+from values import at_least, in_one_line, typed
 from words import as_typed, check_choices, check_read, open_names
 
 CONFIGURATION = Path(__file__).parent.parent / "conf"
@@ -91,7 +91,7 @@ def open_stream(overrides: Sequence[str], split: str) -> Stream:
         image_size, patch_size, seed = config.stage.phases[0].image_size, config.vit.patch_size, config.run.seed
         read = typed(Numbers, {"image_size": image_size, "patch_size": patch_size, "seed": seed})
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigurationError(" ".join(str(error.__cause__ or error).split("full_key")[0].split())) from error
+        raise ConfigurationError(in_one_line(error)) from error
     tokens = (read.image_size // read.patch_size) ** 2
     return Stream(data, mixture, Tokenizer(data.tokenizer), read.image_size, tokens, split, read.seed)
 

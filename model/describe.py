@@ -28,7 +28,7 @@ from model.config import ModelConfig, MT5Config, ViTConfig
 from model.costs import Shape, UnitCost, costs_of
 from model.pali import PaLI, freeze, units
 from terminal import use_utf8
-from values import typed
+from values import in_one_line, typed
 from words import check_choices, check_read
 
 CONFIGURATION = Path(__file__).parent.parent / "conf"
@@ -159,7 +159,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group}={option} does not exist; choose one of {', '.join(error.options)}."
-    return " ".join(str(error.__cause__ or error).split("full_key")[0].split())
+    return in_one_line(error)
 
 
 def main(arguments: Sequence[str]) -> None:

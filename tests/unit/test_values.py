@@ -123,6 +123,15 @@ def test_impossible_values_are_one_sentence(plain: dict[str, Any], said: str) ->
         typed(Options, plain)
 
 
+def test_a_wrong_kind_is_named_by_its_whole_key() -> None:
+    for plain, said in (
+        ({"rate": "x"}, r"^top\.rate: Value 'x' .* Float\.$"),
+        ({"rates": 1}, r"^top\.rates: Key 'rates'"),
+    ):
+        with pytest.raises(ConfigurationError, match=said):
+            typed(Options, plain, "top")
+
+
 def test_accepted_as_they_are() -> None:
     made = typed(Options, {"rate": 3, "steps": "5", "on": "yes", "note": None})
     assert (made.rate, made.steps, made.on, made.note) == (3.0, 5, True, None)

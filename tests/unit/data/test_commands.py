@@ -49,7 +49,7 @@ def test_mistakes_of_the_tokenizer(corpus: Path, words: list[str], sentence: str
         ("split=trian", "split=trian is unknown; choose one of train, validation, test"),
         ("foo=1", "foo"),
         ("data.foo=1", "foo"),
-        ("data.batch_examples=x", "Value 'x' of type 'str' could not be converted to Integer"),
+        ("data.batch_examples=x", "data.batch_examples: Value 'x' of type 'str' could not be converted to Integer"),
         ("run.seed=-1", "run.seed=-1 must be at least 0"),
         ("stage.phases=[]", "stage.phases is empty"),
         ("data.root=/nowhere", "data.tokenizer=/nowhere/tokenizer.model does not exist"),
