@@ -165,6 +165,8 @@ class MixtureConfig:
             raise ConfigurationError("mixture.components is empty: name at least one (source, objective, weight).")
         for component in self.components:
             name = f"mixture component {component.source}/{component.objective}"
+            if not component.source.strip():
+                raise ConfigurationError(f"{name} has a blank source: name a folder of data.root.")
             if component.objective not in objectives.NAMES:
                 raise ConfigurationError(
                     f"{name}: there is no such objective; choose from {', '.join(objectives.NAMES)}."

@@ -100,6 +100,7 @@ def test_impossible_data_settings(data, tokenizer, change, message):
     ("components", "message"),
     [
         ([("webli", "caption", 1)], "webli/caption: there is no such objective"),
+        ([(" ", "ocr", 1)], " /ocr has a blank source"),
         ([("webli", "ocr", 0)], "webli/ocr has weight 0"),
         ([("webli", "ocr", -1.0)], "webli/ocr has weight -1.0"),
         ([("webli", "ocr", float("nan"))], "webli/ocr has weight nan"),
