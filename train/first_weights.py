@@ -32,7 +32,8 @@ def check_first_weights(config: RunConfig, phases: Sequence[PaLI], expected: Col
     names = {part.name for _, part in parts_of(phases[0])}
     given: dict[str, str] = {}
     for key, file in _keys_and_files(config):
-        own = _of_tower(names, key) if Path(file) in expected else _checked(phases[0], key, file, names)
+        missing = _of_tower(names, key) - set(given)  # which a file that is not there yet is taken to give
+        own = missing if Path(file) in expected else _checked(phases[0], key, file, names)
         if twice := sorted(own & set(given)):
             raise ConfigurationError(
                 f"{key}={file} and {given[twice[0]]} both give {twice[0]} ({len(twice)} tensors in all); leave one out."

@@ -68,6 +68,8 @@ def test_files_and_checkpoints_are_somewhere(tmp_path: Path) -> None:
     later = tmp_path / "later.safetensors"
     check(replace(config, weights=WeightsConfig(vit=str(later))), later)
     check(replace(config, run=replace(config.run, initial_weights=[str(later)])), later)
+    both = replace(config.run, initial_weights=[str(later)])
+    check(replace(config, weights=WeightsConfig(vit=vit), run=both), later)
     (tmp_path / "run" / "checkpoints" / "step_00000001").mkdir(parents=True)
     check(config)  # goes on from its own
 
