@@ -91,6 +91,12 @@ class CheckpointFolder:
         named = self.named_latest()
         return damaged[-1] if damaged else named if named is None else named or "latest"
 
+    def renamed(self) -> str | None:
+        """Describe the newest checkpoint where it holds another step than its name says; None where it does not."""
+        step = self.latest_step()
+        held = None if step is None else self._content(step).get("step", step)
+        return None if held == step or step is None else f"{self.path(step)} holds the state of step {held}"
+
     def latest_extra(self) -> dict[str, Any]:
         """What was saved with the newest checkpoint that can be read, {} where there is none; loads nothing."""
         found = (self._content(step).get("extra") for step in reversed(self.steps()))

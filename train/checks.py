@@ -164,6 +164,8 @@ def _check_same_run(config: RunConfig, trains: bool) -> None:
             f"{checkpoints.folder} holds no checkpoint to go on from, though {lost} was one; bring it back from a "
             f"copy, or choose another run.name, or remove {checkpoints.folder} to begin anew."
         )
+    if (renamed := checkpoints.renamed()) is not None:
+        raise ConfigurationError(f"{renamed}, and a name counts steps; give it its own name again, or move it away.")
     saved, saved_at = checkpoints.latest_extra().get("config"), Path(config.run.folder, "config.yaml")
     if trains and isinstance(saved, dict):
         check_resume(saved, config, checkpoints.latest_step() or 0)

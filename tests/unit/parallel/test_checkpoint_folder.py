@@ -33,6 +33,18 @@ def test_the_folders_are_the_one_answer(tmp_path: Path) -> None:
     assert checkpoints.named_latest() == "step_00000008"
 
 
+def test_a_folder_of_another_name_is_no_step_of_that_name(tmp_path: Path) -> None:
+    checkpoints = CheckpointFolder(tmp_path)
+    assert checkpoints.renamed() is None
+    for step in (4, 8):
+        saved(tmp_path, step)
+    assert checkpoints.renamed() is None
+    (tmp_path / "step_00000004").rename(tmp_path / "step_00000099")
+    assert checkpoints.renamed() == f"{tmp_path / 'step_00000099'} holds the state of step 4"
+    (tmp_path / "step_00000099" / "state.json").write_text("[", encoding="utf-8")
+    assert checkpoints.renamed() is None, "a damaged one is put aside when it is loaded"
+
+
 def test_what_is_not_trusted_replaces_nothing(tmp_path: Path) -> None:
     checkpoints = CheckpointFolder(tmp_path, keep_last=2, keep_every=10)
     for step in (10, 12, 14):

@@ -202,6 +202,16 @@ def test_checkpoints_that_are_gone_are_no_new_run(
         check(config, 1)
 
 
+def test_a_renamed_checkpoint_is_no_other_step(config: RunConfig, tokenizer_path: Path, tmp_path: Path) -> None:
+    config = changed(config, f"data.tokenizer={tokenizer_path}", "mt5.vocab_size=4096")
+    place = tmp_path / "checkpoints" / "step_00000099"
+    place.mkdir(parents=True)
+    (place / "state.json").write_text(json.dumps({"step": 4}), encoding="utf-8")
+    for trains in (True, False):
+        with pytest.raises(ConfigurationError, match=r"step_00000099 holds the state of step 4, .* own name again"):
+            check(config, 1, trains=trains)
+
+
 def test_texts_that_are_replaced_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     assert replace_text(path, "a: 1\n") is None and replace_text(path, "a: 1\n") is None
