@@ -14,6 +14,7 @@ from parallel.checkpoint import held_weights
 from parallel.engine import Engine
 from progress import beat
 
+FLOATING = ("F64", "F32", "F16", "BF16")  # what is quantized means nothing without its scales
 POSITION = "patches.position"  # resampled where the file's resolution is another
 
 
@@ -29,7 +30,9 @@ def check_files(plan: nn.Module, files: Sequence[str | Path], key: str = "run.in
             raise ConfigurationError(f"{key} names {file}, which is no file; make it or leave it out.")
         try:
             with safe_open(str(file), framework="pt") as opened:
-                found = {name: torch.Size(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+                slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+                found = {name: torch.Size(each.get_shape()) for name, each in slices.items()}
+                kinds = {name: each.get_dtype() for name, each in slices.items()}
         except (OSError, SafetensorError) as error:
             raise ConfigurationError(
                 f"{key} names {file}, which is no safetensors file ({error}); make it anew."
@@ -41,6 +44,11 @@ def check_files(plan: nn.Module, files: Sequence[str | Path], key: str = "run.in
                 raise ConfigurationError(
                     f"{name} is {tuple(shape)} in {file} and {tuple(shapes[name])} here; give the vit and mt5 it was "
                     "made with."
+                )
+            if kinds[name] not in FLOATING:
+                raise ConfigurationError(
+                    f"{name} is {kinds[name]} in {file}, which is no kind of weights; write it as one of "
+                    f"{', '.join(FLOATING)}."
                 )
 
 

@@ -43,6 +43,17 @@ def test_weights_of_files_are_taken_and_others_stay(engine: Engine, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [(torch.int64, "I64"), (torch.int8, "I8"), (torch.bool, "BOOL"), (torch.float8_e4m3fn, "F8_E4M3")],
+)
+def test_what_is_quantized_is_no_weight(engine: Engine, tmp_path: Path, dtype: torch.dtype, kind: str) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({NORM: torch.ones(VIT.width).to(dtype)}, path)
+    with pytest.raises(ConfigurationError, match=f"{NORM} is {kind} in .*; write it as one of F64, F32, F16, BF16"):
+        check_files(engine.blueprint.plan, [path])
+
+
+@pytest.mark.parametrize(
     ("tensors", "sentence"),
     [
         ({"vit_blok_0.norm": (3,)}, "holds vit_blok_0.norm, which is no parameter of this model"),
