@@ -83,6 +83,8 @@ def main(composed: DictConfig) -> None:
     if size % config.vit.patch_size:
         raise ConfigurationError(f"image_size={size} must be a multiple of vit.patch_size={config.vit.patch_size}.")
     output = Path(settings.output)
+    if output.is_dir():
+        raise ConfigurationError(f"vit_pretraining.output={output} is a folder; name a file in it.")
     unfinished = output.with_name(f"{output.stem}.unfinished{output.suffix}")  # whoever finds `output` finds it whole
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -66,6 +66,7 @@ def test_images_without_objects_have_a_loss() -> None:
         (["vit_pretraining.source=text"], "vit_pretraining.source=text has no image with objects; name another"),
         (["vit_pretraining.source=nowhere"], "no train shards at"),
         (["vit_pretraining.output=/proc/x/y"], "vit_pretraining.output=/proc/x/y cannot be written"),
+        (["vit_pretraining.output=."], "vit_pretraining.output=. is a folder; name a file in it."),
         (["run.rehearse=true"], "run.rehearse=true is for train.pretrain alone; leave it out here."),
         (["stage.phases.0.image_size=57"], "image_size=57 must be a multiple of vit.patch_size=14"),
     ],
