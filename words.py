@@ -87,8 +87,8 @@ def _quoted(word: str, kinds: dict[str, Any], parser: OverridesParser) -> str:
         return f"{key}='{raw}'"
     try:
         value = parser.parse_override(word).value()
-    except HydraException:  # Hydra says so itself
-        return word
+    except HydraException:  # Hydra says so itself, but for the braces of a pattern
+        return f"{key}='{raw}'" if re.fullmatch(r"[^'\"\\]*\{[^'\"\\]*\}[^'\"\\]*", raw) else word
     except ValueError as error:  # an integer of thousands of digits
         raise ConfigurationError(f"{key} is given a number that is too long to read; shorten or quote it.") from error
     if isinstance(value, bool | int | float):

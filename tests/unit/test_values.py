@@ -58,6 +58,10 @@ class Options:
         ("nothing.like=10", "nothing.like=10"),
         ("--multirun", "--multirun"),
         ("run.name=(", "run.name=("),
+        ("run.name={", "run.name={"),
+        ("data.sources.web=/d/{split}-{00..11}.tar", "data.sources.web='/d/{split}-{00..11}.tar'"),
+        ("+data.sources.web={a,b}/*.tar", "+data.sources.web='{a,b}/*.tar'"),
+        ("data.sources={web: {split}.tar}", "data.sources={web: {split}.tar}"),
     ],
 )
 def test_hydra_reads_text_as_it_was_typed(word: str, read: str) -> None:
