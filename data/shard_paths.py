@@ -30,6 +30,7 @@ SYNONYMS = {
 }
 SPLIT_OF = {word: split for split, words in SYNONYMS.items() for word in words}
 WORD = re.compile(r"[^\W\d_]+")
+HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")  # between two words of `ValShard`
 MOST_NAMES = 1_000_000  # of one pattern; beyond it there is a digit too many in it
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 WAYS_OUT = {
@@ -135,7 +136,7 @@ def _refuse_synonyms(found: Mapping[str, frozenset[str]], location: str, split: 
 
 
 def _words(name: str) -> frozenset[str]:
-    return frozenset(word for word in WORD.findall(name.lower()) if word in SPLIT_OF)
+    return frozenset(word for word in WORD.findall(HUMP.sub(" ", name).lower()) if word in SPLIT_OF)
 
 
 class _Finder:

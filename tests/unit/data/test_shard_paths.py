@@ -38,6 +38,7 @@ def refusal(folder, split: str = "train", pattern: str = "") -> str:
         ("training.0.tar", "valid.0.tar", "test.0.tar"),
         ("COCO_Train2017_0.tar", "COCO_Val2017_0.tar", "COCO_Test2017_0.tar"),
         ("x 0 TRAIN.TAR", "x 0 DEV.TAR", "x 0 TEST.TAR"),
+        ("TrainShard0.tar", "myValShard.tar", "ShardTest.tar"),
         ("trainset-0.tar", "valset-0.tar", "testset-0.tar"),
         ("voc_trainval2012.tar", "heldout.tar", "coco_testdev2017.tar"),
         ("00000-train.tar", "00000-eval.tar", "00000-test.tar"),
