@@ -17,16 +17,16 @@ NAMES = (
     "detection",
 )
 
-# The field of a record that an objective cannot do without.
+# The field of a record that an objective cannot do without, as a message names it.
 FIELDS = {
     "span_corruption": "text",
     "split_captioning": "alt_text",
     "captioning": "captions",
-    "ocr": "ocr",
-    "vqa": "questions",
-    "vqg": "questions",
-    "object_vqa": "objects",
-    "detection": "objects",
+    "ocr": "ocr (text)",
+    "vqa": "questions (question, answer)",
+    "vqg": "questions (question, answer)",
+    "object_vqa": "objects (label)",
+    "detection": "objects (label, box)",
 }
 
 
