@@ -350,8 +350,10 @@ def test_a_tar_that_is_there_twice_is_read_once(tmp_path):
     assert ledger.drain() == {"webli/shard that is a link to another one": 3}
 
 
-def test_members_are_bounded_before_they_are_read(tmp_path):
-    write_tar(tmp_path / "train-00000.tar", {"a.png": bytes((1 << 20) + 1), "b.png": bytes(1 << 20), "b.json": b"{}"})
+@pytest.mark.parametrize("kind", ["json", "txt", "png"])
+def test_members_are_bounded_before_they_are_read(tmp_path, kind):
+    members = {f"a.{kind}": bytes((1 << 20) + 1), "b.png": bytes(1 << 20), "b.json": b"{}"}
+    write_tar(tmp_path / "train-00000.tar", members)
     opened = ShardSource("webli", str(tmp_path), "train", Ledger(1.0, 0), ReadOptions(max_member_mib=1))
     with pytest.raises(Skip, match=r"member of more than data\.max_member_mib=1") as skip:
         opened[0]
