@@ -1,5 +1,6 @@
 """First weights from files: towers that were pretrained elsewhere, or by `train.pretrain_vit`."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def check_files(plan: nn.Module, files: Sequence[str | Path], key: str = "run.in
         for name, shape in found.items():
             if name not in shapes:
                 raise ConfigurationError(f"{file} holds {name}, which is no parameter of this model; leave it out.")
-            if shape != shapes[name] and name != POSITION:
+            if shape != shapes[name] and not (name == POSITION and _is_square_grid(shape, shapes[name])):
                 raise ConfigurationError(
                     f"{name} is {tuple(shape)} in {file} and {tuple(shapes[name])} here; give the vit and mt5 it was "
                     "made with."
@@ -50,6 +51,11 @@ def check_files(plan: nn.Module, files: Sequence[str | Path], key: str = "run.in
                     f"{name} is {kinds[name]} in {file}, which is no kind of weights; write it as one of "
                     f"{', '.join(FLOATING)}."
                 )
+
+
+def _is_square_grid(shape: torch.Size, here: torch.Size) -> bool:
+    """Whether position embeddings of another resolution can be resampled: n x n of them, as wide as here."""
+    return len(shape) == 2 and shape[0] > 0 and math.isqrt(shape[0]) ** 2 == shape[0] and shape[1] == here[1]
 
 
 def names_in(file: str | Path) -> set[str]:

@@ -58,6 +58,7 @@ def test_what_is_quantized_is_no_weight(engine: Engine, tmp_path: Path, dtype: t
     [
         ({"vit_blok_0.norm": (3,)}, "holds vit_blok_0.norm, which is no parameter of this model"),
         ({NORM: (7,)}, r"bridge.vit_norm.weight is \(7,\) in .* and \(24,\) here; give the vit and mt5"),
+        *(({POSITION: shape}, f"{POSITION} is .* and .* here; give") for shape in ((5, 24), (4, 23), (4,), (0, 24))),
         (None, "which is no safetensors file"),
         ("missing", "which is no file; make it or leave it out"),
     ],
