@@ -133,10 +133,8 @@ def run(rng: np.random.Generator, folder: Path, tokenizer: Path) -> str:
         ended = type(error).__name__
     else:
         ended = "read"
-    try:
+    if ended != "ConfigurationError":  # where nothing can be opened there is nothing to count
         check_counts(data, mixture, words)
-    except OURS as error:
-        check_sentence(str(error))
     return ended
 
 
@@ -159,7 +157,7 @@ def check_rows(rows: Rows, num_examples: int | None, vocab_size: int) -> None:
 
 def check_counts(data: DataConfig, mixture: MixtureConfig, words: Tokenizer) -> None:
     """Each record of each component is an example, or counted once under one cause."""
-    whole = DataConfig(**{**vars(data), "error_budget": 1.0, "error_budget_minimum": 10**6})
+    whole = DataConfig(**{**vars(data), "error_budget": 1.0})
     stream = Stream(whole, mixture, words, IMAGE_SIZE, TOKENS_PER_IMAGE, "train", seed=3)
     stream.ledger.drain()  # of opening
     made: Counter[str] = Counter()
