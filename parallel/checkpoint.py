@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from errors import ConfigurationError, Notice, StorageFailed
+from errors import OF_STORAGE, ConfigurationError, Notice, StorageFailed
 from model.finite import first_not_finite
 from model.layers import parts_of
 from model.vit import resample_position
@@ -38,6 +38,7 @@ from parallel.logical import logical_tensors
 from parallel.staging import Staging
 from progress import beat
 
+T = TypeVar("T")
 Piece = tuple[str, Rectangle | torch.Size, Tensor]  # name, where it lies or the shape of what every rank holds, values
 
 SIGN_OF_LIFE_S = 1.0  # while a save is waited for
@@ -47,6 +48,10 @@ POSITION = "weights/patches.position"  # the one tensor whose shape depends on t
 
 class SaveFailed(RuntimeError):
     """A checkpoint could not be written, the same on every rank; the message is one sentence."""
+
+
+class SaveStalled(SaveFailed):
+    """A checkpoint could not be written because its storage failed, which often passes."""
 
 
 class NotFinite(SaveFailed):
@@ -133,10 +138,9 @@ class Checkpointer(CheckpointFolder):
             _together(group, publish if rank == 0 else _nothing)
         except SaveFailed as error:  # not of the group: a peer that died ends the run as everywhere else
             shutil.rmtree(partial, ignore_errors=True)
-            free = shutil.disk_usage(self.folder if self.folder.exists() else "/").free
-            raise SaveFailed(
+            raise type(error)(
                 f"The checkpoint of step {content['step']} could not be written to {self.folder} ({_one_line(error)}; "
-                f"{free / 2**30:.2f} GiB are free there); mend that and start the same command again: it goes on from "
+                f"{_room(self.folder)}); mend that and start the same command again: it goes on from "
                 "the checkpoint before."
             ) from error
 
@@ -291,23 +295,36 @@ def _state(pieces: list[Piece]) -> dict[str, Tensor]:
 
 def _together(group: dist.ProcessGroup, work: Callable[[], None]) -> None:
     """Do `work` on every rank, and wait for all of them; what went wrong on one is raised on each."""
-    mistake: str | None = None
+    mistake: tuple[str, bool] | None = None
     try:
         work()
     except CheckpointException as error:  # of some rank, known to all
         rank, (cause, _) = min(error.failures.items(), key=lambda failure: failure[0])
-        mistake = f"rank {rank}: {cause}"
+        mistake = f"rank {rank}: {cause}", _is_of_storage(cause)
     except Exception as error:  # whatever it is, the others must not wait for this rank
-        mistake = f"rank {group.rank()}: {error}"
+        mistake = f"rank {group.rank()}: {error}", _is_of_storage(error)
     if (found := _anywhere(mistake, group)) is not None:
-        raise SaveFailed(found)
+        text, may_pass = found
+        raise (SaveStalled if may_pass else SaveFailed)(text)
 
 
-def _anywhere(mistake: str | None, group: dist.ProcessGroup | None = None) -> str | None:
+def _is_of_storage(error: BaseException) -> bool:
+    return isinstance(error, StorageFailed) or (isinstance(error, OSError) and error.errno in OF_STORAGE)
+
+
+def _anywhere(mistake: T | None, group: dist.ProcessGroup | None = None) -> T | None:
     """Return on every rank the mistake of the first rank that has one; a collective of the group, or of all ranks."""
-    everywhere: list[str | None] = [None] * dist.get_world_size(group)
+    everywhere: list[T | None] = [None] * dist.get_world_size(group)
     dist.all_gather_object(everywhere, mistake, group=group)
     return next(filter(None, everywhere), None)
+
+
+def _room(folder: Path) -> str:
+    try:
+        free = shutil.disk_usage(folder if folder.exists() else "/").free
+    except OSError:
+        return "its disk does not answer"
+    return f"{free / 2**30:.2f} GiB are free there"
 
 
 def _nothing() -> None:

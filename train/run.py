@@ -4,16 +4,16 @@ import gc
 import socket
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from data.objectives import NAMES
 from data.tokenizer import checksum
-from errors import ConfigurationError
+from errors import ConfigurationError, StorageFailed
 from model.finite import first_not_finite
 from model.layers import parts_of
-from parallel.checkpoint import Checkpointer, NotFinite, SaveFailed, held_weights
+from parallel.checkpoint import Checkpointer, NotFinite, SaveFailed, SaveStalled, held_weights
 from parallel.engine import Engine, build_engine
 from parallel.initial import load_files
 from parallel.layout import Layout
@@ -193,21 +193,24 @@ class Run:
         return (self.first_rank and long_ago) or self.checkpointer.failed
 
     def save(self, engine: Engine, step: int, extra: Extra) -> None:
-        """Begin a checkpoint; a collective of all ranks. Raises RunStopped if the one before could not be written."""
+        """Begin a checkpoint; a collective of all ranks. Raises as `settle` if the one before could not be written."""
         try:
             own = {"tracker_run": self.tracker.run_id, "config": to_dict(self.config), "tokenizer": self.tokenizer}
             own["sources"] = self.sources
             self.checkpointer.save(engine, step, own | extra, trusted=not extra.get("bad"))
         except SaveFailed as error:
-            raise RunStopped(str(error)) from error
+            raise_ended(error)
         self.saved_at = time.monotonic()
 
     def settle(self) -> None:
-        """Wait until the last checkpoint is on disk; raises RunStopped if it could not be written."""
+        """Wait until the last checkpoint is on disk.
+
+        Raises RunStopped if it could not be written, StorageFailed where that may pass.
+        """
         try:
             self.checkpointer.wait()
         except SaveFailed as error:
-            raise RunStopped(str(error)) from error
+            raise_ended(error)
 
     def roll_back(self, last_good: int, bad: list[int]) -> int:
         """Forget every checkpoint after step `last_good`, and leave the `bad` batches out from now on.
@@ -252,6 +255,15 @@ class Run:
         self.display.close()
         self.interrupt.restore()
         self.lock.give_back()
+
+
+def raise_ended(error: SaveFailed) -> NoReturn:
+    """Raise on every rank what a save that failed means for the run."""
+    if not isinstance(error, SaveStalled):
+        raise RunStopped(str(error)) from error
+    failed = StorageFailed(str(error))
+    failed.alone = False  # the first rank prints it
+    raise failed from error
 
 
 def engine_of(config: RunConfig, phase: Phase, layout: Layout, restored: bool) -> Engine:

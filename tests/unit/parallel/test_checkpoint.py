@@ -16,7 +16,7 @@ from torch import Tensor
 from errors import ConfigurationError, Notice, StorageFailed
 from model.config import ModelConfig, MT5Config, ViTConfig
 from model.vit import resample_position
-from parallel.checkpoint import Checkpointer, SaveFailed, held_weights
+from parallel.checkpoint import Checkpointer, SaveFailed, SaveStalled, held_weights
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.engine import Engine, build_engine
 from parallel.launch import Launch
@@ -198,3 +198,20 @@ def test_one_that_the_disk_fails_to_read_is_not_damaged(
         Checkpointer(saved.folder).load_latest(build(layout, 2))
     assert not failed.value.alone, "every rank raises it, and the first one prints it"
     assert Checkpointer(saved.folder).steps() == [1, 2]
+
+
+@pytest.mark.parametrize(("code", "may_pass"), [(errno.EIO, True), (errno.ENOSPC, False)])
+def test_a_save_that_the_disk_fails_may_pass_and_a_full_disk_not(
+    saved: Saved, layout: Layout, code: int, may_pass: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(code, "it fails")
+
+    monkeypatch.setattr("parallel.checkpoint.dcp.save", fails)
+    if may_pass:
+        monkeypatch.setattr("shutil.disk_usage", fails)
+    saver = Checkpointer(saved.folder)
+    saver.save(build(layout, 2), 3, {})
+    with pytest.raises(SaveFailed, match=r"step 3 could not be written to .* \(rank 0: .*it fails") as failed:
+        saver.wait()
+    assert isinstance(failed.value, SaveStalled) == may_pass and saver.steps() == [1, 2]

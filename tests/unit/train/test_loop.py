@@ -13,9 +13,10 @@ import torch
 from data.examples import ExampleInfo
 from data.objectives import NAMES
 from data.packing import RowShape, pack
+from errors import StorageFailed
 from model.batch import MicroBatch
 from model.loss import LossTotals
-from parallel.checkpoint import Checkpointer, NotFinite, SaveFailed
+from parallel.checkpoint import Checkpointer, NotFinite, SaveFailed, SaveStalled
 from train.config import CheckpointConfig, GuardConfig, Phase, RunConfig, RunSettings, ScheduleConfig
 from train.entry import Interrupted, RunStopped
 from train.left_out import NAME, LeftOut
@@ -250,10 +251,12 @@ def test_without_a_good_checkpoint_the_run_stops_with_nothing_forgotten(
         assert checkpointer.steps() == kept and run.left_out == LeftOut() and not (tmp_path / NAME).exists()
         assert Run.roll_back(run, 0, [1, 2]) == 0, "where nothing was trained before, it begins anew"  # type: ignore
     else:
-        checkpointer.writing = Future()
-        checkpointer.writing.set_exception(SaveFailed("the disk is full"))
-        with pytest.raises(RunStopped, match="the disk is full"):
-            Run.roll_back(run, 7, [8, 9])  # type: ignore[arg-type]
+        for failed, raised in ((SaveFailed("the disk"), RunStopped), (SaveStalled("the disk"), StorageFailed)):
+            checkpointer.writing = Future()
+            checkpointer.writing.set_exception(failed)
+            with pytest.raises(raised, match="the disk") as ended:
+                Run.roll_back(run, 7, [8, 9])  # type: ignore[arg-type]
+            assert not getattr(ended.value, "alone")  # noqa: B009
         checkpointer.writing = Future()
         checkpointer.writing.set_exception(NotFinite("the checkpoint of step 8 is not written"))
         assert Run.roll_back(run, 7, [8, 9]) == goes_to and run.left_out == LeftOut([8, 9], 1)  # type: ignore
