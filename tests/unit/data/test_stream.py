@@ -193,3 +193,11 @@ def test_a_held_out_example_is_found_again_by_its_place(data, tokenizer):
         assert np.array_equal(again.images[0], rows["images"][info.row])
     with pytest.raises(IndexError):
         held_out_example(validation, 10, 5, 0)
+
+
+def test_a_repeated_component_is_evaluated_with_draws_of_its_own(data, tokenizer):
+    twice = mixture(("cc3m_35l", "captioning", 1), ("cc3m_35l", "captioning", 1))
+    first, second = Stream(data, twice, tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE, "train", seed=7).components
+    drawn = [[component.held_out(number, 7).info.language for number in range(12)] for component in (first, second)]
+    plain = [first.example(number, np.random.default_rng([7, number])).info.language for number in range(12)]
+    assert drawn[0] == plain != drawn[1]

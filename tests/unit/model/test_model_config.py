@@ -57,3 +57,19 @@ def test_what_is_not_said_is_t5xs_and_the_papers() -> None:
     mt5 = MT5Config()
     assert mt5.vocab_size == 250112
     assert (mt5.relative_attention_num_buckets, mt5.relative_attention_max_distance) == (32, 128)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "most"),
+    [
+        *((ViTConfig, name, 2**20) for name in ("width", "mlp_dim", "patch_size")),
+        (ViTConfig, "depth", 1_000),
+        *((MT5Config, name, 2**20) for name in ("d_model", "d_ff", "d_kv", "num_heads")),
+        *((MT5Config, name, 1_000) for name in ("num_encoder_layers", "num_decoder_layers")),
+        (MT5Config, "vocab_size", 2**24),
+    ],
+)
+def test_sizes_end_where_a_check_would_take_hours(kind: type, name: str, most: int) -> None:
+    assert getattr(kind(**{name: most}), name) == most
+    with pytest.raises(ConfigurationError, match=rf"{name}={4 * most} must be at most {most}"):
+        kind(**{name: 4 * most})

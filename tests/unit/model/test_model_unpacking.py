@@ -107,3 +107,19 @@ def test_examples_keep_their_losses_when_joined() -> None:
     alone, together = batch.totals_by_example(), joined.totals_by_example()
     assert together.shape[:2] == (4, 1)
     torch.testing.assert_close(together[:, 0], alone[:, alone[3] > 0], rtol=TOLERANCE, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_examples_are_cut_into_classes_where_that_saves_most_scores(seed: int) -> None:
+    drawn = torch.Generator().manual_seed(seed)
+    queries, keys = (torch.randint(1, 1500, (6,), generator=drawn) for _ in range(2))
+
+    def scores(classes: list[torch.Tensor]) -> int:
+        return sum(len(own) * int(queries[own].amax()) * int(keys[own].amax()) for own in classes)
+
+    order = (queries * keys).argsort(descending=True, stable=True)
+    whole = scores([order])
+    best = min(scores([order[:cut], order[cut:]]) for cut in range(1, 6))
+    found = unpacking._classes(queries, keys)
+    assert sorted(torch.cat(found).tolist()) == list(range(6))
+    assert scores(found) == (best if best <= whole - unpacking.WORTH_A_CLASS else whole)
