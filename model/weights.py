@@ -5,6 +5,8 @@ whole dictionaries, `load` puts logical tensors into a model of any tensor-paral
 of it).
 """
 
+import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -236,7 +239,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 def write_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Save a state dict in one piece, as .safetensors, or as .npz if the name ends so.
 
-    Raises ValueError for what is not finite.
+    Raises ValueError for what is not finite, and OSError where the disk takes no more.
     """
     if (name := first_not_finite(tensors.items())) is not None:
         raise ValueError(f"{name} is not finite, so {path} is not written.")
@@ -246,7 +249,12 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
             with scratch.open("wb") as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type]
         else:
-            save_file(dict(tensors), scratch, metadata={"format": "pt"})
+            try:
+                save_file(dict(tensors), scratch, metadata={"format": "pt"})
+            except SafetensorError as error:  # it holds the error of the system as text alone
+                if (found := re.search(r"\(os error (\d+)\)", str(error))) is None:
+                    raise
+                raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 
 
 def _unscanned(arrays: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from errors import ConfigurationError
@@ -188,3 +189,13 @@ def test_missing_unknown_and_ill_fitting_tensors_are_one_clear_error(tmp_path: P
         load(small_model(), ill_fitting)
     with pytest.raises(ConfigurationError, match="neither"):
         read_tensors(tmp_path / "nothing.bin")
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("model.weights.save_file", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*vit\.safetensors") as error:
+        write_tensors({"a": torch.zeros(1)}, tmp_path / "vit.safetensors")
+    assert error.value.errno == 28 and not list(tmp_path.iterdir())
