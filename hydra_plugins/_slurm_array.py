@@ -43,7 +43,7 @@ from train.cluster import ClusterConfig
 from train.config import to_run_config
 from train.slurm import PYTHONPATH, gpu_option, slower
 from train.snapshot import take
-from train.sweep import FailedRuns, become_one_of
+from train.sweep import FailedRuns, become_one_of, check_own_folder
 from values import typed
 
 SIGNAL = "USR1"  # at `signal_delay_s` before the time limit
@@ -122,11 +122,16 @@ class SlurmArrayLauncher(SlurmLauncher):
             if self.params[key] is not None and self.params[key] < 1:
                 raise ConfigurationError(f"hydra.launcher.{key}={self.params[key]} must be at least 1.")
         assert self.hydra_context is not None and self.config is not None
-        names = []
+        runs: list[DictConfig] = []
+        folders: set[str] = set()
         for overrides in job_overrides:
             composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+            become_one_of(composed, composed.hydra.job.override_dirname)
+            check_own_folder(composed.run.folder, folders)
+            runs.append(composed)
+        names = []
+        for composed in runs:
             name = composed.hydra.job.override_dirname
-            become_one_of(composed, name)
             if composed.hydra.job.config_name == "pretrain":  # what an evaluation is told lies with its run
                 with open_dict(composed):
                     del composed["hydra"]

@@ -79,7 +79,7 @@ def entry(config_name: str, main: Callable[[DictConfig], None], reads: Sequence[
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             overrides = HydraConfig.get().job.override_dirname
             become_one_of(composed, overrides)
-            return sweep.run(overrides, lambda: in_one_sentence(lambda: main(composed)))
+            return sweep.run(overrides, lambda: in_one_sentence(lambda: main(sweep.claim(composed))))
         in_one_sentence(lambda: main(composed))
         return 0
 

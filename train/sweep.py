@@ -1,12 +1,14 @@
 """The runs of a sweep (`python -m train.pretrain -m vit=base,large …`): one that fails is told, and the next begins."""
 
 import hashlib
+import os
 import sys
 import traceback
 from collections.abc import Callable
 
 from omegaconf import DictConfig
 
+from errors import ConfigurationError
 from launcher import place
 from train import note
 
@@ -29,6 +31,15 @@ class Sweep:
     def __init__(self) -> None:
         self.runs = 0
         self.failed: dict[str, int] = {}
+        self.folders: set[str] = set()
+
+    def claim(self, composed: DictConfig) -> DictConfig:
+        """Return a run's configuration; raise ConfigurationError where an earlier run has the same folder.
+
+        The later run would find the steps of the earlier one done, or go on with them.
+        """
+        check_own_folder(composed.run.folder, self.folders)
+        return composed
 
     def run(self, name: str, work: Callable[[], None]) -> int:
         """Exit code of one run. `work` raises SystemExit for what it has told in a sentence itself.
@@ -59,6 +70,16 @@ class Sweep:
         if self.failed:
             told = {name: f"exit code {code}" for name, code in self.failed.items()}
             raise FailedRuns(told, self.runs, next(iter(self.failed.values())))
+
+
+def check_own_folder(folder: str, folders: set[str]) -> None:
+    """Add a run's folder to those of the sweep's runs before it; raise ConfigurationError for one that is there."""
+    if os.path.normpath(folder) in folders:
+        raise ConfigurationError(
+            f"{folder} is the folder of two runs of this sweep; leave out run.folder where run.name is swept, and give "
+            "no value twice."
+        )
+    folders.add(os.path.normpath(folder))
 
 
 def folder_name(overrides: str) -> str:

@@ -56,6 +56,15 @@ def test_one_failure_costs_no_other_run(error: Exception, code: int, told: str, 
     assert ("Traceback" in said) == (code == 1)
 
 
+@pytest.mark.parametrize(
+    ("words", "runs"), [(["run.name=x,y", "run.folder=one"], 3), (["run.name=x,y"], 6), (["run.seed=1,1"], 3)]
+)
+def test_two_runs_never_share_a_folder(words: list[str], runs: int, sweeping: Sweeping) -> None:
+    code, said, ended = sweeping(None, *words)
+    assert len(ended) == runs
+    assert code == (2 if runs == 3 else 0) and ("is the folder of two runs of this sweep" in said) == (runs == 3)
+
+
 def test_a_signal_ends_the_whole_sweep(sweeping: Sweeping) -> None:
     assert sweeping(Interrupted("Saved.")) == (75, "Saved.\n", [1])
 
@@ -125,6 +134,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (("hydra.launcher.nodes=0",), "hydra.launcher.nodes=0 must be at least 1."),
         (("hydra.launcher.array_parallelism=0",), "hydra.launcher.array_parallelism=0 must be at least 1."),
         (("hydra.launcher.partitoin=x",), "partitoin"),
+        (("run.name=x,y", "run.folder=one", "data.root=x"), "is the folder of two runs of this sweep"),
         (("parallel.tensor=1,3", "hydra.launcher.tasks_per_node=2"), "tasks_per_node): "),
     ],
 )
