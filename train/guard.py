@@ -67,6 +67,19 @@ def save_bad_batch(folder: Path, step: int, cause: str, examples: list[dict[str,
     return path
 
 
+def check_end(step: int, bad: Sequence[int], folder: Path) -> None:
+    """Raise RunStopped where a run of `step` steps ends in a row of skipped ones (`bad`), of two or more.
+
+    One bad batch may come last. Where two do, nothing has judged the update before them.
+    """
+    if len(bad) > 1:
+        raise RunStopped(
+            f"All {step} steps of {folder} are done, but the last {len(bad)} were skipped in a row, so the weights may "
+            f"be spoiled since step {step - len(bad)}: see {folder}/bad_batch_step_*.json, and train anew with a lower "
+            "schedule.peak, or go on with more run.steps."
+        )
+
+
 def stopped(step: int, in_a_row: int, cause: str, folder: Path) -> RunStopped:
     """What the user is told when the run gives up."""
     return RunStopped(

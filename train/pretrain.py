@@ -13,6 +13,7 @@ from train.checks import check, check_training_data
 from train.config import RunConfig, to_run_config
 from train.entry import entry
 from train.facts import check_settings_of_ranks
+from train.guard import check_end
 from train.loop import Loop
 from train.phases import Span, for_phase, span_of, spans
 from train.reading import ReplicaReader
@@ -43,6 +44,7 @@ def main(composed: DictConfig) -> None:
         while done < config.run.steps:
             done = train_phase(run, span_of(spans(config), done + 1))
         run.settle()
+        check_end(done, run.skipped_last(), folder)
         done_before = f"{done} steps are done; run.steps={config.run.steps} asks for no more."
         said = f"all {done} steps are done." if done == config.run.steps else done_before
         run.display.note(f"{run.folder}: {said}")

@@ -243,6 +243,10 @@ class Run:
         """Of the newest checkpoint; a collective of all ranks."""
         return self.layout.of_first_rank(lambda: self.checkpointer.latest_step() or 0)
 
+    def skipped_last(self) -> list[int]:
+        """Return the batches of the newest checkpoint's row of skipped steps; a collective of all ranks."""
+        return self.layout.of_first_rank(lambda: list(self.checkpointer.latest_extra().get("bad", ())))
+
     def close(self) -> None:
         """Flush everything and give the signals back."""
         try:

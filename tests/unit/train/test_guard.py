@@ -2,13 +2,15 @@
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from data.examples import ExampleInfo
 from train.config import GuardConfig
-from train.guard import MOST_BATCHES, Guard, save_bad_batch, stopped
+from train.entry import RunStopped
+from train.guard import MOST_BATCHES, Guard, check_end, save_bad_batch, stopped
 from train.steps import identities
 
 SETTINGS = GuardConfig(spike_factor=3.0, spike_margin=1.0, window=5, max_in_a_row=3)
@@ -80,3 +82,9 @@ def test_long_texts_are_cut_with_a_mark_and_broken_ones_written(tmp_path: Path) 
     assert example["input_text"] == "x" * 200 + " … (800 more characters)"
     path = save_bad_batch(tmp_path, 7, "loss is not finite", [example])
     assert json.loads(path.read_text(encoding="utf-8"))["examples"] == [example]
+
+
+@pytest.mark.parametrize(("bad", "stops"), [([], False), ([6], False), ([5, 6], True), ([2, 3, 4, 5, 6], True)])
+def test_a_run_that_ends_in_a_row_of_skipped_steps_is_no_success(bad: list[int], stops: bool, tmp_path: Path) -> None:
+    with pytest.raises(RunStopped, match=f"the last {len(bad)} were skipped in a row") if stops else nullcontext():
+        check_end(6, bad, tmp_path)
