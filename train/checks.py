@@ -1,7 +1,9 @@
 """Checks that need more than one part of the configuration; all of them run before any process group starts."""
 
+import difflib
 import errno
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +12,8 @@ from omegaconf import OmegaConf
 from data.config import MixtureConfig
 from data.shard_paths import parts
 from data.tokenizer import Tokenizer, checksum
-from errors import ConfigurationError
+from errors import ConfigurationError, Notice
+from launcher import first_rank
 from model.config import ModelConfig
 from model.pali import PaLI
 from parallel import layout
@@ -54,12 +57,29 @@ def check(
 
 
 def check_training_data(config: RunConfig, expected: Sequence[Path] = ()) -> None:
-    """Raise ConfigurationError for a source without the shards that training, or its validation, will read."""
+    """Raise ConfigurationError for a source without the shards that training, or its validation, will read.
+
+    Warn of a name in data.sources that no component reads and that is close to one that a component does.
+    """
+    _warn_of_unread_sources(config)
     for span in spans(config):
         mixture = for_phase(config, span.phase).mixture
         check_sources(config, mixture, "train", expected)
         if config.evaluation.every_steps:
             check_sources(config, mixture, SPLIT, expected)
+
+
+def _warn_of_unread_sources(config: RunConfig) -> None:
+    """Names of sources that are not in the mixture may serve other mixtures; a misspelt one changes what is read."""
+    read = {component.source for component in config.mixture.components}
+    for name in set(config.data.sources) - read if first_rank() else ():
+        if near := difflib.get_close_matches(name, read - set(config.data.sources), 1):
+            warnings.warn(
+                f"data.sources names {name}, which no component of the mixture reads; did you mean {near[0]}, which is "
+                f"read from {config.data.location(near[0])}?",
+                Notice,
+                stacklevel=2,
+            )
 
 
 def check_sources(config: RunConfig, mixture: MixtureConfig, split: str, expected: Sequence[Path] = ()) -> None:

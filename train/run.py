@@ -126,7 +126,12 @@ class Run:
             self.metrics.forget_after(step)
         elif self.first_rank:
             replace_text(self.folder / "config.yaml", to_yaml(self.config))
+            had_metrics = (self.folder / "metrics.jsonl").exists()
             self.metrics = MetricsFile(self.folder / "metrics.jsonl", step)
+            if step and not had_metrics:
+                self.display.note(
+                    f"{self.folder}/metrics.jsonl is not there any more; a new one begins after step {step}."
+                )
             self.tracker = open_tracker(
                 self.config, self.folder, extra.get("tracker_run"), self.layout.rank, self.facts()
             )

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from data.config import ComponentConfig, DataConfig, MixtureConfig
 from data.tokenizer import checksum, train_tokenizer
-from errors import ConfigurationError
+from errors import ConfigurationError, Notice
 from model.config import ModelConfig, MT5Config, ViTConfig
 from parallel.config import ParallelConfig
 from train.checks import check, check_training_data
@@ -237,3 +238,13 @@ def test_a_holdout_is_a_share_that_leaves_something_to_train_on(config: RunConfi
         config.data.holdout = holdout
         with pytest.raises(ConfigurationError, match=r"data\.holdout=.* is a fraction"):
             check(config, 1)
+
+
+@pytest.mark.parametrize(("name", "warns"), [("weblii", True), ("vq2", True), ("openimages", False), ("webli", False)])
+def test_a_misspelt_source_is_pointed_out(name: str, warns: bool, config: RunConfig) -> None:
+    config.data.sources = {name: "elsewhere"}
+    with warnings.catch_warnings(record=True) as found, pytest.raises(ConfigurationError, match="no train shards"):
+        warnings.simplefilter("always")
+        check_training_data(config)
+    said = [str(each.message) for each in found if isinstance(each.message, Notice)]
+    assert [f"data.sources names {name}" in text for text in said] == [True] * warns
