@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data.digest import step_digest
+from data.digest import row_digest, step_digest
 from data.packing import Rows
 from data.stream import Reader, Stream, evaluation_batches, held_out_example
 from errors import ConfigurationError
@@ -201,3 +201,10 @@ def test_a_repeated_component_is_evaluated_with_draws_of_its_own(data, tokenizer
     drawn = [[component.held_out(number, 7).info.language for number in range(12)] for component in (first, second)]
     plain = [first.example(number, np.random.default_rng([7, number])).info.language for number in range(12)]
     assert drawn[0] == plain != drawn[1]
+
+
+def test_a_digest_counts_types_and_not_the_bytes_alone(stream):
+    rows, _ = stream.rows(0, range(1))
+    same_bytes = {**rows, "decoder_tokens": rows["decoder_tokens"].view(np.uint32)}
+    assert row_digest(rows, 0, stream.shape) == row_digest({**rows}, 0, stream.shape)
+    assert row_digest(rows, 0, stream.shape) != row_digest(same_bytes, 0, stream.shape)
