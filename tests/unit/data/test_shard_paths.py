@@ -63,7 +63,7 @@ def test_names_without_a_split_are_training_data(tmp_path, name):
     [
         (["train-test-0.tar"], "names more than one split (test, train)"),
         (["val/test-0.tar"], "names more than one split"),
-        (["train-0.tar", "0.tar"], "names a split and"),
+        (["train-0.tar", "0.tar"], "/0.tar names none"),
         (["0.tar", "validation/0.tar"], "names a split and"),
         (["train-0.tar", "val-0.tar", "dev-0.tar"], "has validation shards of more than one name (dev, val;"),
     ],
