@@ -4,9 +4,10 @@ import errno
 import os
 
 import pytest
+from braceexpand import braceexpand
 
 from data import shard_paths as module
-from data.shard_paths import Part, parts, shard_paths
+from data.shard_paths import Part, _num_names, parts, shard_paths
 from errors import ConfigurationError, Notice, StorageFailed
 
 
@@ -193,3 +194,10 @@ def test_a_folder_that_cannot_be_listed_is_no_empty_folder(tmp_path, monkeypatch
     for pattern in ("", "train-*.tar", "train-{0..0}.tar"):
         with pytest.raises(expected, match=message):
             shard_paths(os.path.join(tmp_path, pattern), "train", patience_s=0.0)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["x", "{a,b}{c,d}", "{0..9}-{a,b}", "{x{0..2},y}{a,b}", "{0..10..5}{a,{b,c}}", "{a,b}{0..3}{c,d,e}"]
+)
+def test_names_are_counted_as_they_are_made(pattern):
+    assert _num_names(pattern) == len(list(braceexpand(pattern)))
