@@ -427,3 +427,8 @@ def test_a_holdout_of_nothing_is_refused(tmp_path):
         ConfigurationError, match=r"data\.holdout=0\.001 leaves no validation record of the 3 of source"
     ):
         held_out(tmp_path, "validation", 0.001)
+
+
+def test_what_is_not_said_of_reading_is_as_in_the_settings():
+    options = ReadOptions()
+    assert vars(options) == {name: getattr(DataConfig(), name) for name in vars(options)}
