@@ -1,10 +1,12 @@
 """The words of a command line, before Hydra reads them: text stays as it was typed, keys nobody reads are refused."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_origin
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from hydra.errors import HydraException
@@ -52,6 +54,23 @@ def open_names(words: Sequence[str], kinds: dict[str, Any]) -> list[str]:
         f"++{word.lstrip('+')}" if "=" in word and word[0] not in "-~" and _is_name(_key(word), kinds) else word
         for word in words
     ]
+
+
+@contextmanager
+def stored_schema(name: str, node: Any) -> Iterator[None]:
+    """Stand in for a schema of Hydra's store that is made by code above the caller, where nobody has stored it.
+
+    For this once, because the store is the whole process's: others would find their groups missing in `node`.
+    """
+    store = ConfigStore.instance()
+    if f"{name}.yaml" in store.repo:
+        yield
+        return
+    store.store(name, node)
+    try:
+        yield
+    finally:
+        del store.repo[f"{name}.yaml"]
 
 
 def check_read(words: Sequence[str], reads: Sequence[str], command: str, known: Any = None) -> None:

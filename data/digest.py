@@ -9,14 +9,12 @@
 import hashlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,7 +28,7 @@ from data.tokenizer import Tokenizer
 from errors import ConfigurationError, ReadingStopped, StorageFailed
 from terminal import use_utf8
 from values import at_least, in_one_line, typed
-from words import as_typed, check_choices, check_read, open_names
+from words import as_typed, check_choices, check_read, open_names, stored_schema
 
 CONFIGURATION = Path(__file__).parent.parent / "conf"
 SCHEMA = "run_schema"
@@ -80,7 +78,7 @@ def open_stream(overrides: Sequence[str], split: str) -> Stream:
     """The stream of a run's configuration with these overrides."""
     try:
         check_choices(overrides, CONFIGURATION)
-        with _schema(), initialize_config_dir(str(CONFIGURATION), version_base=None):
+        with stored_schema(SCHEMA, {"run": {"seed": 0}}), initialize_config_dir(str(CONFIGURATION), version_base=None):
             config = compose("pretrain", open_names(as_typed(overrides, TEXT), TEXT))
         mixture = typed(MixtureConfig, OmegaConf.to_container(config.mixture, resolve=True), "mixture")
         if not config.stage.phases:
@@ -94,23 +92,6 @@ def open_stream(overrides: Sequence[str], split: str) -> Stream:
         raise ConfigurationError(in_one_line(error)) from error
     tokens = (read.image_size // read.patch_size) ** 2
     return Stream(data, mixture, Tokenizer(data.tokenizer), read.image_size, tokens, split, read.seed)
-
-
-@contextmanager
-def _schema() -> Iterator[None]:
-    """Stand in for a run's schema, made by the code that trains, where nobody has stored that: for what is read here.
-
-    For this once, because Hydra's store is the whole process's: others would find their groups missing in ours.
-    """
-    store = ConfigStore.instance()
-    if f"{SCHEMA}.yaml" in store.repo:
-        yield
-        return
-    store.store(SCHEMA, {"run": {"seed": 0}})
-    try:
-        yield
-    finally:
-        del store.repo[f"{SCHEMA}.yaml"]
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -7,8 +7,7 @@ overrides the run's configuration (conf/pretrain.yaml), of which `vit`, `mt5`, `
 """
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any, cast
 
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,7 +27,7 @@ from model.costs import Shape, UnitCost, costs_of
 from model.pali import PaLI, freeze, units
 from terminal import use_utf8
 from values import in_one_line, typed
-from words import check_choices, check_read
+from words import check_choices, check_read, stored_schema
 
 CONFIGURATION = Path(__file__).parent.parent / "conf"
 SCHEMA = "run_schema"
@@ -118,9 +116,10 @@ def _mib(size: float) -> str:
 
 def read_sizes(overrides: Sequence[str]) -> Sizes:
     """From conf/pretrain.yaml with overrides; ConfigurationError if they do not compose."""
+    groups = {"vit": ViTConfig(), "mt5": MT5Config(), "model": ModelConfig()}
     try:
         check_choices(overrides, CONFIGURATION)
-        with _schema(), initialize_config_dir(str(CONFIGURATION), version_base=None):
+        with stored_schema(SCHEMA, groups), initialize_config_dir(str(CONFIGURATION), version_base=None):
             config = compose("pretrain", list(overrides))
         if not config.stage.phases:
             raise ConfigurationError("stage.phases is empty; give at least one phase (see conf/stage).")
@@ -130,23 +129,6 @@ def read_sizes(overrides: Sequence[str]) -> Sizes:
         return Sizes(vit, mt5, model, typed(Frozen, {"freeze": phase.freeze}).freeze)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError(_sentence(error)) from error
-
-
-@contextmanager
-def _schema() -> Iterator[None]:
-    """Stand in for a run's schema, made by the code that trains, where nobody has stored that: for our groups alone.
-
-    For this once, because Hydra's store is the whole process's: others would find their groups missing in ours.
-    """
-    store = ConfigStore.instance()
-    if f"{SCHEMA}.yaml" in store.repo:
-        yield
-        return
-    store.store(SCHEMA, {"vit": ViTConfig(), "mt5": MT5Config(), "model": ModelConfig()})
-    try:
-        yield
-    finally:
-        del store.repo[f"{SCHEMA}.yaml"]
 
 
 def _plain(config: DictConfig, group: str) -> dict[str, Any]:
