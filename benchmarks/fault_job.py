@@ -16,13 +16,13 @@ from typing import Any
 
 import psutil
 
-from train.heartbeat import published
+from train.health.heartbeat import published
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, EVERY = 40, 4  # of the run; between checkpoints
 PATIENCE_S = 900  # for anything that happens at all
-SETTINGS = ("experiment=equivalence", f"run.steps={STEPS}", "data.batch_examples=4", "data.num_streams=2",
-            "parallel.micro_batch=2", "parallel.timeout_s=300", f"checkpoint.every_steps={EVERY}")  # fmt: skip
+SETTINGS = ("experiment=equivalence", f"run.steps={STEPS}", "data.global_batch_size=4", "data.num_streams=2",
+            "parallel.micro_batch_size=2", "parallel.timeout_s=300", f"checkpoint.every_steps={EVERY}")  # fmt: skip
 
 
 @dataclass

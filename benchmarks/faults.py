@@ -32,11 +32,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.fault_job import EVERY, STEPS, Job
-from data.corpus_text import corpus_texts
+from common.terminal import use_utf8
+from data.corpus.text import corpus_texts
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
 from data.tokenizer import train_tokenizer
-from terminal import use_utf8
 
 STRIKE_AT = EVERY + 2  # between two checkpoints
 LINK_DOWN_S = 20

@@ -7,11 +7,11 @@ import math
 import os
 from typing import Any
 
-from parallel.engine import Engine
+from parallel.engine.base import Engine
 from train import pretrain
 from train.entry import entry
-from train.loop import Loop
-from train.steps import Share
+from train.step.batch import Share
+from train.step.loop import Loop
 
 batch = 0
 

@@ -16,9 +16,9 @@ from model.config import MT5Config, ViTConfig
 from model.costs import Unit
 from model.mt5 import Bridge, DecoderBlock, EncoderBlock, EncoderNorm, Head
 from model.vit import Patches, ViTBlock
-from parallel.adafactor import factored
-from parallel.engine import Engine
-from parallel.pipeline import Sizes
+from parallel.engine.base import Engine
+from parallel.optimizer.adafactor import factored
+from parallel.pipeline.schedule import Sizes
 
 Bytes = Counter[tuple[str, str]]
 FLOAT = 4  # bytes

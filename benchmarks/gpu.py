@@ -22,12 +22,12 @@ from torch import Tensor
 
 from benchmarks.step import make_hugging_face, make_ours
 from benchmarks.worker import Worker
+from common.terminal import use_utf8
 from model.attention import Mask, flex_t5_attention, relative_bias, t5_attention
 from model.config import MT5Config
 from model.costs import training_flops_of
 from model.describe import Sizes, one_example, plan, read_sizes
-from terminal import use_utf8
-from train.flops import PEAK_TFLOPS
+from train.step.flops import PEAK_TFLOPS
 
 SECTIONS = ("steps", "attention")
 BLOCKS = 2  # of each kind stand for all of pali_17b, which is too large for one GPU

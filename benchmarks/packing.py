@@ -21,12 +21,12 @@ from rich.table import Table
 from benchmarks.sides import Example, hugging_face, ours, padded
 from benchmarks.step import alternate
 from benchmarks.worker import Worker
+from common.terminal import use_utf8
 from data.digest import open_stream
 from data.packing import Rows, micro_batches
 from data.stream import Stream
 from model.batch import MicroBatch
 from model.describe import read_sizes
-from terminal import use_utf8
 
 TRIM = 16  # positions; data.trim_multiple of the miniature corpus
 
@@ -49,9 +49,9 @@ def examples_of(rows: Rows, tokens_per_image: int) -> list[Example]:
     return found
 
 
-def make_ours(overrides: Sequence[str], precision: str, steps: int, micro_batch: int) -> Callable[[], float]:
+def make_ours(overrides: Sequence[str], precision: str, steps: int, micro_batch_size: int) -> Callable[[], float]:
     stream, step = open_stream(overrides, "train"), ours(read_sizes(overrides), precision)
-    packed = [micro_batches(rows_of(stream, number), micro_batch, stream.shape) for number in range(steps)]
+    packed = [micro_batches(rows_of(stream, number), micro_batch_size, stream.shape) for number in range(steps)]
     tokens = stream.shape.tokens_per_image
     trimmed = [
         [MicroBatch.from_rows(rows).trimmed(tokens, TRIM).joined(TRIM) for rows in of_step] for of_step in packed
@@ -60,13 +60,15 @@ def make_ours(overrides: Sequence[str], precision: str, steps: int, micro_batch:
     return lambda: step(next(batches))
 
 
-def make_hugging_face(overrides: Sequence[str], precision: str, steps: int, micro_batch: int) -> Callable[[], float]:
+def make_hugging_face(
+    overrides: Sequence[str], precision: str, steps: int, micro_batch_size: int
+) -> Callable[[], float]:
     stream, sizes = open_stream(overrides, "train"), read_sizes(overrides)
     step = hugging_face(sizes, precision)
     of_steps = []
     for number in range(steps):
         examples = examples_of(rows_of(stream, number), stream.shape.tokens_per_image)
-        parts = [examples[start : start + micro_batch] for start in range(0, len(examples), micro_batch)]
+        parts = [examples[start : start + micro_batch_size] for start in range(0, len(examples), micro_batch_size)]
         of_steps.append([padded(part, sizes.model.image_size) for part in parts])
     batches = cycle(of_steps)
     return lambda: step(next(batches))
@@ -96,7 +98,7 @@ def main() -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for precision in chosen.precision:
         sides = [
-            Worker(make_ours, chosen.overrides, precision, chosen.steps, chosen.micro_batch),
+            Worker(make_ours, chosen.overrides, precision, chosen.steps, chosen.micro_batch_size),
             Worker(make_hugging_face, chosen.overrides, precision, chosen.steps, chosen.hugging_face_batch),
         ]
         seconds = alternate(sides, chosen.repeats)

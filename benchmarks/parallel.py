@@ -29,17 +29,17 @@ from rich.table import Table
 
 from benchmarks.formulas import FLOAT, Bytes, expected_bytes
 from benchmarks.traffic import counted
+from common.terminal import use_utf8
 from model.batch import MicroBatch
 from model.config import ModelConfig, MT5Config, ViTConfig
 from model.describe import read_sizes
 from model.layers import parts_of
-from parallel.checkpoint import Checkpointer
+from parallel.checkpoint.checkpointer import Checkpointer
 from parallel.config import OptimizerConfig, ParallelConfig
-from parallel.engine import Engine, build_engine
-from parallel.launch import launch
+from parallel.distributed import launch
+from parallel.engine.base import Engine, build_engine
 from parallel.layout import Layout
-from parallel.materialize import Blueprint
-from terminal import use_utf8
+from parallel.plan.blueprint import Blueprint
 from tests.distributed.world import run_world
 
 VIT = ViTConfig(width=256, depth=4, mlp_dim=1024, num_heads=4, patch_size=14)
@@ -74,7 +74,7 @@ def name_of(settings: dict[str, Any]) -> str:
 
 def engine_of(settings: dict[str, Any], vit: ViTConfig = VIT, mt5: MT5Config = MT5) -> Engine:
     """The benchmark's model, ZeRO-3 gathering all of it."""
-    layout = Layout(ParallelConfig(persistent_elements=0, timeout_s=300, **settings), launch())
+    layout = Layout(ParallelConfig(param_persistence_threshold=0, timeout_s=300, **settings), launch())
     return build_engine(vit, mt5, MODEL, OptimizerConfig(), layout=layout, num_objectives=1)
 
 
@@ -336,7 +336,7 @@ class Enough(Exception):
 
 def built(folder: Path, model: str) -> None:
     """Peak memory of a rank while its shards are made; what ZeRO adds for training comes after."""
-    from parallel import zero
+    from parallel.engine import zero
 
     materialize, began = zero.materialize, time.perf_counter()
     sizes = read_sizes([f"model={model}", "stage=full_224"])

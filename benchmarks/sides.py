@@ -30,8 +30,8 @@ class Example:
 def ours(sizes: Sizes, precision: str) -> Callable[[list[MicroBatch]], float]:
     """A step of this system's engine in one process; gives the loss, nats per target token."""
     from parallel.config import OptimizerConfig, ParallelConfig
-    from parallel.engine import build_engine
-    from parallel.launch import launch
+    from parallel.distributed import launch
+    from parallel.engine.base import build_engine
     from parallel.layout import Layout
 
     layout = Layout(ParallelConfig(), launch())

@@ -18,9 +18,9 @@ from rich.table import Table
 
 from benchmarks.sides import Example, hugging_face, one_per_row, ours, padded
 from benchmarks.worker import Worker
+from common.terminal import use_utf8
 from model.costs import training_flops_of
 from model.describe import Sizes, one_example, plan, read_sizes
-from terminal import use_utf8
 
 FROZEN = ["patches.*", "vit_block_*", "bridge.vit_norm.*"]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from common.errors import ConfigurationError
+from common.values import PATH
 from data import objectives
-from data.shards import ReadOptions
-from errors import ConfigurationError
-from values import PATH
+from data.shards.source import ReadOptions
 
 MOST_APART = 1e300  # ratio of two weights; in double precision, beyond it one of them is nothing
 
@@ -33,7 +33,7 @@ class DataConfig:
     root: str = field(default=MISSING, metadata=PATH)
     tokenizer: str = field(default=MISSING, metadata=PATH)
     sources: dict[str, str] = field(default_factory=dict, metadata=PATH)
-    batch_examples: int = MISSING
+    global_batch_size: int = MISSING
     num_streams: int = MISSING
     encoder_length: int = MISSING
     decoder_length: int = MISSING
@@ -68,7 +68,7 @@ class DataConfig:
     def check(self) -> None:
         """Raises ConfigurationError, with the numbers, for values that no step can be made of."""
         at_least_one = (
-            "batch_examples",
+            "global_batch_size",
             "num_streams",
             "encoder_length",
             "decoder_length",
@@ -78,9 +78,9 @@ class DataConfig:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"data.{name} is {getattr(self, name)}: set it to 1 or more.")
-        if self.batch_examples % self.num_streams:
+        if self.global_batch_size % self.num_streams:
             raise ConfigurationError(
-                f"data.batch_examples={self.batch_examples} cannot be dealt evenly to "
+                f"data.global_batch_size={self.global_batch_size} cannot be dealt evenly to "
                 f"data.num_streams={self.num_streams}: make one a multiple of the other."
             )
         if not 0 <= self.error_budget <= 1:

@@ -19,16 +19,16 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from common.errors import ConfigurationError, ReadingStopped, StorageFailed
+from common.overrides import as_typed, check_choices, check_read, open_names, stored_schema
+from common.terminal import use_utf8
+from common.values import at_least, in_one_line, typed
 from data.config import DataConfig, MixtureConfig
-from data.ledger import NothingUsable
+from data.error_budget import NothingUsable
 from data.packing import Rows, RowShape, take
-from data.shards import SPLITS
+from data.shards.source import SPLITS
 from data.stream import Stream
 from data.tokenizer import Tokenizer
-from errors import ConfigurationError, ReadingStopped, StorageFailed
-from terminal import use_utf8
-from values import at_least, in_one_line, typed
-from words import as_typed, check_choices, check_read, open_names, stored_schema
 
 CONFIGURATION = Path(__file__).parent.parent / "conf"
 SCHEMA = "run_schema"
@@ -83,7 +83,7 @@ def open_stream(overrides: Sequence[str], split: str) -> Stream:
         mixture = typed(MixtureConfig, OmegaConf.to_container(config.mixture, resolve=True), "mixture")
         if not config.stage.phases:
             raise ConfigurationError("stage.phases is empty; give at least one phase (see conf/stage).")
-        for name in ("batch_examples", "encoder_length", "decoder_length"):
+        for name in ("global_batch_size", "encoder_length", "decoder_length"):
             config.data[name] = config.stage.phases[0].get(name) or config.data[name]
         data = typed(DataConfig, OmegaConf.to_container(config.data, resolve=True), "data")
         image_size, patch_size, seed = config.stage.phases[0].image_size, config.vit.patch_size, config.run.seed

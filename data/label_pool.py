@@ -4,10 +4,10 @@ from collections import Counter
 
 import numpy as np
 
+from common.progress import beat
 from data import fields
 from data.objectives.base import Skip, one_record
-from data.shards import ShardSource
-from progress import beat
+from data.shards.source import ShardSource
 
 LOOKED_AT = 1_000  # records, spread over the source
 MOST = 2_000  # labels; of free text, those used most often

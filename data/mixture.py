@@ -20,16 +20,16 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 
 import grain  # noqa: E402
 
+from common.progress import beat  # noqa: E402
 from data import images, objectives  # noqa: E402
 from data.config import ComponentConfig, DataConfig, MixtureConfig  # noqa: E402
+from data.error_budget import Ledger, NothingUsable  # noqa: E402
 from data.examples import EncodedExample, ExampleInfo  # noqa: E402
 from data.label_pool import labels_of, names_nothing_absent  # noqa: E402
-from data.ledger import Ledger, NothingUsable  # noqa: E402
 from data.objectives.base import SENTINEL, LabelOptions, Skip, one_record  # noqa: E402
-from data.shard_index import printable  # noqa: E402
-from data.shards import Record, ShardSource  # noqa: E402
+from data.shards.index import printable  # noqa: E402
+from data.shards.source import Record, ShardSource  # noqa: E402
 from data.tokenizer import EOS, Tokenizer  # noqa: E402
-from progress import beat  # noqa: E402
 
 # A record that an objective must skip is replaced by another of its source, at most so many times.
 ATTEMPTS = 16

@@ -140,12 +140,12 @@ def take(rows: Rows, start: int, stop: int, shape: RowShape) -> Rows:
     return _shift(part, -start, shape)
 
 
-def micro_batches(rows: Rows, micro_batch: int, shape: RowShape) -> list[Rows]:
-    """The rows cut into groups of exactly `micro_batch`, the last one filled up with empty rows; at least one group."""
+def micro_batches(rows: Rows, micro_batch_size: int, shape: RowShape) -> list[Rows]:
+    """Cut rows into groups of exactly `micro_batch_size`, at least one; empty rows fill up the last group."""
     num_rows = len(rows["encoder_tokens"])
-    padded = max(-(-num_rows // micro_batch), 1) * micro_batch
+    padded = max(-(-num_rows // micro_batch_size), 1) * micro_batch_size
     rows = concatenate([rows, empty_rows(padded - num_rows, shape)], shape)
-    return [take(rows, start, start + micro_batch, shape) for start in range(0, padded, micro_batch)]
+    return [take(rows, start, start + micro_batch_size, shape) for start in range(0, padded, micro_batch_size)]
 
 
 def _shift(rows: Rows, num_rows: int, shape: RowShape) -> Rows:

@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from errors import OF_STORAGE, ConfigurationError, StorageFailed
-from progress import beat
+from common.errors import OF_STORAGE, ConfigurationError, StorageFailed
+from common.progress import beat
 
 logger = logging.getLogger(__name__)
 

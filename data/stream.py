@@ -5,19 +5,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from common.errors import ConfigurationError
+from common.progress import beat
 from data.config import DataConfig, MixtureConfig
+from data.error_budget import Ledger
 from data.examples import EncodedExample, ExampleInfo
-from data.ledger import Ledger
 from data.mixture import mix, open_components
 from data.packing import Rows, RowShape, concatenate, micro_batches, pack
-from data.shards import SourceFacts
+from data.shards.source import SourceFacts
 from data.tokenizer import Tokenizer
-from errors import ConfigurationError
-from progress import beat
 
 
 class Stream:
-    """Step t is examples [t*N, (t+1)*N) of the mixture, N = data.batch_examples.
+    """Step t is examples [t*N, (t+1)*N) of the mixture, N = data.global_batch_size.
 
     They are dealt, as contiguous slices, to data.num_streams streams; each stream packs its own examples of the step
     into rows. So the rows of a (step, stream) are a pure function of (configuration, seed), whoever reads them.
@@ -37,7 +37,7 @@ class Stream:
         data.check()
         data.check_images(tokens_per_image)
         self.num_streams = data.num_streams
-        self.examples_per_stream = data.batch_examples // data.num_streams
+        self.examples_per_stream = data.global_batch_size // data.num_streams
         self.prefetch = data.prefetch
         self.shape = RowShape(
             data.encoder_length, data.decoder_length, data.images_per_row, image_size, tokens_per_image
@@ -89,7 +89,7 @@ class Reader:
         stream: Stream,
         data_parallel_rank: int,
         data_parallel_size: int,
-        micro_batch: int,
+        micro_batch_size: int,
         prefetch: int | None = None,
     ):
         if stream.num_streams % data_parallel_size:
@@ -100,7 +100,7 @@ class Reader:
         share = stream.num_streams // data_parallel_size
         self._stream = stream
         self._streams = range(data_parallel_rank * share, (data_parallel_rank + 1) * share)
-        self._micro_batch = micro_batch
+        self._micro_batch = micro_batch_size
         self._prefetch = stream.prefetch if prefetch is None else prefetch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reader")
         self._prepared: dict[int, Future[tuple[list[Rows], list[ExampleInfo], Statistics]]] = {}
@@ -108,7 +108,7 @@ class Reader:
     def read(self, step: int) -> tuple[list[Rows], list[ExampleInfo], Statistics]:
         """(micro-batches, infos, statistics) of a step; steps may be asked for in any order, fastest one after another.
 
-        Row r of an info lies in micro-batch r // micro_batch, at r % micro_batch.
+        Row r of an info lies in micro-batch r // micro_batch_size, at r % micro_batch_size.
         """
         wanted = range(step, step + self._prefetch + 1)
         for stale in [ahead for ahead in self._prepared if ahead not in wanted]:
@@ -130,7 +130,7 @@ class Reader:
 
 def evaluation_batches(
     stream: Stream,
-    micro_batch: int,
+    micro_batch_size: int,
     limit: int | None = None,
     data_parallel_rank: int = 0,
     data_parallel_size: int = 1,
@@ -139,24 +139,24 @@ def evaluation_batches(
 ) -> Iterator[tuple[Rows, list[ExampleInfo]]]:
     """Every component's records in order (the first `limit` of each), one example a row and one image slot a row.
 
-    Yields equally many batches of exactly `micro_batch` rows on every rank; infos are those of the leading rows, the
-    rest is empty. Records that their objective skips, and examples that are not to `keep`, leave no gap: the last
+    Yields equally many batches of exactly `micro_batch_size` rows on every rank; infos are those of the leading rows,
+    the rest is empty. Records that their objective skips, and examples that are not to `keep`, leave no gap: the last
     batches are empty instead.
     """
     shape = replace(stream.shape, images_per_row=1)
-    num_places, stride = sum(_lengths(stream, limit)), micro_batch * data_parallel_size
+    num_places, stride = sum(_lengths(stream, limit)), micro_batch_size * data_parallel_size
     mine = (
         place
-        for start in range(data_parallel_rank * micro_batch, num_places, stride)
-        for place in range(start, min(start + micro_batch, num_places))
+        for start in range(data_parallel_rank * micro_batch_size, num_places, stride)
+        for place in range(start, min(start + micro_batch_size, num_places))
     )
     found = (held_out_example(stream, place, limit, seed) for place in mine)
     kept = (example for example in found if example is not None and keep(example.info))
     for _ in range(-(-num_places // stride)):
-        packed = [pack([example], shape) for example in islice(kept, micro_batch)]
+        packed = [pack([example], shape) for example in islice(kept, micro_batch_size)]
         infos = [replace(info, row=row) for row, (_, (info,)) in enumerate(packed)]
         empty = pack([], shape)[0]
-        (batch,) = micro_batches(concatenate([empty, *(rows for rows, _ in packed)], shape), micro_batch, shape)
+        (batch,) = micro_batches(concatenate([empty, *(rows for rows, _ in packed)], shape), micro_batch_size, shape)
         yield batch, infos
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as protocol
 
+from common.errors import ConfigurationError, ReadingStopped, StorageFailed
+from common.files import write_bytes
+from common.terminal import use_utf8
+from common.values import PATH
 from data.objectives.base import SENTINEL
 from data.storage import not_permitted, read_file
-from errors import ConfigurationError, ReadingStopped, StorageFailed
-from files import write_bytes
-from terminal import use_utf8
-from values import PATH
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 NUM_SENTINELS = 100
@@ -197,8 +197,8 @@ class Options:
 
 def main(arguments: Sequence[str]) -> None:
     """Trains on all text of the training shards below `root` (see Options)."""
-    from data.arguments import parse
-    from data.corpus_text import corpus_texts
+    from common.command_line import parse
+    from data.corpus.text import corpus_texts
 
     options = parse(arguments, Options)
     if options.vocab_size <= SMALLEST:

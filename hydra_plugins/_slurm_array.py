@@ -4,8 +4,8 @@ Hydra takes launchers from the namespace `hydra_plugins` alone, hence this file'
 Hydra's scanner, which would warn at every start where submitit is not installed. `train/entry.py` registers it.
 
 Four things differ from hydra-submitit-launcher 1.2.0 with submitit 1.5.4:
-1. Signals are the run's own (`train/interrupt.py`): submitit requeues at once, before anything is saved. A run that was
-   interrupted and saved exits with 75, and the job's script has Slurm queue it again.
+1. Signals are the run's own (`train/health/signals.py`): submitit requeues at once, before anything is saved. A run
+   that was interrupted and saved exits with 75, and the job's script has Slurm queue it again.
 2. A run that fails ends its job with the run's exit code; Hydra would turn it into a value, and the job into a success.
    What becomes of the job then is ruled by slurm/job.sh, as for jobs of train.submit.
 3. Code and configuration are those of the submission, from a snapshot, also in a job that is queued again days later.
@@ -34,17 +34,17 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, SlurmQue
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from errors import ConfigurationError
-from files import write_text
-from launcher import PAUSES_S, is_of_controller
+from common.errors import ConfigurationError
+from common.files import write_text
+from common.launcher import PAUSES_S, is_of_controller
+from common.values import typed
+from slurm.cluster import ClusterConfig
+from slurm.code_snapshot import take
+from slurm.job import PYTHONPATH, gpu_option, slower
 from train import entry
 from train.checks import check, check_training_data
-from train.cluster import ClusterConfig
 from train.config import to_run_config
-from train.slurm import PYTHONPATH, gpu_option, slower
-from train.snapshot import take
 from train.sweep import FailedRuns, become_one_of, check_own_folder
-from values import typed
 
 SIGNAL = "USR1"  # at `signal_delay_s` before the time limit
 EARLY = (signal.SIGUSR1, signal.SIGTERM)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from model.config import MT5Config
-from model.unpacking import Examples, Unpacking
+from model.example_attention import Examples, Unpacking
 
 
 @dataclass

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from errors import ConfigurationError
-from values import at_most
+from common.errors import ConfigurationError
+from common.values import at_most
 
 # Far beyond any model, and small enough that a model on `meta` is made, and counted, in seconds.
 LAYERS, WIDEST, PIXELS = 1_000, 2**20, 2**14

@@ -21,13 +21,13 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from errors import ConfigurationError
+from common.errors import ConfigurationError
+from common.overrides import check_choices, check_read, stored_schema
+from common.terminal import use_utf8
+from common.values import in_one_line, typed
 from model.config import ModelConfig, MT5Config, ViTConfig
 from model.costs import Shape, UnitCost, costs_of
 from model.pali import PaLI, freeze, units
-from terminal import use_utf8
-from values import in_one_line, typed
-from words import check_choices, check_read, stored_schema
 
 CONFIGURATION = Path(__file__).parent.parent / "conf"
 SCHEMA = "run_schema"

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from errors import ConfigurationError
-from values import PATH, at_most, one_of
+from common.errors import ConfigurationError
+from common.values import PATH, at_most, one_of
 
 STACKS = ("vit", "encoder", "decoder")
 RECOMPUTE = ("none", "block", "every_n", "attention")
@@ -14,16 +14,16 @@ class ParallelConfig:
     """Degrees of parallelism; data parallelism is what remains of the world: world = data x pipeline x tensor.
 
     `zero_stage`: 0 replicates, 1 shards optimizer state and fp32 weights over the data-parallel ranks, 2 gradients too,
-    3 parameters too (DeepSpeed ZeRO), of which tensors of less than `persistent_elements` stay gathered. `schedule` is
-    "1f1b" or "gpipe"; with `virtual_stages` > 1 every rank holds that many stages and the schedule is interleaved
+    3 parameters too (DeepSpeed ZeRO), of which tensors of less than `param_persistence_threshold` elements stay
+    gathered. `schedule` is "1f1b" or "gpipe"; with `virtual_stages` > 1 every rank holds that many stages and the schedule is interleaved
     1F1B. `cut` names the first unit of every stage but the first; left empty, stages are balanced, every rank
     within `memory_gib` of predicted memory if that is given. `sequence`: Megatron sequence parallelism between
-    tensor-parallel layers. `micro_batch` is in rows per forward pass. A rank that hears nothing from its peers for
+    tensor-parallel layers. `micro_batch_size` is in rows per forward pass. A rank that hears nothing from its peers for
     `timeout_s` seconds gives up.
 
     What ZeRO may do besides: `gather`: ZeRO-3's parameters are gathered anew for every "micro_batch", or once and kept
-    over all micro-batches of a "step", whatever `persistent_elements` is. `offload_optimizer`: the fp32 weights, their
-    gradients and the optimizer's state live on the "cpu" and are updated there; "nvme" maps weights and state into
+    over all micro-batches of a "step", whatever `param_persistence_threshold` is. `offload_optimizer`: the fp32 weights,
+    their gradients and the optimizer's state live on the "cpu" and are updated there; "nvme" maps weights and state into
     files in `offload_folder` as well. `offload_parameters`: ZeRO-3's shards of parameters, frozen ones too, live on the
     "cpu", or in files ("nvme"). Files are filled from host memory, which must hold a rank's shard once, at the start.
     All are tested on CPUs only. ZeRO++: `hpz_partition_size` ranks next to each other (of one machine) keep a second
@@ -43,8 +43,8 @@ class ParallelConfig:
     memory_gib: float | None = None
     sequence: bool = False
     zero_stage: int = 0
-    persistent_elements: int = 100_000
-    micro_batch: int = 8
+    param_persistence_threshold: int = 100_000
+    micro_batch_size: int = 8
     gather: str = "micro_batch"
     offload_optimizer: str = "none"
     offload_parameters: str = "none"
@@ -58,7 +58,14 @@ class ParallelConfig:
     timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
-        for name in ("tensor", "pipeline", "virtual_stages", "micro_batch", "recompute_every", "hpz_partition_size"):
+        for name in (
+            "tensor",
+            "pipeline",
+            "virtual_stages",
+            "micro_batch_size",
+            "recompute_every",
+            "hpz_partition_size",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"parallel.{name}={getattr(self, name)} must be at least 1.")
         if self.zero_stage not in (0, 1, 2, 3):
@@ -78,8 +85,10 @@ class ParallelConfig:
             raise ConfigurationError(
                 f"parallel.memory_gib={self.memory_gib} must be greater than 0, or null for no bound."
             )
-        if self.persistent_elements < 0:
-            raise ConfigurationError(f"parallel.persistent_elements={self.persistent_elements} must not be negative.")
+        if self.param_persistence_threshold < 0:
+            raise ConfigurationError(
+                f"parallel.param_persistence_threshold={self.param_persistence_threshold} must not be negative."
+            )
         at_most("parallel.", 1e7, timeout_s=self.timeout_s)  # timers overflow far above
         self._check_zero()
 

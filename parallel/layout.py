@@ -12,11 +12,11 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from errors import ConfigurationError
+from common.errors import ConfigurationError
 from model.config import MT5Config, ViTConfig
 from model.layers import TensorParallel
 from parallel.config import ParallelConfig
-from parallel.launch import Launch, start
+from parallel.distributed import Launch, start
 
 T = TypeVar("T")
 
@@ -112,7 +112,7 @@ class Layout:
         return self.tensor_group.rank()
 
     @property
-    def speaks(self) -> bool:
+    def is_replica_leader(self) -> bool:
         """Whether this is the first rank of its replica (`model_group`): it reads, and tells the others."""
         return self.model_group.rank() == 0
 
@@ -126,7 +126,7 @@ class Layout:
             dist.all_reduce(x, op, group=self.data_group)
         return x
 
-    def of_first_rank(self, ask: Callable[[], T]) -> T:
+    def broadcast_from_main(self, ask: Callable[[], T]) -> T:
         """What `ask` gives on the first rank, on every rank: of a shared disk, say, which others may see later. A
         collective.
 

@@ -17,7 +17,7 @@ if [ -n "${PALI_SITE-}" ]; then
 fi
 unset SLURM_CPUS_PER_TASK SLURM_TRES_PER_TASK # a node's, and newer srun mind that theirs are another
 
-# A rank that stops the job alone (disk full, out of memory) writes its code and sentence into a note (train/note.py):
+# A rank that stops the job alone (disk full, out of memory) writes its code and sentence into a note (train/exit_note.py):
 # its peers end with higher codes, lost or killed, and srun reports the highest. The note has its size beforehand, so
 # that a full disk has room for it; a rank that still cannot write removes it, which takes no room.
 expect_note() { # FOLDER, by default that of the site's words
@@ -50,7 +50,7 @@ read_note() { # sets code to that of the note, if a rank wrote one
 # Sets code to what the job ends with; returns 0 where the job is to be queued again.
 # 0: done. 2: a mistake in the configuration. 3: the run stopped itself. To start those again would change nothing.
 # All else goes on from the last checkpoint: a signal or failing storage (75), a hang (4), a rank that died (1, or from
-# 128). train/restarts.py ends a run that comes no further; what ends before it gets there is counted here.
+# 128). train/run/restarts.py ends a run that comes no further; what ends before it gets there is counted here.
 judge() { # CODE
     code=$1
     read_note

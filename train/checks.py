@@ -9,24 +9,24 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from common.errors import ConfigurationError, Notice
+from common.launcher import is_main_rank
 from data.config import MixtureConfig
-from data.shard_paths import parts
+from data.shards.paths import parts
 from data.tokenizer import Tokenizer, checksum
-from errors import ConfigurationError, Notice
-from launcher import first_rank
 from model.config import ModelConfig
 from model.pali import PaLI
 from parallel import layout
-from parallel.checkpoint_folder import CheckpointFolder
-from parallel.engine import DTYPES
-from parallel.materialize import plan_of
+from parallel.checkpoint.folder import CheckpointFolder
+from parallel.engine.base import DTYPES
+from parallel.plan.blueprint import plan_of
 from train.config import RunConfig
 from train.first_weights import check_first_weights, first_files
+from train.health.profiling import profiled_steps
 from train.phases import Span, for_phase, spans
-from train.profiling import profiled_steps
-from train.resume import MODEL, check_allowed, check_resume, check_same_model
-from train.steps import work_of
-from train.validation import SPLIT
+from train.run.resume import MODEL, check_allowed, check_resume, check_same_model
+from train.step.batch import work_of
+from train.step.validation import SPLIT
 
 
 def check(
@@ -72,7 +72,7 @@ def check_training_data(config: RunConfig, expected: Sequence[Path] = ()) -> Non
 def _warn_of_unread_sources(config: RunConfig) -> None:
     """Names of sources that are not in the mixture may serve other mixtures; a misspelt one changes what is read."""
     read = {component.source for component in config.mixture.components}
-    for name in set(config.data.sources) - read if first_rank() else ():
+    for name in set(config.data.sources) - read if is_main_rank() else ():
         if near := difflib.get_close_matches(name, read - set(config.data.sources), 1):
             warnings.warn(
                 f"data.sources names {name}, which no component of the mixture reads; did you mean {near[0]}, which is "

@@ -5,11 +5,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from common.errors import ConfigurationError
+from common.values import PATH, at_least, one_of, typed
 from data.config import DataConfig, MixtureConfig
-from errors import ConfigurationError
 from model.config import ModelConfig, MT5Config, ViTConfig
 from parallel.config import OptimizerConfig, ParallelConfig
-from values import PATH, at_least, one_of, typed
 
 TOWERS = {"vit": "ViT", "mt5": "mT5"}
 
@@ -83,8 +83,8 @@ class RunSettings:
     allow_changes: list[str] = field(default_factory=list)
     """Settings that may differ from those of the run's newest checkpoint though its steps are others then.
 
-    Such as `data.batch_examples`, `mixture` or `data.sources` (which shards a source has). None by default, so that a
-    step number stands for the whole state.
+    Such as `data.global_batch_size`, `mixture` or `data.sources` (which shards a source has). None by default, so that
+    a step number stands for the whole state.
     """
     guard: GuardConfig = field(default_factory=GuardConfig)
     straggler: StragglerConfig = field(default_factory=StragglerConfig)
@@ -134,8 +134,8 @@ class Phase:
     """A stretch of a run at one resolution with one set of frozen parameters.
 
     `steps` may be left out in one phase, which takes what `run.steps` leaves. `freeze` holds shell patterns of
-    parameter names (`vit_block_*`). `batch_examples`, `encoder_length`, `decoder_length` (of `data`) and `micro_batch`
-    (of `parallel`) replace the run's where given; `objectives` keeps only these of the mixture, at these weights.
+    parameter names (`vit_block_*`). `global_batch_size`, `encoder_length`, `decoder_length` (of `data`) and
+    `micro_batch_size` (of `parallel`) replace the run's where given; `objectives` keeps only these of the mixture, at these weights.
     """
 
     name: str = "phase"
@@ -143,16 +143,16 @@ class Phase:
     image_size: int = 224
     freeze: list[str] = field(default_factory=list)
     learning_rate_factor: float = 1.0
-    batch_examples: int | None = None
+    global_batch_size: int | None = None
     encoder_length: int | None = None
     decoder_length: int | None = None
-    micro_batch: int | None = None
+    micro_batch_size: int | None = None
     objectives: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = f"phase {self.name!r}: "
         at_least(where, 1, image_size=self.image_size)
-        for name in ("steps", "batch_examples", "encoder_length", "decoder_length", "micro_batch"):
+        for name in ("steps", "global_batch_size", "encoder_length", "decoder_length", "micro_batch_size"):
             if (value := getattr(self, name)) is not None:
                 at_least(where, 1, **{name: value})
         if self.learning_rate_factor <= 0:

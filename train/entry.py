@@ -1,8 +1,8 @@
 """What stands around every entry point: Hydra, and one clear sentence for a configuration that cannot work.
 
 Exit codes: 0 done, 2 a mistake in the configuration, 3 a run that stopped itself (`RunStopped`, or a source over its
-error budget), 4 a run that hung or lost a rank (`train/watchdog.py`), 75 a run that was interrupted by a signal and
-saved, or whose storage kept failing (start it again to go on).
+error budget), 4 a run that hung or lost a rank (`train/health/watchdog.py`), 75 a run that was interrupted by a signal
+and saved, or whose storage kept failing (start it again to go on).
 """
 
 import difflib
@@ -24,19 +24,19 @@ from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from data.ledger import ErrorBudgetExceeded
-from errors import OF_STORAGE, ConfigurationError, Notice, PeersMissing, StorageFailed
-from launcher import first_rank
-from parallel.launch import stop as leave
-from terminal import use_utf8
-from train import note
-from train.cluster import ClusterConfig, SubmitConfig
+from common.errors import OF_STORAGE, ConfigurationError, Notice, PeersMissing, StorageFailed
+from common.launcher import is_main_rank
+from common.overrides import as_typed, check_choices, check_read, open_names
+from common.terminal import use_utf8
+from common.values import expand_home
+from data.error_budget import ErrorBudgetExceeded
+from parallel.distributed import stop as leave
+from slurm.cluster import ClusterConfig, SubmitConfig
+from train import exit_note as note
 from train.config import RunConfig, WeightsConfig
-from train.shortage import is_lack_of_memory
+from train.health.memory import is_lack_of_memory
+from train.health.watchdog import EXIT_HUNG, PeerLost
 from train.sweep import FailedRuns, Sweep, become_one_of, folder_name
-from train.watchdog import EXIT_HUNG, PeerLost
-from values import expand_home
-from words import as_typed, check_choices, check_read, open_names
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 TEXT = {"": RunConfig, "cluster.": ClusterConfig, "hydra.launcher.cluster.": ClusterConfig}
@@ -106,7 +106,7 @@ def in_one_sentence(work: Callable[[], None]) -> None:
         stop(f"Configuration: {sentence(error)}", EXIT_CONFIGURATION)
     except RunStopped as error:
         stop(str(error), EXIT_STOPPED, error.alone)
-    except ErrorBudgetExceeded as error:  # on every rank alike (train/agreement.py)
+    except ErrorBudgetExceeded as error:  # on every rank alike (train/step/reduction.py)
         stop(str(error), EXIT_STOPPED)
     except StorageFailed as error:
         stop(str(error), EXIT_INTERRUPTED, error.alone)
@@ -133,7 +133,7 @@ def in_one_sentence(work: Callable[[], None]) -> None:
             raise
         why = _one_line(str(error).partition("\n")[0]) or type(error).__name__
         stop(
-            f"Out of memory ({why}); take a smaller parallel.micro_batch or evaluation.batch, a higher "
+            f"Out of memory ({why}); take a smaller parallel.micro_batch_size or evaluation.batch, a higher "
             "parallel.zero_stage, or more ranks.",
             EXIT_STOPPED,
             True,
@@ -180,7 +180,7 @@ def without_injected(arguments: list[str]) -> list[str]:
 def stop(message: str, code: int, every_rank: bool = False) -> None:
     """End the process; unless told otherwise, one rank alone speaks."""
     note.leave(code, message)
-    if every_rank or first_rank():
+    if every_rank or is_main_rank():
         print(message, file=sys.stderr, flush=True)
     sys.exit(code)
 

@@ -13,29 +13,29 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from common.errors import ConfigurationError
+from common.files import write_text
+from common.values import expand_home
 from data import languages
 from data.examples import ExampleInfo
 from data.tokenizer import Tokenizer
-from errors import ConfigurationError
-from files import write_text
-from parallel.checkpoint import Checkpointer
-from parallel.launch import launch
+from evaluation.sample_sheet import Sample, draw, drawable_first
+from evaluation.score import evaluation
+from parallel.checkpoint.checkpointer import Checkpointer
+from parallel.distributed import launch
 from parallel.layout import Layout
-from train.agreement import gather_to_first
-from train.answers import answers
 from train.checks import check, check_sources
 from train.config import EvaluationConfig, Phase, RunConfig, to_run_config
 from train.entry import RunStopped, entry
 from train.facts import check_settings_of_ranks
+from train.health.watchdog import Watchdog
 from train.phases import for_phase, span_of, spans
-from train.reading import ReplicaReader
-from train.run import engine_of
-from train.samples import Sample, draw, drawable_first
-from train.scoring import evaluation
-from train.steps import trimmer
-from train.validation import chosen
-from train.watchdog import Watchdog
-from values import expand_home
+from train.run.run import engine_of
+from train.step.batch import trimmer
+from train.step.predict import answers
+from train.step.reader import ReplicaReader
+from train.step.reduction import gather_to_first
+from train.step.validation import chosen
 
 OF_TRAINING = ("every_steps", "steps", "samples")
 READS = ("run.folder", "run.seed", "run.precision", "data", "mixture", "stage", "parallel", "model.attention",
@@ -65,8 +65,8 @@ def main(composed: DictConfig) -> None:
     # Signs of life of its own: the run may go on training meanwhile.
     with Watchdog(config.parallel.timeout_s, folder / "evaluation", layout.rank, layout.world_size):
         done, samples, shown = answer(config, phase, checkpointer, layout)
-        missing = layout.of_first_rank(lambda: without_examples(config, samples))
-        if missing and not layout.of_first_rank(lambda: len(samples)):
+        missing = layout.broadcast_from_main(lambda: without_examples(config, samples))
+        if missing and not layout.broadcast_from_main(lambda: len(samples)):
             raise RunStopped(nothing_evaluated(config))
     if layout.rank == 0:
         report(folder, config.evaluation.split, done, samples, shown, missing)
@@ -106,7 +106,9 @@ def answer(
     limit, seed = settings.examples, config.run.seed
     batches = reader.held_out(settings.batch, limit, seed, partial(is_wanted, settings))
     own = list(answers(engine, batches, tokenizer, settings.max_new_tokens, trimmer(config), blind=True))
-    samples = sorted(gather_to_first(own if layout.speaks else [], layout.device), key=lambda sample: sample.place)
+    samples = sorted(
+        gather_to_first(own if layout.is_replica_leader else [], layout.device), key=lambda sample: sample.place
+    )
     shown = [replace(sample, picture=reader.picture(sample.place, limit, seed)) for sample in selection(samples)]
     return restored[0], samples, shown
 

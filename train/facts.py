@@ -12,13 +12,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from common.errors import ConfigurationError
 from data.stream import Stream
 from data.tokenizer import checksum
-from errors import ConfigurationError
-from parallel.launch import Launch
+from parallel.distributed import Launch
 from parallel.layout import Layout, meet
-from train.agreement import gather
 from train.config import RunConfig, to_dict
+from train.step.reduction import gather
 
 Facts = dict[str, dict[str, Any]]  # source -> records, shards and fingerprint
 # What may differ between nodes: places. What is found there is compared itself, or loaded by every rank.
@@ -67,7 +67,7 @@ def facts_of_all(stream: Stream, config: RunConfig, layout: Layout, split: str) 
     """
     facts = {name: asdict(found) for name, found in stream.facts().items()}
     mine = (facts, checksum(config.data.tokenizer))
-    first = layout.of_first_rank(lambda: mine)
+    first = layout.broadcast_from_main(lambda: mine)
     _raise_anywhere(_difference(mine, first, layout, split))
     return facts
 

@@ -3,11 +3,11 @@
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from errors import ConfigurationError
+from common.errors import ConfigurationError
 from model.layers import parts_of
 from model.pali import PaLI
-from parallel.checkpoint_folder import CheckpointFolder
-from parallel.initial import check_files, names_in
+from parallel.checkpoint.folder import CheckpointFolder
+from parallel.checkpoint.initial_weights import check_files, names_in
 from train.config import RunConfig
 from train.phases import spans
 

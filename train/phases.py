@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from common.errors import ConfigurationError
 from data.config import MixtureConfig
-from errors import ConfigurationError
 from train.config import Phase, RunConfig
 
 
@@ -51,14 +51,14 @@ def for_phase(config: RunConfig, phase: Phase) -> RunConfig:
     """The run's settings as this phase sees them: its image size, batch and mixture in place."""
     own = {
         name: value
-        for name in ("batch_examples", "encoder_length", "decoder_length")
+        for name in ("global_batch_size", "encoder_length", "decoder_length")
         if (value := getattr(phase, name))
     }
     return replace(
         config,
         model=replace(config.model, image_size=phase.image_size),
         data=replace(config.data, **own),
-        parallel=replace(config.parallel, micro_batch=phase.micro_batch or config.parallel.micro_batch),
+        parallel=replace(config.parallel, micro_batch_size=phase.micro_batch_size or config.parallel.micro_batch_size),
         mixture=_narrowed(config.mixture, phase) if phase.objectives else config.mixture,
     )
 

@@ -7,21 +7,21 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from data.tokenizer import Tokenizer
-from parallel.launch import launch
+from parallel.distributed import launch
 from parallel.layout import Layout
 from train.checks import check, check_training_data
 from train.config import RunConfig, to_run_config
 from train.entry import entry
 from train.facts import check_settings_of_ranks
-from train.guard import check_end
-from train.loop import Loop
+from train.health.watchdog import Watchdog
 from train.phases import Span, for_phase, span_of, spans
-from train.reading import ReplicaReader
 from train.rehearsal import rehearse
-from train.restarts import stop_if_in_vain
-from train.run import Run, engine_of
-from train.validation import Validation
-from train.watchdog import Watchdog
+from train.run.restarts import stop_if_in_vain
+from train.run.run import Run, engine_of
+from train.step.loop import Loop
+from train.step.reader import ReplicaReader
+from train.step.spike_guard import check_end
+from train.step.validation import Validation
 
 READS = tuple(group.name for group in fields(RunConfig) if group.name != "vit_pretraining")
 

@@ -22,19 +22,19 @@ from omegaconf import DictConfig
 from rich.progress import track
 from torch import Tensor, nn
 
+from common.errors import ConfigurationError
 from data import fields
+from data.error_budget import Ledger
 from data.images import decode
-from data.ledger import Ledger
 from data.objectives.base import Skip, one_record
 from data.objectives.detection import box_bins
-from data.shards import Record, ShardSource
-from errors import ConfigurationError
+from data.shards.source import Record, ShardSource
 from model.batch import MicroBatch
 from model.pali import PaLI, initialize, units
 from model.weights import logical_tensors, write_tensors
 from train.config import RunConfig, to_run_config
 from train.entry import RunStopped, entry
-from train.kept_files import replace_file
+from train.run.kept_files import replace_file
 
 LOWER = "give a lower vit_pretraining.learning_rate"
 OF_DATA = ("data=", "data.root", "data.sources", "data.index_folder", "data.holdout")

@@ -15,21 +15,21 @@ import torch
 from rich.table import Table
 
 from data.tokenizer import Tokenizer
-from parallel.checkpoint_folder import CheckpointFolder
+from parallel.checkpoint.folder import CheckpointFolder
 from parallel.layout import Layout
-from train.agreement import gather
-from train.answers import answers
 from train.config import RunConfig, WeightsConfig
-from train.display import as_text
-from train.loop import Loop
-from train.metrics import GIB
+from train.health.profiling import memory_told
+from train.health.watchdog import Watchdog
 from train.phases import Span, for_phase, spans
-from train.profiling import memory_told
-from train.reading import ReplicaReader
-from train.run import Run, engine_of
-from train.steps import trimmer
-from train.validation import Validation
-from train.watchdog import Watchdog
+from train.run.display import as_text
+from train.run.run import Run, engine_of
+from train.step.batch import trimmer
+from train.step.loop import Loop
+from train.step.metrics import GIB
+from train.step.predict import answers
+from train.step.reader import ReplicaReader
+from train.step.reduction import gather
+from train.step.validation import Validation
 
 NAME = "rehearsal"
 NEVER = 10**12  # steps
@@ -66,7 +66,7 @@ class Measuring:
 def rehearse(config: RunConfig, layout: Layout) -> list[Measured]:
     """Do everything that the run will do once, print what it took, and leave nothing behind."""
     folder = Path(config.run.folder, NAME)
-    was_there = layout.of_first_rank(Path(config.run.folder).exists)
+    was_there = layout.broadcast_from_main(Path(config.run.folder).exists)
     rehearsed = in_scratch(config, folder)
     measuring = Measuring(layout.device)
     with closing(Run(rehearsed, layout)) as run, removed(folder, layout, with_parent=not was_there):

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.arguments import parse as arguments_of
-from errors import ConfigurationError
-from files import beside
-from terminal import use_utf8
+from common.command_line import parse as arguments_of
+from common.errors import ConfigurationError
+from common.files import beside
+from common.terminal import use_utf8
+from common.values import PATH
 from train.entry import in_one_sentence
-from train.scaling import Return, Score, Trained, read_sweep, returns
-from train.scaling_figure import draw
-from values import PATH
+from train.scaling.figure import draw
+from train.scaling.read import Return, Score, Trained, read_sweep, returns
 
 
 @dataclass

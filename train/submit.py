@@ -6,7 +6,7 @@ Of several jobs each waits until the one before has succeeded; the name of a job
         pretrain experiment=paper_17b_stage1 pretrain experiment=paper_17b_stage2 \
         evaluate run.folder=runs/paper_17b_stage2
 
-`cluster=…` (conf/cluster), `cluster.…` and `submit.…` (train/cluster.py) hold for the job they stand behind, before the
+`cluster=…` (conf/cluster), `cluster.…` and `submit.…` (slurm/cluster.py) hold for the job they stand behind, before the
 first job for all. `--dry-run` shows all that would be submitted, `--follow` the log until the last job has ended.
 """
 
@@ -20,21 +20,22 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from common.errors import ConfigurationError
+from common.overrides import as_typed, check_choices, check_read, open_names
+from common.terminal import use_utf8
+from common.values import expand_home, typed
 from data.miniature.config import parse as parse_corpus
-from errors import ConfigurationError
-from terminal import use_utf8
-from train import evaluate, pretrain, slurm
+from slurm import job as slurm
+from slurm.cluster import SubmitConfig
+from slurm.code_snapshot import ROOT, take
+from slurm.job import Job
+from train import evaluate, pretrain
 from train.checks import check, check_sources, check_training_data
-from train.cluster import SubmitConfig
 from train.config import RunConfig, to_run_config, to_yaml
 from train.entry import CONF, TEXT, Interrupted, in_one_sentence, register
 from train.evaluate import overridden, saved_config
 from train.phases import for_phase, spans
-from train.slurm import Job
-from train.snapshot import ROOT, take
-from train.validation import chosen
-from values import expand_home, typed
-from words import as_typed, check_choices, check_read, open_names
+from train.step.validation import chosen
 
 KINDS = ("corpus", "pretrain", "evaluate")
 FLAGS = {"--dry-run": "submit.dry_run=true", "--follow": "submit.follow=true"}

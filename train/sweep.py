@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig
 
-from errors import ConfigurationError
-from launcher import place
-from train import note
+from common.errors import ConfigurationError
+from common.launcher import place
+from train import exit_note as note
 
 FOLDER_NAME_LIMIT = 150  # characters; file systems allow 255
 

@@ -5,12 +5,12 @@ import time
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from common.errors import ConfigurationError
+from common.launcher import is_main_rank
+from common.terminal import use_utf8
 from data.miniature.config import parse
 from data.miniature.corpus import make_corpus
 from data.miniature.ranks import Ranks, ranks
-from errors import ConfigurationError
-from launcher import first_rank
-from terminal import use_utf8
 
 
 def main(arguments: list[str]) -> int:
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
         with ranks() as together:
             said = make(arguments, together)
     except ConfigurationError as error:
-        if first_rank():
+        if is_main_rank():
             print(f"Configuration: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a folder that may not be written to; ranks of MPI are aborted with it

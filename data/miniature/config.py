@@ -3,10 +3,10 @@
 import math
 from dataclasses import dataclass, field
 
-from data.arguments import parse as arguments_of
+from common.command_line import parse as arguments_of
+from common.errors import ConfigurationError
+from common.values import PATH
 from data.miniature.language import CODES
-from errors import ConfigurationError
-from values import PATH
 
 VERSION = 7  # raise it when the same settings begin to give other bytes
 SOURCES = ("webli", "cc3m_35l", "vq2a", "objects", "text")

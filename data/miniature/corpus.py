@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import ConfigurationError
 from data.miniature.config import SOURCES, SPLITS, VERSION, MiniatureConfig
 from data.miniature.ranks import Ranks
 from data.miniature.records import MAKERS
 from data.miniature.render import encode, render
-from errors import ConfigurationError
 
 MANIFEST = "corpus.json"
 ALONE = Ranks()

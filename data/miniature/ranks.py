@@ -5,8 +5,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
-from errors import ConfigurationError
-from launcher import ScriptOfTasks, place
+from common.errors import ConfigurationError
+from common.launcher import ScriptOfTasks, place
 
 if TYPE_CHECKING:
     from mpi4py import MPI

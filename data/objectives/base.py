@@ -11,8 +11,8 @@ import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from common.errors import ConfigurationError, ReadingStopped
 from data import languages
-from errors import ConfigurationError, ReadingStopped
 
 SENTINEL = "<extra_id_0>"
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from common.errors import ConfigurationError
 from data import fields
 from data.objectives import base
 from data.objectives.base import Example, Vocabulary
-from errors import ConfigurationError
 
 PROMPTS = ("detect {classes}",)
 SEPARATOR = " and "

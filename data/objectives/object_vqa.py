@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import ConfigurationError
 from data import fields
 from data.objectives import base
 from data.objectives.base import Example, Vocabulary
-from errors import ConfigurationError
 
 LIST = "Answer in {language}: List the objects present: <extra_id_0>"
 IS = "Answer in {language}: Is {objects} in the image? <extra_id_0>"  # One object, or several: worded alike.

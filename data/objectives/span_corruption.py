@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.errors import ConfigurationError
 from data import fields
 from data.objectives import base
 from data.objectives.base import Example, Vocabulary
-from errors import ConfigurationError
 
 PROMPTS = ()
 NUM_SENTINELS = 100

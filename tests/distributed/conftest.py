@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.corpus_text import corpus_texts
+from data.corpus.text import corpus_texts
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
 from data.tokenizer import train_tokenizer

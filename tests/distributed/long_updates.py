@@ -10,10 +10,10 @@ from transformers.optimization import Adafactor as PlainAdafactor
 
 from model.layers import parts_of
 from model.pali import build
-from parallel.adafactor import factored
 from parallel.config import OptimizerConfig
-from parallel.engine import Engine
-from parallel.fragments import Rectangle
+from parallel.engine.base import Engine
+from parallel.optimizer.adafactor import factored
+from parallel.shards import Rectangle
 from tests.distributed.problem import EPSILON, LEARNING_RATES, MODEL, MT5, VIT, weights
 
 NUM_STEPS, NUM_GRADIENTS = 100, 10

@@ -13,10 +13,10 @@ from model.config import ModelConfig, MT5Config, ViTConfig
 from model.layers import parts_of
 from model.loss import LossTotals
 from model.pali import build, local_block
-from parallel.checkpoint import held_weights
+from parallel.checkpoint.checkpointer import held_weights
 from parallel.config import OptimizerConfig, ParallelConfig
-from parallel.engine import Engine, build_engine
-from parallel.launch import launch
+from parallel.distributed import launch
+from parallel.engine.base import Engine, build_engine
 from parallel.layout import Layout
 
 VIT = ViTConfig(width=64, depth=2, mlp_dim=160, num_heads=4, patch_size=14)
@@ -47,7 +47,7 @@ class Case:
     optimizer: str = "adafactor"
     precision: str = "fp32"
     cut: list[str] = field(default_factory=list)
-    persistent_elements: int = 0  # ZeRO-3 gathers even the smallest tensor
+    param_persistence_threshold: int = 0  # ZeRO-3 gathers even the smallest tensor
     image_size: int = MODEL.image_size
     joined: bool = False  # the rows of a micro-batch become one, as on a CPU
 
@@ -65,7 +65,7 @@ class Case:
         words += [f"frozen-{pattern.partition('_')[0].partition('.')[0]}" for pattern in self.freeze[:1]]
         words += [self.optimizer] * (self.optimizer != "adafactor")
         words += [self.precision] * (self.precision != "fp32") + ["cut-" + "-".join(self.cut)] * bool(self.cut)
-        words += ["persistent"] * (self.persistent_elements > 0)
+        words += ["persistent"] * (self.param_persistence_threshold > 0)
         words += ["joined"] * self.joined
         words += [f"image{self.image_size}"] * (self.image_size != MODEL.image_size)
         return " ".join(words) or "one process"
@@ -84,7 +84,7 @@ class Case:
             cut=self.cut,
             sequence=self.sequence,
             zero_stage=self.zero_stage,
-            persistent_elements=self.persistent_elements,
+            param_persistence_threshold=self.param_persistence_threshold,
             recompute=self.recompute,
             timeout_s=120,
         )

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.planner import ReadItem
 
-from errors import ConfigurationError
+from common.errors import ConfigurationError
 from model.config import ModelConfig
 from model.vit import resample_position
-from parallel import checkpoint
-from parallel.checkpoint import Checkpointer, SaveFailed, held_weights
+from parallel.checkpoint import checkpointer as checkpoint
+from parallel.checkpoint.checkpointer import Checkpointer, SaveFailed, held_weights
 from parallel.config import OptimizerConfig, ParallelConfig
-from parallel.engine import Engine, build_engine
-from parallel.launch import launch
+from parallel.distributed import launch
+from parallel.engine.base import Engine, build_engine
 from parallel.layout import Layout
 from tests.distributed import problem
 from tests.distributed.long_updates import shapes

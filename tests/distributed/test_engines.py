@@ -48,7 +48,7 @@ LAYOUTS: list[Case] = [
     Case(data=2, zero_stage=2),
     Case(pipeline=2, zero_stage=3, freeze=FROZEN_VIT),
     Case(data=2, zero_stage=1, optimizer="adamw"),
-    Case(data=2, zero_stage=3, persistent_elements=10_000),
+    Case(data=2, zero_stage=3, param_persistence_threshold=10_000),
     Case(data=2, zero_stage=1, precision="bf16"),
     Case(data=2, zero_stage=2, precision="bf16"),
     Case(data=2, zero_stage=3, precision="bf16"),

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from data.ledger import Ledger
-from data.shard_writer import write_shard
-from data.shards import ShardSource
+from data.error_budget import Ledger
+from data.shards.source import ShardSource
+from data.shards.writer import write_shard
 
 ROOT = Path(__file__).resolve().parents[2]
-RUN = ["experiment=equivalence", "data.batch_examples=4", "data.num_streams=2", "parallel.micro_batch=2",
+RUN = ["experiment=equivalence", "data.global_batch_size=4", "data.num_streams=2", "parallel.micro_batch_size=2",
        "mixture.components=[{source: vq2a, objective: vqa, weight: 1}]",
        "data.error_budget=0", "data.error_budget_minimum=0"]  # fmt: skip
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from train.heartbeat import published
+from train.health.heartbeat import published
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = ["experiment=equivalence", "data.batch_examples=4", "data.num_streams=2", "parallel.micro_batch=2"]
+SETTINGS = ["experiment=equivalence", "data.global_batch_size=4", "data.num_streams=2", "parallel.micro_batch_size=2"]
 
 
 def start(corpus: Path, folder: Path, *settings: str) -> subprocess.Popen[str]:
@@ -76,8 +76,8 @@ def test_a_rank_that_stops_ends_the_run_and_is_named(corpus: Path, tmp_path: Pat
 
 def test_a_model_that_is_never_made_ends_the_run(corpus: Path, tmp_path: Path) -> None:
     code = (
-        "import time, train.run; from train import pretrain; from train.entry import entry;"
-        "train.run.build_engine = lambda *_, **__: time.sleep(600); entry('pretrain', pretrain.main)"
+        "import time, train.run.run; from train import pretrain; from train.entry import entry;"
+        "train.run.run.build_engine = lambda *_, **__: time.sleep(600); entry('pretrain', pretrain.main)"
     )
     settings = [*SETTINGS, f"data.root={corpus}", f"run.folder={tmp_path}", "run.steps=2", "parallel.timeout_s=4"]
     done = subprocess.run(

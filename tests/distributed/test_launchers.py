@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 MPIRUN = Path(sys.executable).parent / "mpirun"
 SUM_OF_RANKS = """
 import os, torch, torch.distributed as dist
-from parallel.launch import launch, start, stop
+from parallel.distributed import launch, start, stop
 this = launch()
 start(this, timeout_s=60)
 total = torch.tensor([this.rank + 1.0])

@@ -13,7 +13,7 @@ from model.layers import TensorParallel, parts_of
 from model.pali import PaLI, freeze, local_block, units
 from model.weights import load, logical_tensors
 from parallel.config import ParallelConfig
-from parallel.launch import launch
+from parallel.distributed import launch
 from parallel.layout import Layout
 from tests.distributed.world import run_world
 from tests.unit.model.examples import (

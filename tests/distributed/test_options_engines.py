@@ -12,12 +12,12 @@ from torch import Tensor
 from benchmarks.traffic import counted
 from model.pali import build
 from model.weights import write_tensors
+from parallel.checkpoint.initial_weights import load_files
 from parallel.config import OptimizerConfig, ParallelConfig, ParameterGroup
-from parallel.engine import Engine, build_engine
-from parallel.initial import load_files
-from parallel.launch import launch
+from parallel.distributed import launch
+from parallel.engine.base import Engine, build_engine
 from parallel.layout import Layout
-from parallel.optimizer import Piece
+from parallel.optimizer.base import Piece
 from tests.distributed.problem import (
     EPSILON,
     FROZEN_VIT,
@@ -62,7 +62,7 @@ class Options:
 
 
 SEQUENCE = {"tensor": 2, "sequence": True}
-ZERO3 = {"zero_stage": 3, "persistent_elements": 100}
+ZERO3 = {"zero_stage": 3, "param_persistence_threshold": 100}
 CPU = {"offload_optimizer": "cpu", "offload_parameters": "cpu"}
 DISK = {"offload_optimizer": "nvme", "offload_folder": "offloaded"}
 GROUPS = {
@@ -97,7 +97,7 @@ CASES = {
     "zero3": Options(ZERO3),
     "zero3_step": Options({**ZERO3, "gather": "step"}, same_as="zero3"),
     "zero3_step_whatever_persists": Options(
-        {"zero_stage": 3, "persistent_elements": 10**6, "gather": "step"}, same_as="zero3"
+        {"zero_stage": 3, "param_persistence_threshold": 10**6, "gather": "step"}, same_as="zero3"
     ),
     "zero3_nearby": Options({**ZERO3, "hpz_partition_size": 2}, same_as="zero3"),
     "data_frozen": Options(freeze=FROZEN_VIT),

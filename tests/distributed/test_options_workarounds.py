@@ -1,4 +1,4 @@
-"""Every workaround of `parallel/zero.py` is still needed: without it, DeepSpeed gives something else or refuses.
+"""Every workaround of `parallel/engine/zero.py` is still needed: without it, DeepSpeed gives something else or refuses.
 
 A test that fails here after an upgrade says which workaround to look at: what it guards against is gone or has changed.
 """
@@ -25,18 +25,18 @@ from deepspeed.utils import groups, safe_get_full_fp32_param
 
 from model.layers import parts_of
 from model.pali import local_block
-from parallel import zero
 from parallel.config import OptimizerConfig, ParallelConfig
-from parallel.engine import build_engine
-from parallel.launch import launch
+from parallel.distributed import launch
+from parallel.engine import zero
+from parallel.engine.base import build_engine
+from parallel.engine.zero import ZeroEngine
 from parallel.layout import Layout
-from parallel.zero import ZeroEngine
 from tests.distributed.problem import MODEL, MT5, NUM_OBJECTIVES, VIT, all_gathers, micro_batches
 from tests.distributed.world import results_file, run_world
 
 
 def make(**parallel: Any) -> ZeroEngine:
-    layout = Layout(ParallelConfig(**{"persistent_elements": 0, **parallel}, timeout_s=120), launch())
+    layout = Layout(ParallelConfig(**{"param_persistence_threshold": 0, **parallel}, timeout_s=120), launch())
     engine = build_engine(VIT, MT5, MODEL, OptimizerConfig(), layout=layout, num_objectives=NUM_OBJECTIVES, seed=1)
     assert isinstance(engine, ZeroEngine)
     return engine
@@ -116,11 +116,11 @@ def refused(function: Callable[[], object], error: type[Exception]) -> bool:
 
 def observe(folder: Path) -> None:
     seen: dict[str, Any] = {}
-    persistent = make(zero_stage=3, persistent_elements=10**9)
+    persistent = make(zero_stage=3, param_persistence_threshold=10**9)
     seen["tensors"] = len(list(persistent.model.parameters()))
     seen["gathers of persistent tensors"], seen["by the update"] = first_gathers(persistent)
     seen["gathers"], seen["by the update of a step"] = first_gathers(
-        make(zero_stage=3, persistent_elements=10**9, gather="step")
+        make(zero_stage=3, param_persistence_threshold=10**9, gather="step")
     )
 
     engine = make(zero_stage=3)
@@ -170,7 +170,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_the_version_that_was_looked_at() -> None:
-    assert deepspeed.__version__.startswith("0.19."), "read parallel/zero.py again beside this DeepSpeed"
+    assert deepspeed.__version__.startswith("0.19."), "read parallel/engine/zero.py again beside this DeepSpeed"
 
 
 def test_private_names_are_where_we_reach_for_them() -> None:

@@ -13,20 +13,20 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from common.errors import ConfigurationError
 from data import images
 from data.config import ComponentConfig, DataConfig, MixtureConfig
-from data.ledger import ErrorBudgetExceeded
+from data.error_budget import ErrorBudgetExceeded
 from data.tokenizer import Tokenizer
-from errors import ConfigurationError
 from parallel.config import ParallelConfig
-from parallel.launch import launch
+from parallel.distributed import launch
 from parallel.layout import Layout
 from tests.distributed.world import results_file, run_world
-from train.agreement import together
 from train.config import RunConfig, RunSettings
 from train.facts import check_settings_of_ranks
-from train.reading import Reading, ReplicaReader, read_once
-from train.steps import as_tensors
+from train.step.batch import as_tensors
+from train.step.reader import Reading, ReplicaReader, read_once
+from train.step.reduction import together
 
 RANKS = 8
 REPLICAS = [(0, 1, 4, 5), (2, 3, 6, 7)]  # tensor next to each other, then data, then pipeline
@@ -38,13 +38,13 @@ def read_all(folder: Path, corpus: Path) -> None:
         data=DataConfig(
             root=str(corpus),
             tokenizer=str(corpus / "tokenizer.model"),
-            batch_examples=8,
+            global_batch_size=8,
             num_streams=2,
             encoder_length=300,
             decoder_length=32,
         ),
         mixture=MixtureConfig([ComponentConfig("vq2a", "vqa", 1.0)]),
-        parallel=ParallelConfig(tensor=2, pipeline=2, micro_batch=2, timeout_s=60),
+        parallel=ParallelConfig(tensor=2, pipeline=2, micro_batch_size=2, timeout_s=60),
     )
     this = launch()
     for own in (
@@ -65,7 +65,7 @@ def read_all(folder: Path, corpus: Path) -> None:
         ended = ""
     except ErrorBudgetExceeded as error:
         ended = str(error)
-    differ.append(said(layout.of_first_rank, partial(broken_off, layout.rank)))
+    differ.append(said(layout.broadcast_from_main, partial(broken_off, layout.rank)))
     if layout.rank == 5:
         more, tar = folder / "vq2a", next((corpus / "vq2a").glob("train-*.tar"))
         more.mkdir()

@@ -4,7 +4,7 @@ import pytest
 import torch.distributed as dist
 
 from parallel.config import ParallelConfig
-from parallel.launch import launch
+from parallel.distributed import launch
 from parallel.layout import Layout
 from tests.distributed.world import backend, run_world, visible
 

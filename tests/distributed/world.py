@@ -23,7 +23,7 @@ def run_world(size: int, function: Callable[..., None], *arguments: Any) -> None
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     method = "spawn" if torch.cuda.device_count() else "forkserver"  # CUDA does not survive a fork
-    get_context("forkserver").set_forkserver_preload(["tests.distributed.problem", "parallel.zero"])
+    get_context("forkserver").set_forkserver_preload(["tests.distributed.problem", "parallel.engine.zero"])
     with patch.dict(os.environ, visible(size)):  # before a rank imports anything that looks for GPUs
         multiprocessing.start_processes(_rank, (size, port, function, arguments), nprocs=size, start_method=method)  # type: ignore
 
@@ -49,7 +49,7 @@ def _rank(rank: int, size: int, port: int, function: Callable[..., None], argume
         traceback.print_exc()
         raise
     finally:
-        from parallel.launch import stop
+        from parallel.distributed import stop
 
         stop()
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.arguments import parse
-from errors import ConfigurationError
+from common.command_line import parse
+from common.errors import ConfigurationError
 from tests.fuzz.cases import KINDS, Corpus, fails
 
 

@@ -17,8 +17,8 @@ from train.entry import entry
 
 STEPS = 2
 SMALL = (
-    "experiment=equivalence", "vit=nano", "mt5=nano", f"run.steps={STEPS}", "data.batch_examples=4",
-    "data.num_streams=1", "parallel.micro_batch=2", "stage.phases.0.image_size=28",
+    "experiment=equivalence", "vit=nano", "mt5=nano", f"run.steps={STEPS}", "data.global_batch_size=4",
+    "data.num_streams=1", "parallel.micro_batch_size=2", "stage.phases.0.image_size=28",
     "data.encoder_length=96", "data.decoder_length=64",
 )  # fmt: skip
 OBJECTIVES = ("split_captioning", "captioning", "ocr", "vqa", "vqg", "object_vqa", "detection", "span_corruption")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from launcher import place
+from common.launcher import place
 from tests.fuzz.shards import check_sentence
 from tests.fuzz.values import pick
 from train.checks import check, check_training_data

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import ConfigurationError, StorageFailed
 from data.config import ComponentConfig, DataConfig, MixtureConfig
-from data.ledger import ErrorBudgetExceeded
+from data.error_budget import ErrorBudgetExceeded
 from data.packing import Rows
-from data.shard_index import scan
+from data.shards.index import scan
 from data.stream import Stream, evaluation_batches
 from data.tokenizer import Tokenizer
-from errors import ConfigurationError, StorageFailed
 from tests.fuzz.values import EXTENSIONS, NAMES, flipped, mutated, pick, to_json
 from tests.unit.data.conftest import COMPONENTS, IMAGE_SIZE, TOKENS_PER_IMAGE, png, record
 
@@ -116,7 +116,7 @@ def run(rng: np.random.Generator, folder: Path, tokenizer: Path) -> str:
     for path in sorted((folder / "source").glob("*.tar")):
         check_members(path)
     data = DataConfig(
-        root=str(folder), tokenizer=str(tokenizer), batch_examples=16, num_streams=2, encoder_length=96,
+        root=str(folder), tokenizer=str(tokenizer), global_batch_size=16, num_streams=2, encoder_length=96,
         decoder_length=64, images_per_row=3, num_threads=1, prefetch=0,
     )  # fmt: skip
     mixture = MixtureConfig([ComponentConfig("source", objective, weight) for _, objective, weight in COMPONENTS])

@@ -16,7 +16,7 @@ from itertools import zip_longest
 from rich.console import Console
 from rich.table import Table
 
-from files import write_text
+from common.files import write_text
 from tests.golden import BECAUSE, FILES, Lists, computed, expected, path_of
 
 

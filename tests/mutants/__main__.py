@@ -1,7 +1,7 @@
 """Change the core blindly, one small thing at a time, run its tests, and print the changes that no test notices.
 
     python -m tests.mutants count=60 seed=1
-    python -m tests.mutants count=20 seed=2 files=parallel/adafactor further=false
+    python -m tests.mutants count=20 seed=2 files=parallel/optimizer/adafactor further=false
 
 A mutant runs in a copy of the checkout, in a process forked from one that has imported torch and the like. It meets the
 unit tests of its folder, those about its own file first. What survives them meets the other unit tests that import its
@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.table import Table
 
-from data.arguments import parse
-from errors import ConfigurationError
+from common.command_line import parse
+from common.errors import ConfigurationError
 from tests.mutants.draw import Mutant, draw
 from tests.mutants.run import Runner
 
@@ -43,7 +43,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(arguments, Options)
     chosen = draw(ROOT, options.count, options.seed, options.files)
     if not chosen:
-        raise ConfigurationError(f"files={options.files} begins no path of the core; give such as parallel/adafactor.")
+        raise ConfigurationError(
+            f"files={options.files} begins no path of the core; give such as parallel/optimizer/adafactor."
+        )
     began, outcomes, survivors = time.monotonic(), Counter[str](), []
     with TemporaryDirectory(prefix="mutants-") as folder:
         runner = Runner(ROOT, Path(folder), options.further)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from errors import ConfigurationError
+from common.errors import ConfigurationError
 from tests.mutants.draw import CORE, Mutant
 
 SLOW_IMPORTS = (

@@ -20,9 +20,9 @@ TINY = [
 ]  # fmt: skip
 CORPUS = ["scale=0.01", "languages=[en,de,ru,ja]"]
 SETTINGS = [
-    "experiment=equivalence", *TINY, f"run.steps={STEPS}", "data.batch_examples=4", "data.num_streams=2",
+    "experiment=equivalence", *TINY, f"run.steps={STEPS}", "data.global_batch_size=4", "data.num_streams=2",
     "data.encoder_length=128", "mixture.components.0.options.input_length=128", "data.images_per_row=1",
-    "parallel.micro_batch=2", "checkpoint.every_steps=2",
+    "parallel.micro_batch_size=2", "checkpoint.every_steps=2",
 ]  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def slurm(environment: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The corpus by one process, and its tokenizer."""
-    from data.corpus_text import corpus_texts
+    from data.corpus.text import corpus_texts
     from data.miniature.config import parse
     from data.miniature.corpus import make_corpus
     from data.tokenizer import train_tokenizer

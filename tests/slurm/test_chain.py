@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from slurm.code_snapshot import ROOT
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import CORPUS, SETTINGS, curve, same_curve
-from train.snapshot import ROOT
 from train.submit import follow, main, plan, requests, submit
 
 Curve = list[tuple[int, float, float]]

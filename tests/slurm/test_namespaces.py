@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from slurm.code_snapshot import ROOT
 from tests.slurm.cluster import HERE, call, needs_slurm
-from train.snapshot import ROOT
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SUM_OF_RANKS = """
 import torch, torch.distributed as dist
-from parallel.launch import launch, start, stop
+from parallel.distributed import launch, start, stop
 this = launch()
 start(this, timeout_s=120)
 total = torch.tensor([this.rank + 1.0])

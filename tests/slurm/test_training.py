@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from slurm.job import Job
 from tests.slurm.cluster import Cluster, call, show, wait_for
 from tests.slurm.conftest import SETTINGS, curve, same_curve, stopped_after
 from train.entry import register
-from train.slurm import Job
 from train.submit import plan, requests, submit
 
 Curve = list[tuple[int, float, float]]

@@ -79,7 +79,7 @@ SAYS = r"""
 import warnings
 from rich.console import Console
 from rich.table import Table
-from errors import ConfigurationError, Notice
+from common.errors import ConfigurationError, Notice
 from train import entry
 
 def main() -> None:

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
+from common.overrides import as_typed, open_names
 from data.digest import CONFIGURATION
 from train.entry import TEXT, register
-from words import as_typed, open_names
 
 
 def composed(*words: str) -> Any:

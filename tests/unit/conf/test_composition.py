@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from safetensors.torch import save_file
 
-from errors import ConfigurationError
+from common.errors import ConfigurationError
 from train.checks import check
 from train.config import RunConfig, WeightsConfig, to_run_config
 from train.entry import CONF, register
@@ -78,10 +78,10 @@ def test_chained_phases_share_the_steps_and_have_their_own_batch_and_mixture() -
     frozen, full = spans(config)
     assert (frozen.first, frozen.last, full.first, full.last) == (1, 382325, 382326, 392325)
     second = for_phase(config, full.phase)
-    assert (second.model.image_size, second.data.batch_examples, second.parallel.micro_batch) == (588, 1024, 1)
+    assert (second.model.image_size, second.data.global_batch_size, second.parallel.micro_batch_size) == (588, 1024, 1)
     weights = {(c.source, c.objective): c.weight for c in second.mixture.components}
     assert weights == {("webli", "ocr"): 1.0, ("cc3m_35l", "captioning"): 1.0, ("vq2a", "vqa"): 1.0}
-    assert for_phase(config, frozen.phase).data.batch_examples == 4096
+    assert for_phase(config, frozen.phase).data.global_batch_size == 4096
 
 
 def test_values_inside_lists_can_be_overridden() -> None:

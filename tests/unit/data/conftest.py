@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from data.config import ComponentConfig, DataConfig, MixtureConfig
-from data.corpus_text import corpus_texts
-from data.shard_writer import write_shard
+from data.corpus.text import corpus_texts
+from data.shards.writer import write_shard
 from data.stream import Stream
 from data.tokenizer import Tokenizer, train_tokenizer
 
@@ -90,7 +90,7 @@ def data(corpus) -> DataConfig:
     return DataConfig(
         root=str(corpus),
         tokenizer=str(corpus / "tokenizer.model"),
-        batch_examples=24,
+        global_batch_size=24,
         num_streams=4,
         encoder_length=96,
         decoder_length=64,

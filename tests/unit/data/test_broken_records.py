@@ -6,13 +6,13 @@ import logging
 import numpy as np
 import pytest
 
+from common.errors import StorageFailed
 from data import objectives
 from data.config import DataConfig
-from data.ledger import ErrorBudgetExceeded
+from data.error_budget import ErrorBudgetExceeded
 from data.stream import Stream, evaluation_batches
-from errors import StorageFailed
 from tests.unit.data.conftest import IMAGE_SIZE, TOKENS_PER_IMAGE, mixture, png, record
-from tests.unit.data.test_shards import write_tar
+from tests.unit.data.shards.test_source import write_tar
 
 BAD = 3
 
@@ -21,7 +21,7 @@ def stream(root, tokenizer, objective="captioning", minimum=1000) -> Stream:
     data = DataConfig(
         root=str(root),
         tokenizer=tokenizer.path,
-        batch_examples=20,
+        global_batch_size=20,
         num_streams=1,
         encoder_length=96,
         decoder_length=64,
@@ -46,7 +46,7 @@ def counted_by_everyone(opened: Stream, number: int = 10) -> None:
     assert len(infos) == 20 and f"{BAD:03d}" not in {info.key for info in infos}
     (cause, count), *rest = opened.ledger.drain().items()
     assert count >= 2 and not rest
-    (_, infos), *_ = evaluation_batches(opened, micro_batch=number)
+    (_, infos), *_ = evaluation_batches(opened, micro_batch_size=number)
     assert [info.key for info in infos] == [f"{each:03d}" for each in range(number) if each != BAD]
     assert opened.ledger.drain() == {cause: 1}
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from hydra.core.config_store import ConfigStore
 
+from common.command_line import parse
+from common.errors import ConfigurationError
 from data import digest, tokenizer
-from data.arguments import parse
-from data.corpus_text import corpus_texts
-from data.ledger import ErrorBudgetExceeded
+from data.corpus.text import corpus_texts
+from data.error_budget import ErrorBudgetExceeded
 from data.miniature.config import parse as parse_miniature
 from data.miniature.corpus import make_corpus
-from data.shard_writer import write_shard
-from errors import ConfigurationError
+from data.shards.writer import write_shard
 from tests.unit.data.conftest import png, record
 
 
@@ -49,7 +49,10 @@ def test_mistakes_of_the_tokenizer(corpus: Path, words: list[str], sentence: str
         ("split=trian", "split=trian is unknown; choose one of train, validation, test"),
         ("foo=1", "foo"),
         ("data.foo=1", "foo"),
-        ("data.batch_examples=x", "data.batch_examples: Value 'x' of type 'str' could not be converted to Integer"),
+        (
+            "data.global_batch_size=x",
+            "data.global_batch_size: Value 'x' of type 'str' could not be converted to Integer",
+        ),
         ("run.seed=-1", "run.seed=-1 must be at least 0"),
         ("stage.phases=[]", "stage.phases is empty"),
         ("data.root=/nowhere", "data.tokenizer=/nowhere/tokenizer.model does not exist"),

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.errors import ConfigurationError
 from data.config import DataConfig
 from data.images import decode
 from data.objectives.base import Skip
-from errors import ConfigurationError
+from tests.unit.data.shards.test_source import write_tar
 from tests.unit.data.test_broken_records import stream
-from tests.unit.data.test_shards import write_tar
 
 
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -114,7 +114,7 @@ def test_the_bound_is_a_setting(tmp_path, tokenizer):
     assert component.example(0, np.random.default_rng(0)) is None
     assert opened.ledger.drain() == {"webli/oversized image": 1}
     for value in (0.0, -1.0, float("nan"), float("inf")):
-        data = DataConfig("", "", batch_examples=1, num_streams=1, encoder_length=9, decoder_length=9)
+        data = DataConfig("", "", global_batch_size=1, num_streams=1, encoder_length=9, decoder_length=9)
         data.max_megapixels = value
         with pytest.raises(ConfigurationError, match=r"data\.max_megapixels="):
             data.check()

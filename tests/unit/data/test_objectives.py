@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from common.errors import ConfigurationError
 from data import objectives
 from data.fields import Word
 from data.objectives import detection, object_vqa, ocr, split_captioning
 from data.objectives.base import Example, Skip
-from errors import ConfigurationError
 from tests.unit.data.conftest import record
 
 

@@ -99,14 +99,16 @@ def test_a_prompt_that_is_cut_keeps_the_sentinel_that_asks():
     assert np.array_equal(found["encoder"][10:], [*long.encoder_ids[:28], *long.encoder_ids[-2:]])
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2, 3, 7])
-def test_micro_batches_hold_the_rows_and_count_images_for_themselves(packed, micro_batch):
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 7])
+def test_micro_batches_hold_the_rows_and_count_images_for_themselves(packed, micro_batch_size):
     _, rows, _ = packed
-    batches = micro_batches(rows, micro_batch, SHAPE)
-    assert len(batches) == max(-(-len(rows["encoder_tokens"]) // micro_batch), 1)
-    assert all(len(batch["encoder_tokens"]) == micro_batch for batch in batches)
+    batches = micro_batches(rows, micro_batch_size, SHAPE)
+    assert len(batches) == max(-(-len(rows["encoder_tokens"]) // micro_batch_size), 1)
+    assert all(len(batch["encoder_tokens"]) == micro_batch_size for batch in batches)
     for batch in batches:
-        assert batch["images"].shape[0] == micro_batch * 3 and batch["visual_index"].max() < micro_batch * 3 * 5
+        assert (
+            batch["images"].shape[0] == micro_batch_size * 3 and batch["visual_index"].max() < micro_batch_size * 3 * 5
+        )
     again = take(concatenate(batches, SHAPE), 0, len(rows["encoder_tokens"]), SHAPE)
     assert all(np.array_equal(again[name], rows[name]) for name in Rows.__annotations__)
 

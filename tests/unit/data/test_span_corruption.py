@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from common.errors import ConfigurationError
 from data.objectives import span_corruption
 from data.objectives.span_corruption import Options, num_noise, random_spans_noise_mask, raw_length
-from errors import ConfigurationError
 
 
 def runs(mask: np.ndarray) -> int:

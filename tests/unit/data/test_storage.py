@@ -7,18 +7,19 @@ import shutil
 
 import pytest
 
-import progress
-from data import shard_index, storage
+from common import progress
+from common.errors import ConfigurationError, StorageFailed
+from data import storage
 from data.config import DataConfig
-from data.ledger import Ledger
+from data.error_budget import Ledger
 from data.objectives.base import Skip
-from data.shard_writer import write_shard
-from data.shards import ReadOptions, ShardSource
+from data.shards import index as shard_index
+from data.shards.source import ReadOptions, ShardSource
+from data.shards.writer import write_shard
 from data.storage import read_file, retry
 from data.stream import Reader
-from errors import ConfigurationError, StorageFailed
 from tests.unit.data.conftest import png, record
-from tests.unit.data.test_shards import stream
+from tests.unit.data.shards.test_source import stream
 
 
 @pytest.fixture
@@ -178,6 +179,6 @@ def test_a_disk_that_is_lost_is_not_waited_for_again_until_it_is_back(tmp_path, 
 
 @pytest.mark.parametrize("retry_s", [-1.0, float("nan"), float("inf")])
 def test_patience_is_a_time(retry_s):
-    config = DataConfig("", "", batch_examples=1, num_streams=1, encoder_length=9, decoder_length=9, retry_s=retry_s)
+    config = DataConfig("", "", global_batch_size=1, num_streams=1, encoder_length=9, decoder_length=9, retry_s=retry_s)
     with pytest.raises(ConfigurationError, match=r"data\.retry_s="):
         config.check()

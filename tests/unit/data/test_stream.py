@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from common.errors import ConfigurationError
 from data.digest import row_digest, step_digest
 from data.packing import Rows
 from data.stream import Reader, Stream, evaluation_batches, held_out_example
-from errors import ConfigurationError
 from tests.unit.data.conftest import IMAGE_SIZE, TOKENS_PER_IMAGE, mixture
 
 
@@ -69,7 +69,7 @@ def read_in_two_steps(data, tokenizer, *components) -> list[str]:
 
 def test_which_records_two_steps_hold(data, tokenizer):
     """Written down: a comparison of the stream with itself accepts any change of seeds, order or draws."""
-    data = replace(data, batch_examples=12, num_streams=4)
+    data = replace(data, global_batch_size=12, num_streams=4)
     assert read_in_two_steps(data, tokenizer) == WRITTEN_DOWN
 
 
@@ -115,7 +115,7 @@ def test_digest_does_not_depend_on_the_ranks_that_read(stream, data_parallel_siz
 def test_readers_of_all_ranks_read_the_step(stream):
     keys = []
     for rank in range(2):
-        reader = Reader(stream, rank, 2, micro_batch=2)
+        reader = Reader(stream, rank, 2, micro_batch_size=2)
         batches, infos, statistics = reader.read(5)
         reader.close()
         keys += [info.key for info in infos]

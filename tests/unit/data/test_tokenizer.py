@@ -7,10 +7,10 @@ import pytest
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as protocol
 
+from common.errors import ConfigurationError
 from data import tokenizer as module
-from data.corpus_text import corpus_texts
+from data.corpus.text import corpus_texts
 from data.tokenizer import Tokenizer, train_tokenizer
-from errors import ConfigurationError
 
 
 def test_sentinels_are_the_last_pieces_and_the_first_is_last(tokenizer):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from parallel.launch import Launch, start, stop
+from parallel.distributed import Launch, start, stop
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from errors import ConfigurationError
+from common.errors import ConfigurationError
 from parallel.config import OptimizerConfig, ParallelConfig, ParameterGroup
-from parallel.launch import launch
+from parallel.distributed import launch
 from parallel.layout import Layout, check
 from tests.distributed.problem import MT5, VIT
 
@@ -50,13 +50,13 @@ JUST_BELOW_ONE = 0.999999
 @pytest.mark.parametrize(
     ("kind", "name", "least", "refused"),  # the least that is allowed, and what is not
     [
-        *((ParallelConfig, name, 1, [0, -1]) for name in ("tensor", "pipeline", "virtual_stages", "micro_batch")),
+        *((ParallelConfig, name, 1, [0, -1]) for name in ("tensor", "pipeline", "virtual_stages", "micro_batch_size")),
         *((ParallelConfig, name, 1, [0, -1]) for name in ("recompute_every", "hpz_partition_size")),
         (ParallelConfig, "zero_stage", 0, [-1, 4]),
         (ParallelConfig, "zero_stage", 3, [5]),
         (ParallelConfig, "timeout_s", 1e-9, [0.0, -1.0]),
         (ParallelConfig, "memory_gib", 1e-9, [0.0, -1.0]),
-        (ParallelConfig, "persistent_elements", 0, [-1]),
+        (ParallelConfig, "param_persistence_threshold", 0, [-1]),
         (ParallelConfig, "schedule", "gpipe", ["gpip", ""]),
         (ParallelConfig, "recompute", "attention", ["all"]),
         (ParallelConfig, "recompute_stacks", [], [["head"]]),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from slurm.code_snapshot import ROOT
 from train.caches import CACHES, READ_TOO, find_a_place, own_folder
-from train.snapshot import ROOT
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import ConfigurationError, Notice
 from data.config import ComponentConfig, DataConfig, MixtureConfig
 from data.tokenizer import checksum, train_tokenizer
-from errors import ConfigurationError, Notice
 from model.config import ModelConfig, MT5Config, ViTConfig
 from parallel.config import ParallelConfig
 from train.checks import check, check_training_data
@@ -26,7 +26,7 @@ def config(tokenizer_path: Path, tmp_path: Path) -> RunConfig:
         data=DataConfig(
             root="corpus",
             tokenizer=str(tokenizer_path),
-            batch_examples=8,
+            global_batch_size=8,
             num_streams=4,
             encoder_length=128,
             decoder_length=32,

@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-import progress
-from data.corpus_text import corpus_texts
+from common import progress
+from data.corpus.text import corpus_texts
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
 from data.tokenizer import train_tokenizer
-from parallel.engine import Engine
-from train import evaluate, lock, pretrain
+from parallel.engine.base import Engine
+from train import evaluate, pretrain
 from train.entry import entry
-from train.lock import FolderLock
-from train.run import Extra, Run
+from train.run import lock
+from train.run.lock import FolderLock
+from train.run.run import Extra, Run
 
 FROZEN_THEN_ALL = (
     "run.from_scratch=true",
@@ -53,7 +54,7 @@ def test_trained_resumed_and_evaluated(
     monkeypatch.chdir(tmp_path)
     settings = [
         "experiment=equivalence", f"data.root={corpus}", "run.steps=4", *FROZEN_THEN_ALL, "model.dropout_rate=0.1",
-        "data.batch_examples=8", "data.num_streams=2", "evaluation.every_steps=2", "evaluation.steps=1",
+        "data.global_batch_size=8", "data.num_streams=2", "evaluation.every_steps=2", "evaluation.steps=1",
         "evaluation.samples=4", "evaluation.max_new_tokens=4", "checkpoint.every_steps=1",
     ]  # fmt: skip
     command(monkeypatch, *settings, "run.folder=straight")
@@ -94,7 +95,7 @@ def test_trained_resumed_and_evaluated(
     saved = json.loads(
         (tmp_path / "resumed" / "checkpoints" / "step_00000004" / "state.json").read_text(encoding="utf-8")
     )["extra"]
-    assert saved["tracker_run"] == known and saved["config"]["data"]["batch_examples"] == 8
+    assert saved["tracker_run"] == known and saved["config"]["data"]["global_batch_size"] == 8
     for line, expected in zip(lines(tmp_path / "resumed"), straight, strict=True):
         assert [line[key] for key in ("step", "loss", "grad_norm", "lr")] == [
             expected[key] for key in ("step", "loss", "grad_norm", "lr")
@@ -133,7 +134,7 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_run_that_was_stays_on
     monkeypatch.chdir(tmp_path)
     settings = [
         "experiment=equivalence", f"data.root={corpus}", "run.steps=2", "stage.phases.0.image_size=56",
-        "data.batch_examples=4", "data.num_streams=1", "checkpoint.every_steps=1", "run.folder=run",
+        "data.global_batch_size=4", "data.num_streams=1", "checkpoint.every_steps=1", "run.folder=run",
     ]  # fmt: skip
     update, rates = Engine.update, []
 
@@ -182,8 +183,8 @@ def test_a_rehearsal_does_everything_once_and_leaves_the_folder_as_it_was(
     monkeypatch.chdir(tmp_path)
     low, high = "{name: low, image_size: 28, freeze: ['vit_block_*']}", "{name: high, steps: 1, image_size: 42}"
     settings = [
-        "experiment=equivalence", f"data.root={corpus}", "run.steps=90", "data.batch_examples=4", "data.num_streams=1",
-        "run.folder=runs/x", "evaluation.max_new_tokens=2", "tracker=wandb", "run.rehearse=true",
+        "experiment=equivalence", f"data.root={corpus}", "run.steps=90", "data.global_batch_size=4",
+        "data.num_streams=1", "run.folder=runs/x", "evaluation.max_new_tokens=2", "tracker=wandb", "run.rehearse=true",
         "run.from_scratch=true",
     ]  # fmt: skip
     for validates, phases in ((True, f"[{low}, {high}]"), (False, f"[{low}]")):

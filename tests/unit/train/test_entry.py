@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from errors import ConfigurationError, StorageFailed
+from common.errors import ConfigurationError, StorageFailed
 from train.entry import CONF, RunStopped, entry, folder_name, in_one_sentence, without_injected
 
 
@@ -192,7 +192,7 @@ def test_the_entry_points_themselves(
 
 def test_our_warnings_are_sentences_and_others_say_where_they_come_from() -> None:
     code = (
-        "import warnings; from errors import Notice; from train.entry import entry;"
+        "import warnings; from common.errors import Notice; from train.entry import entry;"
         "entry('pretrain', lambda _: [warnings.warn('Ours.', Notice), warnings.warn('Theirs.', RuntimeWarning)])"
     )
     done = subprocess.run(

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from errors import ConfigurationError
+from common.errors import ConfigurationError
 from parallel.config import ParallelConfig
-from parallel.launch import Launch
+from parallel.distributed import Launch
 from tests.unit.train.ranks import Ranks
 from train.config import RunConfig, RunSettings, WeightsConfig
 from train.facts import check_settings_of_ranks

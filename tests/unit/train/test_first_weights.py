@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from errors import ConfigurationError
+from common.errors import ConfigurationError
 from model.config import MT5Config, ViTConfig
 from model.describe import Sizes, plan
 from model.layers import parts_of

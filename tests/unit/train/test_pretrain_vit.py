@@ -15,7 +15,7 @@ from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
 from model.config import ModelConfig, MT5Config, ViTConfig
 from model.pali import build
-from parallel.initial import check_files
+from parallel.checkpoint.initial_weights import check_files
 from train import pretrain_vit
 from train.entry import entry
 

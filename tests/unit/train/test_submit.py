@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from errors import ConfigurationError
-from train import slurm
-from train.cluster import ClusterConfig, SubmitConfig, SubmitSettings
+from common.errors import ConfigurationError
+from slurm import job as slurm
+from slurm.cluster import ClusterConfig, SubmitConfig, SubmitSettings
+from slurm.code_snapshot import ROOT, code_files, take
+from slurm.job import Job, sbatch_command, site_script
 from train.entry import register
-from train.slurm import Job, sbatch_command, site_script
-from train.snapshot import ROOT, code_files, take
 from train.submit import main, plan, requests, usable_nodes
 
 DEMO = ["experiment=equivalence", "run.steps=2"]
@@ -169,7 +169,13 @@ def test_what_bash_makes_of_the_site(here: Path) -> None:
 def test_a_snapshot_holds_the_code_and_is_kept_once(here: Path) -> None:
     taken = take(here / "run", {"config.yaml": "a: 1\n"})
     assert (taken / "config.yaml").read_text(encoding="utf-8") == "a: 1\n" and (taken / "commit.txt").exists()
-    for file in ("train/pretrain.py", "conf/pretrain.yaml", "slurm/pretrain.sbatch", "errors.py", "launcher.py"):
+    for file in (
+        "train/pretrain.py",
+        "conf/pretrain.yaml",
+        "slurm/pretrain.sbatch",
+        "common/errors.py",
+        "common/launcher.py",
+    ):
         assert (taken / "code" / file).read_bytes() == (ROOT / file).read_bytes()
     assert take(here / "run", {"config.yaml": "a: 1\n"}) == taken
     other = take(here / "run", {"config.yaml": "a: 2\n"}, dry=True)
@@ -181,7 +187,7 @@ def test_snapshots_hold_all_modules() -> None:
     """Every package of pyproject.toml that an entry point imports is among the copied files."""
     names = {path.relative_to(ROOT).parts[0] for path in code_files()}
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    assert {package.split(".")[0] for package in tools["packages"]} | {f"{m}.py" for m in tools["py-modules"]} <= names
+    assert {package.rstrip("*") for package in tools["packages"]["find"]["include"]} <= names
 
 
 def test_a_dry_run_shows_everything_and_leaves_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

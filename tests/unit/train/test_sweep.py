@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from errors import ConfigurationError
+from common.errors import ConfigurationError
 from train.entry import CONF, Interrupted, RunStopped, entry
 
 Sweeping = Callable[..., tuple[int, str, list[int]]]
@@ -212,7 +212,7 @@ def test_without_slurm(sweeping: Sweeping, monkeypatch: pytest.MonkeyPatch, tmp_
 def test_the_site_gives_what_the_launcher_does_not_say() -> None:
     pytest.importorskip("submitit")
     from hydra_plugins._slurm_array import with_site
-    from train.cluster import ClusterConfig
+    from slurm.cluster import ClusterConfig
 
     site = ClusterConfig(
         partition="gpu", account="lab", time="2-00", signal_lead_s=600, gpus_per_node=4, cpus_per_task=8, memory="0",

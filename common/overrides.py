@@ -1,0 +1,137 @@
+"""The words of a command line, before Hydra reads them: text stays as it was typed, keys nobody reads are refused."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_origin
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString
+from hydra.errors import HydraException
+
+from common.errors import ConfigurationError
+from common.values import type_at
+
+
+def as_typed(words: Sequence[str], kinds: dict[str, Any]) -> list[str]:
+    """Quote what is text and looks like a number, a bool or a home folder, so that Hydra reads the typed characters.
+
+    `kinds`: dataclasses by the beginning of their keys ("" for the whole configuration).
+    """
+    parser = OverridesParser.create()
+    return [_quoted(word, kinds, parser) if "=" in word and not word.startswith("-") else word for word in words]
+
+
+def check_choices(words: Sequence[str], folder: Path) -> None:
+    """Raise ConfigurationError for a choice of a group that is no text: Hydra ends in a traceback there.
+
+    `folder` holds a folder of YAML files for each group.
+    """
+    parser = OverridesParser.create()
+    for word in words:
+        group = folder / _key(word)
+        if word.startswith(("-", "~")) or "=" not in word or not _key(word) or not group.is_dir():
+            continue
+        try:
+            value = parser.parse_override(word).value()
+        except (HydraException, ValueError):  # Hydra refuses it, too
+            continue
+        choices = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
+        if not all(isinstance(choice, str | QuotedString) for choice in choices):
+            names = sorted(path.stem for path in group.glob("*.yaml"))
+            hint = f"choose one of {', '.join(names)}, or leave it out." if names else "leave it out."
+            raise ConfigurationError(f"{word} names no file of conf/{_key(word)}; {hint}")
+
+
+def open_names(words: Sequence[str], kinds: dict[str, Any]) -> list[str]:
+    """Begin a word with "++" where it names what no schema can: Hydra refuses keys that are not there yet.
+
+    So names of the user's own, in a setting that maps names to values, are added or changed with or without a plus.
+    """
+    return [
+        f"++{word.lstrip('+')}" if "=" in word and word[0] not in "-~" and _is_name(_key(word), kinds) else word
+        for word in words
+    ]
+
+
+@contextmanager
+def stored_schema(name: str, node: Any) -> Iterator[None]:
+    """Stand in for a schema of Hydra's store that is made by code above the caller, where nobody has stored it.
+
+    For this once, because the store is the whole process's: others would find their groups missing in `node`.
+    """
+    store = ConfigStore.instance()
+    if f"{name}.yaml" in store.repo:
+        yield
+        return
+    store.store(name, node)
+    try:
+        yield
+    finally:
+        del store.repo[f"{name}.yaml"]
+
+
+def check_read(words: Sequence[str], reads: Sequence[str], command: str, known: Any = None) -> None:
+    """Raise ConfigurationError for a word whose key is not among `reads`, which `command` would ignore.
+
+    An entry stands for a key and all below it, or with a final "=" for that very key, such as a choice of a group.
+    `known`: the dataclass of all settings, if Hydra is left to refuse the keys that no command has.
+    """
+    for word in words:
+        key = _key(word)
+        if word.startswith("-") or not key or key.partition(".")[0] == "hydra" or "hydra.launcher" in key:
+            continue
+        if known is not None and type_at(known, _path(key)) is None:
+            continue
+        if not any(f"{key}=" == name or key == name or key.startswith(f"{name}.") for name in reads):
+            raise ConfigurationError(f"{command} does not read {key}; leave it out (it reads {', '.join(reads)}).")
+
+
+def _path(key: str) -> list[str]:
+    return re.findall(r"[^.\[\]]+", key)
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+def _quoted(word: str, kinds: dict[str, Any], parser: OverridesParser) -> str:
+    key, _, raw = word.partition("=")
+    if not _is_text(_key(word), kinds):
+        return word
+    raw = raw.strip()
+    if re.fullmatch(r"~[^'\"]*", raw):
+        return f"{key}='{raw}'"
+    try:
+        value = parser.parse_override(word).value()
+    except HydraException:  # Hydra says so itself, but for the braces of a pattern
+        return f"{key}='{raw}'" if re.fullmatch(r"[^'\"\\]*\{[^'\"\\]*\}[^'\"\\]*", raw) else word
+    except ValueError as error:  # an integer of thousands of digits
+        raise ConfigurationError(f"{key} is given a number that is too long to read; shorten or quote it.") from error
+    if isinstance(value, bool | int | float):
+        return f"{key}='{raw}'"
+    if isinstance(value, ChoiceSweep) and len(value.list) == len(parts := raw.split(",")):
+        quoted = (
+            f"'{part.strip()}'" if isinstance(each, bool | int | float) else part
+            for part, each in zip(parts, value.list, strict=True)
+        )
+        return f"{key}={','.join(quoted)}"
+    return word
+
+
+def _is_name(key: str, kinds: dict[str, Any]) -> bool:
+    """Whether the key is that of a setting that maps names to values, or lies in one."""
+    for beginning, kind in kinds.items():
+        path = _path(key[len(beginning) :]) if key.startswith(beginning) else []
+        if any(get_origin(type_at(kind, path[: end + 1])) is dict for end in range(len(path))):
+            return True
+    return False
+
+
+def _is_text(key: str, kinds: dict[str, Any]) -> bool:
+    for beginning, kind in kinds.items():
+        if key.startswith(beginning) and type_at(kind, _path(key[len(beginning) :])) is str:
+            return True
+    return False

@@ -1,0 +1,1 @@
+"""Build corpora, and read all of their text."""

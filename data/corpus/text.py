@@ -1,0 +1,107 @@
+"""All text that a model trained on a corpus reads or writes, for training its tokenizer."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import ConfigurationError
+from data import fields, objectives
+from data.error_budget import Ledger
+from data.objectives import detection
+from data.objectives.base import SENTINEL, Skip, one_record
+from data.shards.source import ShardSource
+
+
+def corpus_texts(
+    root: str | Path, split: str = "train", error_budget: float = 0.01, error_budget_minimum: int = 16
+) -> Iterator[str]:
+    """Every text of every record of `split` in every source folder of `root`, and the prompts that it serves.
+
+    Raises ErrorBudgetExceeded for a source with more broken records than the budget allows, as training does.
+    """
+    every = Path(root).glob("*")
+    folders = sorted(each for each in every if any(each.glob("*.tar")) or any(each.glob("*/*.tar")))
+    if not folders:
+        raise ConfigurationError(
+            f"no folder of shards in {root}: point root to a corpus (<root>/<source>/<split>-*.tar), or make one "
+            "(python -m data.miniature)."
+        )
+    for folder in folders:
+        ledger = Ledger(error_budget, error_budget_minimum)
+        source = ShardSource(folder.name, str(folder), split, ledger)
+        for number in range(len(source)):
+            texts, defect = _texts_of(source, number)
+            if defect is None:
+                ledger.count_used(source.name)
+            else:
+                place = f"record {source.key(number)!r:.100}: {defect.detail}"
+                ledger.count_defect(source.name, source.shard(number), defect.cause, place)
+            yield from texts
+
+
+def _texts_of(source: ShardSource, number: int) -> tuple[list[str], Skip | None]:
+    """Return the texts of one record, and the first defect in it; the other fields of a broken record still count."""
+    defect: Skip | None = None
+    texts: list[str] = []
+    try:
+        with one_record("its texts"):
+            record = source[number].fields
+    except Skip as skip:
+        return [], skip
+    for read in [*READERS, lambda record: prompts(record, np.random.default_rng(number))]:
+        try:
+            with one_record("its texts"):
+                texts += read(record)
+        except Skip as skip:
+            defect = defect or (skip if skip.defect else None)
+    return [text for text in texts if text], defect
+
+
+def _any_language(code: str) -> bool:
+    return True
+
+
+# The texts of each field as they stand in a record, and its boxes as detection writes them.
+READERS: tuple[Callable[[fields.Fields], list[str]], ...] = (
+    fields.alt_text,
+    lambda record: [text for texts in fields.captions(record, _any_language).values() for text in texts],
+    lambda record: [word.text for word in fields.ocr(record, _any_language)],
+    lambda record: [
+        text for each in fields.questions(record, _any_language) for text in (*each.questions, *each.answers)
+    ],
+    lambda record: [
+        detection.box_text(each.box, each.label) if each.box else each.label for each in fields.objects(record, True)
+    ],
+    lambda record: [", ".join(fields.absent_labels(record))],
+    fields.document,
+)
+
+
+def prompts(record: Mapping[str, Any], rng: np.random.Generator) -> list[str]:
+    """What each objective asks of one record: every example carries a prompt, so its words deserve whole pieces."""
+    asked = []
+    for name in objectives.NAMES:
+        objective = objectives.load(name)
+        if not objective.PROMPTS:  # span corruption works on the tokens that are yet to be found
+            continue
+        try:
+            example = objective.make(record, rng, objectives.options(name, {}), _Nothing())
+        except Skip:  # a defect is found where the field itself is read
+            continue
+        asked.append(example.input_text.removesuffix(SENTINEL).rstrip())
+    return asked
+
+
+class _Nothing:
+    """The vocabulary of objectives that use none."""
+
+    def encode(self, text: str) -> list[int]:
+        return []
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return ""
+
+    def sentinel(self, number: int) -> int:
+        return 0

@@ -1,0 +1,182 @@
+"""Count what was read and what had to be left out, per source and cause, and enforce the error budget."""
+
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from common.errors import ReadingStopped
+
+logger = logging.getLogger(__name__)
+
+MOST_CAUSES = 100  # different causes per source that are counted apart
+OTHER = "other causes"
+WINDOW = 10_000  # records
+
+
+class ErrorBudgetExceeded(ReadingStopped):
+    """Too many records of a source are broken to go on: the message names source, shard, causes and counts."""
+
+
+class NothingUsable(ErrorBudgetExceeded):
+    """A component of the mixture finds nothing in its source: the message names both, the cause, and a way out."""
+
+
+@dataclass
+class Account:
+    """What became of the records of one source: each one that is read is used, skipped or broken."""
+
+    used: int = 0
+    skipped: int = 0
+    broken: int = 0
+
+    @property
+    def read(self) -> int:
+        """All of them."""
+        return self.used + self.skipped + self.broken
+
+
+@dataclass
+class _Source:
+    """One source: its account, and what became of the records and shards that were read last.
+
+    `recent` holds None for what is whole, (shard, cause) for what is broken; `broken` counts the latter in it. `last`
+    says of each cause which record it was found in last.
+    """
+
+    recent: deque[tuple[str, str] | None]
+    account: Account = field(default_factory=Account)
+    causes: Counter[str] = field(default_factory=Counter)
+    last: dict[str, str] = field(default_factory=dict)
+    broken: int = 0
+
+    def add(self, outcome: tuple[str, str] | None) -> None:
+        """Append to `recent`; the oldest outcome leaves a full window."""
+        if len(self.recent) == self.recent.maxlen:
+            self.broken -= self.recent[0] is not None
+        self.recent.append(outcome)
+        self.broken += outcome is not None
+
+    def counted(self, cause: str) -> str:
+        """The cause to count under, so that texts from the data cannot fill memory and metrics."""
+        cause = cause if cause in self.causes or len(self.causes) < MOST_CAUSES else OTHER
+        self.causes[cause] += 1
+        return cause
+
+
+class Ledger:
+    """One per stream; safe to use from the threads that read.
+
+    budget: the fraction of the last `window` records read of a source that may be broken; up to `minimum` of them are
+    always forgiven.
+    """
+
+    def __init__(self, budget: float, minimum: int, window: int = WINDOW):
+        self.budget = budget
+        self.minimum = minimum
+        self.window = window
+        self._lock = threading.Lock()
+        self._sources: dict[str, _Source] = {}
+        self._fresh: Counter[str] = Counter()
+
+    def account(self, source: str) -> Account:
+        """What became of the records of a source so far."""
+        with self._lock:
+            own = self._of(source).account
+            return Account(own.used, own.skipped, own.broken)
+
+    def count_used(self, source: str) -> None:
+        """Count a record of which an example was made."""
+        with self._lock:
+            own = self._of(source)
+            own.account.used += 1
+            own.add(None)
+
+    def count_skip(self, source: str, cause: str) -> None:
+        """Count a record that is whole, but not of the kind an objective needs: never an error."""
+        with self._lock:
+            own = self._of(source)
+            own.account.skipped += 1
+            own.add(None)
+            self._fresh[f"{source}/{own.counted(cause)}"] += 1
+
+    def count_defect(self, source: str, shard: str, cause: str, detail: str = "") -> None:
+        """Count a broken record; raise ErrorBudgetExceeded when its source has had too many of late.
+
+        `detail` names the record and what is wrong with it: it stands in logs and in the error, and is not counted by.
+        """
+        with self._lock:
+            own = self._of(source)
+            own.account.broken += 1
+            self._count_broken(source, own, shard, cause, detail)
+
+    def count_shard(self, source: str, shard: str, defect: str | None = None) -> None:
+        """Count a shard that was opened, whole or with a `defect`, which counts as a broken record does."""
+        with self._lock:
+            own = self._of(source)
+            if defect is None:
+                own.add(None)
+            else:
+                self._count_broken(source, own, shard, defect)
+
+    def count_left_out(self, source: str, cause: str, number: int) -> None:
+        """Count what is no record: members of tars that belong to none, shards that are there twice."""
+        with self._lock:
+            self._fresh[f"{source}/{cause}"] += number
+
+    def check_left_out(self, source: str, lost: Mapping[tuple[str, str], int], members: int) -> None:
+        """Raise ErrorBudgetExceeded if too many of the `members` of a source's tars are lost, by (shard, cause)."""
+        number = sum(lost.values())
+        if number <= max(self.minimum, self.budget * members):
+            return
+        ((worst, cause), count) = max(lost.items(), key=lambda item: item[1])
+        raise ErrorBudgetExceeded(
+            f"source {source} is over its error budget: {number} of {members} members of its shards are lost "
+            f"({_listing(lost)}), and data.error_budget={self.budget:g} with data.error_budget_minimum={self.minimum} "
+            f"allows fewer; most are in shard {worst} ({count} x {cause})."
+        )
+
+    def drain(self) -> dict[str, int]:
+        """Counts of "source/cause" since the last call."""
+        with self._lock:
+            fresh, self._fresh = self._fresh, Counter()
+        return dict(fresh)
+
+    def _of(self, source: str) -> _Source:
+        return self._sources.setdefault(source, _Source(deque(maxlen=self.window)))
+
+    def _count_broken(self, source: str, own: _Source, shard: str, cause: str, detail: str = "") -> None:
+        cause = own.counted(cause)
+        own.last[cause] = f" ({detail})" if detail else ""
+        self._fresh[f"{source}/{cause}"] += 1
+        own.add((shard, cause))
+        self._log(source, cause, own.causes[cause], shard, own.last[cause])
+        if own.broken > max(self.minimum, self.budget * len(own.recent)):
+            raise ErrorBudgetExceeded(self._sentence(source, own))
+
+    def _log(self, source: str, cause: str, count: int, shard: str, detail: str) -> None:
+        """Write a line at the first of a kind, and at each tenfold of them: a run of weeks has a handful."""
+        if count == 1:
+            logger.warning("source %s: %s in %s%s; skipped and counted", source, cause, shard, detail)
+        elif count == 10 ** (len(str(count)) - 1):
+            times = f"{count:,} times so far"
+            logger.warning("source %s: %s, %s, the last in %s%s", source, cause, times, shard, detail)
+
+    def _sentence(self, source: str, own: _Source) -> str:
+        found = Counter(outcome for outcome in own.recent if outcome is not None)
+        ((worst, worst_cause), count) = found.most_common(1)[0]
+        return (
+            f"source {source} is over its error budget: {own.broken} of {len(own.recent)} records read are broken "
+            f"({_listing(found)}), and data.error_budget={self.budget:g} with data.error_budget_minimum={self.minimum} "
+            f"allows fewer of the last data.error_window={self.window}; most are in shard {worst} "
+            f"({count} x {worst_cause}); the last {worst_cause}{own.last[worst_cause]}."
+        )
+
+
+def _listing(found: Mapping[tuple[str, str], int]) -> str:
+    """The causes of what was found, by (shard, cause), the most frequent first."""
+    causes: Counter[str] = Counter()
+    for (_, cause), number in found.items():
+        causes[cause] += number
+    return ", ".join(f"{number} x {cause}" for cause, number in causes.most_common())

@@ -1,0 +1,1 @@
+"""Read and write WebDataset tars: their paths, their index, their records."""

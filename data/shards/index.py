@@ -1,0 +1,342 @@
+"""What a tar holds, found once and kept in a small file, so that records are read at random access.
+
+A sample is the members of one key: all before the first dot of a member's name, as in WebDataset. `photo.3.v2.jpg`
+belongs to `photo` if there is a `photo.jpg` or `photo.json` (it is an extra then, as `photo.seg.png` is), else dots are
+part of the key: `photo.3.v2`. Members of a key may lie anywhere in the tar. What cannot be used is counted by cause.
+"""
+
+import io
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from posixpath import dirname, join, normpath
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import ConfigurationError
+from common.files import write_bytes
+from common.progress import beat
+from data.storage import PATIENCE_S, not_permitted, read_file, retry
+
+INDEX_VERSION = 2
+# The members of a sample that are read; columns of the index in this order.
+KINDS = {"json": 0, "txt": 1, "jpg": 2, "jpeg": 2, "png": 2, "webp": 2}
+NUM_KINDS = 3
+BLOCK = tarfile.BLOCKSIZE
+LONGEST_CHAIN = 40  # links to links; Linux follows as many
+LONGEST_HEADER = 1 << 20  # bytes; PAX and GNU headers hold a name, and no more
+BEHIND = 1 << 20  # bytes behind a tar's end that are looked at: tar itself fills up with 10 kB of zeros
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
+
+# Causes of members that are left out: harmless ones, what a truncated tar implies, and defects of their own.
+OTHER_KIND, HIDDEN = "member of another kind", "hidden member"
+CUT = "member of a sample cut short"
+TWICE, NO_TARGET = "second member of a kind for one key", "link to no member"
+TRUNCATED = "truncated tar"
+SPARSE, NO_FILE = "sparse member", "member that is no file"
+DEFECTS = (TWICE, NO_TARGET, SPARSE, NO_FILE)
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """What a tar holds.
+
+    `spans`: int64 [samples, NUM_KINDS, 2], offset and size in bytes, size -1 where absent. `hashes`: uint64 [samples],
+    of the keys. `stamp`: the tar's size and modification time (ns). `defect`: what is wrong with the tar as a whole.
+    `members`: its files and links; all of them are in a span or in `left_out`, by cause.
+    """
+
+    keys: list[str]
+    spans: NDArray[np.int64]
+    hashes: NDArray[np.uint64]
+    stamp: tuple[int, int] = (0, 0)
+    defect: str | None = None
+    members: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the tar ends before its end."""
+        return self.defect == TRUNCATED
+
+    def holds_the_same(self, other: "ShardIndex") -> bool:
+        """Whether offsets of one are right for the tar of the other."""
+        return self.keys == other.keys and np.array_equal(self.spans, other.spans)
+
+
+def unreadable(defect: str) -> ShardIndex:
+    """Return the index of a tar of which nothing can be read."""
+    return _index([], [], defect=defect)
+
+
+def stamp_of(status: os.stat_result) -> tuple[int, int]:
+    """Return what changes when a file is written."""
+    return status.st_size, status.st_mtime_ns
+
+
+def scan(path: str) -> ShardIndex:
+    """Read a tar's headers. A tar that is cut short gives the samples before the cut, with a `defect`."""
+    with open(path, "rb") as file:
+        stamp = stamp_of(os.fstat(file.fileno()))
+        begin = file.read(len(max(COMPRESSED, key=len)))
+        packed = next((name for magic, name in COMPRESSED.items() if begin.startswith(magic)), None)
+        if packed:
+            return _index([], [], stamp, f"{packed}-compressed tar")
+        file.seek(0)
+        headers = _Headers(file, stamp[0])
+        members = headers.members()
+        samples, last, left_out = _samples(members, stamp[0])
+        left_out += headers.left_out
+        defect = headers.defect()
+    keys, rows = list(samples), list(samples.values())
+    if defect and len(keys) > 0 and last == keys[-1] and not headers.whole:
+        # The last sample may lack members that its neighbors have; if so, the cut went through it.
+        present = [[size >= 0 for _, size in row] for row in rows[-2:]]
+        if len(keys) == 1 or present[-1] != present[-2]:
+            left_out[CUT] += sum(present[-1])
+            keys, rows = keys[:-1], rows[:-1]
+    return _index(keys, rows, stamp, defect, len(members) + headers.left_out.total(), dict(left_out))
+
+
+class Indices:
+    """Indices of tars, each kept beside its tar or in `folder`. `unkept`: why the first of them could not be."""
+
+    def __init__(self, folder: str | None = None, patience_s: float = PATIENCE_S) -> None:
+        self.folder, self.patience_s = folder, patience_s
+        self.unkept: OSError | None = None
+        if folder is not None:
+            try:
+                os.makedirs(folder, exist_ok=True)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"data.index_folder={folder} cannot be made ({error.strerror}): choose another folder."
+                ) from error
+
+    def of(self, path: str) -> ShardIndex:
+        """Return a tar's index: the one that is kept, if it was made of the tar as it is, or a new one.
+
+        Raises StorageFailed, ConfigurationError for a tar that may not be read, and OSError.
+        """
+        beat(f"opening {path}")
+        try:
+            stamp = stamp_of(retry(lambda: os.stat(path), path, self.patience_s, was_there=True))
+            kept_at = self._place(path)
+            found = self._kept(kept_at, stamp)
+            if found is None:
+                beat(f"indexing {path}")
+                found = retry(lambda: scan(path), path, self.patience_s, was_there=True)
+                self._keep(kept_at, found)
+            return found
+        except PermissionError as error:
+            raise not_permitted(path) from error
+
+    def _place(self, path: str) -> str:
+        if self.folder is None:
+            return f"{path}.index.npz"
+        name = blake2b(os.fsencode(os.path.abspath(path)), digest_size=8).hexdigest()
+        return os.path.join(self.folder, f"{name}.index.npz")
+
+    def _kept(self, place: str, stamp: tuple[int, int]) -> ShardIndex | None:
+        try:
+            content = read_file(place, self.patience_s)
+        except OSError:
+            return None
+        try:
+            return _decode(content, stamp)
+        except Exception:  # damaged, or not ours: whatever numpy and zipfile raise
+            return None
+
+    def _keep(self, place: str, made: ShardIndex) -> None:
+        try:
+            write_bytes(Path(place), _encode(made))
+        except OSError as error:
+            self.unkept = self.unkept or error
+
+
+def index(path: str) -> ShardIndex:
+    """Return the index of one tar, kept beside it."""
+    return Indices().of(path)
+
+
+Place = tuple[int, int]  # offset, size
+Member = tuple[str, int, int]  # name, offset, size
+
+
+class _Headers:
+    """The headers of a tar; a damaged one ends them. `left_out` counts the members that have no bytes to read."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file, self._size, self._end = file, size, 0
+        self.whole = False
+        self.left_out: Counter[str] = Counter()
+        self.number = 0
+
+    def members(self) -> list[Member]:
+        """Return the file members in order; a link has the bytes of what it points to, before it or behind it."""
+        places: dict[str, Place] = {}
+        found: list[tuple[str, Place | None, str]] = []
+        for name, place, target in self._read():
+            place = place or places.get(target)
+            if place:
+                places[normpath(name)] = place
+            found.append((name, place, target))
+        waiting = {normpath(name): target for name, place, target in found if not place}
+        for _ in range(LONGEST_CHAIN):
+            late = {name: places[target] for name, target in waiting.items() if name not in places and target in places}
+            if not late:
+                break
+            places |= late
+        resolved = [(name, place or places.get(target)) for name, place, target in found]
+        if lost := sum(place is None for _, place in resolved):
+            self.left_out[NO_TARGET] += lost
+        return [(name, *place) for name, place in resolved if place]
+
+    def _read(self) -> Iterator[tuple[str, Place | None, str]]:
+        """Yield each file's name and place, and each link's name and target."""
+        try:
+            bounded: Any = _Bounded(self._file)
+            with tarfile.open(fileobj=bounded, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
+                for self.number, member in enumerate(tar, 1):
+                    if self.number % 1000 == 0:
+                        beat()
+                    if member.size < 0:
+                        return
+                    self._end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+                    if member.islnk():
+                        yield member.name, None, normpath(member.linkname)
+                    elif member.issym():
+                        yield member.name, None, normpath(join(dirname(member.name), member.linkname))
+                    elif member.issparse():
+                        self.left_out[SPARSE] += 1
+                    elif member.isfile():
+                        yield member.name, (member.offset_data, member.size), ""
+                    elif not member.isdir():
+                        self.left_out[NO_FILE] += 1
+        except OSError:
+            raise
+        except Exception:  # tarfile raises almost anything when fed corrupt bytes
+            return
+        self._file.seek(self._end)
+        # tarfile takes a damaged header for the end: only a block of zeros is the end.
+        self.whole = self._file.read(BLOCK) == bytes(BLOCK)
+
+    def defect(self) -> str | None:
+        """What is wrong with the tar; to be asked after all members."""
+        if not self.whole:
+            return TRUNCATED if self.number or not self._size else "not a tar"
+        return "data behind the end of the tar" if any(self._file.read(BEHIND)) else None
+
+
+class _Bounded:
+    """A tar's file as tarfile reads headers from it: forwards, and little at a time, whatever a header says."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._furthest = file, 0
+        self.tell = file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._file.read(size)
+
+    def seek(self, place: int) -> int:
+        if place <= self._furthest:
+            raise tarfile.ReadError("a member of negative size")
+        self._furthest = place
+        return self._file.seek(place)
+
+
+Row = list[Place]
+
+
+def _samples(members: list[Member], end: int) -> tuple[dict[str, Row], str | None, Counter[str]]:
+    """Members by key, the key of the last one that is used, and how many were left out for which cause."""
+    left_out: Counter[str] = Counter()
+    plain = {_key(name)[0] for name, _, _ in members if _key(name)[1].lower() in KINDS}
+    samples: dict[str, Row] = {}
+    last = None
+    for name, offset, size in members:
+        key, extension = _key(name)
+        if key.rpartition("/")[2] == "":
+            left_out[HIDDEN] += 1
+            continue
+        if extension.lower() not in KINDS and key not in plain:
+            beginning, _, extension = extension.rpartition(".")
+            key = f"{key}.{beginning}"
+        kind = KINDS.get(extension.lower())
+        if kind is None:
+            left_out[OTHER_KIND] += 1
+            continue
+        last = key
+        row = samples.setdefault(key, [(0, -1)] * NUM_KINDS)
+        if offset + size > end:
+            left_out[CUT] += 1
+        elif row[kind][1] >= 0:
+            left_out[TWICE] += 1
+        else:
+            row[kind] = offset, size
+    return samples, last, left_out
+
+
+def _key(name: str) -> tuple[str, str]:
+    """All before the first dot of a member's name, its folders included, and all behind it."""
+    folder, slash, name = name.rpartition("/")
+    stem, _, extension = name.partition(".")
+    return f"{folder}{slash}{stem}", extension
+
+
+def printable(name: str) -> str:
+    """Return a member's name with escapes for what no line of text can hold: line breaks, bytes that are no UTF-8."""
+    if name.isprintable():
+        return name
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
+
+
+def _index(
+    keys: list[str],
+    rows: list[Row],
+    stamp: tuple[int, int] = (0, 0),
+    defect: str | None = None,
+    members: int = 0,
+    left_out: dict[str, int] | None = None,
+) -> ShardIndex:
+    keys = [printable(key) for key in keys]
+    spans = np.array(rows, np.int64).reshape(-1, NUM_KINDS, 2)
+    digests = b"".join(blake2b(key.encode(), digest_size=8).digest() for key in keys)
+    return ShardIndex(keys, spans, np.frombuffer(digests, "<u8"), stamp, defect, members, left_out or {})
+
+
+def _encode(index: ShardIndex) -> bytes:
+    notes = {"defect": index.defect, "members": index.members, "left_out": index.left_out}
+    content = io.BytesIO()
+    np.savez(
+        content,
+        stamp=np.array([INDEX_VERSION, *index.stamp], np.int64),
+        keys=np.frombuffer("\n".join(index.keys).encode(), np.uint8),
+        spans=index.spans,
+        hashes=index.hashes,
+        notes=np.frombuffer(json.dumps(notes).encode(), np.uint8),
+    )
+    return content.getvalue()
+
+
+def _decode(content: bytes, stamp: tuple[int, int]) -> ShardIndex | None:
+    """The index that was kept, None if it was made of another tar; raises anything where it is damaged."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        if not np.array_equal(stored["stamp"], [INDEX_VERSION, *stamp]):
+            return None
+        spans, hashes = stored["spans"], stored["hashes"]
+        keys = bytes(stored["keys"]).decode().split("\n") if len(spans) else []
+        notes = json.loads(bytes(stored["notes"]))
+    if spans.shape != (len(keys), NUM_KINDS, 2) or spans.dtype != np.int64 or len(hashes) != len(keys):
+        return None
+    if spans.min(initial=0) < -1 or spans.sum(-1).max(initial=0) > stamp[0]:
+        return None
+    return ShardIndex(keys, spans, hashes.astype(np.uint64), stamp, **notes)

@@ -1,0 +1,118 @@
+"""From samples to `evaluation.json`: scores per objective and language, each with its blind score beside it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from data import objectives
+from evaluation.language_id import LanguageIdentifier
+from evaluation.sample_sheet import Sample
+from evaluation.text_scores import (
+    box_matches,
+    edit_distance,
+    exact_match,
+    normalized,
+    set_f1,
+    token_f1,
+    vqa_accuracy,
+)
+
+# A score of one example: (what it earned, what there was to earn). A score of many is the ratio of the two sums.
+Points = tuple[float, float]
+Scorer = Callable[[str, Sequence[str]], dict[str, Points]]
+
+
+def _answer(prediction: str, references: Sequence[str]) -> dict[str, Points]:
+    return {
+        "exact_match": (exact_match(prediction, references), 1),
+        "vqa_accuracy": (vqa_accuracy(prediction, references), 1),
+    }
+
+
+def _labels(prediction: str, references: Sequence[str]) -> dict[str, Points]:
+    read = objectives.load("object_vqa").read
+    return {
+        "exact_match": (exact_match(prediction, references), 1),
+        "label_f1": (max(set_f1(read(prediction), read(reference)) for reference in references), 1),
+    }
+
+
+def _text(prediction: str, references: Sequence[str]) -> dict[str, Points]:
+    return {"token_f1": (token_f1(prediction, references), 1)}
+
+
+def _characters(prediction: str, references: Sequence[str]) -> dict[str, Points]:
+    """Edits, at most as many as the reference has characters: one endless answer must not hide the others."""
+    target = normalized(references[0])
+    errors = min(edit_distance(normalized(prediction), target), len(target))
+    return {"character_error_rate": (errors, len(target)), "exact_match": (exact_match(prediction, references), 1)}
+
+
+def _boxes(prediction: str, references: Sequence[str]) -> dict[str, Points]:
+    predicted, reference = (
+        [(box.label, tuple(box)[:4]) for box in objectives.load("detection").read(text)]
+        for text in (prediction, references[0])
+    )
+    return {"box_f1": (2 * box_matches(predicted, reference), len(predicted) + len(reference))}
+
+
+SCORERS: dict[str, Scorer] = {
+    "span_corruption": _text,
+    "split_captioning": _text,
+    "captioning": _text,
+    "ocr": _characters,
+    "vqa": _answer,
+    "vqg": _text,
+    "object_vqa": _labels,
+    "detection": _boxes,
+}
+# Objectives whose answer must be in the language that the prompt names.
+IN_ASKED_LANGUAGE = ("split_captioning", "captioning", "vqg")
+
+
+def evaluation(samples: Sequence[Sample]) -> dict[str, Any]:
+    """{objective: {examples, <score>: {score, blind}, languages: {code: the same}}}; `blind` is null where not asked.
+
+    `asked_language` is the share of answers in the language that was asked for (`evaluation.language_id` learns them
+    from the references); `references_in_asked_language`, the same share of the references, says how far to trust it.
+    """
+    result: dict[str, Any] = {}
+    for objective in dict.fromkeys(sample.objective for sample in samples):
+        own = [sample for sample in samples if sample.objective == objective]
+        identify = LanguageIdentifier((s.language, r) for s in own for r in s.references)
+        result[objective] = _scores(own, objective, identify)
+        languages = sorted({sample.language for sample in own})
+        result[objective]["languages"] = {
+            language: _scores([s for s in own if s.language == language], objective, identify) for language in languages
+        }
+    return result
+
+
+def _scores(samples: Sequence[Sample], objective: str, identify: LanguageIdentifier) -> dict[str, Any]:
+    seen = _ratios(_points(s, s.prediction, objective, identify) for s in samples)
+    blind = _ratios(
+        _points(s, s.blind_prediction, objective, identify) for s in samples if s.blind_prediction is not None
+    )
+    scores: dict[str, Any] = {"examples": len(samples)}
+    scores |= {name: {"score": score, "blind": blind.get(name)} for name, score in seen.items()}
+    if objective in IN_ASKED_LANGUAGE:
+        own = [identify(s.references[0]) == s.language for s in samples]
+        scores["references_in_asked_language"] = sum(own) / len(own)
+    return scores
+
+
+def _points(sample: Sample, prediction: str, objective: str, identify: LanguageIdentifier) -> dict[str, Points]:
+    points = SCORERS[objective](prediction, sample.references)
+    if objective in IN_ASKED_LANGUAGE:
+        points["asked_language"] = (float(identify(prediction) == sample.language), 1)
+    return points
+
+
+def _ratios(points: Iterable[dict[str, Points]]) -> dict[str, float | None]:
+    """What was earned of what there was to earn, by score; where there was nothing, None."""
+    earned: dict[str, float] = {}
+    possible: dict[str, float] = {}
+    for one in points:
+        for name, (part, whole) in one.items():
+            earned[name] = earned.get(name, 0.0) + part
+            possible[name] = possible.get(name, 0.0) + whole
+    return {name: earned[name] / possible[name] if possible[name] else None for name in earned}

@@ -1,0 +1,1 @@
+"""Save and load checkpoints that every layout reads."""

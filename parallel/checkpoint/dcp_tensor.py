@@ -1,0 +1,58 @@
+"""Logical tensors as PyTorch's distributed checkpoint (DCP) sees them: rectangles that this rank holds of a named
+whole."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
+from parallel.shards import Rectangle
+
+
+class LogicalTensor(Tensor):
+    """Looks like the whole tensor to DCP, but holds only rectangles of it; DCP reads and writes those in place.
+
+    It implements DCP's `_Checkpointable` protocol (torch >= 2.3) and no other operation.
+    """
+
+    pieces: dict[torch.Size, Tensor]
+
+    @staticmethod
+    def __new__(cls, pieces: list[tuple[Rectangle, Tensor]]) -> "LogicalTensor":
+        rectangle, values = pieces[0]
+        whole: Any = torch.Tensor
+        self = whole._make_wrapper_subclass(cls, rectangle.shape, dtype=values.dtype, device=values.device)
+        self.pieces = {torch.Size(r.offset): values for r, values in pieces}
+        return self
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        raise NotImplementedError(f"{function} of a logical tensor: it exists only to be saved and loaded")
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        return [ChunkStorageMetadata(offset, values.shape) for offset, values in self.pieces.items()]
+
+    def __create_write_items__(self, name: str, _: Any) -> list[WriteItem]:
+        properties = TensorProperties(dtype=self.dtype)
+        return [
+            WriteItem(
+                index=MetadataIndex(name, chunk.offsets),
+                type=WriteItemType.SHARD,
+                tensor_data=TensorWriteData(chunk=chunk, properties=properties, size=self.size()),
+            )
+            for chunk in self.__create_chunk_list__()
+        ]
+
+    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
+        assert index.offset is not None
+        return self.pieces[index.offset]
+
+
+def logical_tensors(pieces: list[tuple[str, Rectangle, Tensor]]) -> dict[str, Tensor]:
+    """(name, rectangle, values) -> name -> logical tensor."""
+    grouped: dict[str, list[tuple[Rectangle, Tensor]]] = {}
+    for name, rectangle, values in pieces:
+        grouped.setdefault(name, []).append((rectangle, values))
+    return {name: LogicalTensor(found) for name, found in grouped.items()}

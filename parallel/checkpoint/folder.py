@@ -1,0 +1,135 @@
+"""The folder of a run's checkpoints: list them, name the newest, remove those that need not stay."""
+
+import json
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+from common.errors import OF_STORAGE, Notice, StorageFailed
+
+FOLDER = re.compile(r"step_([0-9]{8,})")
+
+
+class CheckpointFolder:
+    """Checkpoints as folders `step_…`; which of them are there is the one answer to how far a run has come.
+
+    The newest `keep_last` trusted ones stay, and those whose step is a multiple of `keep_every` (0 = none).
+    """
+
+    def __init__(self, folder: str | Path, keep_last: int = 2, keep_every: int = 0) -> None:
+        self.folder, self.keep_last, self.keep_every = Path(folder), keep_last, keep_every
+
+    def point_at(self, step: int | None) -> None:
+        """Let `latest` name the checkpoint of a step; remove it for None."""
+        if step is None:
+            (self.folder / "latest").unlink(missing_ok=True)
+            return
+        scratch = self.folder / "latest.partial"
+        write_text(scratch, self.path(step).name)
+        os.replace(scratch, self.folder / "latest")
+
+    def prune(self) -> None:
+        """Remove what is older than the newest trusted checkpoint, but for those that must stay."""
+        for old in self._old():
+            try:
+                self.remove(old)
+            except OSError as error:  # the new checkpoint is whole, and that is what counts
+                warnings.warn(f"checkpoint {self.path(old)} could not be removed ({error})", Notice, stacklevel=2)
+
+    def _old(self) -> list[int]:
+        try:
+            trusted = self.trusted_steps()
+            kept = {*trusted[-self.keep_last :], *(s for s in trusted if self.keep_every and s % self.keep_every == 0)}
+            return [step for step in self.steps() if step < trusted[-1] and step not in kept]
+        except (OSError, StorageFailed) as error:
+            warnings.warn(f"old checkpoints in {self.folder} could not be looked for ({error})", Notice, stacklevel=3)
+            return []
+
+    def remove(self, step: int) -> None:
+        """Remove a checkpoint; a kill in between leaves no half of it under its name."""
+        removed = self.path(step).with_suffix(".removed")
+        shutil.rmtree(removed, ignore_errors=True)
+        os.replace(self.path(step), removed)
+        shutil.rmtree(removed)
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints in the folder, oldest first: the one answer to how far a run has come."""
+        try:
+            with os.scandir(self.folder) as entries:
+                found = [(FOLDER.fullmatch(entry.name), entry) for entry in entries]
+                return sorted(int(name[1]) for name, entry in found if name and entry.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:  # a folder that cannot be listed is no empty one: the run would begin anew
+            raise_if_of_storage(error, self.folder)
+            raise
+
+    def trusted_steps(self) -> list[int]:
+        """Steps of the checkpoints that were saved outside any row of skipped steps, oldest first."""
+        return [step for step in self.steps() if self._content(step).get("trusted", True)]
+
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint, or None where there is none."""
+        return max(self.steps(), default=None)
+
+    def named_latest(self) -> str | None:
+        """The text of `latest`, or None where there is no such file; it may name what is not there."""
+        try:
+            return (self.folder / "latest").read_text(encoding="utf-8", errors="replace").strip()
+        except OSError as error:
+            raise_if_of_storage(error, self.folder)
+            return None
+
+    def lost(self) -> str | None:
+        """The name of a checkpoint that was there, where none is left to load; None where that is not so."""
+        if self.steps():
+            return None
+        damaged = sorted(folder.name for folder in self.folder.glob("step_*.damaged"))
+        named = self.named_latest()
+        return damaged[-1] if damaged else named if named is None else named or "latest"
+
+    def renamed(self) -> str | None:
+        """Describe the newest checkpoint where it holds another step than its name says; None where it does not."""
+        step = self.latest_step()
+        held = None if step is None else self._content(step).get("step", step)
+        return None if held == step or step is None else f"{self.path(step)} holds the state of step {held}"
+
+    def latest_extra(self) -> dict[str, Any]:
+        """What was saved with the newest checkpoint that can be read, {} where there is none; loads nothing."""
+        found = (self._content(step).get("extra") for step in reversed(self.steps()))
+        return next((extra for extra in found if isinstance(extra, dict)), {})
+
+    def _content(self, step: int) -> dict[str, Any]:
+        """`state.json` of a checkpoint, {} where it is damaged, which loading reports; raises StorageFailed."""
+        try:
+            content = json.loads((self.path(step) / "state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise_if_of_storage(error, self.path(step))
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.folder / f"step_{step:08d}"
+
+
+def raise_if_of_storage(error: Exception, path: Path) -> None:
+    """Raise StorageFailed for an error of the disk: it often passes, and does not say that a file is damaged."""
+    if isinstance(error, OSError) and error.errno in OF_STORAGE:
+        raise StorageFailed(f"{path} could not be read ({error.strerror}); start again when its storage is back.")
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write JSON, and wait until it is on the disk."""
+    write_text(file, json.dumps(content, indent=1))
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write text, and wait until it is on the disk."""
+    with file.open("w", encoding="utf-8") as opened:
+        opened.write(text)
+        opened.flush()
+        os.fsync(opened.fileno())

@@ -1,0 +1,100 @@
+"""Who am I, on which device, and how the ranks meet, whoever launched them."""
+
+import os
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from threading import Timer
+
+import torch
+import torch.distributed as dist
+
+from common.errors import ConfigurationError, PeersMissing
+from common.launcher import Place, place
+from parallel.rendezvous import meet
+
+NOTICE_S = 30.0  # peers of one job rarely start further apart
+
+
+@dataclass(frozen=True)
+class Launch(Place):
+    """This process among its peers, with its device."""
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU, or the GPU of the local rank, or the only one that the launcher shows to this rank.
+
+        Raises ConfigurationError where there are more ranks than GPUs.
+        """
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        count = torch.cuda.device_count()
+        if self.local_rank >= count > 1:
+            raise ConfigurationError(
+                f"{self.local_rank + 1} or more processes on this machine share {count} GPUs; start one per GPU."
+            )
+        return torch.device("cuda", self.local_rank if count > 1 else 0)
+
+
+def launch(environment: Mapping[str, str] = os.environ) -> Launch:
+    """Read the launcher's variables; nothing is started. Raises ConfigurationError where they make no sense."""
+    return Launch(**vars(place(environment)))
+
+
+def start(this: Launch, timeout_s: float) -> None:
+    """Meet the other ranks (NCCL on GPUs, gloo on CPUs); a collective that hears nothing for `timeout_s` seconds
+    fails."""
+    if dist.is_initialized():
+        return
+    if this.device.type == "cuda":
+        torch.cuda.set_device(this.device)
+    backend = "cpu:gloo,cuda:nccl" if this.device.type == "cuda" else "gloo"
+    if this.world_size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # gloo keeps a socket for every peer of every group
+    torch.set_num_threads(num_threads(this, os.environ, len(os.sched_getaffinity(0)), os.cpu_count() or 1))
+    meet(this, os.environ)
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    by_hand = this.launcher == "torchrun" and "TORCHELASTIC_RUN_ID" not in os.environ  # RANK may be stale
+    notice = Timer(NOTICE_S, _warn_of_waiting, (this, where))
+    if this.rank == 0 or by_hand:
+        notice.start()
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    except (dist.DistStoreError, dist.DistNetworkError) as error:
+        raise PeersMissing(
+            f"Rank {this.rank} of {this.world_size} waited {timeout_s:g} s at {where} and not all others came; look at "
+            "their logs, or unset RANK and WORLD_SIZE to start one process."
+        ) from error
+    finally:
+        notice.cancel()
+
+
+def _warn_of_waiting(this: Launch, where: str) -> None:
+    print(
+        f"Rank {this.rank} of {this.world_size} still waits for the others at {where}; if none were started, unset "
+        "RANK and WORLD_SIZE.",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def stop() -> None:
+    """Leave the other ranks."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def num_threads(this: Place, environment: Mapping[str, str], allowed: int, cores: int) -> int:
+    """CPU threads of one rank of several: what was said, else its share of the machine.
+
+    `allowed` of the machine's `cores` are this process's; fewer than all means that the launcher has bound it.
+    """
+    for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
+        if environment.get(name, "").isdigit():
+            return max(1, int(environment[name]))
+    return allowed if allowed < cores else max(1, cores // this.local_world_size)

@@ -1,0 +1,1 @@
+"""Build a parallel model and train it: one interface over every layout."""

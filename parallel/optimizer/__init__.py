@@ -1,0 +1,1 @@
+"""Update flat shards: Adafactor and AdamW over logical tensors."""

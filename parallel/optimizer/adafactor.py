@@ -1,0 +1,222 @@
+"""Adafactor exactly as T5X's (`t5x/adafactor.py`), on flat shards of tensor-parallel matrices.
+
+Second moments of a matrix are kept as the means of its rows and of its columns (Shazeer & Stern 2018), of the whole
+logical matrix: each rank sums its own elements, one all-reduce adds the sums of all matrices, a second one the sizes
+of the updates. What is too small to factor keeps all second moments, and is updated by few kernels over many tensors.
+
+big_vision's variant (`optax.py::scale_by_adafactor`) is the same with a momentum and a bound on beta2.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parallel.config import OptimizerConfig
+from parallel.optimizer.base import Piece, ShardedOptimizer
+from parallel.shards import Rectangle
+
+EPSILON = 1e-30  # added to every squared gradient (T5X epsilon1)
+
+
+@dataclass
+class Moments:
+    """Second moments of one matrix [R, C], the same on every rank: its row means [R] and its column means [C]."""
+
+    rows: Tensor
+    columns: Tensor
+
+
+class Adafactor(ShardedOptimizer):
+    """beta2_t = 1 - (t + 1)^-decay_exponent; step scaled by the RMS of the weights; update RMS clipped."""
+
+    def make_state(self) -> None:
+        like = self.shards[0].weights
+        self.index = {name: i for i, name in enumerate(self.shapes)}
+        self.moments = {
+            name: Moments(*(torch.zeros(n, device=like.device) for n in shape))
+            for name, shape in self.shapes.items()
+            if factored(shape, self.config)
+        }
+        held = [r for shard in self.shards for r in shard.rectangles]
+        self.full = {r: self.zeros(r, like) for r in held if r.name not in self.moments}
+        kept = held if self.config.momentum else []
+        self.momenta = {r: self.zeros(r, like, torch.bfloat16) for r in kept}
+
+    def update(self, pieces: list[Piece]) -> None:
+        matrices = [piece for piece in pieces if piece[0].name in self.moments]
+        others = [piece for piece in pieces if piece[0].name not in self.moments]
+
+        weight_sums, moment_sums = self._sum(matrices, others)
+        factors = {name: self._update_moments(name, *sums) for name, sums in moment_sums.items()}
+        updates = self._updates(others)
+        update_sums = torch.zeros_like(weight_sums)
+        for r, _, gradient in matrices:
+            if r.once:
+                update_sums[self.index[r.name]] += _squared_update(r, gradient, *factors[r.name])
+        self._add(update_sums, [(r, u) for (r, _, _), u in zip(others, updates, strict=True)])
+        dist.all_reduce(update_sums, group=self.group)
+
+        steps, clips = self._steps(weight_sums, update_sums)
+        for r, weights, _ in pieces:
+            if decay := self.decay(r):
+                weights.mul_(1 - self.rate(r.name) * decay)
+        for r, weights, gradient in matrices:
+            self._apply(r, weights, gradient, *factors[r.name], steps[r.name], clips[r.name])
+        self._apply_all(others, updates, steps, clips)
+
+    def _sum(self, matrices: list[Piece], others: list[Piece]) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """Over all ranks: of every tensor the sum of squared weights; of matrices those of squared gradients by row and
+        by column."""
+        shapes = [shape for name, shape in self.shapes.items() if name in self.moments]
+        sizes = [len(self.shapes), *(n for shape in shapes for n in shape)]
+        buffer = torch.zeros(sum(sizes), device=self.shards[0].weights.device)
+        weight_sums, *rest = buffer.split(sizes)
+        moment_sums = dict(zip(self.moments, zip(rest[::2], rest[1::2], strict=True), strict=True))
+        for r, weights, gradient in matrices:
+            if r.once:
+                row_sums, column_sums = moment_sums[r.name]
+                for rows, w, g in _chunks(r, weights, gradient):
+                    squared = g.float().square()
+                    row_sums[rows] += squared.sum(1)
+                    column_sums[_columns(r)] += squared.sum(0)
+                    weight_sums[self.index[r.name]] += w.square().sum()
+        self._add(weight_sums, [(r, weights) for r, weights, _ in others])
+        dist.all_reduce(buffer, group=self.group)
+        return weight_sums, moment_sums
+
+    def _add(self, sums: Tensor, values: list[tuple[Rectangle, Tensor]]) -> None:
+        """Add, for each tensor, the squares of the values that this rank counts."""
+        counted = [(self.index[r.name], x) for r, x in values if r.once]
+        if counted:
+            index, tensors = zip(*counted, strict=True)
+            sums.index_put_((torch.tensor(index, device=sums.device),), _squared_sums(tensors), accumulate=True)
+
+    def _mixing(self, name: str) -> float:
+        """1 - beta2 of this step."""
+        return max((self.ages[name] + 1.0) ** -self.config.decay_exponent, 1 - self.config.beta2_cap)
+
+    def _update_moments(self, name: str, row_sums: Tensor, column_sums: Tensor) -> tuple[Tensor, Tensor]:
+        """New moments, and the factors (of rows, of columns) by which a gradient is multiplied."""
+        num_rows, num_columns = self.shapes[name]
+        moments, mixing = self.moments[name], self._mixing(name)
+        moments.rows.lerp_(row_sums / num_columns + EPSILON, mixing)
+        moments.columns.lerp_(column_sums / num_rows + EPSILON, mixing)
+        return (moments.rows / moments.rows.mean()).rsqrt(), moments.columns.rsqrt()
+
+    def _updates(self, others: list[Piece]) -> list[Tensor]:
+        """New moments of the tensors that are not factored, and the gradients divided by their roots."""
+        if not others:
+            return []
+        gradients = [gradient.float() for _, _, gradient in others]
+        squared = torch._foreach_mul(gradients, gradients)
+        torch._foreach_add_(squared, EPSILON)
+        moments = [self.full[r] for r, _, _ in others]
+        torch._foreach_lerp_(moments, squared, [self._mixing(r.name) for r, _, _ in others])
+        updates = torch._foreach_rsqrt(moments)
+        torch._foreach_mul_(updates, gradients)
+        return list(updates)
+
+    def _steps(self, weight_sums: Tensor, update_sums: Tensor) -> tuple[dict[str, float], dict[str, float]]:
+        """Of every logical tensor: learning rate x max(RMS(weights), epsilon), and 1 / max(1, RMS(update) /
+        clipping)."""
+        counts = weight_sums.new_tensor([shape.numel() for shape in self.shapes.values()])
+        steps = weight_sums.new_tensor([self.rate(name) for name in self.shapes])
+        clips = torch.ones_like(steps)
+        if self.config.multiply_by_parameter_scale:
+            steps *= (weight_sums / counts).sqrt().clamp(min=self.config.epsilon_scale)
+        if self.config.update_clipping is not None:
+            clips /= ((update_sums / counts).sqrt() / self.config.update_clipping).clamp(min=1.0)
+        both = torch.stack([steps, clips]).tolist()
+        return dict(zip(self.shapes, both[0], strict=True)), dict(zip(self.shapes, both[1], strict=True))
+
+    def _apply(
+        self,
+        r: Rectangle,
+        weights: Tensor,
+        gradient: Tensor,
+        row_factor: Tensor,
+        column_factor: Tensor,
+        step: float,
+        clip: float,
+    ) -> None:
+        row_factor, column_factor = row_factor * clip, column_factor[_columns(r)]
+        for rows, w, g in _chunks(r, weights, gradient):
+            update = g.float() * row_factor[rows].unsqueeze(1)
+            if not self.momenta:
+                w.addcmul_(update, column_factor, value=-step)
+                continue
+            at = rows.start - r.offset[0]
+            w.sub_(self._averaged(self.momenta[r][at : at + len(w)], update * column_factor), alpha=step)
+
+    def _apply_all(
+        self, others: list[Piece], updates: list[Tensor], steps: dict[str, float], clips: dict[str, float]
+    ) -> None:
+        if not others:
+            return
+        names = [r.name for r, _, _ in others]
+        torch._foreach_mul_(updates, [clips[name] for name in names])
+        if self.momenta:
+            updates = [self._averaged(self.momenta[r], u) for (r, _, _), u in zip(others, updates, strict=True)]
+        torch._foreach_mul_(updates, [-steps[name] for name in names])
+        torch._foreach_add_([weights for _, weights, _ in others], updates)
+
+    def _averaged(self, memory: Tensor, update: Tensor) -> Tensor:
+        """The update with those before (optax `ema` without debiasing), of which the memory keeps 16 bits."""
+        mean = update.lerp(memory.float(), self.config.momentum)
+        memory.copy_(mean)
+        return mean
+
+    def state_pieces(self) -> Iterator[tuple[str, Rectangle | torch.Size, Tensor]]:
+        for name, moments in self.moments.items():
+            yield f"{name}/rows", moments.rows.shape, moments.rows
+            yield f"{name}/columns", moments.columns.shape, moments.columns
+        for r, values in self.full.items():
+            yield f"{r.name}/second_moment", r, values
+        for r, values in self.momenta.items():
+            yield f"{r.name}/momentum", r, values
+
+
+def factored(shape: torch.Size, config: OptimizerConfig) -> bool:
+    """Whether second moments are kept as row and column means."""
+    return len(shape) == 2 and min(shape) >= config.min_dim_size_to_factor
+
+
+def state_bytes(shapes: Mapping[str, torch.Size], config: OptimizerConfig) -> int:
+    """Adafactor's state of these logical tensors in bytes: fp32 second moments, bf16 momentum if there is any.
+
+    Moments of matrices, nearly all of it, are on every rank.
+    """
+    moments = sum(sum(shape) if factored(shape, config) else shape.numel() for shape in shapes.values())
+    return 4 * moments + (2 * sum(shape.numel() for shape in shapes.values()) if config.momentum else 0)
+
+
+def _squared_update(r: Rectangle, gradient: Tensor, row_factor: Tensor, column_factor: Tensor) -> Tensor:
+    column_factor = column_factor[_columns(r)].square()
+    return torch.stack(
+        [
+            (g.float().square() @ column_factor) @ row_factor[rows].square()
+            for rows, _, g in _chunks(r, gradient, gradient)
+        ]
+    ).sum()
+
+
+def _squared_sums(tensors: tuple[Tensor, ...]) -> Tensor:
+    if tensors[0].is_cuda:
+        return torch.stack(torch._foreach_norm(tensors)).square()
+    return torch.stack([x.square().sum() for x in tensors])  # a CPU's norm adds one by one, and is off by 1e-5
+
+
+def _columns(r: Rectangle) -> slice:
+    return slice(r.offset[1], r.offset[1] + r.size[1])
+
+
+def _chunks(r: Rectangle, weights: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(logical rows, weights, gradient) of pieces small enough for a CPU's cache; a GPU takes larger ones."""
+    limit = 2**26 if weights.is_cuda else 2**17
+    step = max(1, limit // r.size[-1])
+    for at in range(0, r.size[0], step):
+        end = min(at + step, r.size[0])
+        yield slice(r.offset[0] + at, r.offset[0] + end), weights[at:end], gradient[at:end]

@@ -1,0 +1,1 @@
+"""Send micro-batches through pipeline stages, to train and to generate."""

@@ -1,0 +1,54 @@
+"""Greedy decoding when the units are on several pipeline ranks: what a stage makes is broadcast to the others."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from model.batch import MicroBatch
+from model.generation import Decoder
+from parallel.pipeline.schedule import Pipeline, Sizes
+
+
+class PipelineDecoder(Decoder):
+    """All ranks of a pipeline call it together and get the same tokens; a stage works while the others wait."""
+
+    def __init__(self, pipeline: Pipeline, batch: MicroBatch) -> None:
+        super().__init__(pipeline.model, batch)
+        self.pipeline, self.group = pipeline, pipeline.layout.pipeline_group
+
+    def start(self) -> None:
+        carry: tuple[Tensor, ...] = ()
+        for stage, names in enumerate(self.pipeline.stages):
+            encoding = [name for name in names if not name.startswith(("decoder_block", "head"))]
+            if not encoding:
+                break
+            if stage in self.pipeline.local_stages:
+                carry = self.model(carry, self.batch, encoding)
+            else:
+                sizes = Sizes.of(self.batch)
+                plan = self.pipeline.travel.after(encoding[-1], sizes, self.pipeline.dtype, whole_sequences=True)
+                carry = tuple(torch.empty_like(x, device=self.batch.images.device) for x in plan)
+            carry = tuple(self._share(x, stage) for x in carry)
+        self.remember(carry)
+
+    def next(self, token: Tensor) -> Tensor:
+        stage = self._stage_of("bridge")
+        shape = (1, self.batch.num_rows, self.pipeline.travel.d_model)
+        x = token.new_empty(shape, dtype=self.pipeline.dtype)
+        x = self._share(self.embed(token) if stage in self.pipeline.local_stages else x, stage)
+        for stage, names in enumerate(self.pipeline.stages):
+            blocks = [name for name in names if name.startswith("decoder_block")]
+            if blocks:
+                x = self._share(self.decode(x, blocks) if stage in self.pipeline.local_stages else x, stage)
+        stage = self._stage_of("head")
+        predicted = self.predict(x) if stage in self.pipeline.local_stages else token.new_empty(self.batch.num_rows)
+        return self._share(predicted, stage)
+
+    def _stage_of(self, name: str) -> int:
+        return next(stage for stage, names in enumerate(self.pipeline.stages) if name in names)
+
+    def _share(self, x: Tensor, stage: int) -> Tensor:
+        """What the rank of `stage` holds, on all ranks of the pipeline."""
+        x = x.contiguous()
+        dist.broadcast(x, group=self.group, group_src=stage % self.group.size())
+        return x

@@ -1,0 +1,219 @@
+"""Micro-batches through pipeline stages: the schedules of `torch.distributed.pipelining`, over any cut of the units.
+
+Between stages travel (vision,) before the bridge and (encoder, decoder, encoder_bias, decoder_bias) after it, nothing
+else: every rank holds token ids, masks and targets, and finds them by the number of the micro-batch. Shapes and which
+of the tensors carry gradients are known beforehand, so stages never negotiate.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+
+from common.progress import beat
+from model.batch import MicroBatch
+from model.mt5 import Bridge, DecoderBlock, EncoderBlock, Head
+from model.pali import PaLI
+from model.vit import Patches
+from parallel.layout import Layout
+from parallel.plan.blueprint import Blueprint
+
+Backward = Callable[[Tensor], None]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the shapes of the travelling tensors follow from; lengths are of whole sequences."""
+
+    images: int
+    rows: int
+    encoder_length: int
+    decoder_length: int
+
+    @classmethod
+    def of(cls, batch: MicroBatch) -> "Sizes":
+        rows, length = batch.encoder_tokens.shape
+        return cls(batch.images.shape[0], rows, length, batch.decoder_tokens.shape[1])
+
+
+class Pipeline:
+    """This rank's stages, and the schedule that moves micro-batches through them."""
+
+    def __init__(self, blueprint: Blueprint, model: PaLI, backward: Backward) -> None:
+        """`model` holds the units of this rank's stages; `backward` takes a scalar."""
+        self.model, self.layout, self.backward = model, blueprint.layout, backward
+        self.stages, self.local_stages = [stage.units for stage in blueprint.stages], blueprint.local_stages
+        self.travel, self.dtype = Travel(blueprint.plan, blueprint.layout), blueprint.dtype
+        self.batches: list[MicroBatch] = []
+        self.totals: list[Tensor] = []
+        self.schedules: dict[bool, tuple[tuple[Sizes, int], Any]] = {}
+        self.interleaved = len(self.stages) > self.layout.pipeline_group.size()
+
+    def run(self, batches: Sequence[MicroBatch], train: bool) -> list[Tensor]:
+        """Forward, and in training backward, of all micro-batches; the last stage returns their totals, others
+        nothing."""
+        self.batches, self.totals = list(batches), []
+        if self.interleaved:  # takes multiples of the pipeline's size only
+            self.batches += [batches[0].emptied()] * (-len(batches) % self.layout.pipeline_group.size())
+        schedule = self._schedule(Sizes.of(batches[0]), len(self.batches), train)
+        numbers = torch.arange(len(self.batches))
+        last = len(self.stages) - 1 in self.local_stages
+        loss = {"target": numbers, "losses": []} if last else {}  # a schedule takes the loss in evaluation too
+        (schedule.step if train else schedule.eval)(number=numbers, return_outputs=False, **loss)
+        return self.totals
+
+    def _schedule(self, sizes: Sizes, number: int, train: bool) -> Any:
+        """The schedule for so many micro-batches; only the newest is kept, because each has buffers of its own."""
+        made_for, schedule = self.schedules.get(train, (None, None))
+        if made_for != (sizes, number):
+            stages = [self._stage(index, sizes) for index in self.local_stages]
+            few = number < len(self.stages)  # too few for 1F1B, and then GPipe holds no more activations
+            kind: Any = ScheduleGPipe if few or self.layout.config.schedule == "gpipe" else Schedule1F1B
+            kind = ScheduleInterleaved1F1B if self.interleaved else kind
+            schedule = kind(
+                stages if self.interleaved else stages[0],
+                number,
+                loss_fn=lambda output, _: output[0],
+                scale_grads=False,
+            )
+            self.schedules[train] = ((sizes, number), schedule)
+        return schedule
+
+    def _stage(self, index: int, sizes: Sizes) -> PipelineStage:
+        names = self.stages[index]
+        before = self.stages[index - 1][-1] if index else None
+        return _Stage(
+            _Forward(self, names),
+            index,
+            len(self.stages),
+            self.layout.device,
+            input_args=self.travel.after(before, sizes, self.dtype),
+            output_args=self.travel.after(names[-1], sizes, self.dtype),
+            group=self.layout.pipeline_group,
+        )
+
+
+class _Forward(nn.Module):
+    """A stage as the schedule calls it: what arrived, and the number of the micro-batch."""
+
+    def __init__(self, pipeline: Pipeline, names: Sequence[str]) -> None:
+        super().__init__()
+        self.pipeline, self.names = pipeline, names
+        self.trained = any(unit.trained for name, unit in pipeline.model.units() if name in names)
+
+    def forward(self, *carry: Tensor, number: Tensor) -> tuple[Tensor, ...]:
+        output = self.pipeline.model(carry, self.pipeline.batches[int(number)], self.names)
+        if self.names[-1] == "head":
+            self.pipeline.totals.append(output[1])
+        beat()
+        return tuple(x.contiguous() for x in output)  # only contiguous tensors can be sent
+
+    def backward(self, output: Tensor) -> None:
+        """Through the engine, but for a frozen stage: gradients pass it, and none is the engine's to reduce.
+
+        DeepSpeed's ZeRO-1 and 2 reduce after every backward, and fail if it has reached none of their parameters.
+        """
+        if self.trained:
+            self.pipeline.backward(output)
+        else:
+            output.backward()
+
+
+class _Stage(PipelineStage):
+    """A stage whose backward runs through the data-parallel engine.
+
+    An engine takes a scalar: sum(output * gradient) of what a stage passed on has its vector-Jacobian product as
+    gradient.
+    """
+
+    def backward_maybe_with_nosync(  # type: ignore[no-untyped-def]
+        self, backward_type, bwd_kwargs, last_backward=False
+    ):
+        output, inputs = bwd_kwargs["stage_output"], bwd_kwargs["input_values"]
+        if not self.is_last:
+            pairs = zip(output, bwd_kwargs["output_grads"], strict=True)
+            terms = [(y * g).sum() for y, g in pairs if g is not None and y.requires_grad]
+            output = torch.stack(terms).sum() if terms else None
+        if output is not None and output.requires_grad:
+            for x in inputs:
+                if x.requires_grad:
+                    x.retain_grad()
+            cast(_Forward, self.submod).backward(output)
+        return tuple(_gradient(x) for x in inputs), None
+
+
+def _gradient(x: Tensor) -> Tensor | None:
+    """None for what needs no gradient; zeros for what needs one but was not used by this stage."""
+    if not x.requires_grad:
+        return None
+    return torch.zeros_like(x) if x.grad is None else x.grad.contiguous()
+
+
+class Travel:
+    """Shapes of the tensors that travel after each unit, and whether gradients come back for them."""
+
+    def __init__(self, plan: PaLI, layout: Layout) -> None:
+        patches, bridge, head = (plan.get_submodule(name) for name in ("patches", "bridge", "head"))
+        assert isinstance(patches, Patches) and isinstance(bridge, Bridge) and isinstance(head, Head)
+        self.vision_tokens, self.width, self.d_model = patches.tokens, bridge.vit.width, bridge.mt5.d_model
+        self.table = (bridge.mt5.relative_attention_num_buckets, bridge.mt5.num_heads // layout.config.tensor)
+        self.num_objectives = head.num_objectives
+        self.split_sequence = layout.config.tensor if layout.config.sequence else 1
+        self.trained: dict[str, dict[str, bool]] = {}
+        now = dict.fromkeys(("vision", "encoder", "decoder", "encoder_bias", "decoder_bias"), False)
+        for name, unit in plan.units():
+            self._pass(unit, now)
+            self.trained[name] = dict(now)
+
+    def after(
+        self, name: str | None, sizes: Sizes, dtype: torch.dtype, whole_sequences: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Empty tensors on `meta`, as they are after the unit `name`; none before the first."""
+        if name is None:
+            return ()
+        if name == "head":
+            return _empty((), torch.float32, True), _empty((4, self.num_objectives), torch.float32, False)
+        order = list(self.trained)
+        vision = order.index(name) < order.index("bridge")
+        shapes = self._shapes(sizes, 1 if whole_sequences else self.split_sequence)
+        return tuple(_empty(shapes[n], dtype, self.trained[name][n]) for n in shapes if (n == "vision") == vision)
+
+    @staticmethod
+    def _pass(unit: nn.Module, trained: dict[str, bool]) -> None:
+        """What needs gradients after a unit, from what needed them before."""
+        if isinstance(unit, Bridge):
+            words = unit.embedding.weight.requires_grad
+            visual = trained["vision"] or any(
+                p.requires_grad for module in (unit.vit_norm, unit.projection) for p in module.parameters()
+            )
+            trained.update(
+                encoder=words or visual,
+                decoder=words,
+                encoder_bias=unit.encoder_bias.weight.requires_grad,
+                decoder_bias=unit.decoder_bias.weight.requires_grad,
+            )
+            return
+        own = any(p.requires_grad for p in unit.parameters())
+        if isinstance(unit, DecoderBlock):
+            trained["decoder"] |= own or trained["encoder"] or trained["decoder_bias"]
+        elif isinstance(unit, EncoderBlock):
+            trained["encoder"] |= own or trained["encoder_bias"]
+        else:
+            trained["encoder"] |= own
+            trained["vision"] |= own
+
+    def _shapes(self, sizes: Sizes, split: int) -> dict[str, tuple[int, ...]]:
+        return {
+            "vision": (-(-self.vision_tokens // split), sizes.images, self.width),  # padded where it must be
+            "encoder": (sizes.encoder_length // split, sizes.rows, self.d_model),
+            "decoder": (sizes.decoder_length // split, sizes.rows, self.d_model),
+            "encoder_bias": self.table,
+            "decoder_bias": self.table,
+        }
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, trained: bool) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta", requires_grad=trained)

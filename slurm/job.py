@@ -1,0 +1,207 @@
+"""Jobs in Slurm's hands: the sbatch command of one, its submission, its state and its log. No shell is involved."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from codecs import getincrementaldecoder
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import ConfigurationError
+from common.launcher import PAUSES_S, is_of_controller
+from slurm.cluster import ClusterConfig, SubmitConfig
+from train.entry import Interrupted
+
+FORGOTTEN = "FORGOTTEN"  # by Slurm, some minutes after the job's end
+SETTLED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL",
+           "DEADLINE", FORGOTTEN)  # fmt: skip
+
+
+PYTHONPATH = 'export PYTHONPATH="${BASH_SOURCE[0]%/*}/code"'  # of a file beside the snapshot's code
+MOST_PAUSE_S = 60.0  # between two questions to Slurm, of one who waits
+NAMES_GPUS = re.compile(r"-G|--gpus|--gres\b.*\bgpu|--tres-per")  # of sbatch's options
+SECRET = re.compile(
+    r"""(?ix)(\b\w*(?:key|token(?!iz)|secret|passw|credential|netrc)\w*=)(?:'[^']*'|"[^"]*"|[^\s'";)])+"""
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, checked: its script is `slurm/<kind>.sbatch`, its arguments `words`; it makes or scores `makes`.
+
+    `usable`: numbers of nodes that it can run on, most first, each with `tasks` ranks. `config`: the resolved
+    configuration, as YAML.
+    """
+
+    kind: str
+    words: tuple[str, ...]
+    makes: Path
+    usable: tuple[int, ...]
+    tasks: int
+    site: SubmitConfig
+    config: str
+
+    @property
+    def title(self) -> str:
+        """What it is and how large, e.g. "pretrain runs/x: 2 to 4 nodes x 8 ranks"."""
+        least, most = self.usable[-1], self.usable[0]
+        nodes = f"{most} node{'s' if most > 1 else ''}" if least == most else f"{least} to {most} nodes"
+        return f"{self.kind} {self.makes}: {nodes} x {self.tasks} rank{'s' if self.tasks > 1 else ''}"
+
+    @property
+    def folder(self) -> Path:
+        """Where snapshot and log lie: a run's own folder; a corpus' folder is renamed into place as a whole."""
+        return self.makes.with_name(f"{self.makes.name}.job") if self.kind == "corpus" else self.makes
+
+    def log(self, number: str) -> Path:
+        return self.folder / f"slurm-{self.kind}-{number}.log"
+
+
+def site_script(job: Job) -> str:
+    """What the job's script sources: the site's set-up, the interpreter, and the nodes it may take."""
+    cluster = job.site.cluster
+    lines = [
+        *set_up(cluster),
+        f"python=({shlex.join([*cluster.container, cluster.python or sys.executable, '-P'])})",
+        f"srun=({shlex.join(['srun', *cluster.srun])})",
+        f"mpi={shlex.quote(cluster.mpi)}",
+        f"tasks={job.tasks} cpus={1 if job.kind == 'corpus' else cluster.cpus_per_task}",
+        f"usable=({' '.join(map(str, job.usable))})",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def set_up(cluster: ClusterConfig) -> list[str]:
+    """Return the shell lines before anything else: where the snapshot's code is, and the site's own words."""
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
+    return [PYTHONPATH, *exports, *cluster.setup]
+
+
+def masked(text: str) -> str:
+    """Return shell lines with `***` for the values of variables that are named like keys and passwords."""
+    return SECRET.sub(r"\1***", text)
+
+
+def sbatch_command(job: Job, snapshot: Path, after: str | None) -> list[str]:
+    """The words of the sbatch command; `after`: the id of the job that must have succeeded."""
+    cluster, least, most = job.site.cluster, job.usable[-1], job.usable[0]
+    options: dict[str, object] = {
+        "job-name": f"{job.kind}-{job.makes.name}",
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "reservation": cluster.reservation,
+        "constraint": cluster.constraint,
+        "nodelist": cluster.nodelist,
+        "exclude": cluster.exclude,
+        "time": cluster.time,
+        "nodes": most if least == most else f"{least}-{most}",
+        # A node is asked for as one task with all cores: given a number of tasks, Slurm takes no more nodes of a range
+        # than these need.
+        "cpus-per-task": job.tasks if job.kind == "corpus" else job.tasks * cluster.cpus_per_task,
+        **(gpu_option(cluster, min(cluster.gpus_per_node, job.tasks)) if job.kind != "corpus" else {}),
+        "mem": cluster.memory,
+        "signal": f"USR1@{cluster.signal_lead_s}" if job.kind == "pretrain" else None,
+        "output": str(job.log("")).replace("%", "%%").removesuffix(".log") + "%j.log",
+        "dependency": f"afterok:{after}" if after else None,
+        "kill-on-invalid-dep": "yes" if after else None,
+    }
+    given = [f"--{name}={value}" for name, value in options.items() if value]
+    script = snapshot / "code" / "slurm" / f"{job.kind}.sbatch"
+    # Also as a word: some sites start jobs without the environment of who submitted them.
+    site = f"--site={(snapshot / 'site.sh').absolute()}"
+    return ["sbatch", "--parsable", *given, *cluster.sbatch, str(script), site, *job.words]
+
+
+def gpu_option(cluster: ClusterConfig, gpus: int) -> dict[str, object]:
+    """Return sbatch's option for so many GPUs a node, as this site wants them asked for; none where it asks itself."""
+    if not gpus or cluster.gres == "none" or any(NAMES_GPUS.match(option) for option in cluster.sbatch):
+        return {}
+    return {"gres": f"{cluster.gres}:{gpus}"} if cluster.gres else {"gpus-per-node": gpus}
+
+
+def submit(command: list[str], snapshot: Path) -> str:
+    """Hand a job to Slurm; returns its id.
+
+    Raises ConfigurationError with what sbatch says, and Interrupted where Slurm does not answer for two minutes.
+    """
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_")) or k == "SLURM_CONF"}
+    environment["PALI_SITE"] = str((snapshot / "site.sh").absolute())
+    for pause in (*PAUSES_S, None):
+        try:
+            done = call(command, environment)
+        except FileNotFoundError:
+            raise ConfigurationError("There is no sbatch here; submit from a login node, or use --dry-run.") from None
+        if not done.returncode:
+            return done.stdout.strip().split(";")[0]
+        said = " ".join(done.stderr.split())
+        if not is_of_controller(said):
+            raise ConfigurationError(f"Slurm refuses the job: {said}")
+        if pause is None:
+            break
+        time.sleep(pause)
+        if accepted := accepted_in_silence(str(snapshot)):
+            return accepted
+    raise Interrupted(f"Slurm does not answer ({said}); submit again when it does.")
+
+
+def accepted_in_silence(snapshot: str) -> str | None:
+    """Return the newest job of this snapshot: Slurm may accept a job although its answer comes too late."""
+    with suppress(FileNotFoundError):
+        done = call(["squeue", "--noheader", "--format=%A %o", "--user", str(os.getuid())])
+        numbers = [line.split()[0] for line in done.stdout.splitlines() if f"{snapshot}/" in line]
+        return max(numbers, key=int, default=None)
+    return None
+
+
+def call(command: Sequence[str], environment: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run one of Slurm's commands, and keep what it prints."""
+    return subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", errors="replace")
+
+
+def state(number: str) -> str:
+    """A job's state as Slurm names it, or FORGOTTEN; UNREACHABLE while Slurm does not answer."""
+    done = call(["scontrol", "--oneliner", "show", "job", number])
+    found = re.search(r"JobState=(\w+)", done.stdout)
+    if found:
+        return found[1]
+    return _accounted(number) if "Invalid job id" in done.stderr else "UNREACHABLE"
+
+
+def _accounted(number: str) -> str:
+    """Return how a job ended by Slurm's accounts, where the site keeps them."""
+    with suppress(FileNotFoundError):
+        done = call(["sacct", "--noheader", "--parsable2", "--allocations", "--format=State", "--jobs", number])
+        states = done.stdout.split()
+        if done.returncode == 0 and states and states[-1] in SETTLED:
+            return states[-1]
+    return FORGOTTEN
+
+
+def follow(number: str, log: Path, every_s: float = 2.0) -> str:
+    """Print what comes into the log until the job has ended, over all its restarts; returns its last state.
+
+    Slurm is asked every `every_s` seconds at first, and more and more seldom: thousands follow at a large site.
+    """
+    read, decoder, pause = 0, getincrementaldecoder("utf-8")("replace"), every_s
+    while True:
+        now = state(number)
+        if log.exists():
+            with log.open("rb") as opened:
+                opened.seek(read)
+                print(decoder.decode(opened.read()), end="", flush=True)
+                read = opened.tell()
+        if now in SETTLED:
+            return now
+        time.sleep(pause)
+        pause = slower(pause)
+
+
+def slower(pause: float) -> float:
+    """Return how many seconds to wait after one has waited `pause` in vain."""
+    return max(pause, min(MOST_PAUSE_S, pause * 1.25))

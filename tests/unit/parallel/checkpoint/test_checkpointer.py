@@ -1,0 +1,217 @@
+"""A checkpoint in one process: what comes back, what is refused, and what becomes of a damaged one."""
+
+import errno
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from megatron.core import parallel_state
+from torch import Tensor
+
+from common.errors import ConfigurationError, Notice, StorageFailed
+from model.config import ModelConfig, MT5Config, ViTConfig
+from model.vit import resample_position
+from parallel.checkpoint.checkpointer import Checkpointer, SaveFailed, SaveStalled, held_weights
+from parallel.config import OptimizerConfig, ParallelConfig
+from parallel.distributed import Launch
+from parallel.engine.base import Engine, build_engine
+from parallel.layout import Layout
+from tests.unit.model.examples import MODEL, MT5, VIT, example, micro_batch
+
+
+@pytest.fixture(scope="module")
+def layout() -> Iterator[Layout]:
+    yield Layout(ParallelConfig(), Launch(0, 1, 0))
+    parallel_state.destroy_model_parallel()
+
+
+def build(layout: Layout, seed: int, vit: ViTConfig = VIT, mt5: MT5Config = MT5, model: ModelConfig = MODEL) -> Engine:
+    optimizer = OptimizerConfig("adamw")
+    return build_engine(vit, mt5, model, optimizer, layout=layout, num_objectives=3, freeze=["patches.*"], seed=seed)
+
+
+def step(engine: Engine) -> float:
+    engine.forward_backward([micro_batch([[example(1)], [example(2)]])], num_targets=10)
+    return engine.update(1e-2)
+
+
+def state(engine: Engine) -> dict[str, Tensor]:
+    own = {f"weights/{r.name}": values.clone() for r, values in held_weights(engine)}
+    return own | {name: values.clone() for name, _, values in engine.optimizer.state_pieces()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(values, other[name]) for name, values in one.items())
+
+
+@dataclass
+class Saved:
+    """A folder with the checkpoints of two steps, and what the engine was after the second, and after a third."""
+
+    folder: Path
+    state: dict[str, Tensor]
+    ages: dict[str, int]
+    third: tuple[float, dict[str, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def written(layout: Layout, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    engine, saver = build(layout, 1), Checkpointer(tmp_path_factory.mktemp("run") / "checkpoints")
+    for number in (1, 2):
+        step(engine)
+        saver.save(engine, number, {"seen": 10 * number})
+    saver.wait()
+    return Saved(saver.folder, state(engine), dict(engine.optimizer.ages), (step(engine), state(engine)))
+
+
+@pytest.fixture
+def saved(written: Saved, tmp_path: Path) -> Saved:
+    """A copy for one test alone."""
+    shutil.copytree(written.folder, tmp_path / "checkpoints")
+    return replace(written, folder=tmp_path / "checkpoints")
+
+
+def test_all_comes_back_and_goes_on_as_it_would_have(saved: Saved, layout: Layout) -> None:
+    other = build(layout, 2)
+    step(other)
+    assert Checkpointer(saved.folder).load_latest(other) == (2, {"seen": 20})
+    assert same(state(other), saved.state) and other.optimizer.ages == saved.ages
+    assert step(other) == saved.third[0] and same(state(other), saved.third[1])
+    assert (saved.folder / "latest").read_text(encoding="utf-8").strip() == "step_00000002"
+    assert sorted(path.name for path in saved.folder.iterdir()) == ["latest", "step_00000001", "step_00000002"]
+
+
+def test_weights_alone_leave_the_optimizer(saved: Saved, layout: Layout) -> None:
+    other = build(layout, 2)
+    before = state(other)
+    Checkpointer(saved.folder).load_latest(other, weights_only=True)
+    for name, values in state(other).items():
+        assert torch.equal(values, saved.state[name] if name.startswith("weights/") else before[name]), name
+    assert set(other.optimizer.ages.values()) == {0}
+
+
+def test_an_empty_folder_has_none(layout: Layout, tmp_path: Path) -> None:
+    assert Checkpointer(tmp_path / "nowhere").load_latest(build(layout, 2)) is None
+
+
+def cut_short(path: Path) -> None:
+    data = next(path.glob("__0_*"))
+    data.write_bytes(data.read_bytes()[:-1])
+
+
+def altered(path: Path) -> None:
+    data = next(path.glob("__0_*"))
+    data.write_bytes(data.read_bytes()[:-1] + b"\xff")
+
+
+def without(*names: str) -> Callable[[Path], None]:
+    """The manifest lacks these files."""
+
+    def damage(path: Path) -> None:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        kept = {name: sums for name, sums in manifest.items() if name not in names}
+        (path / "manifest.json").write_text(json.dumps(kept), encoding="utf-8")
+
+    return damage
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut short": (cut_short, "__0_0.distcp"),
+    "altered": (altered, "__0_0.distcp"),
+    "a file is missing": (lambda path: (path / "state.json").unlink(), "state.json"),
+    "no manifest": (lambda path: (path / "manifest.json").unlink(), "manifest.json"),
+    "no JSON": (lambda path: (path / "manifest.json").write_bytes(b"{"), "manifest.json"),
+    "a list": (lambda path: (path / "manifest.json").write_bytes(b"[]"), "manifest.json"),
+    "without a state": (without("state.json"), "manifest.json"),
+    "without metadata": (without(".metadata"), "manifest.json"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_one_is_put_aside_for_the_one_before(saved: Saved, layout: Layout, kind: str) -> None:
+    (damage, file), saver = DAMAGES[kind], Checkpointer(saved.folder)
+    damage(saved.folder / "step_00000002")
+    with pytest.warns(Notice, match=rf"step_00000002 is damaged \({file}\); taking the one before it"):
+        assert saver.load_latest(build(layout, 2)) == (1, {"seen": 10})
+    assert (saved.folder / "latest").read_text(encoding="utf-8").strip() == "step_00000001"
+    assert (saved.folder / "step_00000002.damaged").is_dir()
+    damage(saved.folder / "step_00000001")
+    with (
+        pytest.warns(Notice, match=rf"step_00000001 is damaged \({file}\)$"),
+        pytest.raises(ConfigurationError, match=r"are damaged \(steps 1\); bring one back"),
+    ):
+        saver.load_latest(build(layout, 2))
+
+
+@pytest.mark.parametrize(
+    ("mt5", "sentence"),
+    [
+        (replace(MT5, d_ff=60), r"encoder_block_0\.mlp_in\.gate\.weight is 56 x 32 there and 60 x 32 here"),
+        (replace(MT5, num_encoder_layers=2), r"encoder_block_2\.\S+ is missing here; give the same vit and mt5"),
+        (
+            replace(MT5, num_encoder_layers=4),
+            r"encoder_block_3\.attention_norm\.weight is missing there and 32 here",
+        ),
+    ],
+)
+def test_that_of_another_model_is_one_sentence(saved: Saved, layout: Layout, mt5: MT5Config, sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=sentence) as error:
+        Checkpointer(saved.folder).load_latest(build(layout, 2, mt5=mt5))
+    assert "\n" not in str(error.value)
+
+
+def test_positions_of_another_resolution_are_resampled(saved: Saved, layout: Layout) -> None:
+    larger = build(layout, 2, model=replace(MODEL, image_size=20))
+    assert Checkpointer(saved.folder).load_latest(larger) == (2, {"seen": 20})
+    found, position = state(larger), saved.state["weights/patches.position"].view(16, VIT.width)
+    assert torch.equal(found.pop("weights/patches.position").view(25, -1), resample_position(position, 25))
+    assert all(torch.equal(values, saved.state[name]) for name, values in found.items())
+
+
+def test_weights_that_are_not_finite_are_not_saved(saved: Saved, layout: Layout) -> None:
+    engine, saver = build(layout, 2), Checkpointer(saved.folder)
+    engine.shards()[0].weights[0] = torch.nan
+    saver.save(engine, 3, {})
+    with pytest.raises(SaveFailed, match=r"step 3 is not written .* is not finite \(that of step 2 stays the newest\)"):
+        saver.wait()
+    assert saver.latest_step() == 2
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "__0_0.distcp"])
+def test_one_that_the_disk_fails_to_read_is_not_damaged(
+    saved: Saved, layout: Layout, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def fails(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path.name == file:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return opened(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", fails)
+    with pytest.raises(StorageFailed, match=r"step_00000002 could not be read \(Input/output error\)") as failed:
+        Checkpointer(saved.folder).load_latest(build(layout, 2))
+    assert not failed.value.alone, "every rank raises it, and the first one prints it"
+    assert Checkpointer(saved.folder).steps() == [1, 2]
+
+
+@pytest.mark.parametrize(("code", "may_pass"), [(errno.EIO, True), (errno.ENOSPC, False)])
+def test_a_save_that_the_disk_fails_may_pass_and_a_full_disk_not(
+    saved: Saved, layout: Layout, code: int, may_pass: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(code, "it fails")
+
+    monkeypatch.setattr("parallel.checkpoint.checkpointer.dcp.save", fails)
+    if may_pass:
+        monkeypatch.setattr("shutil.disk_usage", fails)
+    saver = Checkpointer(saved.folder)
+    saver.save(build(layout, 2), 3, {})
+    with pytest.raises(SaveFailed, match=r"step 3 could not be written to .* \(rank 0: .*it fails") as failed:
+        saver.wait()
+    assert isinstance(failed.value, SaveStalled) == may_pass and saver.steps() == [1, 2]

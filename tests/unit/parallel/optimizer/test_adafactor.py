@@ -1,0 +1,177 @@
+"""Our Adafactor on flat shards against transformers' on whole matrices, and the memory that its state takes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.optimization import Adafactor as ReferenceAdafactor
+
+from model.describe import plan, read_sizes
+from model.layers import Part, parts_of, zeros
+from parallel.config import OptimizerConfig
+from parallel.optimizer.adafactor import Adafactor, state_bytes
+from parallel.optimizer.base import Shard
+from parallel.shards import rectangles
+
+SHAPES = {"matrix": (12, 20), "tall": (40, 3), "vector": (17,), "never_used": (5, 6)}
+
+
+def make(parts: dict[str, Tensor], cuts: list[int], config: OptimizerConfig) -> tuple[Adafactor, list[Shard]]:
+    """One optimizer whose flat shards cut the concatenation of all tensors at `cuts`, anywhere."""
+    flat = torch.cat([values.flatten() for values in parts.values()])
+    shards = []
+    for first, last in zip([0, *cuts], [*cuts, len(flat)], strict=True):
+        found, start = [], 0
+        for name, values in parts.items():
+            part = Part(name, values.shape, zeros, (0,) * values.dim(), values.shape, start)
+            found += rectangles([part], first, last - first, 0, once=True)
+            start += values.numel()
+        shards.append(Shard(flat[first:last].clone(), found))
+    optimizer = Adafactor([torch.nn.Parameter(shard.weights) for shard in shards], config)
+    optimizer.param_groups[0]["params"] = [shard.weights for shard in shards]
+    optimizer.bind(shards, {name: values.shape for name, values in parts.items()}, torch.distributed.group.WORLD)
+    return optimizer, shards
+
+
+@pytest.mark.parametrize("cuts", [[], [7], [12, 100, 101, 240, 359], [250, 300]])
+@pytest.mark.parametrize("clipping", [1.0, 0.01])
+def test_equals_the_plain_full_matrix_one(cuts: list[int], clipping: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    whole = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    whole["vector"] *= 1e-5  # below `epsilon_scale`, which then scales its steps
+    config = OptimizerConfig(update_clipping=clipping, min_dim_size_to_factor=1)
+    optimizer, shards = make(whole, cuts, config)
+    expected = [values.clone().requires_grad_() for values in whole.values()]
+    reference = ReferenceAdafactor(
+        expected, lr=1e-2, clip_threshold=clipping, relative_step=False, scale_parameter=True, warmup_init=False
+    )
+    optimizer.set_learning_rate(1e-2)
+    for _ in range(100):
+        gradients = [torch.randn(values.shape, generator=generator) for values in expected]
+        gradients[-1].zero_()
+        for values, gradient in zip(expected, gradients, strict=True):
+            values.grad = gradient
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        for shard, piece in zip(shards, flat.split([len(s.weights) for s in shards]), strict=True):
+            shard.weights.grad = piece.clone()
+        reference.step()
+        optimizer.step()
+    found = torch.cat([shard.weights for shard in shards]).split([values.numel() for values in expected])
+    for (name, before), after, wanted in zip(whole.items(), found, expected, strict=True):
+        wanted = wanted.detach().flatten()
+        assert torch.linalg.vector_norm(after - wanted) <= 2e-6 * torch.linalg.vector_norm(wanted), name
+        assert torch.equal(after, before.flatten()) == (name == "never_used"), name
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("clipping", [1.0, 0.01])
+def test_a_tensor_that_several_ranks_hold_whole_counts_once(momentum: float, clipping: float) -> None:
+    """The second shard is what another tensor-parallel rank holds of replicated tensors: sums leave it out."""
+    generator = torch.Generator().manual_seed(0)
+    whole = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    config = OptimizerConfig(update_clipping=clipping, momentum=momentum, min_dim_size_to_factor=3)
+    alone, (one,) = make(whole, [], config)
+    both, (first,) = make(whole, [], config)
+    copy = Shard(first.weights.clone(), [replace(r, once=False) for r in first.rectangles])
+    both.param_groups[0]["params"].append(copy.weights)
+    both.bind([first, copy], both.shapes, both.group)
+    for optimizer in (alone, both):
+        optimizer.set_learning_rate(1e-2)
+    for _ in range(3):
+        gradient = torch.randn(one.weights.shape, generator=generator)
+        for shard in (one, first, copy):
+            shard.weights.grad = gradient.clone()
+        alone.step()
+        both.step()
+    assert torch.equal(first.weights, one.weights) and torch.equal(copy.weights, one.weights)
+
+
+def test_small_sides_are_not_factored() -> None:
+    """T5X factors only where both sides have at least 128 rows or columns."""
+    parts = {"large": torch.ones(128, 200), "thin": torch.ones(127, 400), "bias": torch.ones(300)}
+    optimizer, _ = make(parts, [], OptimizerConfig())
+    assert set(optimizer.moments) == {"large"}
+    assert {r.name for r in optimizer.full} == {"thin", "bias"}
+    numbers = sum(values.numel() for _, _, values in optimizer.state_pieces())
+    assert numbers == 128 + 200 + 127 * 400 + 300
+
+
+def test_skipped_steps_change_nothing() -> None:
+    optimizer, (shard,) = make({"matrix": torch.ones(130, 130)}, [], OptimizerConfig())
+    shard.weights.grad = torch.ones_like(shard.weights)
+    optimizer.set_learning_rate(1.0)
+    optimizer.skip = True
+    optimizer.step()
+    assert optimizer.ages == {"matrix": 0}
+    assert torch.equal(shard.weights, torch.ones(130 * 130))
+    optimizer.skip = False
+    optimizer.step()
+    assert optimizer.ages == {"matrix": 1}
+    assert not torch.equal(shard.weights, torch.ones(130 * 130))
+
+
+def test_big_visions_variant_equals_the_plain_one() -> None:
+    """No scaling by the weights, no update clipping, beta2 at most 0.999, a momentum kept in bf16, decoupled decay."""
+    config = OptimizerConfig(
+        multiply_by_parameter_scale=False,
+        update_clipping=None,
+        min_dim_size_to_factor=4,
+        decay_exponent=2.0,
+        beta2_cap=0.999,
+        momentum=0.9,
+        weight_decay=0.1,
+    )
+    generator = torch.Generator().manual_seed(0)
+    whole = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    optimizer, shards = make(whole, [12, 100, 101, 240, 359], config)
+    optimizer.set_learning_rate(1e-2)
+    wanted = {name: values.clone() for name, values in whole.items()}
+    moments = dict.fromkeys(whole, (0.0, 0.0))
+    momenta = {name: torch.zeros_like(values, dtype=torch.bfloat16) for name, values in whole.items()}
+    for step in range(60):  # 1 - 60^-2 is above the cap
+        gradients = {name: torch.randn(values.shape, generator=generator) for name, values in whole.items()}
+        flat = torch.cat([gradient.flatten() for gradient in gradients.values()])
+        for shard, piece in zip(shards, flat.split([len(s.weights) for s in shards]), strict=True):
+            shard.weights.grad = piece.clone()
+        optimizer.step()
+        beta2 = min(0.999, 1 - (step + 1.0) ** -2)
+        for name, g in gradients.items():
+            squared, (rows, columns) = g.square() + 1e-30, moments[name]
+            if g.dim() == 2 and min(g.shape) >= 4:
+                rows = beta2 * rows + (1 - beta2) * squared.mean(1)
+                columns = beta2 * columns + (1 - beta2) * squared.mean(0)
+                update = g / (rows / rows.mean()).sqrt()[:, None] / columns.sqrt()
+            else:
+                rows = beta2 * rows + (1 - beta2) * squared
+                update = g / rows.sqrt()
+            moments[name] = rows, columns
+            mean = 0.9 * momenta[name].float() + 0.1 * update
+            momenta[name] = mean.bfloat16()
+            wanted[name] -= 1e-2 * (mean + (0.1 * wanted[name] if g.dim() == 2 else 0.0))
+    found = torch.cat([shard.weights for shard in shards])
+    expected = torch.cat([values.flatten() for values in wanted.values()])
+    assert torch.linalg.vector_norm(found - expected) <= 1e-5 * torch.linalg.vector_norm(expected)
+    assert {values.dtype for name, _, values in optimizer.state_pieces() if name.endswith("momentum")} == {
+        torch.bfloat16
+    }
+
+
+def test_the_state_of_mt5_xxl_takes_22_mb_and_that_of_pali_17b_40() -> None:
+    """5.4 M floats beside 12.9 G parameters (no momentum, factored from 128 rows and columns)."""
+    pali = plan(read_sizes(["model=pali_17b"]))
+    shapes = {part.name: part.shape for _, part in parts_of(pali)}
+    own = ("bridge.embedding", "bridge.encoder_bias", "bridge.decoder_bias", "encoder", "decoder", "head")
+    language = {name: shape for name, shape in shapes.items() if name.startswith(own)}
+    assert sum(shape.numel() for shape in language.values()) == pytest.approx(12.92e9, rel=1e-3)
+    assert state_bytes(language, OptimizerConfig()) / 1e6 == pytest.approx(21.7, abs=0.3)
+    assert state_bytes(shapes, OptimizerConfig()) / 1e6 == pytest.approx(40.2, abs=0.1)
+
+
+def test_the_size_of_a_state_is_what_it_takes() -> None:
+    whole = {name: torch.ones(shape) for name, shape in SHAPES.items()}
+    for momentum in (0.0, 0.9):
+        config = OptimizerConfig(min_dim_size_to_factor=4, momentum=momentum)
+        optimizer, _ = make(whole, [], config)
+        found = sum(values.nbytes for _, _, values in optimizer.state_pieces())
+        assert found == state_bytes({name: values.shape for name, values in whole.items()}, config)

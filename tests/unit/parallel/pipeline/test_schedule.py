@@ -1,0 +1,99 @@
+"""What a pipeline takes to travel between stages is what the model passes on, whatever is frozen."""
+
+from fnmatch import fnmatchcase
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from model.describe import Sizes as ModelSizes
+from model.describe import plan
+from model.pali import PaLI, build
+from parallel.config import ParallelConfig
+from parallel.pipeline.schedule import Sizes, Travel, _Forward
+from tests.distributed.problem import MODEL, MT5, NUM_OBJECTIVES, VIT, micro_batches
+
+# Of all parameters: those trained. What is passed on needs gradients from the first trained one on.
+TRAINED = [
+    ["*"],
+    ["bridge.embedding.*", "bridge.*_bias.*", "encoder*", "decoder*", "head.*"],  # a frozen ViT
+    ["patches.*", "vit_block_*", "bridge.*", "encoder*"],  # a frozen decoder
+    ["patches.*", "vit_block_*", "bridge.vit_norm.*", "bridge.projection.*"],  # a ViT below frozen language
+    ["vit_block_1.*"],
+    ["bridge.vit_norm.weight"],
+    ["bridge.projection.bias"],
+    ["bridge.embedding.weight"],
+    ["bridge.encoder_bias.weight"],
+    ["bridge.decoder_bias.weight"],
+    ["encoder_block_1.mlp_in.weight"],
+    ["encoder_norm.*"],
+    ["decoder_block_0.cross_query.*"],
+    ["decoder_block_1.*"],
+    ["head.*"],
+]
+
+
+def freeze_all_but(pali: PaLI, patterns: list[str]) -> None:
+    for name, parameter in pali.named_parameters():
+        parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
+
+
+def travel_of(patterns: list[str], **parallel: Any) -> Travel:
+    planned = plan(ModelSizes(VIT, MT5, MODEL))
+    freeze_all_but(planned, patterns)
+    return Travel(planned, SimpleNamespace(config=ParallelConfig(**parallel)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("patterns", TRAINED, ids=lambda patterns: patterns[0])
+def test_shapes_and_gradients_are_the_models(patterns: list[str]) -> None:
+    pali, batch = build(VIT, MT5, MODEL, NUM_OBJECTIVES), micro_batches(0)[0]
+    freeze_all_but(pali, patterns)
+    travel, carry = travel_of(patterns), ()
+    for name, unit in pali.units():
+        carry = pali.run(unit, carry, batch)
+        found = travel.after(name, Sizes.of(batch), torch.float32)
+        if name != "head":  # nothing travels on from there
+            assert [(x.shape, x.requires_grad) for x in found] == [(x.shape, x.requires_grad) for x in carry], name
+        assert [(x.dtype, x.is_meta) for x in found] == [(torch.float32, True)] * len(found)
+
+
+@pytest.mark.parametrize(("names", "through"), [(["encoder_block_0"], True), (["encoder_block_1", "head"], False)])
+def test_the_backward_of_a_frozen_stage_is_not_the_engines(names: list[str], through: bool) -> None:
+    """Gradients pass it to what is trained below, and DeepSpeed has none of its own to reduce."""
+    pali, reached = build(VIT, MT5, MODEL), []
+    freeze_all_but(pali, ["encoder_block_0.mlp_norm.*"])
+    stage = _Forward(SimpleNamespace(model=pali, backward=reached.append), names)  # type: ignore[arg-type]
+    x = torch.ones(3, requires_grad=True)
+    loss = (2 * x).sum()
+    stage.backward(loss)
+    assert reached == ([loss] if through else [])
+    assert (x.grad is None) if through else torch.equal(x.grad, torch.full((3,), 2.0))
+
+
+def test_the_head_gives_a_loss_and_totals() -> None:
+    loss, totals = Travel(plan(ModelSizes(VIT, MT5, MODEL)), SimpleNamespace(config=ParallelConfig())).after(  # type: ignore[arg-type]
+        "head", Sizes(2, 3, 16, 8), torch.bfloat16
+    )
+    assert (loss.shape, loss.dtype, loss.requires_grad) == ((), torch.float32, True)
+    assert (totals.shape, totals.dtype, totals.requires_grad) == ((4, 1), torch.float32, False)
+
+
+def test_nothing_arrives_at_the_first_stage() -> None:
+    assert travel_of(["*"]).after(None, Sizes(2, 3, 16, 8), torch.float32) == ()
+
+
+def test_shapes_under_tensor_and_sequence_parallelism() -> None:
+    """Four visual tokens and lengths of 18 and 8 over two ranks; each has half of the heads' biases."""
+    sizes = Sizes(images=5, rows=3, encoder_length=18, decoder_length=8)
+    travel = travel_of(["*"], tensor=2, sequence=True)
+    tables = [(32, 2), (32, 2)]
+    for whole, split in ((True, 1), (False, 2)):
+        vision, language = (
+            [tuple(x.shape) for x in travel.after(name, sizes, torch.float32, whole_sequences=whole)]
+            for name in ("vit_block_0", "encoder_norm")
+        )
+        assert vision == [(4 // split, 5, 64)]
+        assert language == [(18 // split, 3, 128), (8 // split, 3, 128), *tables]
+    travel.vision_tokens = 9
+    assert travel.after("patches", sizes, torch.float32)[0].shape[0] == 5, "padded"

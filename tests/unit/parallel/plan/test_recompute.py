@@ -1,0 +1,58 @@
+"""Recomputation marks the blocks that were asked for, keeps less the more they are, and changes no gradient."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from common.errors import ConfigurationError
+from model.pali import PaLI, build
+from parallel.config import ParallelConfig
+from parallel.plan.recompute import mark_recomputed
+from tests.distributed.problem import MODEL, MT5, NUM_OBJECTIVES, VIT, micro_batches
+
+
+def kept_and_gradients(config: ParallelConfig) -> tuple[int, dict[str, Tensor]]:
+    """Bytes that autograd keeps for the backward pass, and what that pass gives."""
+    pali, batch = build(VIT, MT5, MODEL, NUM_OBJECTIVES), micro_batches(0)[0]
+    mark_recomputed(pali, config)
+    seen: dict[int, int] = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: seen.setdefault(x.data_ptr(), x.nbytes) and x, lambda x: x):
+        loss, _ = pali((), batch)
+    loss.backward()
+    return sum(seen.values()), {name: p.grad for name, p in pali.named_parameters() if p.grad is not None}
+
+
+def test_keeps_less_and_changes_nothing() -> None:
+    configs = {
+        name: ParallelConfig(recompute=name, recompute_stacks=list(stacks))
+        for name, stacks in [("none", []), ("attention", ["encoder", "decoder"]), ("every_n", ["vit", "decoder"])]
+    } | {"block": ParallelConfig(recompute="block")}
+    kept, gradients = zip(*map(kept_and_gradients, configs.values()), strict=True)
+    bytes_of = dict(zip(configs, kept, strict=True))
+    assert bytes_of["block"] < bytes_of["every_n"] < bytes_of["none"]
+    assert bytes_of["block"] < bytes_of["attention"] < bytes_of["none"]
+    for found in gradients[1:]:
+        assert all(torch.equal(found[name], gradient) for name, gradient in gradients[0].items())
+
+
+def marked(pali: PaLI, **options: object) -> set[str]:
+    mark_recomputed(pali, ParallelConfig(**options))  # type: ignore[arg-type]
+    return {name for name, unit in pali.units() if unit.recompute != "none"}
+
+
+def test_marks_the_blocks_that_were_asked_for() -> None:
+    def fresh() -> PaLI:
+        return build(VIT, MT5, MODEL)
+
+    blocks = {f"{stack}_block_{i}" for stack in ("vit", "encoder", "decoder") for i in (0, 1)}
+    assert marked(fresh()) == set()
+    assert marked(fresh(), recompute="attention") == blocks
+    assert marked(fresh(), recompute="block", recompute_stacks=["encoder"]) == {"encoder_block_0", "encoder_block_1"}
+    assert marked(fresh(), recompute="every_n", recompute_every=2) == {name for name in blocks if name.endswith("0")}
+
+
+def test_an_unknown_policy_or_stack_is_one_sentence() -> None:
+    with pytest.raises(ConfigurationError, match="choose none, block, every_n or attention"):
+        ParallelConfig(recompute="full")
+    with pytest.raises(ConfigurationError, match=r"recompute_stacks='bridge' is unknown; choose vit, encoder or"):
+        ParallelConfig(recompute_stacks=["bridge"])

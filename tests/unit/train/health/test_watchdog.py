@@ -1,0 +1,269 @@
+"""Processes that stand still end themselves and say who is to blame; real processes, no torch needed."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train.health.heartbeat import Heartbeat, Heartbeats, published
+from train.health.watchdog import EXIT_HUNG, PeerLost, Watchdog, describe, may_speak, verdict, what_broke
+
+RANK = """
+import ctypes, os, sys, threading, time
+from pathlib import Path
+from common import progress
+from train.health.watchdog import Watchdog
+
+def full_pipe():
+    end = os.pipe()[1]
+    os.set_blocking(end, False)
+    try:
+        while os.write(end, bytes(4096)):
+            pass
+    except BlockingIOError:
+        os.set_blocking(end, True)
+    return end
+
+def beats(seconds, beat):
+    for _ in range(round(seconds / 0.25)):
+        time.sleep(0.25)
+        beat("next")
+
+def stands_still():
+    {hang}
+
+{before}
+with Watchdog({timeout_s}, Path(sys.argv[1]), rank=int(sys.argv[2]), world_size={world_size}) as watchdog:
+    watchdog.beat("step 7, forward and backward")
+    print("working", flush=True)
+    stands_still()
+"""
+SLEEP, KEEPS_THE_LOCK = "time.sleep(60)", "ctypes.PyDLL(None).sleep(60)"
+BLOCKED_STDERR = "os.dup2(full_pipe(), 2)"
+BLOCKED_STACKS = "watchdog.stacks_file = os.fdopen(full_pipe(), 'wb', buffering=0); time.sleep(1); "
+# name: (what the rank does, what comes before, whether its disk answers, timeout_s)
+ALONE = {
+    "stands still": (SLEEP, "", True, 4),
+    "keeps the interpreter's lock": (KEEPS_THE_LOCK, "", True, 2),
+    "makes progress": ("beats(4, watchdog.beat)", "", True, 2),
+    "makes progress anywhere": ("beats(4, progress.beat)", "", True, 2),
+    "another thread makes progress": (
+        f"threading.Thread(target=beats, args=(60, progress.beat), daemon=True).start(); {SLEEP}", "", True, 2
+    ),
+    "makes progress, no disk": ("beats(5, watchdog.beat)", "", False, 2),
+    "stands still, no disk": (SLEEP, "", False, 2),
+    "keeps the interpreter's lock, no disk": (KEEPS_THE_LOCK, "", False, 2),
+    "stands still, blocked stderr": (SLEEP, BLOCKED_STDERR, True, 2),
+    "keeps the interpreter's lock, blocked dump": (BLOCKED_STACKS + KEEPS_THE_LOCK, "", True, 2),
+}  # fmt: skip
+
+
+def start(
+    folder: Path, rank: int, hang: str, world_size: int, timeout_s: float, before: str = ""
+) -> subprocess.Popen[str]:
+    code = RANK.format(hang=hang, world_size=world_size, timeout_s=timeout_s, before=before)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder), str(rank)], stdout=pipe, stderr=pipe, text=True, encoding="utf-8"
+    )
+    assert process.stdout is not None and process.stdout.readline() == "working\n"
+    return process
+
+
+def disk_that_does_not_answer(folder: Path) -> None:
+    """Pipes with nobody at the other end, in the places of files: to open them blocks for ever."""
+    for name in ("heartbeats", "stacks"):
+        (folder / name).mkdir(parents=True)
+    os.mkfifo(folder / "heartbeats" / f"{os.uname().nodename}_rank_00000.jsonl.tmp")
+    os.mkfifo(folder / "heartbeats" / "n1_rank_00001.jsonl")
+    os.mkfifo(folder / "stacks" / "rank_00000.txt")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, Path]]:
+    """(exit code, stderr, folder) of each rank of `ALONE`; they stand still side by side."""
+    started = {}
+    for name, (hang, before, answers, timeout_s) in ALONE.items():
+        folder = tmp_path_factory.mktemp("alone")
+        if not answers:
+            disk_that_does_not_answer(folder)
+        started[name] = start(folder, 0, hang, 1, timeout_s, before), folder
+    ended = {}
+    for name, (process, folder) in started.items():
+        _, said = process.communicate(timeout=50)
+        ended[name] = process.returncode, said, folder
+    return ended
+
+
+def stacks(folder: Path) -> str:
+    return (folder / "stacks" / "rank_00000.txt").read_text(encoding="utf-8")
+
+
+def test_a_rank_that_stands_still_ends_itself_and_shows_where(alone: dict[str, tuple[int, str, Path]]) -> None:
+    code, said, folder = alone["stands still"]
+    assert code == EXIT_HUNG  # the timer in C, at timeout_s, would have given 1
+    for text in (said, stacks(folder)):
+        assert "made no progress" in text and "step 7, forward and backward" in text and "in stands_still" in text
+        assert "The run hangs. Stands still: rank 0" in text and "does not answer" not in text
+
+
+def test_native_code_that_keeps_the_interpreters_lock_is_ended_too(alone: dict[str, tuple[int, str, Path]]) -> None:
+    code, _, folder = alone["keeps the interpreter's lock"]
+    assert code == 1 and "in stands_still" in stacks(folder)
+
+
+@pytest.mark.parametrize("name", ["makes progress", "makes progress anywhere"])
+def test_progress_is_no_hang_and_leaves_no_stacks(alone: dict[str, tuple[int, str, Path]], name: str) -> None:
+    code, said, folder = alone[name]
+    assert (code, said) == (0, "") and not list((folder / "stacks").iterdir())
+
+
+def test_another_threads_progress_is_not_this_ones(alone: dict[str, tuple[int, str, Path]]) -> None:
+    assert alone["another thread makes progress"][0] == EXIT_HUNG
+
+
+def test_a_disk_that_does_not_answer_ends_no_run_that_goes_on(alone: dict[str, tuple[int, str, Path]]) -> None:
+    code, said, folder = alone["makes progress, no disk"]
+    assert code == 0 and said.startswith(f"{folder} has not answered for") and "training goes on" in said
+
+
+def test_a_disk_that_does_not_answer_hides_no_hang(alone: dict[str, tuple[int, str, Path]]) -> None:
+    code, said, folder = alone["stands still, no disk"]
+    assert code == EXIT_HUNG
+    assert "made no progress" in said and "in stands_still" in said and "Stands still: rank 0" in said
+    assert f"{folder} does not answer: no other machine is seen." in said
+    code, said, _ = alone["keeps the interpreter's lock, no disk"]
+    assert code == 1 and "in stands_still" in said
+
+
+def test_stderr_that_nobody_reads_keeps_no_rank_alive(alone: dict[str, tuple[int, str, Path]]) -> None:
+    code, _, folder = alone["stands still, blocked stderr"]
+    assert code == EXIT_HUNG and "The run hangs. Stands still: rank 0" in stacks(folder)
+
+
+def test_a_blocked_dump_of_the_timer_in_c_is_ended_by_the_kernel(alone: dict[str, tuple[int, str, Path]]) -> None:
+    assert alone["keeps the interpreter's lock, blocked dump"][0] == -signal.SIGALRM
+
+
+def test_a_stopped_rank_is_named_by_one_that_lives(tmp_path: Path) -> None:
+    first = start(tmp_path, 0, SLEEP, world_size=2, timeout_s=4)
+    second = start(tmp_path, 1, SLEEP, world_size=2, timeout_s=4)
+    # Its first sign of life may be of the start-up, before the step begins.
+    while not (0 in (seen := published(tmp_path)) and seen[0].place.startswith("step 7")):
+        assert first.poll() is None
+        time.sleep(0.02)
+    os.kill(first.pid, signal.SIGSTOP)
+    _, said = second.communicate(timeout=30)
+    assert first.wait(timeout=30) == -signal.SIGKILL  # it could not end itself
+    assert second.returncode == EXIT_HUNG
+    assert f"Does not answer, stopped or dead: rank 0 on {os.uname().nodename} (process {first.pid})" in said
+    assert "(last seen: step 7, forward and backward)" in said and "Stands still: rank 1" in said
+
+
+def test_the_guilty_are_named_before_those_who_wait() -> None:
+    waits = Heartbeat(0, "n0", 11, 5, "step 3, update", 9.0, "parallel/engine/replicated.py:108 in _sum", waits=True)
+    reads = Heartbeat(1, "n1", 12, 5, "step 3, reading", 9.0, "data/stream.py:120 in read")
+    gone = Heartbeat(2, "n2", 13, 4, "step 3, update")
+    others: dict[int, Heartbeat | None] = {1: reads, 2: gone, 3: None}
+    said = verdict(waits, {1: None, 2: gone, 3: None}, others)
+    assert said == (
+        "The run hangs. "
+        "Does not answer, stopped or dead: rank 2 on n2 (process 13) (last seen: step 3, update), rank 3 (never seen). "
+        "Stands still: rank 1 on n1 (process 12) at data/stream.py:120 in read (step 3, reading). "
+        "Waits: rank 0 on n0 (process 11) at parallel/engine/replicated.py:108 in _sum (step 3, update)."
+    )
+
+
+def test_a_frame_of_ours_is_shown_rather_than_a_librarys() -> None:
+    seen: list[tuple[str, bool]] = []
+    sorted([1], key=lambda _: seen.append(describe(sys._getframe())) or 0)
+    place, waits = seen[0]
+    assert place.startswith("health/test_watchdog.py:") and not waits
+
+
+@pytest.mark.parametrize(("world_size", "speakers"), [(1, [0]), (5, [0, 1, 2, 4]), (9, [0, 1, 2, 4, 8])])
+def test_few_ranks_read_the_files_of_all(world_size: int, speakers: list[int]) -> None:
+    assert [rank for rank in range(world_size) if may_speak(rank)] == speakers
+
+
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:40021"
+
+
+def lose_a_peer(folder: Path, error: Exception) -> str:
+    """What rank 0 of two says where a collective raises `error`."""
+    with pytest.raises(PeerLost) as lost, Watchdog(4.8, folder, rank=0, world_size=2) as watchdog:
+        watchdog.beat("step 7, update")
+        raise error
+    assert lost.value.__cause__ is error
+    return str(lost.value)
+
+
+def other_rank(folder: Path, **known: Any) -> Heartbeats:
+    """Rank 1, on another machine."""
+    beats = Heartbeats(folder, 1, 2, machine=folder / "elsewhere")
+    beats.own = Heartbeat(1, **{"host": "elsewhere", "process": 5, "place": "step 7, reading", **known})
+    beats.write()
+    return beats
+
+
+def test_who_does_not_beat_any_more_is_named(tmp_path: Path) -> None:
+    other_rank(tmp_path)
+    said = lose_a_peer(tmp_path, RuntimeError(GLOO))
+    assert said.startswith(f"Rank 0 on {os.uname().nodename} (process {os.getpid()}) lost a peer at health/")
+    assert (
+        "(step 7, update). Does not answer, stopped or dead: rank 1 on elsewhere (process 5) (last seen: step 7" in said
+    )
+    assert "Connection closed by peer" in said and "in lose_a_peer" in (tmp_path / "stacks/rank_00000.txt").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_whoever_still_beats_or_has_told_its_end_is_not(tmp_path: Path) -> None:
+    other_rank(tmp_path, frame="train/step/loop.py:9 in step")
+    assert "Every rank that it can see still answers" in lose_a_peer(tmp_path, RuntimeError(GLOO))
+    beats, ended = other_rank(tmp_path), threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.05):
+            beats.write()
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    try:
+        assert "Every rank that it can see still answers" in lose_a_peer(tmp_path, RuntimeError(GLOO))
+    finally:
+        ended.set()
+        beating.join()
+
+
+def test_a_broken_connection_is_found_behind_other_errors() -> None:
+    def raised() -> Exception:
+        try:
+            try:
+                raise RuntimeError(GLOO)
+            except RuntimeError as error:
+                raise RuntimeError("stage 1 failed to run forward") from error
+        except RuntimeError as error:
+            return error
+
+    assert what_broke(raised()) == GLOO
+    for error in (ValueError(GLOO), RuntimeError("[gloo/transport/tcp/pair.cc] op.preamble.length <= op.nbytes"), None):
+        assert what_broke(error) is None
+
+
+def test_stacks_of_many_hangs_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.health.watchdog.MOST_STACKS", 10)
+    folder = tmp_path / "stacks"
+    folder.mkdir()
+    for text in ("of the first process", "of the second process"):
+        (folder / "rank_00000.txt").write_text(text, encoding="utf-8")
+        with Watchdog(600, tmp_path):
+            pass
+    found = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
+    assert found == {"rank_00000.old.txt": "of the second process"}

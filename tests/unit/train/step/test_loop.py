@@ -1,0 +1,262 @@
+"""The loop over an engine that does as it is told: steps skipped, runs ended, work saved."""
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from common.errors import StorageFailed
+from data.examples import ExampleInfo
+from data.objectives import NAMES
+from data.packing import RowShape, pack
+from model.batch import MicroBatch
+from model.loss import LossTotals
+from parallel.checkpoint.checkpointer import Checkpointer, NotFinite, SaveFailed, SaveStalled
+from train.config import CheckpointConfig, GuardConfig, Phase, RunConfig, RunSettings, ScheduleConfig
+from train.entry import Interrupted, RunStopped
+from train.phases import Span
+from train.run.run import Run
+from train.run.skipped_batches import NAME, LeftOut
+from train.step.loop import Loop
+from train.step.reader import Reading
+
+SHAPE = RowShape(80, 16, 1, 112, 64)
+
+
+class FakeEngine:
+    """Losses as given, step by step (the first is the dry run's); remembers what it was asked to do."""
+
+    def __init__(self, losses: Sequence[float], norm: float = 1.0) -> None:
+        self.losses, self.norm, self.calls = iter(losses), norm, []  # type: ignore[var-annotated]
+
+    def forward_backward(self, micro_batches: list[MicroBatch], num_targets: int) -> LossTotals:
+        tokens = torch.zeros(4, len(NAMES))
+        tokens[3, 0] = 1
+        tokens[0, 0] = next(self.losses)
+        return LossTotals(*tokens)
+
+    def update(self, rate: float) -> float:
+        self.calls.append(("update", rate))
+        return self.norm
+
+    def discard(self) -> None:
+        self.calls.append(("discard", None))
+
+
+class FakeReader:
+    def read(self, step: int) -> Reading:
+        rows, _ = pack([], SHAPE)
+        from data.packing import micro_batches
+
+        info = ExampleInfo("vq2a", "vqa", f"key{step}", "shard", "en", "What?", "red", step)
+        return Reading(micro_batches(rows, 2, SHAPE), [info])
+
+
+def loop(
+    engine: FakeEngine, folder: Path, steps: int, extra: dict[str, Any] | None = None, **guard: Any
+) -> tuple[Loop, SimpleNamespace]:
+    config = RunConfig(
+        run=RunSettings(folder=str(folder), steps=steps, guard=GuardConfig(**guard)),
+        schedule=ScheduleConfig(name="constant", peak=0.5, warmup_steps=0),
+        checkpoint=CheckpointConfig(every_steps=4),
+    )
+    config.model.image_size = 112
+    run = SimpleNamespace(
+        lines=[], saved=[], alerts=[], folder=folder, is_main_rank=True,
+        save_due=lambda: False, settle=lambda: None, not_finite=lambda engine: None,
+        interrupt=SimpleNamespace(asked=False),
+        display=SimpleNamespace(note=lambda text: None),
+        layout=SimpleNamespace(
+            data_parallel_rank=0,
+            data_parallel_size=1,
+            tensor_parallel_rank=0,
+            is_replica_leader=True,
+            rank=0,
+            world_size=1,
+            device=torch.device("cpu"),
+        ),
+    )  # fmt: skip
+    run.left_out = LeftOut()
+    run.alert = lambda title, text: run.alerts.append(title)
+    run.record = run.lines.append
+    run.save = lambda engine, step, extra: run.saved.append((step, extra))
+    validation = SimpleNamespace(due=lambda step: False)
+    span = Span(Phase("mini", image_size=112, learning_rate_factor=0.5), 1, steps)
+    return Loop(config, span, run, engine, FakeReader(), validation, extra or {}), run  # type: ignore[arg-type]
+
+
+def test_steps_are_taken_measured_and_saved(tmp_path: Path) -> None:
+    engine = FakeEngine([9.0, 5.0, 4.0, 3.0, 2.0, 1.0])
+    trained, run = loop(engine, tmp_path, steps=5)
+    assert trained.train(0) == 5
+    assert [line["step"] for line in run.lines] == [1, 2, 3, 4, 5]
+    assert [line["loss"] for line in run.lines] == [5.0, 4.0, 3.0, 2.0, 1.0]
+    assert engine.calls == [("discard", None)] + [("update", 0.25)] * 5
+    assert [step for step, _ in run.saved] == [4, 5]
+    assert run.saved[-1][1] == {"guard": [5.0, 4.0, 3.0, 2.0, 1.0], "phase": "mini"}
+
+
+def test_the_dry_run_fails_before_anything_is_recorded_and_reads_nothing_twice(tmp_path: Path) -> None:
+    broken = FakeEngine([])  # its first forward pass fails
+    trained, run = loop(broken, tmp_path, steps=5)
+    with pytest.raises(StopIteration):
+        trained.train(0)
+    assert not run.lines and not run.saved and not broken.calls
+    trained, run = loop(FakeEngine([9.0, 5.0, 4.0]), tmp_path, steps=2)
+    read = trained.reader.read
+    steps: list[int] = []
+    trained.reader.read = lambda step: steps.append(step) or read(step)  # type: ignore
+    trained.train(0)
+    assert steps == [0, 1]
+
+
+def test_a_bad_loss_is_skipped_and_its_examples_are_kept(tmp_path: Path) -> None:
+    engine = FakeEngine([9.0, 5.0, math.nan, 3.0])
+    trained, run = loop(engine, tmp_path, steps=3)
+    trained.train(0)
+    assert [call for call, _ in engine.calls] == ["discard", "update", "discard", "update"]
+    assert run.lines[1]["guard"] == "loss is not finite" and run.lines[1]["grad_norm"] is None
+    assert '"key1"' in (tmp_path / "bad_batch_step_00000002.json").read_text(encoding="utf-8")
+
+
+def test_a_step_without_any_target_changes_nothing_and_is_counted(tmp_path: Path) -> None:
+    engine = FakeEngine([9.0, 5.0, 0.0, 0.0, 3.0])
+    forward_backward = engine.forward_backward
+
+    def without_targets(micro_batches: list[MicroBatch], num_targets: int) -> LossTotals:
+        totals = forward_backward(micro_batches, num_targets)
+        return LossTotals(*torch.zeros(4, len(NAMES))) if totals.nll.sum() == 0 else totals
+
+    engine.forward_backward = without_targets  # type: ignore[method-assign]
+    trained, run = loop(engine, tmp_path, steps=4, max_in_a_row=1)
+    trained.train(0)
+    assert [call for call, _ in engine.calls] == ["discard", "update", "discard", "discard", "update"]
+    assert [line["loss"] for line in run.lines] == [5.0, None, None, 3.0]
+    assert [line.get("empty_steps") for line in run.lines] == [None, 1, 2, None]
+    assert run.lines[1]["guard"] == "no target token" and run.lines[1]["grad_norm"] is None
+    assert run.alerts == ["empty step"] and trained.guard.state == [5.0, 3.0]
+    assert run.saved[-1][1]["empty_steps"] == 2 and not list(tmp_path.glob("bad_batch*"))
+
+
+def test_many_bad_steps_in_a_row_end_the_run(tmp_path: Path) -> None:
+    trained, run = loop(FakeEngine([9.0] + [math.inf] * 9), tmp_path, steps=9, max_in_a_row=3)
+    with pytest.raises(RunStopped, match="stopped at step 3: 3 steps in a row"):
+        trained.train(0)
+    assert len(run.lines) == 3 and not run.saved
+
+
+def test_a_gradient_that_is_not_finite_counts_as_a_bad_step(tmp_path: Path) -> None:
+    trained, _ = loop(FakeEngine([9.0] * 9, norm=math.nan), tmp_path, steps=9, max_in_a_row=2)
+    with pytest.raises(RunStopped, match="gradient is not finite"):
+        trained.train(0)
+
+
+def test_many_bad_steps_in_a_row_send_the_run_back_as_often_as_it_may(tmp_path: Path) -> None:
+    losses = [9.0, 5.0, 4.0] + [math.nan] * 9
+    trained, run = loop(FakeEngine(losses), tmp_path, steps=9, max_in_a_row=2, roll_back=1)
+    went: list[tuple[int, list[int]]] = []
+    run.roll_back = lambda last_good, bad: went.append((last_good, list(bad))) or 0
+    assert trained.train(0) == 0
+    assert went == [(2, [3, 4])] and run.alerts == ["skipped step", "skipped step", "roll-back"]
+    trained, run = loop(FakeEngine(losses), tmp_path, steps=9, max_in_a_row=2, roll_back=1)
+    run.left_out.roll_backs = 1
+    with pytest.raises(RunStopped, match="stopped at step 4: 2 steps in a row"):
+        trained.train(0)
+
+
+def test_the_batch_whose_update_spoiled_the_weights_is_left_out_too(tmp_path: Path) -> None:
+    trained, run = loop(FakeEngine([9.0, 5.0, 4.0] + [math.nan] * 9), tmp_path, steps=9, max_in_a_row=2, roll_back=1)
+    run.left_out.batches = [1]
+    run.not_finite = lambda engine: "patches.kernel"
+    went: list[tuple[int, list[int]]] = []
+    said: list[str] = []
+    run.roll_back = lambda last_good, bad: went.append((last_good, list(bad))) or 0
+    run.alert = lambda title, text: said.append(text)
+    assert trained.train(0) == 0
+    assert went == [(1, [3, 4, 5])] and "after step 2 had made patches.kernel not finite; their" in said[-1]
+
+
+def test_left_out_batches_are_passed_over(tmp_path: Path) -> None:
+    trained, run = loop(FakeEngine([9.0, 5.0, math.nan]), tmp_path, steps=2)
+    run.left_out.batches = [2, 3]
+    trained.train(0)
+    assert '"key3"' in (tmp_path / "bad_batch_step_00000002.json").read_text(
+        encoding="utf-8"
+    )  # batch 4, counted from 0
+
+
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path: Path) -> None:
+    trained, run = loop(FakeEngine([9.0, 5.0, 4.0, 3.0]), tmp_path, steps=9)
+    record = run.record
+    run.record = lambda line: (record(line), setattr(run.interrupt, "asked", line["step"] == 2))
+    with pytest.raises(Interrupted, match="Interrupted after step 3"):
+        trained.train(0)
+    assert [step for step, _ in run.saved] == [3]
+
+
+def test_nothing_is_saved_while_steps_are_distrusted_and_what_was_due_follows(tmp_path: Path) -> None:
+    losses = [9.0, 5.0, 4.0, math.nan, math.nan, 3.0, 2.0, 1.0]
+    trained, run = loop(FakeEngine(losses), tmp_path, steps=7)
+    run.save_due = lambda: len(run.lines) == 2  # minutes have passed, as step 3 begins
+    trained.train(0)
+    assert [(step, extra.get("bad")) for step, extra in run.saved] == [(5, None), (7, None)]
+
+
+def test_a_signal_within_a_row_keeps_the_row_and_the_next_process_counts_on(tmp_path: Path) -> None:
+    trained, run = loop(FakeEngine([9.0, 5.0, math.nan, math.nan]), tmp_path, steps=9, max_in_a_row=3)
+    record = run.record
+    run.record = lambda line: (record(line), setattr(run.interrupt, "asked", line["step"] == 2))
+    with pytest.raises(Interrupted, match="Interrupted after step 3"):
+        trained.train(0)
+    ((step, extra),) = run.saved
+    assert step == 3 and extra == {"guard": [5.0], "phase": "mini", "bad": [2, 3]}
+    resumed, again = loop(FakeEngine([9.0, math.nan]), tmp_path, steps=9, extra=extra, max_in_a_row=3, roll_back=1)
+    went: list[tuple[int, list[int]]] = []
+    again.roll_back = lambda last_good, bad: went.append((last_good, list(bad))) or 0
+    assert resumed.train(3) == 0 and went == [(1, [2, 3, 4])]
+
+
+def test_the_end_of_a_phase_within_a_row_is_saved_as_such(tmp_path: Path) -> None:
+    trained, run = loop(FakeEngine([9.0, 5.0, 4.0, math.nan]), tmp_path, steps=3)
+    said: list[str] = []
+    run.display.note = said.append
+    assert trained.train(0) == 3
+    assert [(step, extra["bad"]) for step, extra in run.saved] == [(3, [3])]
+    assert said == ["The weights are those of step 2: all after it were skipped."]
+
+
+@pytest.mark.parametrize(("kept", "goes_to"), [([4, 8], 4), ([8], None), ([], None)])
+def test_without_a_good_checkpoint_the_run_stops_with_nothing_forgotten(
+    tmp_path: Path, kept: list[int], goes_to: int | None
+) -> None:
+    checkpointer = Checkpointer(tmp_path)
+    for step in kept:
+        checkpointer.path(step).mkdir()
+    run = SimpleNamespace(
+        checkpointer=checkpointer, folder=tmp_path, left_out=LeftOut(), is_main_rank=True,
+        settle=lambda: Run.settle(run),  # type: ignore[arg-type]
+        layout=SimpleNamespace(broadcast_from_main=lambda ask: ask(), barrier=lambda: None),
+        steps_done=lambda: checkpointer.latest_step() or 0,
+    )  # fmt: skip
+    if goes_to is None:
+        with pytest.raises(
+            RunStopped, match=r"stopped at step 9: 2 steps in a row.* no checkpoint of step 7 or before"
+        ):
+            Run.roll_back(run, 7, [8, 9])  # type: ignore[arg-type]
+        assert checkpointer.steps() == kept and run.left_out == LeftOut() and not (tmp_path / NAME).exists()
+        assert Run.roll_back(run, 0, [1, 2]) == 0, "where nothing was trained before, it begins anew"  # type: ignore
+    else:
+        for failed, raised in ((SaveFailed("the disk"), RunStopped), (SaveStalled("the disk"), StorageFailed)):
+            checkpointer.writing = Future()
+            checkpointer.writing.set_exception(failed)
+            with pytest.raises(raised, match="the disk") as ended:
+                Run.roll_back(run, 7, [8, 9])  # type: ignore[arg-type]
+            assert not getattr(ended.value, "alone")  # noqa: B009
+        checkpointer.writing = Future()
+        checkpointer.writing.set_exception(NotFinite("the checkpoint of step 8 is not written"))
+        assert Run.roll_back(run, 7, [8, 9]) == goes_to and run.left_out == LeftOut([8, 9], 1)  # type: ignore

@@ -1,0 +1,117 @@
+"""What a line of metrics holds, and that no step appears twice."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.loss import LossTotals
+from train.health.stragglers import RankTimes
+from train.step.metrics import GIB, MetricsFile, losses, step_line
+from train.step.reduction import Agreed, Agreement, Local
+
+OBJECTIVES = ("ocr", "vqa", "vqg")
+TOTALS = LossTotals(*torch.tensor([[4.0, 6.0, 0.0], [0.4, 0.2, 0.0], [1.0, 3.0, 0.0], [4.0, 6.0, 0.0]]))
+AGREED = Agreed(
+    num_micro_batches=2, num_targets=10, encoder_tokens=90, images=3, examples=[1, 2, 0], data_wait_s=0.25,
+    memory_bytes=3 * GIB, stop=False, save=False, skipped={"webli/broken image": 2},
+    positions=200,
+)  # fmt: skip
+
+
+def line(**changes: object) -> dict[str, object]:
+    settings = {
+        "grad_norm": 1.5,
+        "lr": 0.1,
+        "seconds": 2.0,
+        "flops": 8e12,
+        "world_size": 2,
+        "peak_tflops": 100.0,
+    }
+    return step_line(7, TOTALS, AGREED, OBJECTIVES, **(settings | changes))  # type: ignore[arg-type]
+
+
+def test_losses_are_weighted_by_target_tokens() -> None:
+    values = losses(TOTALS, OBJECTIVES)
+    assert values["loss"] == pytest.approx(1.06)
+    assert values["z_loss"] == pytest.approx(0.06)
+    assert values["loss/ocr"] == pytest.approx(1.1)
+    assert values["accuracy/vqa"] == pytest.approx(0.5)
+    assert "loss/vqg" not in values  # no target token: no loss
+
+
+def test_a_step_of_nothing_has_no_loss() -> None:
+    values = losses(LossTotals(*torch.zeros(4, 3)), OBJECTIVES, "validation/")
+    assert values == {"validation/loss": None, "validation/z_loss": None}
+
+
+def test_speeds_and_sizes_carry_their_units() -> None:
+    values = line()
+    assert values["examples_per_s"] == 1.5
+    assert values["tokens_per_s"] == 50.0
+    assert values["tflops_per_device"] == pytest.approx(2.0)
+    assert values["tflop"] == pytest.approx(8.0)
+    assert values["mfu"] == pytest.approx(0.02)
+    assert values["padding_fraction"] == pytest.approx(0.5)
+    assert values["memory_gib"] == 3.0
+    assert values["skipped/webli/broken image"] == 2
+    assert (values["examples/ocr"], values["examples/vqa"]) == (1, 2)
+    assert line(peak_tflops=None)["mfu"] is None
+
+
+def test_a_resumed_file_forgets_later_steps_and_a_half_written_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    first = MetricsFile(path, restored_step=0)
+    for step in (1, 2, 3, 4):
+        first.write({"step": step, "loss": 0.1 * step})
+    first.close()
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"step": 5, "lo')
+    again = MetricsFile(path, restored_step=2)
+    again.write({"step": 3, "loss": math.nan})
+    again.close()
+    assert [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()] == [
+        {"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.2}, {"step": 3, "loss": None},
+    ]  # fmt: skip
+
+
+def test_lines_of_which_none_would_be_left_are_kept_aside(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for number in (1, 2):
+        file = MetricsFile(path, restored_step=0)
+        assert file.kept == (tmp_path / "metrics.jsonl.1" if number == 2 else None)
+        for step in (1, 2):
+            file.write({"step": step, "loss": number})
+        file.close()
+    file.forget_after(1)
+    assert file.kept is None and path.read_text(encoding="utf-8").count("\n") == 1
+    file.forget_after(0)
+    assert file.kept == tmp_path / "metrics.jsonl.2" and path.read_text(encoding="utf-8") == ""
+    assert (tmp_path / "metrics.jsonl.1").read_text(encoding="utf-8").count("\n") == 2
+    file.close()
+    path.write_bytes(b'{"step": 1, "lo\xff')  # nothing whole is in it
+    assert MetricsFile(path, restored_step=0).kept is None
+
+
+def test_a_line_that_cannot_be_written_names_the_file_once(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", restored_step=0)
+    metrics.file.close()
+    metrics.file = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115
+    with pytest.raises(OSError, match=r"No space left on device: .*metrics\.jsonl"):
+        metrics.write({"step": 1})
+    metrics.close()
+
+
+def test_one_process_agrees_with_itself() -> None:
+    local = Local(3, 10, 90, 3, [1, 2, 0], truncated=2, data_wait_s=0.5, memory_bytes=7, stop=True, skipped={"a/b": 1})
+    agreed = Agreement(1, torch.device("cpu"), num_objectives=3).agree(local)
+    assert agreed == Agreed(3, 10, 90, 3, [1, 2, 0], 0.5, 7, True, False, {"a/b": 1}, truncated=2)
+    assert agreed.times.shape == (0, 3)
+
+
+def test_times_of_all_ranks_travel_in_whole_microseconds() -> None:
+    local = Local(1, 1, 1, 1, [1], times=RankTimes(1.5, 0.25, 0.125))
+    found = Agreement(1, torch.device("cpu"), num_objectives=1).agree(local).times
+    assert found.tolist() == [[1.5, 0.25, 0.125]]

@@ -1,0 +1,110 @@
+"""What a model is asked in an evaluation: every example once as it is, once without its picture."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data.examples import ExampleInfo
+from data.packing import Rows, RowShape, empty_rows
+from model.batch import MicroBatch
+from tests.unit.train.ranks import Ranks
+from train.evaluate import is_wanted
+from train.step.predict import answers
+from train.step.reader import Reading
+from train.step.validation import Validation
+
+SHAPE = RowShape(encoder_length=64, decoder_length=16, images_per_row=1, image_size=28, tokens_per_image=4)
+TOKENIZER: Any = SimpleNamespace(decode=lambda ids: f"answer {ids[0]}")
+
+
+class Engine:
+    """Remembers the batches that it is given; the answer to a row is the brightness of its picture."""
+
+    def __init__(self) -> None:
+        self.layout = SimpleNamespace(device=torch.device("cpu"))
+        self.given: list[MicroBatch] = []
+
+    def generate(self, batch: MicroBatch, max_new_tokens: int) -> torch.Tensor:
+        self.given.append(batch)
+        return batch.images.reshape(batch.num_rows, -1)[:, :max_new_tokens].long()
+
+
+def reading(*brightness: int) -> Reading:
+    """Two rows; the leading ones hold an example each."""
+    rows: Rows = empty_rows(2, SHAPE)
+    infos = []
+    for row, value in enumerate(brightness):
+        rows["images"][row] = value
+        rows["visual_index"][row, :4] = np.arange(4)
+        infos.append(ExampleInfo("vq2a", "vqa", f"k{value}", "s", "en", "What?", "red", row=row, place=value))
+    return Reading([rows], infos)
+
+
+def test_the_blind_pass_shows_the_same_rows_with_every_picture_grey() -> None:
+    engine: Any = Engine()
+    asked = list(answers(engine, [reading(10, 20), reading(30)], TOKENIZER, 1, lambda batch: batch, blind=True))
+    seeing, blind, *_ = engine.given
+    assert len(engine.given) == 4 and sorted(seeing.images.unique().tolist()) == [10, 20]
+    assert blind.images.shape == seeing.images.shape and bool((blind.images == 127).all())
+    assert torch.equal(blind.encoder_tokens, seeing.encoder_tokens)
+    assert [(s.prediction, s.blind_prediction) for s in asked] == [
+        ("answer 10", "answer 127"), ("answer 20", "answer 127"), ("answer 30", "answer 127"),
+    ]  # fmt: skip
+    assert [(s.place, s.has_image, s.picture) for s in asked] == [(10, True, None), (20, True, None), (30, True, None)]
+
+
+def test_without_a_blind_pass_the_model_is_asked_once() -> None:
+    engine: Any = Engine()
+    (asked,) = answers(engine, [reading(10)], TOKENIZER, 1, lambda batch: batch)
+    assert len(engine.given) == 1 and asked.blind_prediction is None
+
+
+def test_nothing_is_generated_where_no_rank_has_an_example_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    engines: list[Any] = [Engine(), Engine()]
+    batches = [[reading(10), reading(), reading()], [reading(20), reading(30), reading()]]
+
+    def ask(rank: int) -> list[int]:
+        return [s.place for s in answers(engines[rank], batches[rank], TOKENIZER, 1, lambda batch: batch)]
+
+    assert Ranks(2, monkeypatch).run(ask) == [[10], [20, 30]]
+    assert [len(engine.given) for engine in engines] == [2, 2], "a collective: both ranks or none"
+
+
+def test_languages_are_chosen_by_what_the_example_says() -> None:
+    info = ExampleInfo("s", "vqa", "k", "s", "de", "Was?", "rot")
+    assert is_wanted(SimpleNamespace(languages=[]), info)  # type: ignore[arg-type]
+    assert is_wanted(SimpleNamespace(languages=["fr", "de"]), info)  # type: ignore[arg-type]
+    assert not is_wanted(SimpleNamespace(languages=["fr"]), info)  # type: ignore[arg-type]
+
+
+def test_the_first_rank_shows_the_same_samples_whatever_the_number_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two ranks, whose batches interleave, and of a rank alone that only counts for its replica."""
+
+    def samples(rank: int, batches: list[list[Reading]], is_replica_leader: bool = True) -> list[tuple[int, int]]:
+        read: list[int] = []
+        validation: Any = SimpleNamespace(
+            settings=SimpleNamespace(samples=3, max_new_tokens=1),
+            components=["vqa", "ocr"],
+            tokenizer=TOKENIZER,
+            trim=lambda batch: batch,
+            layout=SimpleNamespace(is_replica_leader=is_replica_leader, device=torch.device("cpu")),
+            reader=SimpleNamespace(
+                held_out=lambda batch, limit: batches[rank],
+                picture=lambda place, limit: read.append(place) or np.full((28, 28, 3), place, np.uint8),
+            ),
+        )
+        engine: Any = Engine()
+        shown = Validation.samples(validation, engine)
+        found = [(sample.place, int(sample.picture.max())) for sample in shown if sample.picture is not None]
+        assert read == [place for place, _ in found], "only pictures that are shown are read"
+        return found
+
+    alone = [[reading(1, 2), reading(3, 4)]]
+    dealt = [[reading(1), reading(4)], [reading(2), reading(3)]]
+    shown = [(1, 1), (2, 2), (3, 3)]
+    assert Ranks(1, monkeypatch).run(lambda rank: samples(rank, alone)) == [shown]
+    assert Ranks(2, monkeypatch).run(lambda rank: samples(rank, dealt)) == [shown, []]
+    assert Ranks(2, monkeypatch).run(lambda rank: samples(rank, alone * 2, is_replica_leader=rank == 0)) == [shown, []]

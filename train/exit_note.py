@@ -1,0 +1,66 @@
+"""Leave a note of why a rank stops the whole job, where its job script and torchrun read it.
+
+A rank whose disk is full ends with exit code 3 alone. Its peers lose it and end with 4, or are killed (137), and srun
+reports the highest code: without the note, the job would be queued again.
+"""
+
+import json
+import os
+import socket
+import time
+from contextlib import suppress
+
+from common.errors import ConfigurationError
+from common.launcher import place
+
+JOB_SCRIPT = "PALI_NOTE"  # file that slurm/job.sh has made, with blanks for what is written here
+TORCHRUN = "TORCHELASTIC_ERROR_FILE"  # file of this rank, whose message torchrun prints
+SIZE = 4096  # bytes, of the file that the job script made: one block, which even a full disk has room for
+FINAL = (2, 3)  # exit codes after which nothing is started again
+
+
+def leave(code: int, message: str) -> None:
+    """Write the exit code and the sentence, if starting again would not help; the first rank to write wins."""
+    if code in FINAL:
+        text = f"{_who()}: {' '.join(message.split())}"
+        if path := os.environ.get(JOB_SCRIPT):
+            _fill(path, f"{code}\n{text}\n")
+        if (path := os.environ.get(TORCHRUN)) and not text.startswith("rank 0 "):  # rank 0 prints its own
+            with suppress(OSError), open(path, "w", encoding="utf-8") as opened:
+                json.dump({"message": text, "timestamp": int(time.time())}, opened)
+
+
+def withdraw() -> None:
+    """Blank the job script's note: the next run of a sweep goes on where this one stopped."""
+    if path := os.environ.get(JOB_SCRIPT):
+        with suppress(OSError):
+            _write(path, "")
+
+
+def _fill(path: str, text: str) -> None:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as opened:
+            if opened.read().strip():
+                return
+        _write(path, text)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(path)  # takes no room, and the script has made the file: its absence is read as exit code 3
+
+
+def _write(path: str, text: str) -> None:
+    """Write over the blanks in one piece, without a byte more than is there."""
+    content = text.encode("utf-8", "replace")[: SIZE - 1].decode("utf-8", "ignore").encode()
+    file = os.open(path, os.O_WRONLY)
+    try:
+        os.pwrite(file, content + b" " * (SIZE - 1 - len(content)) + b"\n", 0)
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _who() -> str:
+    try:
+        return f"rank {place().rank} on {socket.gethostname()}"
+    except ConfigurationError:
+        return f"a process on {socket.gethostname()}"

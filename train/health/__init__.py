@@ -1,0 +1,1 @@
+"""Watch over a run: hangs, signals, slow ranks, memory and profiles."""

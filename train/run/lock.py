@@ -1,0 +1,100 @@
+"""One job at a time in a run's folder: two that write the same checkpoints would harm both."""
+
+import errno
+import fcntl
+import os
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from common.errors import Notice
+from train.run.owner_file import BEAT_S, STALE_S, OwnerFile
+
+WAIT_S = 60.0  # a job that was told to stop saves first, and the next one may start before it is done
+POLL_S = 0.5
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}  # Lustre without `-o flock`, say
+
+
+class FolderLock:
+    """Held by the first rank; the kernel gives it back when the process ends, however it ends.
+
+    On a file system without locks a file stands for it (`OwnerFile`), and a warning says what that means.
+    """
+
+    def __init__(self, folder: Path, wait_s: float = WAIT_S) -> None:
+        """`wait_s`: the longest wait for another job."""
+        self.path, self.wait_s = folder / "lock", wait_s
+        self.file: IO[str] | None = None
+        self.owner_file: OwnerFile | None = None
+
+    def take(self) -> str | None:
+        """Wait for the folder; return None once it is ours, else who still holds it.
+
+        Raises OSError, with the lock's path, where the disk fails, is full or cannot be written to.
+        """
+        self.file = self.path.open("a+", encoding="utf-8")
+        try:
+            return self._wait(self._locked_by, min(WAIT_S, self.wait_s))
+        except OSError as error:
+            self.give_back()
+            if error.errno not in NO_LOCKS:
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
+            return self._take_owner_file(error)
+
+    def give_back(self) -> None:
+        """The run has ended."""
+        if self.file is not None:
+            self.file.close()
+        if self.owner_file is not None:
+            self.owner_file.give_back()
+
+    def _take_owner_file(self, error: OSError) -> str | None:
+        self.owner_file = OwnerFile(self.path.with_name("lock.owner"), own_name())
+        warnings.warn(
+            Notice(
+                f"{self.path.parent} is on a file system without locks ({error.strerror}), so {self.owner_file.path} "
+                f"stands for one: a job that is killed holds the folder for {STALE_S:.0f} s; start no two jobs there "
+                "within a second of each other."
+            ),
+            stacklevel=2,
+        )
+        return self._wait(self.owner_file.take, min(STALE_S + BEAT_S, self.wait_s))
+
+    def _wait(self, holder_of: Callable[[], str | None], most_s: float) -> str | None:
+        """Ask until nobody holds the folder, or for so long; return who holds it then."""
+        begun, said = time.monotonic(), False
+        while (holder := holder_of()) is not None and time.monotonic() <= begun + most_s:
+            if not said:
+                waiting = f"{self.path.parent} is in use by {holder}; waiting up to {most_s:.0f} s for it."
+                print(waiting, file=sys.stderr, flush=True)
+                said = True
+            time.sleep(min(POLL_S, most_s))
+        return holder
+
+    def _locked_by(self) -> str | None:
+        """Lock the folder if it is free; else return who holds it."""
+        assert self.file is not None
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.file.seek(0)
+            return self.file.read().strip() or "another process"
+        self.file.truncate(0)
+        self.file.write(f"{own_name()}\n")
+        self.file.flush()
+        return None
+
+
+def own_name() -> str:
+    """This process as another job's message names it."""
+    return f"process {os.getpid()} on {socket.gethostname()}{of_this_job()}"
+
+
+def of_this_job() -> str:
+    """Which Slurm job this process belongs to, in words; the restarts of a job are one job."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return f" of Slurm job {job}" if job else ""

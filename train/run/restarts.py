@@ -1,0 +1,42 @@
+"""Ends a run that is started again and again without coming further."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from common.files import write_text
+from train.entry import RunStopped
+from train.run.run import Run
+
+COUNTERS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+
+
+def stop_if_in_vain(run: Run) -> None:
+    """Raise RunStopped after more than `run.restarts_without_progress` restarts that saved nothing new.
+
+    A restart is one by Slurm or torchrun; a run that its user starts is always given a try. A collective of all ranks.
+    """
+    step, most = run.steps_done(), run.config.run.restarts_without_progress
+    vain = count(run.folder / "restarts.json", step, was_restarted(os.environ)) if run.is_main_rank else 0
+    if run.layout.any_rank(vain > most):
+        raise RunStopped(
+            f"{run.folder} was restarted {most} times without saving anything after step {step}, so it stops; mend "
+            "what ends it (see the log) and start it again (run.restarts_without_progress sets how often it is tried)."
+        )
+
+
+def count(file: Path, step: int, restarted: bool) -> int:
+    """Restarts in a row, this one included, that found the run at step `step`; kept in `file`."""
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        vain = before["restarts"] + 1 if restarted and before["step"] == step else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        vain = 0
+    write_text(file, json.dumps({"step": step, "restarts": vain}), durable=True)
+    return vain
+
+
+def was_restarted(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher started this process again, rather than a user."""
+    return any(environment.get(name, "0") not in ("", "0") for name in COUNTERS)

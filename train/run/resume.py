@@ -1,0 +1,243 @@
+"""Compare a run's settings with those of its newest checkpoint: what changed is noted, what must not change refused.
+
+A step number stands for the whole state of a run only as long as the settings in `FIXED` stay: they decide which
+examples a step learns from, and as which rows. `run.allow_changes` gives that up for those that it names.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any
+
+from common.errors import ConfigurationError
+from train.config import Phase, RunConfig, ScheduleConfig, to_dict
+from train.facts import Facts, described
+from train.phases import Span, lay_out, span_of
+from train.step.schedule import learning_rate
+
+SOURCES, PHASES, COMPONENTS = "data.sources", "stage.phases", "mixture.components"
+IN_A_PHASE = ("global_batch_size", "num_streams", "encoder_length", "decoder_length", "images_per_row")
+OF_A_RECORD = ("holdout", "exif_orientation", "max_megapixels", "max_member_mib")  # what becomes of it, and if
+FIXED = ("run.seed", *(f"data.{name}" for name in (*IN_A_PHASE, *OF_A_RECORD)), "mixture", "optimizer.name")
+ALLOWABLE = (*FIXED, SOURCES, PHASES)
+MODEL = ("vit", "mt5")
+# What these say changes no step: names and places, what is shown of a run, and what is no part of it.
+SILENT = (
+    "run.name",
+    "run.folder",
+    "run.allow_changes",
+    "run.rehearse",
+    "run.from_scratch",
+    "weights",
+    "tracker",
+    "profile",
+    "vit_pretraining",
+)
+NOTHING = "nothing"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting whose value in the newest checkpoint is not that of now."""
+
+    key: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {_shown(self.before)} -> {_shown(self.now)}"
+
+
+def changes(saved: Mapping[str, Any], config: RunConfig) -> list[Change]:
+    """All that changed since `saved` (the settings of a checkpoint), but for what changes no step.
+
+    A setting that came with a later version was at its default; one that is no setting any more is left out.
+    """
+    before, now, defaults = _flat(saved), _flat(to_dict(config)), _defaults()
+    found = []
+    for key in [*now, *(key for key in before if key not in now and _is_item(key))]:
+        old, new = before.get(key, NOTHING if _is_item(key) else defaults.get(key)), now.get(key, NOTHING)
+        known = key in before or key in defaults or _is_item(key)
+        same = _same(old, new) if _under(key, (COMPONENTS,)) else old == new
+        if known and not same and not _under(key, SILENT):
+            found.append(Change(key, old, new))
+    return found
+
+
+def check_resume(saved: Mapping[str, Any], config: RunConfig, done: int) -> None:
+    """Raise ConfigurationError where a step after the `done` ones of a run with the settings `saved` would be another.
+
+    All such changes are in the one sentence.
+    """
+    found, allowed = changes(saved, config), config.run.allow_changes
+    check_same_model(saved, config)
+    if not _under(PHASES, allowed):
+        _check_phases(saved, config, done)
+    phase = span_of(lay_out(config.stage.phases, config.run.steps), done + 1).phase.name
+    of_phase = [f"{PHASES}.{phase}.{name}" for name in (*IN_A_PHASE, "image_size", "objectives")]
+    if saved_phase(saved, done) != phase:  # its first step is to come
+        of_phase = []
+    now = to_dict(config)
+    same = [name for name in IN_A_PHASE if _in_phase(saved, phase, name) == _in_phase(now, phase, name)]
+    moved = [key for name in same for key in (f"data.{name}", f"{PHASES}.{phase}.{name}")]
+    fixed = [c for c in found if _under(c.key, (*FIXED, *of_phase)) and c.key not in moved]
+    refused = [c for c in fixed if not _under(c.key, allowed)]
+    if refused:
+        names = dict.fromkeys(next((f for f in ALLOWABLE if _under(c.key, (f,))), c.key) for c in refused)
+        was = "; ".join(f"{change.key}={_shown(change.before)}, now it is {_shown(change.now)}" for change in refused)
+        raise ConfigurationError(
+            f"{config.run.folder} holds a run with {was}; the steps to come would be others than those of that run: "
+            f"choose another run.name, or go on all the same with run.allow_changes=[{','.join(names)}]."
+        )
+
+
+def check_same_model(saved: Mapping[str, Any], config: RunConfig, keys: Sequence[str] = MODEL) -> None:
+    """Raise ConfigurationError where a run with the settings `saved` is of another model."""
+    for change in changes(saved, config):
+        if _under(change.key, keys):
+            raise ConfigurationError(
+                f"{config.run.folder} holds a run with {change.key}={_shown(change.before)}, now it is "
+                f"{_shown(change.now)}; choose another run.name."
+            )
+
+
+def check_allowed(names: Sequence[str]) -> None:
+    """Raise ConfigurationError for a name in `run.allow_changes` that allows nothing."""
+    for name in names:
+        if not _under(name, ALLOWABLE):
+            near = difflib.get_close_matches(name, ALLOWABLE, 1)
+            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(ALLOWABLE)}."
+            raise ConfigurationError(f"run.allow_changes={name} is nothing that a run is refused for; {hint}")
+
+
+def note(saved: Mapping[str, Any], config: RunConfig, done: int) -> str | None:
+    """Return one sentence with every setting that changed since the checkpoint of step `done`, None where none did."""
+    if not saved:
+        return f"The checkpoint of step {done} holds no settings, so what changed since is not compared."
+    found = changes(saved, config)
+    if not found:
+        return None
+    before, now = _rate(saved, done + 1), learning_rate(config.schedule, done + 1, config.run.steps)
+    rate = (
+        "" if before is None or before == now else f"; so step {done + 1} learns at {now:.4g} instead of {before:.4g}"
+    )
+    return f"Changed since step {done}: {'; '.join(map(str, found))}{rate}."
+
+
+def check_sources(saved: Mapping[str, Any], facts: Facts, config: RunConfig) -> None:
+    """Raise ConfigurationError where a source holds other records than when the newest checkpoint was saved.
+
+    One shard more or less shuffles all records of a source anew.
+    """
+    if _under(SOURCES, config.run.allow_changes):
+        return
+    for source, now in facts.items():
+        if (before := saved.get(source, now)) != now:
+            raise ConfigurationError(
+                f"{config.run.folder} was trained on {described(before)} of {source}, now there are {described(now)}; "
+                "the steps to come would read others: bring back what was there, choose another run.name, or go on all "
+                f"the same with run.allow_changes=[{SOURCES}]."
+            )
+
+
+def note_sources(saved: Mapping[str, Any] | None, facts: Facts, done: int) -> str | None:
+    """Return one sentence with every source that changed since the checkpoint of step `done`, None where none did."""
+    if saved is None:
+        return f"The checkpoint of step {done} holds no facts of its sources, so they are not compared."
+    found = [f"{source}: {described(saved[source])} -> {described(now)}"
+             for source, now in facts.items() if saved.get(source, now) != now]  # fmt: skip
+    return f"Changed since step {done}: {'; '.join(found)}." if found else None
+
+
+def saved_phase(saved: Mapping[str, Any], step: int) -> str | None:
+    """Return the name of a step's phase under the settings of a checkpoint, None where they are illegible."""
+    laid_out = _saved_spans(saved)
+    return span_of(laid_out, step).phase.name if laid_out else None
+
+
+def _check_phases(saved: Mapping[str, Any], config: RunConfig, done: int) -> None:
+    """New steps belong to the last phase: those that are done keep theirs."""
+    laid_out = lay_out(config.stage.phases, config.run.steps)
+    for span in _saved_spans(saved):
+        for step in {span.first, min(span.last, done)}:
+            now = span_of(laid_out, step)
+            if span.first <= done and now.phase.name != span.phase.name:
+                raise ConfigurationError(
+                    f"{config.run.folder} holds a run whose step {step} was of phase {span.phase.name!r}; with "
+                    f"run.steps={config.run.steps} and these stage.phases it would be of {now.phase.name!r}: give all "
+                    "phases but the last the steps that they took, and leave those of the last one out, so that new "
+                    "steps are of the last phase."
+                )
+
+
+def _in_phase(settings: Mapping[str, Any], phase: str, name: str) -> Any:
+    """Return a setting of `data` as a phase sees it, which may have its own."""
+    own = [item.get(name) for item in settings.get("stage", {}).get("phases", []) if item.get("name") == phase]
+    return next((value for value in own if value), settings.get("data", {}).get(name))
+
+
+def _saved_spans(saved: Mapping[str, Any]) -> list[Span]:
+    try:
+        phases = [Phase(name=phase["name"], steps=phase["steps"]) for phase in saved["stage"]["phases"]]
+        return lay_out(phases, int(saved["run"]["steps"]))
+    except (KeyError, TypeError, ValueError):  # also ConfigurationError: of another version
+        return []
+
+
+def _rate(saved: Mapping[str, Any], step: int) -> float | None:
+    try:
+        names = {field.name for field in fields(ScheduleConfig)}
+        schedule = ScheduleConfig(**{name: value for name, value in saved["schedule"].items() if name in names})
+        return learning_rate(schedule, step, int(saved["run"]["steps"]))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return _flat(to_dict(RunConfig()))
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(_items("", settings))
+
+
+def _items(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _items(f"{prefix}.{key}" if prefix else str(key), item)
+    elif prefix == PHASES and isinstance(value, list):
+        yield PHASES, [phase.get("name") for phase in value]
+        for phase in value:
+            for key, item in phase.items():
+                yield f"{PHASES}.{phase.get('name')}.{key}", item
+    elif prefix == COMPONENTS and isinstance(value, list):
+        yield from ((f"{prefix}.{number}", item) for number, item in enumerate(value))
+    else:
+        yield prefix, value
+
+
+def _is_item(key: str) -> bool:
+    """Whether it is of a list or a table of the user's, so that its absence is a value."""
+    return _under(key, ("mixture", SOURCES))
+
+
+def _same(before: Any, now: Any) -> bool:
+    """Whether two components are one; a key that one of them lacks came with another version."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return all(before[key] == now[key] for key in before.keys() & now.keys())
+    return bool(before == now)
+
+
+def _under(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_shown(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_shown, value)) + "]"
+    return str(value) if isinstance(value, str | float) else json.dumps(value)

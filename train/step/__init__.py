@@ -1,0 +1,1 @@
+"""Do one training step: read, reduce, judge, update, measure."""

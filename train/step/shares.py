@@ -1,0 +1,72 @@
+"""Asked and achieved shares of a mixture's components: what cannot be used of a source is missing from its share."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data.config import MixtureConfig
+from train.step.metrics import Line
+
+TOLERANCE = 0.05  # relative
+FIRST_DUE = 1_000  # examples
+ROUNDING = 2  # examples by which interleaving may miss a share at any moment
+
+
+class Shares:
+    """Examples by component since the phase began; every rank counts those of all ranks and so sees the same."""
+
+    def __init__(self, mixture: MixtureConfig, phase: str, state: Mapping[str, Any] | None = None) -> None:
+        """`state`: what the run's last checkpoint held, if it is of this phase; that of another mixture is no use."""
+        self.phase, self.names = phase, mixture.names()
+        self.asked = dict(zip(self.names, mixture.shares(), strict=True))
+        self.due, self.counts = 0, dict.fromkeys(self.names, 0)
+        if state is not None and state["asked"] == self.asked:
+            self.due, self.counts = state["due"], dict(state["counts"])
+        self.warned = False
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold for a resumed run to count on."""
+        return {"asked": self.asked, "due": self.due, "counts": dict(self.counts)}
+
+    def add(self, counts: Sequence[int], due: int) -> None:
+        """Count a step's examples by component, of `due` that were asked for."""
+        self.due += due
+        for name, count in zip(self.names, counts, strict=True):
+            self.counts[name] += count
+
+    def metrics(self) -> Line:
+        """`share_asked/<component>`, and `share/<component>` of all examples since the phase began, in 0 … 1."""
+        total = sum(self.counts.values())
+        line: Line = {f"share_asked/{name}": round(share, 6) for name, share in self.asked.items()}
+        return line | {f"share/{name}": round(self.counts[name] / total, 6) if total else None for name in self.names}
+
+    def too_rare(self, steps: int, global_batch_size: int) -> str | None:
+        """The sentence for components with so small a weight that a phase of so many steps asks for no example."""
+        due = {name: share * steps * global_batch_size for name, share in self.asked.items()}
+        rare = ", ".join(f"{name} ({due[name]:.2g})" for name in self.names if due[name] < 1)
+        if not rare:
+            return None
+        return (
+            f"Phase {self.phase!r} asks for less than one example in its {steps:,} steps of {rare}; give it a larger "
+            "weight, or leave it out of mixture.components."
+        )
+
+    def parted(self) -> list[str]:
+        """The components whose share is not what is asked, by more than TOLERANCE and more than rounding."""
+        total = sum(self.counts.values())
+        misses = {name: abs(self.counts[name] - share * total) for name, share in self.asked.items()}
+        return [name for name, miss in misses.items() if miss > max(TOLERANCE * self.asked[name] * total, ROUNDING)]
+
+    def warning(self) -> str | None:
+        """The sentence for the user, once, when shares have parted after FIRST_DUE examples were due."""
+        if self.warned or self.due < FIRST_DUE or not (parted := self.parted()):
+            return None
+        self.warned = True
+        total = max(sum(self.counts.values()), 1)
+        achieved = {name: self.counts[name] / total for name in parted}
+        listing = ", ".join(f"{name} {achieved[name]:.2%} (asked {self.asked[name]:.2%})" for name in parted)
+        return (
+            f"Shares of the mixture differ from what was asked by more than {TOLERANCE:.0%} since phase "
+            f"{self.phase!r} began: {listing}; too few records of a source serve its objective, so give it other "
+            "records, or another weight in mixture.components."
+        )
