@@ -15,15 +15,18 @@ class ParallelConfig:
 
     `zero_stage`: 0 replicates, 1 shards optimizer state and fp32 weights over the data-parallel ranks, 2 gradients too,
     3 parameters too (DeepSpeed ZeRO), of which tensors of less than `param_persistence_threshold` elements stay
-    gathered. `schedule` is "1f1b" or "gpipe"; with `virtual_stages` > 1 every rank holds that many stages and the schedule is interleaved
+    gathered. `schedule` is "1f1b" or "gpipe"; with `virtual_stages` > 1 every rank holds that many stages and the
+    schedule is interleaved
     1F1B. `cut` names the first unit of every stage but the first; left empty, stages are balanced, every rank
     within `memory_gib` of predicted memory if that is given. `sequence`: Megatron sequence parallelism between
     tensor-parallel layers. `micro_batch_size` is in rows per forward pass. A rank that hears nothing from its peers for
     `timeout_s` seconds gives up.
 
     What ZeRO may do besides: `gather`: ZeRO-3's parameters are gathered anew for every "micro_batch", or once and kept
-    over all micro-batches of a "step", whatever `param_persistence_threshold` is. `offload_optimizer`: the fp32 weights,
-    their gradients and the optimizer's state live on the "cpu" and are updated there; "nvme" maps weights and state into
+    over all micro-batches of a "step", whatever `param_persistence_threshold` is. `offload_optimizer`: the fp32
+    weights,
+    their gradients and the optimizer's state live on the "cpu" and are updated there; "nvme" maps weights and state
+    into
     files in `offload_folder` as well. `offload_parameters`: ZeRO-3's shards of parameters, frozen ones too, live on the
     "cpu", or in files ("nvme"). Files are filled from host memory, which must hold a rank's shard once, at the start.
     All are tested on CPUs only. ZeRO++: `hpz_partition_size` ranks next to each other (of one machine) keep a second

@@ -135,7 +135,8 @@ class Phase:
 
     `steps` may be left out in one phase, which takes what `run.steps` leaves. `freeze` holds shell patterns of
     parameter names (`vit_block_*`). `global_batch_size`, `encoder_length`, `decoder_length` (of `data`) and
-    `micro_batch_size` (of `parallel`) replace the run's where given; `objectives` keeps only these of the mixture, at these weights.
+    `micro_batch_size` (of `parallel`) replace the run's where given; `objectives` keeps only these of the mixture, at
+    these weights.
     """
 
     name: str = "phase"
