@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from threading import Timer
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from common.errors import ConfigurationError, PeersMissing
 from common.launcher import Place, place
 from parallel.rendezvous import meet
 
+Item = TypeVar("Item")
 NOTICE_S = 30.0  # peers of one job rarely start further apart
 
 
@@ -81,6 +83,18 @@ def _warn_of_waiting(this: Launch, where: str) -> None:
         file=sys.stderr,
         flush=True,
     )
+
+
+def gather_objects(items: list[Item]) -> list[Item]:
+    """Return the items of all ranks, in order of rank, on every rank; a collective.
+
+    Items are pickled. Without a process group, they are those of this process alone.
+    """
+    if not dist.is_initialized():
+        return items
+    everywhere: list[list[Item]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everywhere, items)
+    return [item for own in everywhere for item in own]
 
 
 def stop() -> None:

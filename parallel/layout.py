@@ -16,7 +16,7 @@ from common.errors import ConfigurationError
 from model.config import MT5Config, ViTConfig
 from model.layers import TensorParallel
 from parallel.config import ParallelConfig
-from parallel.distributed import Launch, start
+from parallel.distributed import Launch, gather_objects, start
 
 T = TypeVar("T")
 
@@ -147,6 +147,10 @@ class Layout:
                 error.alone = False  # the first rank prints the sentence
             raise error
         return cast(T, answer)
+
+    def gather_objects(self, items: list[T]) -> list[T]:
+        """Return the items of all ranks, in order of rank, on every rank; a collective."""
+        return gather_objects(items)
 
     def any_rank(self, flag: bool) -> bool:
         """Whether the flag is set on any rank of the world; a collective."""

@@ -15,10 +15,9 @@ import torch.distributed as dist
 from common.errors import ConfigurationError
 from data.stream import Stream
 from data.tokenizer import checksum
-from parallel.distributed import Launch
+from parallel.distributed import Launch, gather_objects
 from parallel.layout import Layout, meet
 from train.config import RunConfig, to_dict
-from train.step.reduction import gather
 
 Facts = dict[str, dict[str, Any]]  # source -> records, shards and fingerprint
 # What may differ between nodes: places. What is found there is compared itself, or loaded by every rank.
@@ -99,7 +98,7 @@ def _name(this: Launch | Layout) -> str:
 
 
 def _raise_anywhere(mistake: str | None) -> None:
-    for found in filter(None, gather([mistake])):
+    for found in filter(None, gather_objects([mistake])):
         raise ConfigurationError(found)
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from data.tokenizer import Tokenizer
 from parallel.checkpoint.folder import CheckpointFolder
+from parallel.distributed import gather_objects
 from parallel.layout import Layout
 from train.config import RunConfig, WeightsConfig
 from train.health.profiling import memory_told
@@ -28,7 +29,6 @@ from train.step.loop import Loop
 from train.step.metrics import GIB
 from train.step.predict import answers
 from train.step.reader import ReplicaReader
-from train.step.reduction import gather
 from train.step.validation import Validation
 
 NAME = "rehearsal"
@@ -58,7 +58,7 @@ class Measuring:
         reset_peak(self.device)
         began = time.perf_counter()
         yield
-        every_rank = gather([(peak_bytes(self.device), time.perf_counter() - began)])
+        every_rank = gather_objects([(peak_bytes(self.device), time.perf_counter() - began)])
         peaks, seconds = zip(*every_rank, strict=True)
         self.found.append(Measured(phase, name, max(peaks), max(seconds)))
 

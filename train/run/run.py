@@ -33,7 +33,6 @@ from train.run.skipped_batches import LeftOut
 from train.run.tracking import NoTracker, Tracker, open_tracker
 from train.step.batch import work_of
 from train.step.metrics import Line, MetricsFile
-from train.step.reduction import gather
 
 Extra = dict[str, Any]
 
@@ -63,7 +62,7 @@ class Run:
         self.sources: Facts = {}
         self.saved_at = time.monotonic()
         self.left_out: LeftOut = layout.broadcast_from_main(lambda: LeftOut.read(self.folder))
-        self.hosts: list[str] = gather([socket.gethostname()])
+        self.hosts: list[str] = layout.gather_objects([socket.gethostname()])
 
     def _take_folder(self) -> str | None:
         """Make the folder and lock it; returns who else holds it."""
@@ -105,7 +104,7 @@ class Run:
     def not_finite(self, engine: Engine) -> str | None:
         """Return the name of a weight that is not finite on any rank, None where all are; a collective."""
         own = first_not_finite((rectangle.name, values) for rectangle, values in held_weights(engine))
-        return next(filter(None, gather([own])), None)
+        return next(filter(None, self.layout.gather_objects([own])), None)
 
     def restores(self) -> bool:
         """Whether `restore` will load every weight (or raise); a collective of all ranks."""

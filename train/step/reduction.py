@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from common.errors import ConfigurationError, ReadingStopped
+from parallel.distributed import gather_objects
 from train.health.stragglers import RankTimes
 
 MICRO = 1e6  # seconds travel as whole microseconds
@@ -178,7 +179,7 @@ class Agreement:
     def _with_new_causes(self, skipped: dict[str, int], new: dict[str, int]) -> dict[str, int]:
         """`skipped` with every rank's counts of `new` causes, which enter the table; a collective."""
         everywhere: dict[str, int] = {}
-        for cause, count in sorted(item for one in gather([new]) for item in one.items()):
+        for cause, count in sorted(item for one in gather_objects([new]) for item in one.items()):
             name = self._listed(cause)
             self.causes.setdefault(name, len(self.causes))
             everywhere[name] = everywhere.get(name, 0) + count
@@ -192,7 +193,7 @@ def no_times() -> torch.Tensor:
 
 def raise_everywhere(found: ReadingStopped | ConfigurationError | None) -> None:
     """Raise on every rank what the first rank that cannot read has `found`; a collective."""
-    for error in filter(None, gather([found])):
+    for error in filter(None, gather_objects([found])):
         if isinstance(error, ReadingStopped):
             error.alone = False
         raise error
@@ -227,15 +228,6 @@ def sums(numbers: Sequence[int], device: torch.device, op: dist.ReduceOp.RedOpTy
     if dist.is_initialized():
         dist.all_reduce(message, op)
     return [int(number) for number in message.tolist()]
-
-
-def gather(items: list[Any]) -> list[Any]:
-    """The items of all ranks in order of rank, on every rank."""
-    if not dist.is_initialized():
-        return items
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, items)
-    return [item for one in everywhere for item in one]
 
 
 def gather_to_first(items: list[Any], device: torch.device) -> list[Any]:

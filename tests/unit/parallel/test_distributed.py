@@ -14,8 +14,9 @@ import pytest
 from common.errors import ConfigurationError
 from common.launcher import Place, first_host, in_step, is_main_rank, place
 from parallel import rendezvous as meeting
-from parallel.distributed import launch, num_threads
+from parallel.distributed import gather_objects, launch, num_threads
 from parallel.rendezvous import PORTS, interface_towards, meet, slurm_meeting_point
+from tests.unit.train.ranks import Ranks
 
 JOB = {"SLURM_JOB_ID": "41", "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_PROCID": "0",
        "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "n[1-2]",
@@ -268,3 +269,7 @@ def test_a_rank_whose_peers_do_not_come_says_where_it_waits() -> None:
     )
     assert "Rank 1 of 2 still waits for the others at 127.0.0.1:1; if none were started, unset RANK" in done.stderr
     assert "PeersMissing: Rank 1 of 2 waited 1 s at 127.0.0.1:1 and not all others came" in done.stderr
+
+
+def test_gathered_objects_are_in_order_of_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Ranks(3, monkeypatch).run(lambda rank: gather_objects([rank] * rank)) == [[1, 2, 2]] * 3

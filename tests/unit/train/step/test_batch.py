@@ -102,6 +102,6 @@ def test_batches_come_until_one_cannot_be_read() -> None:
 def test_all_ranks_raise_what_one_raises_as_it_opens_its_shards(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.step.reduction.gather", lambda own: [*own, error])
+    monkeypatch.setattr("train.step.reduction.gather_objects", lambda own: [*own, error])
     with pytest.raises(type(error), match=str(error)):
         opened_by_all(lambda: SimpleNamespace())  # type: ignore[arg-type, return-value]

@@ -7,7 +7,7 @@ from data.error_budget import ErrorBudgetExceeded
 from tests.unit.train.ranks import Ranks
 from train.health.stragglers import RankTimes
 from train.step import reduction as agreement
-from train.step.reduction import Agreed, Agreement, Local, gather, gather_to_first, together
+from train.step.reduction import Agreed, Agreement, Local, gather_to_first, together
 
 CPU = torch.device("cpu")
 WORLD = 4
@@ -125,10 +125,6 @@ def test_batches_cost_two_numbers_each_until_a_rank_cannot_read(monkeypatch: pyt
     errors = ranks.run(lambda rank: [read[rank].append(each) for each in together(batches(rank), CPU)])
     assert read == [[1], [1]] and [str(each) for each in errors] == ["too many"] * 2
     assert ranks.calls["all_gather_object"] == 1
-
-
-def test_items_are_in_order_of_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Ranks(3, monkeypatch).run(lambda rank: gather([rank] * rank)) == [[1, 2, 2]] * 3
 
 
 def test_the_first_rank_gets_everything_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
