@@ -20,12 +20,12 @@ from parallel import layout
 from parallel.checkpoint.folder import CheckpointFolder
 from parallel.engine.base import DTYPES
 from parallel.plan.blueprint import plan_of
+from train.build import expected_step_shape
 from train.config import RunConfig
 from train.first_weights import check_first_weights, first_files
 from train.health.profiling import profiled_steps
 from train.phases import Span, for_phase, spans
 from train.run.resume import MODEL, check_allowed, check_resume, check_same_model
-from train.step.batch import work_of
 from train.step.validation import SPLIT
 
 
@@ -110,7 +110,7 @@ def _check_phase(config: RunConfig, span: Span, world_size: int) -> PaLI:
     plan, _ = plan_of(
         config.vit, config.mt5, config.model, config.optimizer, config.parallel, frozen=span.phase.freeze,
         data_parallel_size=data_parallel_size, dtype=DTYPES[config.run.precision],
-        work=work_of(config, data_parallel_size),
+        work=expected_step_shape(config, data_parallel_size),
     )  # fmt: skip
     if config.data.num_streams % data_parallel_size:
         raise ConfigurationError(

@@ -24,13 +24,13 @@ from evaluation.score import evaluation
 from parallel.checkpoint.checkpointer import Checkpointer
 from parallel.distributed import launch
 from parallel.layout import Layout
+from train.build import build_phase_engine
 from train.checks import check, check_sources
 from train.config import EvaluationConfig, Phase, RunConfig, to_run_config
 from train.entry import RunStopped, entry
 from train.facts import check_settings_of_ranks
 from train.health.watchdog import Watchdog
 from train.phases import for_phase, span_of, spans
-from train.run.run import engine_of
 from train.step.batch import trimmer
 from train.step.predict import answers
 from train.step.reader import ReplicaReader
@@ -97,7 +97,7 @@ def answer(
 
     `config`: as the phase sees it. The first rank has the answers, the others none.
     """
-    engine = engine_of(config, phase, layout, restored=True)
+    engine = build_phase_engine(config, phase, layout, restored=True)
     restored = checkpointer.load_latest(engine, weights_only=True)
     if restored is None:
         raise ConfigurationError(f"{config.run.folder} holds no checkpoint any more; train the run first.")

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from data.tokenizer import Tokenizer
 from parallel.distributed import launch
 from parallel.layout import Layout
+from train.build import build_phase_engine
 from train.checks import check, check_training_data
 from train.config import RunConfig, to_run_config
 from train.entry import entry
@@ -17,7 +18,7 @@ from train.health.watchdog import Watchdog
 from train.phases import Span, for_phase, span_of, spans
 from train.rehearsal import rehearse
 from train.run.restarts import stop_if_in_vain
-from train.run.run import Run, engine_of
+from train.run.run import Run
 from train.step.loop import Loop
 from train.step.reader import ReplicaReader
 from train.step.spike_guard import check_end
@@ -53,7 +54,7 @@ def main(composed: DictConfig) -> None:
 def train_phase(run: Run, span: Span) -> int:
     """One phase, from the newest checkpoint to its last step; returns the steps of the run that are done."""
     config = for_phase(run.config, span.phase)
-    engine = engine_of(config, span.phase, run.layout, run.restores())
+    engine = build_phase_engine(config, span.phase, run.layout, run.restores())
     run.introduce(engine)
     done, extra = run.restore(engine)
     if done < span.first - 1:

@@ -18,12 +18,13 @@ from data.tokenizer import Tokenizer
 from parallel.checkpoint.folder import CheckpointFolder
 from parallel.distributed import gather_objects
 from parallel.layout import Layout
+from train.build import build_phase_engine
 from train.config import RunConfig, WeightsConfig
 from train.health.profiling import memory_told
 from train.health.watchdog import Watchdog
 from train.phases import Span, for_phase, spans
 from train.run.display import as_text
-from train.run.run import Run, engine_of
+from train.run.run import Run
 from train.step.batch import trimmer
 from train.step.loop import Loop
 from train.step.metrics import GIB
@@ -116,7 +117,7 @@ def rehearse_phase(run: Run, span: Span, measuring: Measuring) -> None:
     """The first step of a phase, and what follows a step: a checkpoint, validation, an answer."""
     config, step, name = for_phase(run.config, span.phase), span.first, span.phase.name
     with measuring.part(name, "model and weights"):
-        engine = engine_of(config, span.phase, run.layout, run.restores())
+        engine = build_phase_engine(config, span.phase, run.layout, run.restores())
         _, extra = run.restore(engine)
     tokenizer = Tokenizer(config.data.tokenizer)
     validation = Validation(config, run.layout, tokenizer)

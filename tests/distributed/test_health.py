@@ -76,15 +76,15 @@ def test_a_rank_that_stops_ends_the_run_and_is_named(corpus: Path, tmp_path: Pat
 
 def test_a_model_that_is_never_made_ends_the_run(corpus: Path, tmp_path: Path) -> None:
     code = (
-        "import time, train.run.run; from train import pretrain; from train.entry import entry;"
-        "train.run.run.build_engine = lambda *_, **__: time.sleep(600); entry('pretrain', pretrain.main)"
+        "import time, train.build; from train import pretrain; from train.entry import entry;"
+        "train.build.build_engine = lambda *_, **__: time.sleep(600); entry('pretrain', pretrain.main)"
     )
     settings = [*SETTINGS, f"data.root={corpus}", f"run.folder={tmp_path}", "run.steps=2", "parallel.timeout_s=4"]
     done = subprocess.run(
         [sys.executable, "-c", code, *settings], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120
     )
     assert done.returncode == 4
-    assert "made no progress" in done.stderr and "start-up" in done.stderr and "engine_of" in done.stderr
+    assert "made no progress" in done.stderr and "start-up" in done.stderr and "build_phase_engine" in done.stderr
 
 
 def test_a_slow_rank_is_measured_and_told_of(corpus: Path, tmp_path: Path) -> None:

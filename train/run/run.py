@@ -1,25 +1,21 @@
 """What a run leaves behind and how it speaks: its folder, checkpoints, metrics, tracker and display."""
 
-import gc
 import socket
 import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-
 from common.errors import ConfigurationError, StorageFailed
-from data.objectives import NAMES
 from data.tokenizer import checksum
 from evaluation.sample_sheet import Sample, draw
 from model.finite import first_not_finite
 from model.layers import parts_of
 from parallel.checkpoint.checkpointer import Checkpointer, NotFinite, SaveFailed, SaveStalled, held_weights
 from parallel.checkpoint.initial_weights import load_files
-from parallel.engine.base import Engine, build_engine
+from parallel.engine.base import Engine
 from parallel.layout import Layout
 from parallel.plan.cut import table
-from train.config import Phase, RunConfig, to_dict, to_yaml
+from train.config import RunConfig, to_dict, to_yaml
 from train.entry import Interrupted, RunStopped
 from train.facts import Facts
 from train.first_weights import first_files
@@ -31,7 +27,6 @@ from train.run.provenance import degrees, git_state, hardware, stage_rows
 from train.run.resume import check_sources, note, note_sources
 from train.run.skipped_batches import LeftOut
 from train.run.tracking import NoTracker, Tracker, open_tracker
-from train.step.batch import work_of
 from train.step.metrics import Line, MetricsFile
 
 Extra = dict[str, Any]
@@ -274,19 +269,6 @@ def raise_ended(error: SaveFailed) -> NoReturn:
     failed = StorageFailed(str(error))
     failed.alone = False  # the first rank prints it
     raise failed from error
-
-
-def engine_of(config: RunConfig, phase: Phase, layout: Layout, restored: bool) -> Engine:
-    """The model as a phase trains it, with its initial weights unless all will be `restored`; `config` as the phase
-    sees it."""
-    gc.collect()  # an engine and its pipeline refer to each other; that of the phase before makes room first
-    if layout.device.type == "cuda":
-        torch.cuda.empty_cache()
-    return build_engine(
-        config.vit, config.mt5, config.model, config.optimizer, layout=layout, num_objectives=len(NAMES),
-        precision=config.run.precision, freeze=phase.freeze, seed=None if restored else config.run.seed,
-        work=work_of(config, layout.data_parallel_size),
-    )  # fmt: skip
 
 
 def forget_after(checkpointer: Checkpointer, step: int) -> None:

@@ -14,8 +14,6 @@ from data.objectives import NAMES
 from data.packing import Rows
 from data.stream import Statistics
 from model.batch import MicroBatch
-from model.costs import Shape
-from parallel.plan.memory import Work
 from train.config import RunConfig
 from train.step.reader import Reading
 from train.step.reduction import Agreement, Local
@@ -76,18 +74,6 @@ def read_or_stop(read: Callable[[], Share], agreement: Agreement) -> Share:
     except ReadingStopped as error:
         agreement.agree(Local(stopped=error))
         raise
-
-
-def work_of(config: RunConfig, data_parallel_size: int) -> Work:
-    """What a rank does in a step, before any row is read; `config` as the phase sees it.
-
-    Rows are taken to be as full as their image slots allow.
-    """
-    data, rows = config.data, config.parallel.micro_batch_size
-    vision = config.vit.num_tokens(config.model.image_size)
-    shape = Shape(rows * data.images_per_row, vision, rows, data.encoder_length, data.decoder_length)
-    number = -(-data.global_batch_size // (data_parallel_size * rows * data.images_per_row))
-    return Work(shape, number)
 
 
 def as_tensors(rows: Rows) -> MicroBatch:
