@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 HERE = Path(__file__).parent
-CORE = ("model", "parallel", "data", "train")
+CORE = ("model", "parallel", "data", "evaluation", "train")
 # Made for tests (data/miniature), or pictures and tables for people.
 LEFT_OUT = (
     "data/miniature/",

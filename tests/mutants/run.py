@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 from common.errors import ConfigurationError
-from tests.mutants.draw import CORE, Mutant
+from tests.mutants.draw import Mutant
 
 SLOW_IMPORTS = (
     "pytest", "numpy", "torch", "torch.distributed.pipelining", "torch.nn.attention.flex_attention", "deepspeed",
@@ -31,8 +31,7 @@ ENGINES, CHECKPOINTS = "tests/distributed/test_engines.py", "tests/distributed/t
 WORLDS = {
     "model/": "tests/distributed/test_model_tensor_parallel.py",
     "parallel/": ENGINES,
-    "parallel/checkpoint": CHECKPOINTS,
-    "parallel/logical": CHECKPOINTS,
+    "parallel/checkpoint/": CHECKPOINTS,
 }
 
 
@@ -73,15 +72,14 @@ class Runner:
         own = sorted(self._unit_tests(folder), key=lambda test: self._distance(test, mutant))
         stages: list[tuple[str, list[str], dict[str, str]]] = [("by its folder's unit tests", own, {})]
         if self.further:
-            others = [test for other in CORE if other != folder for test in self._unit_tests(other)]
-            others = [test for test in others if self._distance(test, mutant) < 2]
+            others = [test for test in self._unit_tests() if test not in own and self._distance(test, mutant) < 2]
             stages.append(("by other unit tests", others, {}))
             worlds = [test for files, test in WORLDS.items() if mutant.file.startswith(files)]
             stages.append(("by worlds of processes", worlds, {"MOST_RANKS": "2"}))
         return [stage for stage in stages if stage[1]]
 
-    def _unit_tests(self, folder: str) -> list[str]:
-        paths = (self.copy / "tests" / "unit" / folder).glob("test_*.py")
+    def _unit_tests(self, folder: str = "") -> list[str]:
+        paths = (self.copy / "tests" / "unit" / folder).rglob("test_*.py")
         return sorted(path.relative_to(self.copy).as_posix() for path in paths)
 
     def _distance(self, test: str, mutant: Mutant) -> int:

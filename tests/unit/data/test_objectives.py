@@ -100,6 +100,18 @@ def test_a_word_of_an_unspaced_script_is_a_character_with_its_marks(text, words)
     assert [text[start:end] for start, end in zip(starts, ends, strict=True)] == words
 
 
+BLOCKS = ("\u0e00\u0eff", "\u1000\u109f", "\u1780\u17ff", "\u3040\u30ff", "\u3400\u4dbf", "\u4e00\u9fff",
+          "\uf900\ufaff", "\U00020000\U000323af")  # fmt: skip
+
+
+@pytest.mark.parametrize(("first", "last"), BLOCKS)
+def test_unspaced_scripts_begin_and_end_with_their_unicode_blocks(first, last):
+    for character in (first, last):
+        assert split_captioning.word_starts(f"a{character}b") == [0, 1, 2], hex(ord(character))
+    for character in (chr(ord(first) - 1), chr(ord(last) + 1)):
+        assert split_captioning.word_starts(f"a{character}b") == [0], hex(ord(character))
+
+
 def test_ocr_prompt_and_reading_order():
     def item(text, ymin, xmin, language="en"):
         return {"text": text, "language": language, "box": [ymin, xmin, ymin + 0.1, xmin + 0.1]}

@@ -151,6 +151,12 @@ def test_command_line() -> None:
     assert "vit_block x 56" in done.stdout and "16.734 B" in done.stdout and "15.0" in done.stdout
 
 
+def test_settings_may_refer_to_others() -> None:
+    assert read_sizes(["model=pali_mini", "vit.depth=${mt5.num_heads}"]).vit.depth == (
+        read_sizes(["model=pali_mini"]).mt5.num_heads
+    )
+
+
 def test_a_mistake_is_one_sentence_and_exit_code_2() -> None:
     done = _run("model=pali_18b")
     assert done.returncode == 2

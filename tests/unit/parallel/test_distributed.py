@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
 
 from common.errors import ConfigurationError
 from common.launcher import Place, first_host, in_step, is_main_rank, place
@@ -94,6 +95,25 @@ def test_who_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_main_rank()
     monkeypatch.setenv("RANK", "first")
     assert is_main_rank()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "local_rank", "device"),
+    [(0, 3, "cpu"), (1, 0, "cuda:0"), (1, 3, "cuda:0"), (2, 0, "cuda:0"), (2, 1, "cuda:1"), (8, 7, "cuda:7")],
+)
+def test_the_device_of_a_rank(gpus: int, local_rank: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher shows a rank all GPUs of its machine, or only its own."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert str(launch(TORCHRUN | {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": "8"}).device) == device
+
+
+@pytest.mark.parametrize("local_rank", [2, 3])
+def test_more_ranks_than_gpus(local_rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigurationError, match=f"{local_rank + 1} or more processes on this machine share 2 GPUs"):
+        _ = launch(TORCHRUN | {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": "8"}).device
 
 
 def test_steps() -> None:

@@ -76,3 +76,11 @@ def test_every_stage_is_the_replicated_engine(
     assert torch.equal(found_answers, answers)
     for name, values in expected_weights.items():
         assert weight_deviation(name, found_weights[name], values) <= 1e-5, name
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_step_without_targets_has_a_gradient_norm_of_zero(zero_stage: int) -> None:
+    engine = engine_of([], "fp32", zero_stage=zero_stage)
+    totals = engine.forward_backward([micro_batches(0)[0].emptied()], num_targets=0)
+    assert float(totals.loss) == 0.0
+    assert engine.update(0.1) == 0.0
