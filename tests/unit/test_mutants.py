@@ -76,9 +76,9 @@ def test_a_mutant_changes_its_own_span_alone() -> None:
 
 
 def test_a_seed_draws_the_same_of_the_whole_core() -> None:
-    drawn = draw(ROOT, 60, seed=1)
-    assert drawn == draw(ROOT, 60, seed=1) != draw(ROOT, 60, seed=2)
-    assert len(set(drawn)) == 60 and {mutant.file.split("/")[0] for mutant in drawn} == {*module.CORE}
+    drawn = draw(ROOT, 300, seed=1)
+    assert drawn == draw(ROOT, 300, seed=1) != draw(ROOT, 300, seed=2)
+    assert len(set(drawn)) == 300 and {mutant.file.split("/")[0] for mutant in drawn} == {*module.CORE}
     for mutant in drawn:
         assert ast.parse(mutant.applied((ROOT / mutant.file).read_bytes())), mutant
     assert {mutant.file for mutant in draw(ROOT, 5, 1, "parallel/optimizer/adafactor")} == {
