@@ -102,6 +102,20 @@ class ModelConfig:
             raise ConfigurationError(f"model.z_loss={self.z_loss} must not be negative.")
 
 
+@dataclass(frozen=True)
+class PaLIConfig:
+    """Bundle what the whole model is made of: two towers, and the choices that join them."""
+
+    vit: ViTConfig
+    mt5: MT5Config
+    model: ModelConfig
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Visual tokens of one image."""
+        return self.vit.num_tokens(self.model.image_size)
+
+
 def _positive(group: str, **values: int) -> None:
     for name, value in values.items():
         if value < 1:
