@@ -40,8 +40,6 @@ class MicroBatch:
     decoder_segments: Tensor  # int64 [B, M]
     objectives: Tensor  # int64 [B, M]: index of the objective a target token belongs to
     target_positions: Tensor | None = None  # int64 [T]: where targets are, in the flattened [M, B] order
-    statistics: Tensor | None = None  # fp32 [3, T]: nll, z-loss and correctness of every target, left here by the head
-    loss_scale: float = 1.0  # multiplies the summed loss: one over the target tokens of the whole step, say
 
     def __post_init__(self) -> None:
         if self.target_positions is None:  # known on the host, so that the device never waits for a count
@@ -80,7 +78,6 @@ class MicroBatch:
             self.decoder_targets[:, :decoder],
             self.decoder_segments[:, :decoder],
             self.objectives[:, :decoder],
-            loss_scale=self.loss_scale,
         )
 
     def joined(self, multiple: int = 1) -> "MicroBatch":
@@ -103,7 +100,6 @@ class MicroBatch:
             self.decoder_targets[decoder][None],
             (self.decoder_segments + first)[decoder][None],
             self.objectives[decoder][None],
-            loss_scale=self.loss_scale,
         ).padded(multiple)
         return one if one.num_scores <= 1.25 * self.num_scores else self
 
@@ -126,7 +122,7 @@ class MicroBatch:
     def emptied(self) -> "MicroBatch":
         """As many rows and image slots, without an example."""
         nothing = {name: torch.zeros_like(getattr(self, name)) for name in ARRAYS}
-        return MicroBatch(**nothing | {"visual_index": nothing["visual_index"] - 1}, loss_scale=self.loss_scale)
+        return MicroBatch(**nothing | {"visual_index": nothing["visual_index"] - 1})
 
     def blanked(self) -> "MicroBatch":
         """The same rows with every image mid-grey: what a blind model sees."""
@@ -152,17 +148,17 @@ class MicroBatch:
         """Scores of one head of a block of each kind, on a CPU."""
         return sum(mask.num_scores for mask in (self.encoder_mask, self.decoder_mask, self.cross_mask))
 
-    def totals_by_example(self) -> Tensor:
-        """nll, z-loss (nats), correct and targets of every packed example: fp32 [4, B, most examples in a row].
+    def totals_by_example(self, statistics: Tensor) -> Tensor:
+        """Sum the head's statistics [3, T] by packed example: fp32 [4, B, most examples in a row].
 
-        Segment s of a row is at s - 1 (of joined rows: the examples of all rows, in their order). To be asked for after
-        a forward pass that went through the head.
+        The four are nll, z-loss (nats), correct and targets. Segment s of a row is at s - 1 (of joined rows: the
+        examples of all rows, in their order).
         """
-        assert self.statistics is not None and self.target_positions is not None
+        assert self.target_positions is not None
         rows, most = self.num_rows, int(self.decoder_segments.amax())
         segments = self.decoder_segments.t().reshape(-1)[self.target_positions]
         example = self.target_positions % rows * most + segments - 1
-        values = torch.cat([self.statistics, torch.ones_like(self.statistics[:1])])
+        values = torch.cat([statistics, torch.ones_like(statistics[:1])])
         return values.new_zeros(4, rows * most).index_add_(1, example, values).view(4, rows, most)
 
     @cached_property

@@ -4,6 +4,7 @@ What travels from unit to unit: (encoder [L, B, d], decoder [M, B, d], encoder_b
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -286,8 +287,16 @@ class VocabularyOutput(nn.Module):
         )  # type: ignore
 
 
+class HeadOutput(NamedTuple):
+    """The results of a forward pass; T target tokens."""
+
+    loss: Tensor  # scalar: loss_scale * sum over targets of nll + z-loss
+    totals: Tensor  # fp32 [4, num_objectives]: nll, z-loss, correct, targets
+    statistics: Tensor  # fp32 [3, T]: nll, z-loss and correctness of every target
+
+
 class Head(Unit):
-    """The decoder's norm, the vocabulary and the loss: (...) -> (loss, totals fp32 [4, num_objectives])."""
+    """The decoder's norm, the vocabulary and the loss."""
 
     def __init__(self, mt5: MT5Config, model: ModelConfig, num_objectives: int, parallel: TensorParallel) -> None:
         super().__init__()
@@ -295,17 +304,16 @@ class Head(Unit):
         self.norm = RMSNorm(mt5.d_model, parallel)
         self.output = VocabularyOutput(mt5, model, parallel)
 
-    def forward(self, carry: Carry, batch: MicroBatch) -> Carry:
+    def forward(self, carry: Carry, batch: MicroBatch, loss_scale: float = 1.0) -> HeadOutput:
+        """Return loss, totals and statistics; `loss_scale` multiplies the summed loss."""
         decoder = self.parallel.gather(
             dropout(self.norm(carry[1]), self.model.dropout_rate, self), partial_gradient=True
         )
         at = batch.target_positions
         assert at is not None
-        loss, statistics = self.output(
-            decoder.flatten(0, 1)[at], batch.decoder_targets.t().reshape(-1)[at], batch.loss_scale
-        )
-        batch.statistics = statistics
-        return loss, totals_by_objective(statistics, batch.objectives.t().reshape(-1)[at], self.num_objectives)
+        loss, statistics = self.output(decoder.flatten(0, 1)[at], batch.decoder_targets.t().reshape(-1)[at], loss_scale)
+        totals = totals_by_objective(statistics, batch.objectives.t().reshape(-1)[at], self.num_objectives)
+        return HeadOutput(loss, totals, statistics)
 
     def cost(self, shape: Shape) -> Cost:
         """Kept: the norm's input, the gradient of its output, and which tokens are targets; no logits."""

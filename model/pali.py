@@ -39,7 +39,8 @@ class PaLI(nn.Module):
     """Some consecutive units: the whole model, or one pipeline stage.
 
     Forward: (what the unit before passed on, nothing before `patches`), batch -> what the last unit passes on; after
-    `head` that is (loss, totals [4, num_objectives]). `names` runs only these units: one of several stages on a rank.
+    `head` that is a `HeadOutput`. `names` runs only these units: one of several stages on a rank. `loss_scale`
+    multiplies the head's loss.
     """
 
     def __init__(self, units: Units) -> None:
@@ -51,22 +52,29 @@ class PaLI(nn.Module):
         return ((name, child) for name, child in self.named_children() if isinstance(child, Unit))
 
     def forward(
-        self, carry: tuple[Tensor, ...], batch: MicroBatch, names: Sequence[str] | None = None
+        self,
+        carry: tuple[Tensor, ...],
+        batch: MicroBatch,
+        names: Sequence[str] | None = None,
+        loss_scale: float = 1.0,
     ) -> tuple[Tensor, ...]:
         for name, unit in self.units():
             if names is None or name in names:
-                carry = self.run(unit, carry, batch)
+                carry = self.run(unit, carry, batch, loss_scale)
         return carry
 
-    def run(self, unit: Unit, carry: tuple[Tensor, ...], batch: MicroBatch) -> tuple[Tensor, ...]:
-        """One unit: without autograd where nothing at or before it is trained, recomputed where asked."""
+    def run(
+        self, unit: Unit, carry: tuple[Tensor, ...], batch: MicroBatch, loss_scale: float = 1.0
+    ) -> tuple[Tensor, ...]:
+        """Run one unit: without autograd if nothing at or before it is trained, recomputed if it is marked so."""
+        inputs = (carry, batch, loss_scale) if isinstance(unit, Head) else (carry, batch)
         trained = unit.trained or any(x.requires_grad for x in carry)
         if not (trained and torch.is_grad_enabled()):
             with torch.no_grad():
-                return unit(carry, batch)
+                return unit(*inputs)
         if unit.recompute == "block":
-            return checkpoint(unit, carry, batch, use_reentrant=False)
-        return unit(carry, batch)
+            return checkpoint(unit, *inputs, use_reentrant=False)
+        return unit(*inputs)
 
     def train(self, mode: bool = True) -> "PaLI":
         """Frozen units stay in evaluation mode."""

@@ -82,16 +82,14 @@ class Engine(ABC):
         mean = self.blueprint.model.loss_reduction == "mean"
         scale = self.gradient_scale / (max(num_targets, 1) if mean else 1)
         batches = self._placed(micro_batches)
-        for batch in batches:
-            batch.loss_scale = scale
         self.model.train()
         if self.pipeline is not None:
-            return self._reduced(self.pipeline.run(batches, train=True))
+            return self._reduced(self.pipeline.run(batches, train=True, loss_scale=scale))
         totals = []
         for batch in batches:
-            loss, total = self.model((), batch)
-            self.backward(loss)
-            totals.append(total)
+            output = self.model((), batch, loss_scale=scale)
+            self.backward(output.loss)
+            totals.append(output.totals)
             beat()  # a step of many micro-batches may take minutes
         return self._reduced(totals)
 
@@ -117,7 +115,7 @@ class Engine(ABC):
         batches = self._placed(micro_batches)
         if self.pipeline is not None:
             return self._reduced(self.pipeline.run(batches, train=False))
-        return self._reduced([self.model((), batch)[1] for batch in batches])
+        return self._reduced([self.model((), batch).totals for batch in batches])
 
     @torch.no_grad()
     def generate(self, batch: MicroBatch, max_new_tokens: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 
 from common.progress import beat
 from model.batch import MicroBatch
-from model.mt5 import Bridge, DecoderBlock, EncoderBlock, Head
+from model.mt5 import Bridge, DecoderBlock, EncoderBlock, Head, HeadOutput
 from model.pali import PaLI
 from model.vit import Patches
 from parallel.layout import Layout
@@ -49,13 +49,14 @@ class Pipeline:
         self.travel, self.dtype = Travel(blueprint.plan, blueprint.layout), blueprint.dtype
         self.batches: list[MicroBatch] = []
         self.totals: list[Tensor] = []
+        self.loss_scale = 1.0
         self.schedules: dict[bool, tuple[tuple[Sizes, int], Any]] = {}
         self.interleaved = len(self.stages) > self.layout.pipeline_group.size()
 
-    def run(self, batches: Sequence[MicroBatch], train: bool) -> list[Tensor]:
+    def run(self, batches: Sequence[MicroBatch], train: bool, loss_scale: float = 1.0) -> list[Tensor]:
         """Forward, and in training backward, of all micro-batches; the last stage returns their totals, others
         nothing."""
-        self.batches, self.totals = list(batches), []
+        self.batches, self.totals, self.loss_scale = list(batches), [], loss_scale
         if self.interleaved:  # takes multiples of the pipeline's size only
             self.batches += [batches[0].emptied()] * (-len(batches) % self.layout.pipeline_group.size())
         schedule = self._schedule(Sizes.of(batches[0]), len(self.batches), train)
@@ -105,9 +106,11 @@ class _Forward(nn.Module):
         self.trained = any(unit.trained for name, unit in pipeline.model.units() if name in names)
 
     def forward(self, *carry: Tensor, number: Tensor) -> tuple[Tensor, ...]:
-        output = self.pipeline.model(carry, self.pipeline.batches[int(number)], self.names)
-        if self.names[-1] == "head":
-            self.pipeline.totals.append(output[1])
+        pipeline = self.pipeline
+        output = pipeline.model(carry, pipeline.batches[int(number)], self.names, pipeline.loss_scale)
+        if isinstance(output, HeadOutput):
+            pipeline.totals.append(output.totals)
+            output = output.loss, output.totals
         beat()
         return tuple(x.contiguous() for x in output)  # only contiguous tensors can be sent
 

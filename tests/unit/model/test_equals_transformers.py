@@ -104,7 +104,6 @@ def test_mt5_logits_loss_and_every_gradient(mt5: MT5ForConditionalGeneration) ->
 
     pali = _ours(mt5)
     batch = micro_batch([[e] for e in rows])
-    batch.loss_scale = 1 / batch.num_targets
     units = dict(pali.units())
     carry: tuple[Tensor, ...] = ()
     for name, unit in units.items():
@@ -115,7 +114,7 @@ def test_mt5_logits_loss_and_every_gradient(mt5: MT5ForConditionalGeneration) ->
     present = batch.decoder_segments > 0
     assert relative_error(logits.transpose(0, 1)[present], theirs.logits[present]) < TOLERANCE
 
-    loss, _ = pali((), batch)
+    loss = pali((), batch, loss_scale=1 / batch.num_targets).loss
     loss.backward()
     assert relative_error(loss, theirs.loss) < TOLERANCE
     ours = {name: g for name, g in gradients(pali).items() if name in expected}
@@ -149,8 +148,7 @@ def test_whole_model_loss_and_every_gradient(mt5: MT5ForConditionalGeneration, s
     rows = [example(1, 1, 7, 5), example(2, 1, 3, 9)]
     pali = _ours(mt5, siglip)
     batch = micro_batch([[e] for e in rows])
-    batch.loss_scale = 1 / batch.num_targets
-    loss, _ = pali((), batch)
+    loss = pali((), batch, loss_scale=1 / batch.num_targets).loss
     loss.backward()
 
     projection = nn.Linear(VIT.width, MT5.d_model)

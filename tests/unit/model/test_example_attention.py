@@ -22,7 +22,7 @@ def packed() -> MicroBatch:
 
 def trained(batch: MicroBatch) -> tuple[torch.Tensor, LossTotals, dict[str, torch.Tensor]]:
     pali = small_model()
-    loss, totals = pali((), batch)
+    loss, totals, _ = pali((), batch)
     loss.backward()
     return loss.detach(), LossTotals.from_tensor(totals), gradients(pali)
 
@@ -102,9 +102,7 @@ def test_queries_and_keys_of_different_lengths() -> None:
 def test_examples_keep_their_losses_when_joined() -> None:
     pali, batch = small_model(), packed()
     joined = batch.joined()
-    for each in (batch, joined):
-        pali((), each)
-    alone, together = batch.totals_by_example(), joined.totals_by_example()
+    alone, together = (each.totals_by_example(pali((), each).statistics) for each in (batch, joined))
     assert together.shape[:2] == (4, 1)
     torch.testing.assert_close(together[:, 0], alone[:, alone[3] > 0], rtol=TOLERANCE, atol=1e-6)
 

@@ -17,7 +17,7 @@ def kept_and_gradients(config: ParallelConfig) -> tuple[int, dict[str, Tensor]]:
     mark_recomputed(pali, config)
     seen: dict[int, int] = {}
     with torch.autograd.graph.saved_tensors_hooks(lambda x: seen.setdefault(x.data_ptr(), x.nbytes) and x, lambda x: x):
-        loss, _ = pali((), batch)
+        loss = pali((), batch).loss
     loss.backward()
     return sum(seen.values()), {name: p.grad for name, p in pali.named_parameters() if p.grad is not None}
 
