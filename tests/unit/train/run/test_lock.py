@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,6 +35,23 @@ def test_a_second_job_is_told_who_holds_the_folder(tmp_path: Path, monkeypatch: 
     third = FolderLock(tmp_path, wait_s=0)
     assert third.take() is None
     assert str(FolderLock(tmp_path, wait_s=0).take()).endswith(" of Slurm job 7")
+
+
+@pytest.mark.parametrize(("free_after_s", "taken"), [(0.4, True), (2.4, True), (3.6, False)])
+def test_it_waits_as_long_as_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_after_s: float, taken: bool
+) -> None:
+    """On a clock of its own, on which nothing but sleeping takes time."""
+    first, second, now = FolderLock(tmp_path), FolderLock(tmp_path, wait_s=3), [100.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        if now[0] >= 100 + free_after_s:
+            first.give_back()
+
+    monkeypatch.setattr("train.run.lock.time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    assert first.take() is None
+    assert (second.take() is None) == taken
 
 
 def without_locks(code: int) -> Callable[..., None]:
