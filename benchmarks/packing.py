@@ -51,7 +51,7 @@ def examples_of(rows: Rows, tokens_per_image: int) -> list[Example]:
 
 def make_ours(overrides: Sequence[str], precision: str, steps: int, micro_batch_size: int) -> Callable[[], float]:
     stream, step = open_stream(overrides, "train"), ours(read_sizes(overrides), precision)
-    packed = [micro_batches(rows_of(stream, number), micro_batch_size, stream.shape) for number in range(steps)]
+    packed = [micro_batches(rows_of(stream, number), micro_batch_size, stream.shape) for number in range(1, steps + 1)]
     tokens = stream.shape.tokens_per_image
     trimmed = [
         [MicroBatch.from_rows(rows).trimmed(tokens, TRIM).joined(TRIM) for rows in of_step] for of_step in packed
@@ -66,7 +66,7 @@ def make_hugging_face(
     stream, sizes = open_stream(overrides, "train"), read_sizes(overrides)
     step = hugging_face(sizes, precision)
     of_steps = []
-    for number in range(steps):
+    for number in range(1, steps + 1):
         examples = examples_of(rows_of(stream, number), stream.shape.tokens_per_image)
         parts = [examples[start : start + micro_batch_size] for start in range(0, len(examples), micro_batch_size)]
         of_steps.append([padded(part, sizes.model.image_size) for part in parts])
@@ -85,7 +85,7 @@ def main() -> None:
     chosen = parser.parse_args()
 
     stream = open_stream(chosen.overrides, "train")
-    rows = [rows_of(stream, number) for number in range(chosen.steps)]
+    rows = [rows_of(stream, number) for number in range(1, chosen.steps + 1)]
     counts = [len(examples_of(part, stream.shape.tokens_per_image)) for part in rows]
     console = Console(width=120)
     mean_rows = statistics.mean(len(part["encoder_tokens"]) for part in rows)

@@ -1,6 +1,6 @@
 """Prints one SHA-256 per step of the global batch: the same for any number of data-parallel ranks.
 
-    python -m data.digest mixture=miniature steps=0:20 data_parallel_size=4
+    python -m data.digest mixture=miniature steps=1:21 data_parallel_size=4
 
 `steps`, `data_parallel_size` and `split` are this program's own; all else overrides the run's configuration
 (conf/pretrain.yaml), of which `data`, `mixture`, `run.seed`, and the first phase's image size are used.
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
-    own = {"steps": "0:1", "data_parallel_size": "1", "split": "train"}
+    own = {"steps": "1:2", "data_parallel_size": "1", "split": "train"}
     overrides = []
     for argument in arguments:
         key, _, value = argument.partition("=")
@@ -107,8 +107,10 @@ def main(arguments: Sequence[str]) -> None:
         else:
             overrides.append(argument)
     steps = re.fullmatch(r"(\d+):(\d+)", own["steps"])
-    if steps is None or int(steps[1]) >= int(steps[2]):
-        raise ConfigurationError(f"steps={own['steps']} must be first:end, such as 0:20, with end above first.")
+    if steps is None or not 1 <= int(steps[1]) < int(steps[2]):
+        raise ConfigurationError(
+            f"steps={own['steps']} must be first:end, such as 1:21 for steps 1 to 20, with first at least 1."
+        )
     if not own["data_parallel_size"].isdecimal() or int(own["data_parallel_size"]) < 1:
         raise ConfigurationError(f"data_parallel_size={own['data_parallel_size']} must be a number, at least 1.")
     if own["split"] not in SPLITS:

@@ -17,7 +17,7 @@ from data.tokenizer import Tokenizer
 
 
 class Stream:
-    """Step t is examples [t*N, (t+1)*N) of the mixture, N = data.global_batch_size.
+    """Step t, counted from 1, is examples [(t-1)*N, t*N) of the mixture, N = data.global_batch_size.
 
     They are dealt, as contiguous slices, to data.num_streams streams; each stream packs its own examples of the step
     into rows. So the rows of a (step, stream) are a pure function of (configuration, seed), whoever reads them.
@@ -54,7 +54,7 @@ class Stream:
     def rows(self, step: int, streams: range) -> tuple[Rows, list[ExampleInfo]]:
         """The rows of these streams in this step, in order of stream; infos in order of example."""
         size = self.examples_per_stream
-        first = (step * self.num_streams + streams.start) * size
+        first = ((step - 1) * self.num_streams + streams.start) * size
         examples = list(self._threads.map(self._examples.__getitem__, range(first, first + len(streams) * size)))
         packed = [
             pack([example for example in examples[start : start + size] if example is not None], self.shape)

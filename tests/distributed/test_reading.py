@@ -56,7 +56,7 @@ def read_all(folder: Path, corpus: Path) -> None:
     layout = Layout(config.parallel, this)
     with patch.object(images, "decode", wraps=images.decode) as decode:
         reader = ReplicaReader(config, layout, Tokenizer(config.data.tokenizer), config.mixture, "train", prefetch=0)
-        step = reader.read(3)
+        step = reader.read(4)
         held_out = list(reader.held_out(2, 5))
         reader.close()
     try:

@@ -232,7 +232,7 @@ class Loop:
         """This rank's share; step 1 is the first of the mixture."""
         if step in self.held:
             return self.held.pop(step)
-        return Share.of(self.reader.read(self.run.left_out.batch_of(step) - 1), self.join)
+        return Share.of(self.reader.read(self.run.left_out.batch_of(step)), self.join)
 
     def agreed_share(self, step: int) -> tuple[Share, Agreed]:
         """This rank's share, and what all ranks agree on; raises ReadingStopped on all if it stops one."""

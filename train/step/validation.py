@@ -56,8 +56,8 @@ class Validation:
         """
         sums: list[LossTotals] = []
         examples, skipped = [0] * len(self.components), Counter[str]()
-        for step in range(self.settings.steps):
-            beat(f"validation loss, batch {step + 1} of {self.settings.steps}")
+        for step in range(1, self.settings.steps + 1):
+            beat(f"validation loss, batch {step} of {self.settings.steps}")
             share = read_or_stop(partial(self.read, step), self.agreement)
             agreed = self.agreement.agree(share.facts(self.tokens_per_image, self.components))
             examples = [before + new for before, new in zip(examples, agreed.components, strict=True)]

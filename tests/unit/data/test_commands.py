@@ -43,7 +43,8 @@ def test_mistakes_of_the_tokenizer(corpus: Path, words: list[str], sentence: str
     [
         ("data_parallel_size=0", "data_parallel_size=0 must be a number, at least 1"),
         ("data_parallel_size=3", "data.num_streams=4 is not a multiple of data_parallel_size=3"),
-        ("steps=5:2", "steps=5:2 must be first:end, such as 0:20, with end above first"),
+        ("steps=5:2", "steps=5:2 must be first:end, such as 1:21 for steps 1 to 20"),
+        ("steps=0:20", "steps=0:20 must be first:end, such as 1:21 for steps 1 to 20, with first at least 1."),
         ("steps=x", "steps=x must be first:end"),
         ("steps=-3:0", "steps=-3:0 must be first:end"),
         ("split=trian", "split=trian is unknown; choose one of train, validation, test"),

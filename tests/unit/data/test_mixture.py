@@ -128,11 +128,11 @@ def test_a_wrong_option_names_its_component():
 def test_the_digest_command_is_independent_of_the_ranks(corpus, monkeypatch, capsys):
     monkeypatch.setenv("PALI_CORPUS", str(corpus))
     printed = []
-    for arguments in (["steps=0:3", "data_parallel_size=4"], ["steps=0:3"], ["steps=2:3", "data_parallel_size=2"]):
+    for arguments in (["steps=1:4", "data_parallel_size=4"], ["steps=1:4"], ["steps=3:4", "data_parallel_size=2"]):
         digest.main(["mixture=miniature", *arguments])
         printed.append(capsys.readouterr().out.splitlines())
     assert printed[0] == printed[1] and printed[1][2:] == printed[2]
-    assert [line.split()[0] for line in printed[0]] == ["0", "1", "2"] and all(len(line) == 66 for line in printed[0])
+    assert [line.split()[0] for line in printed[0]] == ["1", "2", "3"] and all(len(line) == 66 for line in printed[0])
     with pytest.raises(ConfigurationError, match="batch_size"):
         digest.main(["data.batch_size=2"])
 
@@ -140,7 +140,7 @@ def test_the_digest_command_is_independent_of_the_ranks(corpus, monkeypatch, cap
 def test_a_digest_of_nothing_is_none(corpus, monkeypatch):
     monkeypatch.setenv("PALI_CORPUS", str(corpus))
     nothing = "mixture.components=[{source: text, objective: vqa, weight: 1.0, options: {languages: [xx]}}]"
-    for split, message in (("validation", "steps=0:1 of the validation split hold no example .*no question"),
+    for split, message in (("validation", "steps=1:2 of the validation split hold no example .*no question"),
                            ("train", "text/vqa gives nothing: .* vqa needs the field questions .* in xx")):  # fmt: skip
         with pytest.raises(ErrorBudgetExceeded, match=message):
             digest.main([nothing, f"split={split}", "data.global_batch_size=8", "data.num_streams=4"])
@@ -154,6 +154,6 @@ def test_a_digest_is_of_rows_as_the_first_phase_has_them(corpus, monkeypatch, ca
     printed = []
     for arguments in ([*of_data, "stage.phases=[{name: a, image_size: 112}]"],
                       [f"stage.phases=[{{name: a, image_size: 112, {of_phase}}}]"]):  # fmt: skip
-        digest.main(["mixture=miniature", "steps=0:1", "data.num_streams=4", *arguments])
+        digest.main(["mixture=miniature", "steps=1:2", "data.num_streams=4", *arguments])
         printed.append(capsys.readouterr().out)
     assert printed[0] and printed[0] == printed[1]

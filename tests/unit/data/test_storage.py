@@ -84,7 +84,7 @@ def test_a_disk_that_keeps_failing_ends_reading_and_opening(tmp_path, monkeypatc
     disk = Disk(monkeypatch, tmp_path, code)
     disk.failures = 10**9
     with pytest.raises(StorageFailed, match=r"cc3m_35l/train-00000\.tar .*start the same command again"):
-        reader.read(0)
+        reader.read(1)
     with pytest.raises(StorageFailed, match=r"cc3m_35l"):
         ShardSource("webli", str(tmp_path / "cc3m_35l"), "train", Ledger(0.0, 0))
 

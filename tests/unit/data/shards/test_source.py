@@ -206,7 +206,7 @@ CAUSES = ["broken JSON", "unreadable image", "empty caption", "missing image", "
 def test_a_broken_record_is_skipped_counted_and_replaced(tmp_path, tokenizer, cause):
     spoil(tmp_path / "cc3m_35l", cause)
     reader = Reader(stream(tmp_path, tokenizer, ("cc3m_35l", "captioning", 1)), 0, 1, 2)
-    _, infos, statistics = reader.read(0)  # 20 examples of 10 records: two epochs
+    _, infos, statistics = reader.read(1)  # 20 examples of 10 records: two epochs
     assert len(infos) == 20 and {info.objective for info in infos} == {"captioning"}
     assert all(int(info.key) >= 2 for info in infos)
     assert statistics.skipped.keys() == {f"cc3m_35l/{cause}"} and statistics.skipped[f"cc3m_35l/{cause}"] >= 4
@@ -217,7 +217,7 @@ def test_a_source_over_its_budget_stops_and_names_the_shard(tmp_path, tokenizer,
     spoil(tmp_path / "cc3m_35l", cause)
     reader = Reader(stream(tmp_path, tokenizer, ("cc3m_35l", "captioning", 1), budget=0.1, minimum=3), 0, 1, 2)
     with pytest.raises(ErrorBudgetExceeded) as error:
-        reader.read(0)
+        reader.read(1)
     message = str(error.value)
     assert "source cc3m_35l" in message and "cc3m_35l/train-00000.tar" in message
     assert re.search(rf"[45] of \d+ records read are broken \([45] x {cause}\)", message)
@@ -226,7 +226,7 @@ def test_a_source_over_its_budget_stops_and_names_the_shard(tmp_path, tokenizer,
 def test_few_broken_records_are_forgiven(tmp_path, tokenizer):
     spoil(tmp_path / "cc3m_35l", "broken JSON", bad=1, good=199)
     opened = stream(tmp_path, tokenizer, ("cc3m_35l", "captioning", 1), budget=0.02, minimum=2)
-    assert sum(len(opened.rows(step, range(1))[1]) for step in range(30)) == 600
+    assert sum(len(opened.rows(step, range(1))[1]) for step in range(1, 31)) == 600
 
 
 def test_a_component_that_gives_nothing_ends_reading_and_names_what_it_misses(tmp_path, tokenizer):
@@ -234,13 +234,13 @@ def test_a_component_that_gives_nothing_ends_reading_and_names_what_it_misses(tm
     write_shard(tmp_path / "webli" / "train-00000.tar", records)
     opened = stream(tmp_path, tokenizer, ("webli", "captioning", 1), ("webli", "span_corruption", 1))
     with pytest.raises(NothingUsable) as error:
-        for step in range(10):
+        for step in range(1, 11):
             opened.rows(step, range(1))
     assert "mixture component webli/captioning gives nothing: none of 30 records of source webli" in str(error.value)
     assert "captioning needs the field captions, and they hold text, u\\nrl \\ud83d" in str(error.value)
     assert isinstance(error.value, ErrorBudgetExceeded)
     with pytest.raises(NothingUsable, match="30 x no caption"):
-        opened.rows(11, range(1))
+        opened.rows(12, range(1))
 
 
 def test_a_component_that_gives_little_is_no_error(tmp_path, tokenizer, monkeypatch):
@@ -248,7 +248,7 @@ def test_a_component_that_gives_little_is_no_error(tmp_path, tokenizer, monkeypa
     records = [(f"{number}", {"text": "x"} if number != 77 else record(0), png(0)) for number in range(200)]
     write_shard(tmp_path / "webli" / "train-00000.tar", records)
     opened = stream(tmp_path, tokenizer, ("webli", "captioning", 1))
-    infos = [info for step in range(10) for info in opened.rows(step, range(1))[1]]
+    infos = [info for step in range(1, 11) for info in opened.rows(step, range(1))[1]]
     assert {info.key for info in infos} == {"77"}
     account = opened.ledger.account("webli")
     assert account.used == len(infos) and account.read - account.used == account.skipped == sum(
@@ -265,7 +265,7 @@ def test_every_record_that_is_read_is_used_or_skipped_or_broken(tmp_path, tokeni
     reads = []
     for component in opened.components:
         component.source = Watched(component.source, reads)
-    infos = [info for step in range(9) for info in opened.rows(step, range(1))[1]]
+    infos = [info for step in range(1, 10) for info in opened.rows(step, range(1))[1]]
     account, counted = opened.ledger.account("webli"), opened.ledger.drain()
     assert account.read == len(reads) and account.used == len(infos) == 180
     assert account.broken == counted["webli/empty caption"] > 0
@@ -279,9 +279,9 @@ def test_negatives_are_learned_from_a_source_that_names_none(tmp_path, tokenizer
     write_shard(tmp_path / "objects" / "train-00000.tar", records)
     components = [("objects", "detection", 1), ("objects", "object_vqa", 1)]
     first, second = (stream(tmp_path, tokenizer, *components) for _ in range(2))
-    infos = first.rows(3, range(1))[1]
-    second.rows(0, range(1))
-    assert [info.input_text for info in second.rows(3, range(1))[1]] == [info.input_text for info in infos]
+    infos = first.rows(4, range(1))[1]
+    second.rows(1, range(1))
+    assert [info.input_text for info in second.rows(4, range(1))[1]] == [info.input_text for info in infos]
     own = {f"{item['label']}" for number in range(12) for item in record(number)["objects"]}
     asked = {label for info in infos for label in re.split(" and ", info.input_text.removeprefix("detect "))
              if info.objective == "detection"}  # fmt: skip
@@ -309,7 +309,7 @@ def test_a_shard_that_vanishes_is_counted_against_the_budget(tmp_path, tokenizer
     opened = stream(tmp_path, tokenizer, ("cc3m_35l", "captioning", 1), minimum=3, budget=0.0)
     (tmp_path / "cc3m_35l" / "train-00000.tar").unlink()
     with pytest.raises(ErrorBudgetExceeded, match="unreadable shard"):
-        opened.rows(0, range(1))
+        opened.rows(1, range(1))
 
 
 def test_a_source_without_shards_is_a_configuration_error(tmp_path, tokenizer):

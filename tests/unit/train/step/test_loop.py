@@ -112,7 +112,7 @@ def test_the_dry_run_fails_before_anything_is_recorded_and_reads_nothing_twice(t
     steps: list[int] = []
     trained.reader.read = lambda step: steps.append(step) or read(step)  # type: ignore
     trained.train(0)
-    assert steps == [0, 1]
+    assert steps == [1, 2]
 
 
 def test_a_bad_loss_is_skipped_and_its_examples_are_kept(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_bad_loss_is_skipped_and_its_examples_are_kept(tmp_path: Path) -> None
     trained.train(0)
     assert [call for call, _ in engine.calls] == ["discard", "update", "discard", "update"]
     assert run.lines[1]["guard"] == "loss is not finite" and run.lines[1]["grad_norm"] is None
-    assert '"key1"' in (tmp_path / "bad_batch_step_00000002.json").read_text(encoding="utf-8")
+    assert '"key2"' in (tmp_path / "bad_batch_step_00000002.json").read_text(encoding="utf-8")
 
 
 def test_a_step_without_any_target_changes_nothing_and_is_counted(tmp_path: Path) -> None:
@@ -185,9 +185,7 @@ def test_left_out_batches_are_passed_over(tmp_path: Path) -> None:
     trained, run = loop(FakeEngine([9.0, 5.0, math.nan]), tmp_path, steps=2)
     run.left_out.batches = [2, 3]
     trained.train(0)
-    assert '"key3"' in (tmp_path / "bad_batch_step_00000002.json").read_text(
-        encoding="utf-8"
-    )  # batch 4, counted from 0
+    assert '"key4"' in (tmp_path / "bad_batch_step_00000002.json").read_text(encoding="utf-8")
 
 
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path: Path) -> None:
