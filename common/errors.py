@@ -1,6 +1,14 @@
-"""Exceptions whose message is one sentence for the user; `train/entry.py` gives each its exit code."""
+"""Define the exceptions whose message is one sentence for the user, and the exit codes of a process.
+
+`train/entry.py` prints the sentence and ends the process with the code.
+"""
 
 import errno
+
+EXIT_CONFIGURATION = 2  # a setting or a file of the user must change first
+EXIT_STOPPED = 3  # the run stopped itself: the same command would stop again
+EXIT_HUNG = 4  # a rank made no progress or was lost; the run resumes from its last checkpoint
+EXIT_INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: a signal, or failing storage; the same command continues the run
 
 # Errors of a disk, a file server or the network between: they often pass, and say nothing about the data.
 STORAGE_NAMES = (
@@ -37,6 +45,25 @@ class StorageFailed(ReadingStopped):
 
 class PeersMissing(RuntimeError):
     """The other processes of a run did not come; the message names where this one waited (exit code 4)."""
+
+
+class RunStopped(RuntimeError):
+    """The run cannot continue by itself, though its configuration is valid (exit code 3).
+
+    `alone`: only this rank raises it, so that it prints the message itself.
+    """
+
+    def __init__(self, message: str, alone: bool = False) -> None:
+        super().__init__(message)
+        self.alone = alone
+
+
+class Interrupted(Exception):
+    """All ranks agreed to stop after a signal, and the run is saved (exit code 75)."""
+
+
+class PeerLost(RuntimeError):
+    """The connection to another rank broke; the message names the rank where that is known (exit code 4)."""
 
 
 class Notice(UserWarning):

@@ -12,10 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, Interrupted
 from common.launcher import PAUSES_S, is_of_controller
 from slurm.cluster import ClusterConfig, SubmitConfig
-from train.entry import Interrupted
 
 FORGOTTEN = "FORGOTTEN"  # by Slurm, some minutes after the job's end
 SETTLED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL",

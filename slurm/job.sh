@@ -1,5 +1,5 @@
 # Sourced by the scripts of all jobs: reads the site's words, and acts on the code that the ranks ended with.
-# A sweep's script (hydra_plugins/_slurm_array.py) sources it too, so that one rule holds for all.
+# A sweep's script (hydra_plugins/slurm_array.py) sources it too, so that one rule holds for all.
 
 # Some sites start jobs, or the steps in them, without the environment they were submitted with.
 export SLURM_EXPORT_ENV=ALL

@@ -10,10 +10,8 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import is_dataclass
 from errno import EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS
-from importlib import import_module
 from pathlib import Path
 
 import hydra
@@ -24,7 +22,20 @@ from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from common.errors import OF_STORAGE, ConfigurationError, Notice, PeersMissing, StorageFailed
+from common.errors import (
+    EXIT_CONFIGURATION,
+    EXIT_HUNG,
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    OF_STORAGE,
+    ConfigurationError,
+    Interrupted,
+    Notice,
+    PeerLost,
+    PeersMissing,
+    RunStopped,
+    StorageFailed,
+)
 from common.launcher import is_main_rank
 from common.overrides import as_typed, check_choices, check_read, open_names
 from common.terminal import use_utf8
@@ -35,31 +46,13 @@ from slurm.cluster import ClusterConfig, SubmitConfig
 from train import exit_note as note
 from train.config import RunConfig, WeightsConfig
 from train.health.memory import is_lack_of_memory
-from train.health.watchdog import EXIT_HUNG, PeerLost
 from train.sweep import FailedRuns, Sweep, become_one_of, folder_name
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 TEXT = {"": RunConfig, "cluster.": ClusterConfig, "hydra.launcher.cluster.": ClusterConfig}
-EXIT_CONFIGURATION, EXIT_STOPPED = 2, 3
-EXIT_INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: try again
 # What files and folders of the user's may do: (not) be what they should be, or take no more.
 OF_THE_USER = dict.fromkeys((EACCES, EPERM, EROFS, EEXIST, ENOTDIR, EISDIR, ENAMETOOLONG), EXIT_CONFIGURATION)
 OF_THE_USER |= dict.fromkeys((ENOSPC, EDQUOT, EFBIG), EXIT_STOPPED)
-
-
-class RunStopped(RuntimeError):
-    """The run cannot go on by itself (not the configuration's fault); the message is one sentence.
-
-    `alone`: only this rank knows, so it must speak for itself.
-    """
-
-    def __init__(self, message: str, alone: bool = False) -> None:
-        super().__init__(message)
-        self.alone = alone
-
-
-class Interrupted(Exception):
-    """All ranks agreed to stop after a signal, and the run is saved; the message is one sentence."""
 
 
 def entry(config_name: str, main: Callable[[DictConfig], None], reads: Sequence[str] = ()) -> None:
@@ -141,7 +134,7 @@ def in_one_sentence(work: Callable[[], None]) -> None:
 
 
 def register() -> None:
-    """Make the typed schema, the resolvers and the launcher of sweeps known to Hydra."""
+    """Register the typed schemas and the resolvers with Hydra."""
     run, submission = OmegaConf.structured(RunConfig), OmegaConf.structured(SubmitConfig)
     for names_of_the_user in (run.data.sources, submission.cluster.environment):
         OmegaConf.set_struct(names_of_the_user, False)  # Hydra makes all else refuse keys that are not there yet
@@ -150,8 +143,6 @@ def register() -> None:
     ConfigStore.instance().store(name="submit_schema", node=submission)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("expand_home", expand_home, replace=True)
-    with suppress(ModuleNotFoundError):  # the extra `slurm`
-        import_module("hydra_plugins._slurm_array")
 
 
 def _format_warning(
@@ -213,11 +204,11 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 
 
 def _missing_option(error: MissingConfigException) -> str:
-    if not error.missing_cfg_file or not error.options:
-        return _one_line(str(error))
-    group, _, option = error.missing_cfg_file.rpartition("/")
-    if option == "slurm_array":
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    if option == "slurm_array":  # hydra_plugins/slurm_array.py registers it where submitit is installed
         return "hydra/launcher=slurm needs the extra `slurm`: pip install '.[slurm]'."
+    if not option or not error.options:
+        return _one_line(str(error))
     near = difflib.get_close_matches(option, error.options, 1)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"{group}={option} does not exist; {hint}choose one of {', '.join(error.options)}."

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, RunStopped
 from common.files import write_text
 from common.values import expand_home
 from data import languages
@@ -27,7 +27,7 @@ from parallel.layout import Layout
 from train.build import build_phase_engine
 from train.checks import check, check_sources
 from train.config import EvaluationConfig, Phase, RunConfig, to_run_config
-from train.entry import RunStopped, entry
+from train.entry import entry
 from train.facts import check_settings_of_ranks
 from train.health.watchdog import Watchdog
 from train.phases import for_phase, span_of, spans

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from rich.progress import track
 from torch import Tensor, nn
 
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, RunStopped
 from data import fields
 from data.error_budget import Ledger
 from data.images import decode
@@ -33,7 +33,7 @@ from model.batch import MicroBatch
 from model.pali import PaLI, initialize, units
 from model.weights import logical_tensors, write_tensors
 from train.config import RunConfig, to_run_config
-from train.entry import RunStopped, entry
+from train.entry import entry
 from train.run.kept_files import replace_file
 
 LOWER = "give a lower vit_pretraining.learning_rate"

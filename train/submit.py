@@ -20,7 +20,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, Interrupted
 from common.overrides import as_typed, check_choices, check_read, open_names
 from common.terminal import use_utf8
 from common.values import expand_home, typed
@@ -32,7 +32,7 @@ from slurm.job import Job
 from train import evaluate, pretrain
 from train.checks import check, check_sources, check_training_data
 from train.config import RunConfig, to_run_config, to_yaml
-from train.entry import CONF, TEXT, Interrupted, in_one_sentence, register
+from train.entry import CONF, TEXT, in_one_sentence, register
 from train.evaluate import overridden, saved_config
 from train.phases import for_phase, spans
 from train.step.validation import chosen

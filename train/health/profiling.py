@@ -10,9 +10,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, RunStopped
 from train.config import ProfileConfig
-from train.entry import RunStopped
 from train.health.memory import is_lack_of_memory
 from train.step.metrics import GIB, memory_bytes
 

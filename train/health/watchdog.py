@@ -16,10 +16,10 @@ from typing import BinaryIO
 import psutil
 
 from common import progress
+from common.errors import EXIT_HUNG, PeerLost
 from train.health.background import Errand, within
 from train.health.heartbeat import Heartbeat, Heartbeats
 
-EXIT_HUNG = 4
 # What gloo and NCCL say where the other end is gone.
 SIGNS_OF_A_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused",
                         "remote process exited", "Socket closed")  # fmt: skip
@@ -37,10 +37,6 @@ WAITING = (
     "parallel/communication_time.py",
 )  # who stands in these waits for other ranks
 LIBRARIES = ("site-packages", "dist-packages", f"lib/python{sys.version_info.major}.", "parallel/communication_time.py")
-
-
-class PeerLost(RuntimeError):
-    """The connection to another rank broke; the message says which, if that can be told."""
 
 
 class Watchdog:

@@ -5,8 +5,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from common.errors import RunStopped
 from common.files import write_text
-from train.entry import RunStopped
 from train.run.run import Run
 
 COUNTERS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")

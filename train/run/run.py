@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from common.errors import ConfigurationError, StorageFailed
+from common.errors import ConfigurationError, Interrupted, RunStopped, StorageFailed
 from data.tokenizer import checksum
 from evaluation.sample_sheet import Sample, draw
 from model.finite import first_not_finite
@@ -16,7 +16,6 @@ from parallel.engine.base import Engine
 from parallel.layout import Layout
 from parallel.plan.cut import table
 from train.config import RunConfig, to_dict, to_yaml
-from train.entry import Interrupted, RunStopped
 from train.facts import Facts
 from train.first_weights import first_files
 from train.health.signals import Interrupt

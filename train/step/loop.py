@@ -6,13 +6,13 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
+from common.errors import Interrupted
 from common.progress import beat
 from data.objectives import NAMES
 from model.loss import LossTotals
 from parallel.communication_time import CommunicationWait
 from parallel.engine.base import Engine
 from train.config import RunConfig
-from train.entry import Interrupted
 from train.health.profiling import Profiler, memory_told
 from train.health.stragglers import RankTimes, Stragglers
 from train.phases import Span

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.errors import RunStopped
 from common.files import write_text
 from train.config import GuardConfig
-from train.entry import RunStopped
 
 MOST_BATCHES = 20  # files of skipped steps; a global batch of 4096 examples takes some 3 MB
 

@@ -4,10 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, RunStopped
 from parallel.layout import Layout
 from tests.unit.train.ranks import Ranks
-from train.entry import RunStopped
 
 
 def ask(world: Ranks, answer) -> list[object]:  # type: ignore[no-untyped-def]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, Interrupted
 from slurm import job as slurm
 from slurm.cluster import ClusterConfig, SubmitConfig, SubmitSettings
 from slurm.job import Job, follow, gpu_option, masked, sbatch_command, site_script
-from train.entry import CONF, Interrupted, register
+from train.entry import CONF, register
 from train.submit import composed, submit
 
 Stub = Callable[[str, str], Path]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.errors import ConfigurationError, StorageFailed
-from train.entry import CONF, RunStopped, entry, folder_name, in_one_sentence, without_injected
+from common.errors import ConfigurationError, RunStopped, StorageFailed
+from train.entry import CONF, entry, folder_name, in_one_sentence, without_injected
 
 
 def outcome(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from common.errors import ConfigurationError
-from train.entry import CONF, Interrupted, RunStopped, entry
+from common.errors import ConfigurationError, Interrupted, RunStopped
+from train.entry import CONF, entry
 
 Sweeping = Callable[..., tuple[int, str, list[int]]]
 
@@ -209,9 +209,37 @@ def test_without_slurm(sweeping: Sweeping, monkeypatch: pytest.MonkeyPatch, tmp_
     assert code == 2 and "hydra/launcher=slurm finds no sbatch here" in said
 
 
+WITHOUT_THE_EXTRA = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith(("submitit", "hydra_plugins.hydra_submitit_launcher")):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
+from train.entry import entry
+entry("pretrain", lambda composed: print("trained"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["hydra.run.dir=."], 0, ""),
+        (["-m", "hydra/launcher=slurm", "run.steps=1,2"], 2,
+         "Configuration: hydra/launcher=slurm needs the extra `slurm`: pip install '.[slurm]'.\n"),
+    ],
+)  # fmt: skip
+def test_without_the_extra(words: list[str], code: int, said: str, tmp_path: Path) -> None:
+    """Hydra finds the launcher by itself; where submitit is missing, nothing is printed until it is asked for."""
+    command = [sys.executable, "-c", WITHOUT_THE_EXTRA, *words]
+    environment = os.environ | {"PYTHONPATH": str(CONF.parent)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
+    assert (done.returncode, done.stderr, done.stdout) == (code, said, "" if code else "trained\n")
+
+
 def test_the_site_gives_what_the_launcher_does_not_say() -> None:
     pytest.importorskip("submitit")
-    from hydra_plugins._slurm_array import with_site
+    from hydra_plugins.slurm_array import with_site
     from slurm.cluster import ClusterConfig
 
     site = ClusterConfig(

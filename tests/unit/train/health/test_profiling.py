@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, RunStopped
 from train.config import ProfileConfig
-from train.entry import RunStopped
 from train.health.profiling import Profiler, memory_told, profiled_steps
 
 CPU = torch.device("cpu")

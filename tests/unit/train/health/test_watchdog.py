@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from common.errors import EXIT_HUNG, PeerLost
 from train.health.heartbeat import Heartbeat, Heartbeats, published
-from train.health.watchdog import EXIT_HUNG, PeerLost, Watchdog, describe, may_speak, verdict, what_broke
+from train.health.watchdog import Watchdog, describe, may_speak, verdict, what_broke
 
 RANK = """
 import ctypes, os, sys, threading, time

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from train.entry import RunStopped
+from common.errors import RunStopped
 from train.run.restarts import count, stop_if_in_vain, was_restarted
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.errors import StorageFailed
+from common.errors import Interrupted, RunStopped, StorageFailed
 from data.examples import ExampleInfo
 from data.objectives import NAMES
 from data.packing import RowShape, pack
@@ -18,7 +18,6 @@ from model.batch import MicroBatch
 from model.loss import LossTotals
 from parallel.checkpoint.checkpointer import Checkpointer, NotFinite, SaveFailed, SaveStalled
 from train.config import CheckpointConfig, GuardConfig, Phase, RunConfig, RunSettings, ScheduleConfig
-from train.entry import Interrupted, RunStopped
 from train.phases import Span
 from train.run.run import Run
 from train.run.skipped_batches import NAME, LeftOut

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import RunStopped
 from data.examples import ExampleInfo
 from train.config import GuardConfig
-from train.entry import RunStopped
 from train.step.batch import identities
 from train.step.spike_guard import MOST_BATCHES, Guard, check_end, save_bad_batch, stopped
 

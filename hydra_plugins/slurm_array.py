@@ -1,7 +1,7 @@
 """A sweep as one Slurm array of multi-rank jobs: `python -m train.pretrain -m hydra/launcher=slurm vit=base,large …`.
 
-Hydra takes launchers from the namespace `hydra_plugins` alone, hence this file's place; the underscore hides it from
-Hydra's scanner, which would warn at every start where submitit is not installed. `train/entry.py` registers it.
+Hydra imports every module of the namespace `hydra_plugins` at its start, of all commands, and registers the launchers
+in it. So this file imports `train` only inside its methods, and is empty of launchers without the extra `slurm`.
 
 Four things differ from hydra-submitit-launcher 1.2.0 with submitit 1.5.4:
 1. Signals are the run's own (`train/health/signals.py`): submitit requeues at once, before anything is saved. A run
@@ -30,21 +30,21 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn
-from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, SlurmQueueConf
-from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from common.errors import ConfigurationError
+from common.errors import EXIT_INTERRUPTED, ConfigurationError, Interrupted
 from common.files import write_text
 from common.launcher import PAUSES_S, is_of_controller
 from common.values import typed
 from slurm.cluster import ClusterConfig
 from slurm.code_snapshot import take
 from slurm.job import PYTHONPATH, gpu_option, slower
-from train import entry
-from train.checks import check, check_training_data
-from train.config import to_run_config
-from train.sweep import FailedRuns, become_one_of, check_own_folder
+
+try:
+    from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, SlurmQueueConf
+    from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
+except ModuleNotFoundError:  # no extra `slurm`: an import error here would make Hydra warn at every start
+    BaseQueueConf = SlurmQueueConf = SlurmLauncher = object
 
 SIGNAL = "USR1"  # at `signal_delay_s` before the time limit
 EARLY = (signal.SIGUSR1, signal.SIGTERM)
@@ -58,7 +58,7 @@ class SlurmArrayConf(SlurmQueueConf):
     `wait` for the runs to end, asking squeue every `poll_s` seconds; `srun_args` are further options of srun.
     """
 
-    _target_: str = "hydra_plugins._slurm_array.SlurmArrayLauncher"
+    _target_: str = "hydra_plugins.slurm_array.SlurmArrayLauncher"
     submitit_folder: str = "${hydra.sweep.dir}/.submitit"
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tasks_per_node: int | None = None  # type: ignore[assignment]
@@ -73,16 +73,21 @@ class SlurmArrayLauncher(SlurmLauncher):
     """Checks every run, submits them as one array, waits, and tells which failed."""
 
     def __init__(self, cluster: DictConfig, wait: bool, poll_s: float, **params: Any) -> None:
+        from train.entry import CONF
+
         super().__init__(**params)
         self.wait, self.poll_s = wait, poll_s
         site = typed(ClusterConfig, OmegaConf.to_container(cluster), "cluster")
         self.params: dict[str, Any] = with_site(vars(self)["params"], site)
         self.python = [*site.container, site.python or sys.executable, "-P"]  # -P: not what lies in the current folder
-        self.conf = str(entry.CONF)
+        self.conf = str(CONF)
 
     def __call__(self, *arguments: Any) -> JobReturn:
         """One task of a job: one rank of one run. Ends the process if the run fails or is interrupted."""
-        entry.register()
+        from train.entry import register
+
+        Plugins.instance()  # fills Hydra's registry of configuration sources, which the loader below reads
+        register()
         self._use_own_configuration()
         for number in EARLY:
             signal.signal(number, _leave)
@@ -121,6 +126,8 @@ class SlurmArrayLauncher(SlurmLauncher):
         for key in ("nodes", "tasks_per_node", "array_parallelism", "timeout_min"):
             if self.params[key] is not None and self.params[key] < 1:
                 raise ConfigurationError(f"hydra.launcher.{key}={self.params[key]} must be at least 1.")
+        from train.sweep import become_one_of, check_own_folder
+
         assert self.hydra_context is not None and self.config is not None
         runs: list[DictConfig] = []
         folders: set[str] = set()
@@ -141,11 +148,13 @@ class SlurmArrayLauncher(SlurmLauncher):
 
     def _use_own_configuration(self) -> None:
         """Compose from the snapshot's `conf`, where the submission had the checkout's."""
+        from train.entry import CONF
+
         assert self.hydra_context is not None
         search_path = self.hydra_context.config_loader.get_search_path()
         for element in search_path.get_path():
             if element.path.removeprefix("file://") == self.conf:
-                element.path = str(entry.CONF)
+                element.path = str(CONF)
         self.hydra_context.config_loader = ConfigLoaderImpl(search_path)
 
     def _snapshot(self) -> Path:
@@ -155,6 +164,9 @@ class SlurmArrayLauncher(SlurmLauncher):
         return take(Path(self.config.hydra.sweep.dir), {"site.sh": "\n".join(lines) + "\n"}).absolute()
 
     def _check_run(self, name: str, composed: DictConfig) -> None:
+        from train.checks import check, check_training_data
+        from train.config import to_run_config
+
         wrong = None
         try:
             config = to_run_config(composed)
@@ -206,7 +218,7 @@ class SlurmArrayLauncher(SlurmLauncher):
                 if not is_of_controller(said):
                     raise ConfigurationError(f"Slurm refused the sweep ({said}).") from error
                 if pause is None or "timed out" in said:
-                    raise entry.Interrupted(
+                    raise Interrupted(
                         f"Slurm did not answer in time ({said}); look with `squeue --me` whether it took the sweep, "
                         "and submit it again if not."
                     ) from error
@@ -227,6 +239,8 @@ class SlurmArrayLauncher(SlurmLauncher):
             sys.exit(130)
 
     def _report(self, folder: Path, jobs: list[Any], names: list[str]) -> None:
+        from train.sweep import FailedRuns
+
         failed, first = {}, 0
         for index, (name, job) in enumerate(zip(names, jobs, strict=True)):
             ended = folder / f"{_array_of(job)}_{index}.exit"
@@ -297,7 +311,7 @@ def _frame(folder: Path, snapshot: Path) -> tuple[list[str], list[str]]:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     """While no step runs there is nothing to save."""
-    sys.exit(entry.EXIT_INTERRUPTED)
+    sys.exit(EXIT_INTERRUPTED)
 
 
 def _array_of(job: Any) -> str:
@@ -312,5 +326,5 @@ def _queued(job: str) -> bool:
     return bool(asked.stdout.strip()) or (asked.returncode != 0 and "Invalid job id" not in asked.stderr)
 
 
-ConfigStore.instance().store(group="hydra/launcher", name="slurm_array", node=SlurmArrayConf, provider="train")
-Plugins.instance().register(SlurmArrayLauncher)
+if SlurmLauncher is not object:  # else `hydra/launcher=slurm` is answered with the extra to install (train/entry.py)
+    ConfigStore.instance().store(group="hydra/launcher", name="slurm_array", node=SlurmArrayConf, provider="train")
