@@ -1,4 +1,7 @@
-"""`python -m data.miniature folder=runs/corpus seed=0` makes the miniature corpus, alone or by many MPI ranks."""
+"""Make the miniature corpus, in one process or by MPI ranks.
+
+python -m data.miniature folder=runs/corpus seed=0
+"""
 
 import sys
 import time
@@ -14,11 +17,11 @@ from data.miniature.ranks import Ranks, ranks
 
 
 def main(arguments: list[str]) -> int:
-    """Makes the corpus and returns the exit code: 0, 2 after a user's mistake, or 3 where it cannot be written."""
+    """Make the corpus and return the exit code: 0, 2 after a user's mistake, or 3 where it cannot be written."""
     use_utf8()
     try:
         with ranks() as together:
-            said = make(arguments, together)
+            summary = make(arguments, together)
     except ConfigurationError as error:
         if is_main_rank():
             print(f"Configuration: {error}", file=sys.stderr)
@@ -30,24 +33,24 @@ def main(arguments: list[str]) -> int:
         )
         return 3
     if together.rank == 0:
-        print(said)
+        print(summary)
     return 0
 
 
 def make(arguments: list[str], together: Ranks) -> str:
-    """Makes the corpus and returns what there is to say; a collective of `together`."""
+    """Make the corpus and return a sentence about it. A collective of `together`."""
     config = parse(arguments)
     start = time.monotonic()
     columns = TextColumn("records"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, transient=True, disable=together.rank > 0) as display:
         task = display.add_task("records", total=None)
-        told = 0
+        printed = 0  # tenths
 
         def show(done: int, total: int) -> None:
-            nonlocal told
+            nonlocal printed
             display.update(task, completed=done, total=total)
-            if not display.console.is_terminal and 10 * done // total > told and together.rank == 0:
-                told = 10 * done // total
+            if not display.console.is_terminal and 10 * done // total > printed and together.rank == 0:
+                printed = 10 * done // total
                 print(f"{config.folder}: {done:,} of {total:,} records, {time.monotonic() - start:.0f} s", flush=True)
 
         made = make_corpus(config, show, together)

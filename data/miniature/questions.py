@@ -1,4 +1,4 @@
-"""Questions with exactly one right answer, balanced so that guessing without the image gains next to nothing."""
+"""Ask questions with exactly one right answer, balanced so that guesses without the image are rarely right."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -9,30 +9,30 @@ import numpy as np
 from data.miniature.language import Language
 from data.miniature.scene import PAIRS, Pair, Scene, Shape
 
-SEPARATION = 0.3  # of the image: how much further left (…) than all else the thing “on the left” (…) must be
-SIZE_SHARE = 0.05  # of the records that could ask for a size do so
+SEPARATION = 0.3  # fraction of the image: the least distance of the thing “on the left” (…) to any other
+SIZE_SHARE = 0.05  # of the records that can ask for a size
 EXISTS_SHARE = 0.05
-# Three shapes of one colour are rarer than one: asked this often, the answers 1, 2 and 3 come out alike.
-COUNT_COLOUR_SHARE = {1: 0.09, 2: 0.3, 3: 1.0}
+# Three shapes of one color are rarer than one. With these shares the answers 1, 2 and 3 are equally frequent.
+COUNT_COLOR_SHARE = {1: 0.09, 2: 0.3, 3: 1.0}
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question in no language yet. `template` names the wording, the other fields fill its slots."""
+    """Hold a question before it is put into words: `template` names its wordings, the other fields fill the slots."""
 
     template: str
     answer: str
-    colour: str = ""
+    color: str = ""
     kind: str = ""
     where: str = ""
     phrase: Shape | None = None
 
     def text(self, language: Language, wording: int) -> str:
-        """The question in words; `wording` picks one of the language's wordings."""
+        """Put the question into words; `wording` picks one of the language's wordings."""
         wordings = language.table["questions"][self.template]
-        form = "figures" if self.template == "count_colour" else "figure"
+        form = "figures" if self.template == "count_color" else "figure"
         return str(wordings[wording % len(wordings)]).format(
-            colour=language.colour(self.colour, form) if self.colour else "",
+            color=language.color(self.color, form) if self.color else "",
             shape=language.definite(self.kind) if self.kind else "",
             where=language.table["where"][self.where] if self.where else "",
             phrase=language.phrase(self.phrase, with_size=False) if self.phrase else "",
@@ -40,7 +40,7 @@ class Question:
 
 
 def ask(rng: np.random.Generator, scene: Scene) -> list[Question]:
-    """Different questions about the scene: three about one shape, at most five about two, six about three."""
+    """Return different questions about the scene: three for one shape, at most five for two, six for three."""
     wanted = len(scene.shapes) + 2 + int(rng.integers(2)) * (len(scene.shapes) > 1)
     chosen: list[Question] = []
     if rng.random() < EXISTS_SHARE:
@@ -67,18 +67,18 @@ def _sizes(scene: Scene) -> list[Question]:
     return [Question("size", shape.size, kind=shape.kind) for shape in _unique(scene, lambda shape: shape.kind)]
 
 
-def _colours(rng: np.random.Generator, scene: Scene) -> list[Question]:
-    return [Question("colour", shape.colour, kind=shape.kind) for shape in _unique(scene, lambda shape: shape.kind)]
+def _colors(rng: np.random.Generator, scene: Scene) -> list[Question]:
+    return [Question("color", shape.color, kind=shape.kind) for shape in _unique(scene, lambda shape: shape.kind)]
 
 
 def _shapes(rng: np.random.Generator, scene: Scene) -> list[Question]:
-    return [Question("shape", shape.kind, colour=shape.colour) for shape in _unique(scene, lambda shape: shape.colour)]
+    return [Question("shape", shape.kind, color=shape.color) for shape in _unique(scene, lambda shape: shape.color)]
 
 
 def _positions(rng: np.random.Generator, scene: Scene) -> list[Question]:
     questions = []
     for where, shape in outermost(scene).items():
-        answers = {"what_at": shape.label, "colour_at": shape.colour, "shape_at": shape.kind}
+        answers = {"what_at": shape.label, "color_at": shape.color, "shape_at": shape.kind}
         template = list(answers)[rng.integers(len(answers))]
         questions.append(Question(template, answers[template], where=where))
     return questions
@@ -86,15 +86,15 @@ def _positions(rng: np.random.Generator, scene: Scene) -> list[Question]:
 
 def _counts(rng: np.random.Generator, scene: Scene) -> list[Question]:
     questions = [Question("count", str(len(scene.shapes)))]
-    for colour, number in Counter(shape.colour for shape in scene.shapes).items():
-        if rng.random() < COUNT_COLOUR_SHARE[number]:
-            questions.append(Question("count_colour", str(number), colour=colour))
+    for color, number in Counter(shape.color for shape in scene.shapes).items():
+        if rng.random() < COUNT_COLOR_SHARE[number]:
+            questions.append(Question("count_color", str(number), color=color))
     return questions
 
 
-# What is asked, and how readily: most of all what needs a word of the question to be found in the picture.
+# Kinds of questions and their shares. The largest have those that need a word of the question and the image.
 _FAMILIES: tuple[tuple[Callable[[np.random.Generator, Scene], list[Question]], float], ...] = (
-    (_colours, 1.0),
+    (_colors, 1.0),
     (_shapes, 1.0),
     (_positions, 0.3),
     (_counts, 0.25),
@@ -104,12 +104,12 @@ _FAMILIES: tuple[tuple[Callable[[np.random.Generator, Scene], list[Question]], f
 def _exists(rng: np.random.Generator, scene: Scene) -> Question:
     if rng.random() < 0.5:
         return _pick(rng, [Question("exists", "yes", phrase=shape) for shape in scene.shapes])
-    colour, kind = absent_pairs(rng, scene, 1)[0]
-    return Question("exists", "no", phrase=Shape(colour, kind, "small", 0.5, 0.5, 0.0))
+    color, kind = absent_pairs(rng, scene, 1)[0]
+    return Question("exists", "no", phrase=Shape(color, kind, "small", 0.5, 0.5, 0.0))
 
 
 def outermost(scene: Scene) -> dict[str, Shape]:
-    """Which shape is clearly the furthest left, right, up and down: no other shape, nor the sign, is nearly as far."""
+    """Find the shapes that are clearly the furthest left, right, up and down, by SEPARATION from shapes and sign."""
     if len(scene.shapes) < 2:
         return {}
     things = [*scene.shapes, *([scene.sign] if scene.sign else [])]
@@ -123,10 +123,10 @@ def outermost(scene: Scene) -> dict[str, Shape]:
 
 
 def absent_pairs(rng: np.random.Generator, scene: Scene, number: int) -> list[Pair]:
-    """Pairs that are not in the scene, half of them near misses."""
+    """Draw pairs that are not in the scene, half of them near misses."""
     present = {shape.pair for shape in scene.shapes}
     absent = [pair for pair in PAIRS if pair not in present]
-    near = [pair for pair in absent if any(pair[0] == colour or pair[1] == kind for colour, kind in present)]
+    near = [pair for pair in absent if any(pair[0] == color or pair[1] == kind for color, kind in present)]
     chosen: list[Pair] = []
     while len(chosen) < number:
         pool = near if rng.random() < 0.5 else absent
@@ -137,6 +137,6 @@ def absent_pairs(rng: np.random.Generator, scene: Scene, number: int) -> list[Pa
 
 
 def _unique(scene: Scene, attribute: Callable[[Shape], str]) -> list[Shape]:
-    """The shapes that share the attribute with no other."""
+    """Return the shapes that share the attribute with no other."""
     counts = Counter(attribute(shape) for shape in scene.shapes)
     return [shape for shape in scene.shapes if counts[attribute(shape)] == 1]

@@ -1,4 +1,4 @@
-"""The processes that make one corpus together: those of mpirun or srun, joined by MPI, or this one alone."""
+"""Join the processes that make one corpus: those of mpirun or srun, by MPI, or this one alone."""
 
 import traceback
 from collections.abc import Callable
@@ -15,14 +15,14 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """This process is `rank` of `size`. Entered, an error of one rank ends all: none is left waiting for it."""
+    """Hold this process's `rank` and the number of ranks. As a context: an error of one rank ends all of them."""
 
     def __init__(self, world: "MPI.Intracomm | None" = None) -> None:
         self.world = world
         self.rank, self.size = (world.Get_rank(), world.Get_size()) if world else (0, 1)
 
-    def first_only(self, work: Callable[[], T]) -> T:
-        """What `work` returns on rank 0, once all have come here; its ConfigurationError is raised on all alike."""
+    def on_first(self, work: Callable[[], T]) -> T:
+        """Call `work` on rank 0 after a barrier; return its result, or raise its ConfigurationError, on all ranks."""
         if self.world is None:
             return work()
         self.world.Barrier()
@@ -47,7 +47,7 @@ class Ranks:
 
 
 def ranks() -> Ranks:
-    """The processes that were started together. Raises ConfigurationError where MPI does not see what was started."""
+    """Return the processes that were started together. Raises ConfigurationError if MPI sees another number."""
     try:
         here = place()
     except ScriptOfTasks:
@@ -65,7 +65,7 @@ def ranks() -> Ranks:
         ) from error
     if MPI.COMM_WORLD.Get_size() != here.world_size:
         how = (
-            "srun and the MPI library speak different languages, so give srun --mpi=pmi2 (MPICH, Intel MPI) or "
+            "srun and the MPI library use different protocols, so give srun --mpi=pmi2 (MPICH, Intel MPI) or "
             "--mpi=pmix (Open MPI); `srun --mpi=list` shows which there are"
             if here.launcher == "srun"
             else "mpi4py loads another MPI than mpirun's, so use the mpirun beside your python or set MPI4PY_MPIABI"

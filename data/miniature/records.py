@@ -1,4 +1,4 @@
-"""One record of each source: the JSON-able annotations, and the scene to render (None for text)."""
+"""Make one record of each source: the JSON-able annotations, and the scene to render (None for text)."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -26,9 +26,9 @@ COUNTABLE = SceneOptions(sign_share=0.25, num_shapes=(0.25, 0.5, 0.25))
 def _webli(rng: np.random.Generator, split: str, codes: Sequence[str]) -> tuple[Record, Scene]:
     scene = draw_scene(rng, MOSTLY_SIGNS, split)
     code = _draw_language(rng, codes)
-    spoken = language(code)
-    wording = spoken.table["alt_texts"][rng.integers(len(spoken.table["alt_texts"]))]
-    alt_text = wording.format(objects=spoken.objects(scene, with_size=bool(rng.random() < 0.7)))
+    own = language(code)
+    wording = own.table["alt_texts"][rng.integers(len(own.table["alt_texts"]))]
+    alt_text = wording.format(objects=own.objects(scene, with_size=bool(rng.random() < 0.7)))
     record: Record = {"language": code, "alt_text": alt_text}
     if scene.sign:
         sign = scene.sign
@@ -56,7 +56,7 @@ def _objects(rng: np.random.Generator, split: str, codes: Sequence[str]) -> tupl
     absent = absent_pairs(rng, scene, int(rng.integers(3, 6)))
     return {
         "objects": [{"label": shape.label, "box": _rounded(shape.box)} for shape in scene.shapes],
-        "absent_labels": [f"{colour} {kind}" for colour, kind in absent],
+        "absent_labels": [f"{color} {kind}" for color, kind in absent],
     }, scene
 
 
@@ -75,25 +75,25 @@ MAKERS: dict[str, Maker] = {
 
 
 def names_held_out(record: Record) -> bool:
-    """Whether a caption of a record, in whatever language, names two things that are held out together."""
+    """Return whether a caption of a record, in any language, names two things that are held out together."""
     return any(uses_held_out(_named(code, text)) for code, text in record["captions"].items())
 
 
 def _named(code: str, text: str) -> list[Shape]:
-    """The things that a caption names, in order."""
+    """Return the things that a caption names, in order."""
     pattern, shapes = _phrases(code)
     return [shapes[found] for found in pattern.findall(text)]
 
 
 @cache
 def _phrases(code: str) -> tuple[re.Pattern[str], dict[str, Shape]]:
-    """What finds any noun phrase of one language, and the shape that each stands for."""
-    spoken = language(code)
-    shapes = {spoken.phrase(s): s for s in (Shape(*pair, size, 0.5, 0.5, 0.0) for pair in PAIRS for size in SIZES)}
+    """Return the pattern of all noun phrases of one language, and the shape of each phrase."""
+    own = language(code)
+    shapes = {own.phrase(s): s for s in (Shape(*pair, size, 0.5, 0.5, 0.0) for pair in PAIRS for size in SIZES)}
     either = "|".join(map(re.escape, sorted(shapes, key=len, reverse=True)))
     # Whole words only (Hebrew's cross ends in its heart), but "and" may be written together with the next word.
-    joined = re.escape(str(spoken.table["and"]).strip())
-    return re.compile(rf"(?<!\w)(?:{joined})?({either})(?!\w)" if spoken.spaced else f"({either})"), shapes
+    joined = re.escape(str(own.table["and"]).strip())
+    return re.compile(rf"(?<!\w)(?:{joined})?({either})(?!\w)" if own.spaced else f"({either})"), shapes
 
 
 def _draw_language(rng: np.random.Generator, codes: Sequence[str]) -> str:

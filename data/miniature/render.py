@@ -1,4 +1,4 @@
-"""Scenes to pixels."""
+"""Draw scenes as pixels."""
 
 import io
 
@@ -24,16 +24,16 @@ INK_RGB = (20, 20, 30)
 
 
 def render(scene: Scene, image_size: int) -> Image.Image:
-    """The scene as an RGB image of image_size x image_size pixels."""
+    """Draw the scene as an RGB image of image_size x image_size pixels."""
     side = image_size * OVERSAMPLING
-    top, bottom = (np.array(colour, dtype=np.float64) for colour in scene.background)
+    top, bottom = (np.array(color, dtype=np.float64) for color in scene.background)
     share = np.linspace(0, 1, image_size)[:, None]
     rows = np.round(top + share * (bottom - top)).astype(np.uint8)
     column = Image.fromarray(rows[:, None, :])
     image = column.resize((side, side), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(image)
     for shape in scene.shapes:
-        draw.polygon([(float(x), float(y)) for x, y in outline(shape) * side], fill=RGB[shape.colour])
+        draw.polygon([(float(x), float(y)) for x, y in outline(shape) * side], fill=RGB[shape.color])
     if scene.sign:
         _draw_board(draw, scene.sign, side)
     image = image.reduce(OVERSAMPLING)
@@ -48,7 +48,7 @@ def _draw_board(draw: ImageDraw.ImageDraw, sign: Sign, side: int) -> None:
 
 
 def _paste_word(image: Image.Image, sign: Sign) -> None:
-    """Scales the mask of the word straight to the final pixels, which keeps thin strokes dark."""
+    """Paste the word; its mask is scaled straight to the final pixels, which keeps thin strokes dark."""
     height, width = (max(1, round(value * image.height)) for value in word_extent(sign.word))
     mask = word_mask(sign.word).resize((width, height), Image.Resampling.BOX)
     corner = round(sign.x * image.width - width / 2), round(sign.y * image.height - height / 2)
@@ -56,7 +56,7 @@ def _paste_word(image: Image.Image, sign: Sign) -> None:
 
 
 def encode(image: Image.Image) -> bytes:
-    """JPEG without colour subsampling: small shapes keep the colours that their questions ask for."""
+    """Encode as JPEG without color subsampling: small shapes keep the colors that their questions ask for."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Draws scenes; only here is decided how often what appears."""
+"""Draw scenes at random; this file decides all frequencies."""
 
 from dataclasses import dataclass
 
@@ -28,14 +28,14 @@ ATTEMPTS = 40  # positions tried for a thing before the whole scene is laid out 
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """How scenes of one source look: share with a sign, weights of 1, 2 and 3 shapes where there is none."""
+    """Hold the frequencies of one source: scenes with a sign, and 1, 2 and 3 shapes in those without."""
 
     sign_share: float
     num_shapes: tuple[float, float, float] = (1 / 3, 1 / 3, 1 / 3)
 
 
 def draw_scene(rng: np.random.Generator, options: SceneOptions, split: str) -> Scene:
-    """One scene; with two things in it that are held out together if the split is test, without any if not."""
+    """Draw a scene: with two things that are held out together in the test split, without such in the others."""
     signed = rng.random() < options.sign_share
     # Beside a sign there is no room for three large shapes.
     number = 1 + int(rng.choice(3, p=options.num_shapes) if not signed else rng.integers(2))
@@ -47,11 +47,11 @@ def draw_scene(rng: np.random.Generator, options: SceneOptions, split: str) -> S
 
 
 def _draw_pairs(rng: np.random.Generator, number: int) -> list[Pair]:
-    """Distinct pairs in random order; in half of the scenes some share a colour, to have something to count."""
+    """Draw distinct pairs in random order; in half of the scenes some share a color, for questions that count."""
     first = PAIRS[rng.integers(len(PAIRS))]
     pairs = [first]
-    same_colour = number > 1 and rng.random() < 0.5
-    num_same = int(rng.integers(2, number + 1)) if same_colour else 1
+    same_color = number > 1 and rng.random() < 0.5
+    num_same = int(rng.integers(2, number + 1)) if same_color else 1
     while len(pairs) < number:
         pair = PAIRS[rng.integers(len(PAIRS))]
         if pair in pairs:
@@ -62,19 +62,19 @@ def _draw_pairs(rng: np.random.Generator, number: int) -> list[Pair]:
 
 
 def _lay_out(rng: np.random.Generator, pairs: list[Pair], signed: bool, split: str) -> Scene | None:
-    """Finds free places; None if something does not fit."""
+    """Find free places for all things; return None if one does not fit."""
     taken: list[Box] = []
     sign = _draw_sign(rng, split) if signed else None
     if sign:
         taken.append(sign.box)
     shapes = []
-    for colour, kind in pairs:
+    for color, kind in pairs:
         size = SIZES[rng.integers(2)]
         turn = float(rng.uniform(-MAX_TURN, MAX_TURN))
         for _ in range(ATTEMPTS):
             crossing = rng.integers(1, GRID, 2) / GRID
             y, x = (float(value) for value in crossing + rng.uniform(-JITTER, JITTER, 2))
-            shape = Shape(colour, kind, size, y, x, turn)
+            shape = Shape(color, kind, size, y, x, turn)
             box = shape.box
             if not any(_touch(box, other) for other in taken):
                 taken.append(box)
@@ -98,7 +98,7 @@ def _draw_sign(rng: np.random.Generator, split: str) -> Sign:
 
 
 def _draw_background(rng: np.random.Generator) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Two near greys with a tint: white, yellow and black stand out from all of them."""
+    """Draw two similar grays with a tint: white, yellow and black differ clearly from all of them."""
     base = rng.integers(135, 185) + rng.integers(-12, 13, 3)
     red, green, blue = (int(value) for value in base)
     shift = int(rng.integers(-15, 16))

@@ -1,4 +1,4 @@
-"""Scenes: what is to be seen and where; no pixels and no words about it."""
+"""Define scenes: things and their positions, without pixels or words."""
 
 import math
 from collections.abc import Iterable
@@ -7,27 +7,27 @@ from itertools import combinations, product
 
 import numpy as np
 
-COLOURS = ("red", "green", "blue", "yellow", "purple", "black", "white")
+COLORS = ("red", "green", "blue", "yellow", "purple", "black", "white")
 KINDS = ("circle", "square", "triangle", "star", "heart", "cross")
 SIZES = ("small", "large")
 BOARDS = ("white", "yellow", "blue", "green")
 
-Pair = tuple[str, str]  # (colour, kind)
+Pair = tuple[str, str]  # (color, kind)
 Box = tuple[float, float, float, float]  # ymin, xmin, ymax, xmax as fractions of the image
 
-PAIRS: tuple[Pair, ...] = tuple(product(COLOURS, KINDS))
+PAIRS: tuple[Pair, ...] = tuple(product(COLORS, KINDS))
 EXTENTS = {"small": 0.21, "large": 0.305}  # width of a shape before it is turned, as fraction of the image
 MARGIN = 0.015  # least distance between two things, and to the edge
 MAX_TURN = math.radians(3)
-GRID = 6  # centres lie near the inner crossings of a grid of so many cells: a toy ViT learns shapes in minutes
+GRID = 6  # centers lie near the inner crossings of a grid of so many cells: a toy ViT learns shapes in minutes
 JITTER = 0.004  # how near
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One coloured shape; `y`, `x` is its centre, in fractions of the image, `turn` an angle in radians."""
+    """Hold one colored shape; `y`, `x` is its center, in fractions of the image, `turn` an angle in radians."""
 
-    colour: str
+    color: str
     kind: str
     size: str
     y: float
@@ -36,14 +36,17 @@ class Shape:
 
     @property
     def pair(self) -> Pair:
-        return self.colour, self.kind
+        """(color, kind)."""
+        return self.color, self.kind
 
     @property
     def label(self) -> str:
-        return f"{self.colour} {self.kind}"
+        """Color and kind in words: "red circle"."""
+        return f"{self.color} {self.kind}"
 
     @property
     def box(self) -> Box:
+        """The smallest box around the shape."""
         points = outline(self)
         (xmin, ymin), (xmax, ymax) = points.min(0), points.max(0)
         return float(ymin), float(xmin), float(ymax), float(xmax)
@@ -51,7 +54,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Sign:
-    """A board with one word in logical order."""
+    """Hold a board with one word, in logical order."""
 
     word: str
     language: str
@@ -60,16 +63,18 @@ class Sign:
 
     @property
     def y(self) -> float:
+        """Center of the board, as fraction of the image's height."""
         return (self.box[0] + self.box[2]) / 2
 
     @property
     def x(self) -> float:
+        """Center of the board, as fraction of the image's width."""
         return (self.box[1] + self.box[3]) / 2
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Up to three shapes, no two of the same colour and kind, maybe a sign, before a background."""
+    """Hold up to three shapes, no two of the same color and kind, maybe a sign, and a background."""
 
     shapes: tuple[Shape, ...]
     sign: Sign | None
@@ -77,7 +82,7 @@ class Scene:
 
 
 def _unit_outline(kind: str) -> np.ndarray:
-    """Corner points [n, 2] (x, y; y down) of a shape about the origin that fills a square of side 1."""
+    """Return corner points [n, 2] (x, y; y down) of a shape around the origin that fills a square of side 1."""
     if kind == "circle":
         angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
         points = np.stack([np.cos(angles), np.sin(angles)], 1)
@@ -103,26 +108,26 @@ _OUTLINES = {kind: _unit_outline(kind) for kind in KINDS}
 
 
 def outline(shape: Shape) -> np.ndarray:
-    """Corner points [n, 2] (x, y) of the shape in fractions of the image, turned and in place."""
+    """Return corner points [n, 2] (x, y) of the shape in fractions of the image, turned and in place."""
     sine, cosine = math.sin(shape.turn), math.cos(shape.turn)
     points = _OUTLINES[shape.kind] @ np.array([[cosine, sine], [-sine, cosine]])
     return points * EXTENTS[shape.size] + (shape.x, shape.y)
 
 
 def held_out_together(one: Shape, other: Shape) -> bool:
-    """Whether training never shows two such things in one scene: a seventh of all twosomes of colour, kind and size.
+    """Return whether training never shows two such things in one scene: a seventh of all combinations.
 
-    The rule takes all six attributes, so that of fewer nothing can be guessed: any two colours, kinds or sizes, and
-    nearly any two pairs of colour and kind, do stand together in training.
+    The rule depends on color, kind and size of both things, so that none of these alone reveals it: any two colors,
+    kinds or sizes, and nearly any two pairs of color and kind, occur together in training.
     """
-    return sum(COLOURS.index(s.colour) - KINDS.index(s.kind) + 3 * SIZES.index(s.size) for s in (one, other)) % 7 == 0
+    return sum(COLORS.index(s.color) - KINDS.index(s.kind) + 3 * SIZES.index(s.size) for s in (one, other)) % 7 == 0
 
 
 def uses_held_out(shapes: Iterable[Shape]) -> bool:
-    """Whether any two of these things are never seen together in training."""
+    """Return whether any two of these things are never together in a training scene."""
     return any(held_out_together(one, other) for one, other in combinations(shapes, 2))
 
 
 def held_out_board(word_index: int) -> str:
-    """The board that a word stands on in test only; in train and validation the word stands on the three others."""
+    """Return the board that carries a word in test only; in train and validation the three others carry it."""
     return BOARDS[word_index % len(BOARDS)]

@@ -1,4 +1,4 @@
-"""The words of signs as pictures, with the DejaVu fonts that Matplotlib carries."""
+"""Draw the words of signs, in the DejaVu fonts that Matplotlib carries."""
 
 from functools import cache
 from pathlib import Path
@@ -17,13 +17,13 @@ _CAP = 0.729 * _DRAWN
 
 
 def visual_order(word: str) -> str:
-    """The glyphs from left to right: Arabic letters joined and reversed, all other scripts as they are."""
+    """Return the glyphs from left to right: Arabic letters joined and reversed, all other scripts as they are."""
     return str(get_display(arabic_reshaper.reshape(word)))
 
 
 @cache
 def word_mask(word: str) -> Image.Image:
-    """The word as a mask (mode L), cut to its ink, at a font size of 64 pixels."""
+    """Draw the word as a mask (mode L), cut to its ink, at a font size of 64 pixels."""
     # Without Pillow's optional raqm the bytes are the same on every machine.
     font = ImageFont.truetype(str(FONT), _DRAWN, layout_engine=ImageFont.Layout.BASIC)
     text = visual_order(word)
@@ -35,7 +35,7 @@ def word_mask(word: str) -> Image.Image:
 
 @cache
 def word_extent(word: str) -> tuple[float, float]:
-    """Height and width of the ink in fractions of the image."""
+    """Return height and width of the ink, in fractions of the image."""
     mask = word_mask(word)
     scale = CAP_HEIGHT / _CAP * (ARABIC_SCALE if visual_order(word) != word else 1)
     return mask.height * scale, mask.width * scale
@@ -43,6 +43,6 @@ def word_extent(word: str) -> tuple[float, float]:
 
 @cache
 def sign_extent(word: str) -> tuple[float, float]:
-    """Height and width of the board that carries the word, in fractions of the image."""
+    """Return height and width of the board that carries the word, in fractions of the image."""
     height, width = word_extent(word)
     return height + 2 * PADDING, width + 2 * PADDING

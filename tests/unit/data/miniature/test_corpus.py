@@ -162,13 +162,13 @@ def test_boxes_match_pixels(corpus: Path) -> None:
     for record, image in read(corpus, "objects", "train"):
         assert image is not None
         pixels = np.asarray(image, dtype=np.int32)
-        colours = [entry["label"].split()[0] for entry in record["objects"]]
-        for entry, colour in zip(record["objects"], colours, strict=True):
-            near = (np.abs(pixels - RGB[colour]).max(-1) < 40).astype(int)
+        colors = [entry["label"].split()[0] for entry in record["objects"]]
+        for entry, color in zip(record["objects"], colors, strict=True):
+            near = (np.abs(pixels - RGB[color]).max(-1) < 40).astype(int)
             ymin, xmin, ymax, xmax = (round(value * 112) for value in entry["box"])
             inside = near[ymin:ymax, xmin:xmax]
-            assert inside.mean() > 0.25, (record, colour)
-            # Each side of the box touches the shape: one pixel further in, there is colour.
+            assert inside.mean() > 0.25, (record, color)
+            # Each side of the box touches the shape: one pixel further in, there is color.
             assert inside[:3].any() and inside[-3:].any() and inside[:, :3].any() and inside[:, -3:].any(), record
 
 
@@ -220,7 +220,7 @@ def test_a_disk_that_is_full_is_one_sentence(
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device", str(tmp_path / "corpus.partial" / "webli" / "train-00000.tar"))
 
-    monkeypatch.setattr("data.miniature.corpus.write_shard", full)
+    monkeypatch.setattr("data.miniature.corpus.make_shard", full)
     assert main([f"folder={tmp_path / 'corpus'}", "scale=0.001", "workers=1"]) == 3
     said = capsys.readouterr().err
     assert "train-00000.tar: No space left on device; make room" in said and said.count("\n") == 1

@@ -10,7 +10,7 @@ from data.miniature.questions import Question, ask, outermost
 from data.miniature.records import COUNTABLE, SOME_SIGNS
 from data.miniature.render import render
 from data.miniature.sampling import draw_scene
-from data.miniature.scene import COLOURS, KINDS, PAIRS, SIZES, Scene, Shape, held_out_together, uses_held_out
+from data.miniature.scene import COLORS, KINDS, PAIRS, SIZES, Scene, Shape, held_out_together, uses_held_out
 from data.miniature.text_image import sign_extent, visual_order, word_mask
 
 GREY = ((150, 150, 150), (150, 150, 150))
@@ -50,10 +50,10 @@ def test_answers_are_balanced() -> None:
     questions = questions_of("train", 4000)
     shares = {name: count / len(questions) for name, count in Counter(q.template for q in questions).items()}
     assert 0.005 < shares["size"] < 0.04 and 0.005 < shares["exists"] < 0.04
-    assert 0.3 < shares["colour"] < 0.42 and 0.18 < shares["shape"] < 0.3
-    assert 0.1 < shares["what_at"] + shares["colour_at"] + shares["shape_at"] < 0.2
-    assert 0.11 < shares["count"] + shares["count_colour"] < 0.2
-    for template, most in {"exists": 0.55, "size": 0.56, "count": 0.53, "count_colour": 0.55, "colour": 0.19}.items():
+    assert 0.3 < shares["color"] < 0.42 and 0.18 < shares["shape"] < 0.3
+    assert 0.1 < shares["what_at"] + shares["color_at"] + shares["shape_at"] < 0.2
+    assert 0.11 < shares["count"] + shares["count_color"] < 0.2
+    for template, most in {"exists": 0.55, "size": 0.56, "count": 0.53, "count_color": 0.55, "color": 0.19}.items():
         answers = Counter(question.answer for question in questions if question.template == template)
         assert max(answers.values()) / sum(answers.values()) < most, (template, answers)
 
@@ -64,14 +64,14 @@ def test_ambiguous_questions_are_not_asked() -> None:
     assert set(outermost(scene)) == {"left", "right"}
     for seed in range(50):
         templates = {question.template for question in ask(np.random.default_rng(seed), scene)}
-        assert not templates & {"colour", "size"}
+        assert not templates & {"color", "size"}
 
 
 @pytest.mark.parametrize("code", CODES)
 def test_language_tables_are_complete(code: str) -> None:
     """Every slot of every phrase and question is filled, and different things have different names."""
     spoken = language(code)
-    shapes = [Shape(colour, kind, size, 0.5, 0.5, 0.0) for colour in COLOURS for kind in KINDS for size in SIZES]
+    shapes = [Shape(color, kind, size, 0.5, 0.5, 0.0) for color in COLORS for kind in KINDS for size in SIZES]
     assert len({spoken.phrase(shape) for shape in shapes}) == len(shapes)
     for question in questions_of("train", 100):
         for wording in range(3):
