@@ -20,6 +20,7 @@ from parallel.distributed import gather_objects
 from parallel.layout import Layout
 from train.build import build_phase_engine
 from train.config import RunConfig, WeightsConfig
+from train.health.memory import GIB
 from train.health.profiling import memory_told
 from train.health.watchdog import Watchdog
 from train.phases import Span, for_phase, spans
@@ -27,7 +28,6 @@ from train.run.display import as_text
 from train.run.run import Run
 from train.step.batch import trimmer
 from train.step.loop import Loop
-from train.step.metrics import GIB
 from train.step.predict import answers
 from train.step.reader import ReplicaReader
 from train.step.validation import Validation

@@ -12,8 +12,7 @@ import torch
 
 from common.errors import ConfigurationError, RunStopped
 from train.config import ProfileConfig
-from train.health.memory import is_lack_of_memory
-from train.step.metrics import GIB, memory_bytes
+from train.health.memory import GIB, is_lack_of_memory, memory_bytes
 
 WANTED = re.compile(r"[Tt]ried to allocate ([\d.]+ \w+)")  # of torch's messages, on GPU and CPU
 HISTORY_ENTRIES = 100_000  # allocations remembered for the snapshot, with their stacks

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from train.step.metrics import Line
+from train.run.metrics_file import Line
 from train.step.shares import TOLERANCE
 
 PLAIN_EVERY_S = 10.0

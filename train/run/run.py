@@ -22,11 +22,11 @@ from train.health.signals import Interrupt
 from train.run.display import as_text, open_display
 from train.run.kept_files import replace_text
 from train.run.lock import FolderLock, of_this_job
+from train.run.metrics_file import Line, MetricsFile
 from train.run.provenance import degrees, git_state, hardware, stage_rows
 from train.run.resume import check_sources, note, note_sources
 from train.run.skipped_batches import LeftOut
 from train.run.tracking import NoTracker, Tracker, open_tracker
-from train.step.metrics import Line, MetricsFile
 
 Extra = dict[str, Any]
 

@@ -15,8 +15,8 @@ from common.errors import Notice
 from common.files import write_bytes
 from evaluation.sample_sheet import Sample
 from train.config import RunConfig, to_dict
+from train.run.metrics_file import Line
 from train.run.provenance import STAGE_COLUMNS
-from train.step.metrics import Line
 
 INIT_TIMEOUT_S = 60.0
 LOGGED_STEP, RUN_ID, FOLDER = "logged_step", "run_id", "folder"

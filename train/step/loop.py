@@ -13,14 +13,16 @@ from model.loss import LossTotals
 from parallel.communication_time import CommunicationWait
 from parallel.engine.base import Engine
 from train.config import RunConfig
+from train.health.memory import memory_bytes
 from train.health.profiling import Profiler, memory_told
 from train.health.stragglers import RankTimes, Stragglers
 from train.phases import Span
+from train.run.metrics_file import Line
 from train.run.run import Extra, Run
 from train.run.skipped_batches import NAME
 from train.step.batch import Share, identities, joiner, read_or_stop, seed_generators
 from train.step.flops import FlopCounter, peak_tflops
-from train.step.metrics import Line, memory_bytes, step_line
+from train.step.metrics import step_line
 from train.step.reader import ReplicaReader
 from train.step.reduction import Agreed, Agreement, gather_to_first
 from train.step.schedule import learning_rate

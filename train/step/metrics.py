@@ -1,24 +1,12 @@
-"""What is measured in a step, and the file that keeps it: `metrics.jsonl`, one line a step."""
+"""Compute what is measured in a step: losses, speeds, counts."""
 
-import json
-import math
-import os
-import resource
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, TextIO
 
-import torch
-
-from common.files import raise_with_name, write_text
 from model.loss import LossTotals
+from train.health.memory import GIB
 from train.health.stragglers import summary
-from train.run.kept_files import free_name
+from train.run.metrics_file import Line
 from train.step.reduction import Agreed
-
-Line = dict[str, Any]
-GIB = 2**30
 
 
 def step_line(
@@ -82,65 +70,3 @@ def losses(totals: LossTotals, objectives: Sequence[str], prefix: str = "") -> L
             line[f"{prefix}loss/{name}"] = (nll[i] + z_loss[i]) / tokens[i]
             line[f"{prefix}accuracy/{name}"] = correct[i] / tokens[i]
     return line
-
-
-def memory_bytes(device: torch.device) -> int:
-    """Peak of this process: allocated on the GPU, else resident in RAM."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux reports KiB
-
-
-class MetricsFile:
-    """`metrics.jsonl`, appended to. One that is opened again at a restored step forgets the steps after it.
-
-    Lines of which none would be left are kept beside it, in the file that `kept` names.
-    """
-
-    def __init__(self, path: Path, restored_step: int) -> None:
-        self.path = path
-        self.kept: Path | None = None
-        if path.exists():
-            self._cut(restored_step)
-        self.file: TextIO = path.open("a", encoding="utf-8")
-
-    def forget_after(self, step: int) -> None:
-        """The steps after `step` will be run again."""
-        self.file.close()
-        self._cut(step)
-        self.file = self.path.open("a", encoding="utf-8")
-
-    def _cut(self, step: int) -> None:
-        """Cut off the lines of later steps, and a last line that a kill left half written."""
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-        self.kept = None
-        left = [text for text in lines if _step_of(text) <= step]
-        if not left and any(_step_of(text) < math.inf for text in lines):
-            self.kept = free_name(self.path)
-            os.replace(self.path, self.kept)
-        write_text(self.path, "".join(text + "\n" for text in left), durable=True)
-
-    def write(self, line: Line) -> None:
-        """Append one line; a value that is not finite becomes null (JSON knows no NaN)."""
-        text = json.dumps({key: _finite(value) for key, value in line.items()}, allow_nan=False)
-        try:
-            self.file.write(f"{text}\n")
-            self.file.flush()
-        except OSError as error:
-            with suppress(OSError):  # it would be written once more, and fail without its name
-                self.file.close()
-            raise_with_name(error, self.path)
-
-    def close(self) -> None:
-        self.file.close()
-
-
-def _step_of(text: str) -> float:
-    try:
-        return float(json.loads(text)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

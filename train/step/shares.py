@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.config import MixtureConfig
-from train.step.metrics import Line
+from train.run.metrics_file import Line
 
 TOLERANCE = 0.05  # relative
 FIRST_DUE = 1_000  # examples

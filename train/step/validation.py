@@ -15,8 +15,9 @@ from model.loss import LossTotals
 from parallel.engine.base import Engine
 from parallel.layout import Layout
 from train.config import EvaluationConfig, RunConfig
+from train.run.metrics_file import Line
 from train.step.batch import Share, joiner, read_or_stop, trimmer
-from train.step.metrics import Line, losses
+from train.step.metrics import losses
 from train.step.predict import answers
 from train.step.reader import ReplicaReader
 from train.step.reduction import Agreement, gather_to_first

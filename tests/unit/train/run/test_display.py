@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from train.run.display import LiveTable, Plain, Silent, open_display
-from train.step.metrics import Line
+from train.run.metrics_file import Line
 
 
 def line(step: int, **changes: object) -> Line:

@@ -1,15 +1,12 @@
-"""What a line of metrics holds, and that no step appears twice."""
-
-import json
-import math
-from pathlib import Path
+"""What a line of metrics holds."""
 
 import pytest
 import torch
 
 from model.loss import LossTotals
+from train.health.memory import GIB
 from train.health.stragglers import RankTimes
-from train.step.metrics import GIB, MetricsFile, losses, step_line
+from train.step.metrics import losses, step_line
 from train.step.reduction import Agreed, Agreement, Local
 
 OBJECTIVES = ("ocr", "vqa", "vqg")
@@ -59,49 +56,6 @@ def test_speeds_and_sizes_carry_their_units() -> None:
     assert values["skipped/webli/broken image"] == 2
     assert (values["examples/ocr"], values["examples/vqa"]) == (1, 2)
     assert line(peak_tflops=None)["mfu"] is None
-
-
-def test_a_resumed_file_forgets_later_steps_and_a_half_written_line(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    first = MetricsFile(path, restored_step=0)
-    for step in (1, 2, 3, 4):
-        first.write({"step": step, "loss": 0.1 * step})
-    first.close()
-    with path.open("a", encoding="utf-8") as file:
-        file.write('{"step": 5, "lo')
-    again = MetricsFile(path, restored_step=2)
-    again.write({"step": 3, "loss": math.nan})
-    again.close()
-    assert [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()] == [
-        {"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.2}, {"step": 3, "loss": None},
-    ]  # fmt: skip
-
-
-def test_lines_of_which_none_would_be_left_are_kept_aside(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    for number in (1, 2):
-        file = MetricsFile(path, restored_step=0)
-        assert file.kept == (tmp_path / "metrics.jsonl.1" if number == 2 else None)
-        for step in (1, 2):
-            file.write({"step": step, "loss": number})
-        file.close()
-    file.forget_after(1)
-    assert file.kept is None and path.read_text(encoding="utf-8").count("\n") == 1
-    file.forget_after(0)
-    assert file.kept == tmp_path / "metrics.jsonl.2" and path.read_text(encoding="utf-8") == ""
-    assert (tmp_path / "metrics.jsonl.1").read_text(encoding="utf-8").count("\n") == 2
-    file.close()
-    path.write_bytes(b'{"step": 1, "lo\xff')  # nothing whole is in it
-    assert MetricsFile(path, restored_step=0).kept is None
-
-
-def test_a_line_that_cannot_be_written_names_the_file_once(tmp_path: Path) -> None:
-    metrics = MetricsFile(tmp_path / "metrics.jsonl", restored_step=0)
-    metrics.file.close()
-    metrics.file = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115
-    with pytest.raises(OSError, match=r"No space left on device: .*metrics\.jsonl"):
-        metrics.write({"step": 1})
-    metrics.close()
 
 
 def test_one_process_agrees_with_itself() -> None:
