@@ -14,6 +14,7 @@ from torch import Tensor
 from model.batch import MicroBatch
 from model.config import MT5Config, ViTConfig
 from model.costs import Unit
+from model.layers import parameter_info
 from model.mt5 import Bridge, DecoderBlock, EncoderBlock, EncoderNorm, Head
 from model.vit import Patches, ViTBlock
 from parallel.engine.base import Engine
@@ -87,7 +88,7 @@ def residuals(engine: Engine, streams: Streams, own_micro_batches: int) -> Bytes
     for _, unit in engine.model.units():
         for kind, size in residual(unit, streams, sequence).items():
             sent["tensor", kind] += size * own_micro_batches * (tensor - 1) / tensor
-    partial = elements(p for p in engine.model.parameters() if p.partial_gradient)  # type: ignore[attr-defined]
+    partial = elements(p for p in engine.model.parameters() if parameter_info(p).partial_gradient)
     sent["tensor", "all-reduce"] += 2 * FLOAT * partial * own_micro_batches * (tensor - 1) / tensor
     return +sent
 

@@ -25,7 +25,7 @@ from benchmarks.worker import Worker
 from common.terminal import use_utf8
 from model.attention import Mask, flex_t5_attention, relative_bias, t5_attention
 from model.config import MT5Config
-from model.costs import training_flops_of
+from model.costs import batch_flops
 from model.describe import Sizes, one_example, plan, read_sizes
 from train.step.flops import PEAK_TFLOPS
 
@@ -63,7 +63,7 @@ def steps(console: Console, shape: tuple[int, int, int], repeats: int) -> None:
     for name in ("model", "side", "step", "examples/s", "TFLOP/s", "MFU", "peak memory"):
         table.add_column(name, justify="left" if name in ("model", "side") else "right", no_wrap=True)
     for name, sizes in settings().items():
-        tflop = shape[0] * training_flops_of(plan(sizes).units(), one_example(sizes, *shape[1:])) / 1e12
+        tflop = shape[0] * batch_flops(plan(sizes).units(), one_example(sizes, *shape[1:])) / 1e12
         sides: dict[str, Callable[..., Callable[[], float]]] = {"ours": make_ours, "Hugging Face": make_hugging_face}
         for side, make in sides.items():
             try:

@@ -33,7 +33,7 @@ from common.terminal import use_utf8
 from model.batch import MicroBatch
 from model.config import ModelConfig, MT5Config, ViTConfig
 from model.describe import read_sizes
-from model.layers import parts_of
+from model.layers import parameter_parts
 from parallel.checkpoint.checkpointer import Checkpointer
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import launch
@@ -362,7 +362,7 @@ def built(folder: Path, model: str) -> None:
 
 def _largest(blueprint: Blueprint) -> dict[str, int]:
     """Elements of the model, and bytes of its largest unit while it is filled: 16 bits of all, fp32 of one tensor."""
-    units = [[part.shape.numel() for _, part in parts_of(unit)] for _, unit in blueprint.plan.units()]
+    units = [[part.shape.numel() for _, part in parameter_parts(unit)] for _, unit in blueprint.plan.units()]
     return {"elements": sum(map(sum, units)), "unit": max(2 * sum(parts) + FLOAT * max(parts) for parts in units)}
 
 

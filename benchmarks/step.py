@@ -19,7 +19,7 @@ from rich.table import Table
 from benchmarks.sides import Example, hugging_face, one_per_row, ours, padded
 from benchmarks.worker import Worker
 from common.terminal import use_utf8
-from model.costs import training_flops_of
+from model.costs import batch_flops
 from model.describe import Sizes, one_example, plan, read_sizes
 
 FROZEN = ["patches.*", "vit_block_*", "bridge.vit_norm.*"]
@@ -130,7 +130,7 @@ def main() -> None:
     for precision in chosen.precision:
         for vision in chosen.vision:
             setting = Sizes(sizes.vit, sizes.mt5, sizes.model, FROZEN if vision == "frozen" else [])
-            flops = shape[0] * training_flops_of(plan(setting).units(), one_example(setting, *shape[1:]))
+            flops = shape[0] * batch_flops(plan(setting).units(), one_example(setting, *shape[1:]))
             medians, memory, ratio = compare(setting, precision, shape, chosen.repeats)
             row = [
                 precision,

@@ -75,7 +75,7 @@ class UnitCost:
     kept_bytes: float
 
 
-def costs_of(units: Iterable[tuple[str, Unit]], shape: Shape) -> Iterator[UnitCost]:
+def unit_costs(units: Iterable[tuple[str, Unit]], shape: Shape) -> Iterator[UnitCost]:
     """The units in their order, frozen or not as they are now: what lies below everything trained keeps nothing."""
     below_trained = False
     for name, unit in units:
@@ -94,9 +94,9 @@ def kept_bytes(cost: Cost, recompute: str) -> float:
     }[recompute]
 
 
-def training_flops_of(units: Iterable[tuple[str, Unit]], shape: Shape) -> float:
+def batch_flops(units: Iterable[tuple[str, Unit]], shape: Shape) -> float:
     """Forward and backward FLOPs of one batch of that shape, for the units as they are frozen now."""
-    return sum(unit.training_flops for unit in costs_of(units, shape))
+    return sum(unit.training_flops for unit in unit_costs(units, shape))
 
 
 def linear_flops(tokens: int, d_in: int, d_out: int) -> float:

@@ -26,7 +26,7 @@ from common.overrides import check_choices, check_read, stored_schema
 from common.terminal import use_utf8
 from common.values import in_one_line, typed
 from model.config import ModelConfig, MT5Config, ViTConfig
-from model.costs import Shape, UnitCost, costs_of
+from model.costs import Shape, UnitCost, unit_costs
 from model.pali import PaLI, freeze, units
 
 CONFIGURATION = Path(__file__).parent.parent / "conf"
@@ -68,7 +68,7 @@ def one_example(sizes: Sizes, input_tokens: int, target_tokens: int) -> Shape:
 
 def describe(sizes: Sizes, input_tokens: int, target_tokens: int) -> Table:
     """The table of units; equal blocks in a row share a line."""
-    costs = list(costs_of(plan(sizes).units(), one_example(sizes, input_tokens, target_tokens)))
+    costs = list(unit_costs(plan(sizes).units(), one_example(sizes, input_tokens, target_tokens)))
     table = Table(
         title=f"one example: {sizes.vit.num_tokens(sizes.model.image_size)} visual ({sizes.model.image_size} px), "
         f"{input_tokens} input and {target_tokens} target tokens; activations in bf16",

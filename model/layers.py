@@ -90,10 +90,11 @@ class TensorParallel:
 
 @dataclass(frozen=True)
 class Part:
-    """This rank's block of one logical tensor, as it lies in a parameter.
+    """One rank's block of a logical tensor, as it lies in a parameter.
 
-    `name` is relative to the module; elements [start, start + block.numel()) of the flattened parameter are the
-    block, which sits at `offset` of the logical tensor of `shape`.
+    `name` is relative to the module. Elements [start, start + block.numel()) of the flattened parameter are the
+    block, at `offset` of the logical tensor of `shape`. `resample`, of position embeddings [N, ...] only, maps those
+    of another square grid to N positions.
     """
 
     name: str
@@ -102,30 +103,96 @@ class Part:
     offset: tuple[int, ...]
     block: torch.Size
     start: int = 0
+    resample: Callable[[Tensor, int], Tensor] | None = None
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """The block as an index into the logical tensor."""
+        return tuple(slice(start, start + size) for start, size in zip(self.offset, self.block, strict=True))
+
+    def fits(self, shape: torch.Size | None) -> bool:
+        """Return whether a stored tensor of this shape can be loaded, after resampling if need be."""
+        if shape is None or shape == self.shape or self.resample is None:
+            return shape == self.shape
+        is_square = len(shape) > 0 and shape[0] > 0 and math.isqrt(shape[0]) ** 2 == shape[0]
+        return is_square and shape[1:] == self.shape[1:]
+
+    def resampled(self, stored: Tensor) -> Tensor:
+        """Return a stored tensor that fits in the shape of the logical tensor."""
+        if stored.shape == self.shape:
+            return stored
+        assert self.resample is not None
+        return self.resample(stored, self.shape[0])
 
 
-def describe_parameter(parameter: Tensor, parts: list[Part], split: bool, partial_gradient: bool = False) -> None:
-    """Attach what optimizer, checkpoint and initialisation ask of a parameter.
+@dataclass(frozen=True)
+class ParameterInfo:
+    """The logical tensors that a parameter holds, and its relation to the tensor-parallel group.
 
     `split`: tensor-parallel ranks hold different elements. `partial_gradient`: under sequence parallelism each rank
-    sees a part of the sequence, so gradients must be summed over the tensor-parallel group.
+    computes from a part of the sequence, so gradients must be summed over the tensor-parallel group.
     """
-    parameter.parts, parameter.split, parameter.partial_gradient = tuple(parts), split, partial_gradient  # type: ignore
+
+    parts: tuple[Part, ...]
+    split: bool
+    partial_gradient: bool = False
 
 
-def replicated(parameter: Tensor, name: str, initialize: Initializer, partial_gradient: bool = False) -> None:
+def describe_parameter(parameter: Tensor, info: ParameterInfo) -> None:
+    """Attach `info` to a parameter; `parameter_info` returns it."""
+    parameter.info = info  # type: ignore[attr-defined]
+
+
+def parameter_info(parameter: Tensor) -> ParameterInfo:
+    """Return the info of a parameter; raises AttributeError for a parameter that no layer has described."""
+    info: ParameterInfo = parameter.info  # type: ignore[attr-defined]
+    return info
+
+
+def describe_replicated(
+    parameter: Tensor,
+    name: str,
+    initialize: Initializer,
+    partial_gradient: bool = False,
+    resample: Callable[[Tensor, int], Tensor] | None = None,
+) -> None:
     """Describe a parameter that every tensor-parallel rank holds whole."""
     shape = parameter.shape
-    describe_parameter(parameter, [Part(name, shape, initialize, (0,) * len(shape), shape)], False, partial_gradient)
+    part = Part(name, shape, initialize, (0,) * len(shape), shape, resample=resample)
+    describe_parameter(parameter, ParameterInfo((part,), split=False, partial_gradient=partial_gradient))
 
 
-def parts_of(module: nn.Module, name: str = "") -> Iterator[tuple[nn.Parameter, Part]]:
-    """Every (parameter, part) of a module of that name, parts with their full logical names. Raises if one has none."""
+def split_parameter(
+    name: str, shape: tuple[int, ...], dim: int, parallel: TensorParallel, initialize: Initializer
+) -> nn.Parameter:
+    """Make this rank's slice, along `dim`, of a logical tensor that the tensor-parallel ranks divide evenly."""
+    block = list(shape)
+    block[dim] //= parallel.size
+    parameter = nn.Parameter(torch.empty(block))
+    describe_split(parameter, name, shape, dim, parallel, initialize)
+    return parameter
+
+
+def describe_split(
+    parameter: Tensor, name: str, shape: tuple[int, ...], dim: int, parallel: TensorParallel, initialize: Initializer
+) -> None:
+    """Describe a parameter that is this rank's slice, along `dim`, of one logical tensor."""
+    offset = [0] * len(shape)
+    offset[dim] = parallel.rank * parameter.shape[dim]
+    part = Part(name, torch.Size(shape), initialize, tuple(offset), parameter.shape)
+    describe_parameter(parameter, ParameterInfo((part,), split=True))
+
+
+def parameter_parts(module: nn.Module, name: str = "") -> Iterator[tuple[nn.Parameter, Part]]:
+    """Yield every (parameter, part) of a module of that name, parts with their full logical names.
+
+    Raises RuntimeError for a parameter that no layer has described.
+    """
     for prefix, child in module.named_modules(prefix=name):
         for own, parameter in child.named_parameters(recurse=False):
-            if not hasattr(parameter, "parts"):
+            if not hasattr(parameter, "info"):
                 raise RuntimeError(f"parameter {prefix}.{own} has no logical parts: describe it where it is made")
-            for part in parameter.parts:
+            for part in parameter_info(parameter).parts:
                 yield parameter, replace(part, name=f"{prefix}.{part.name}" if prefix else part.name)
 
 
@@ -157,24 +224,33 @@ class ColumnLinear(ColumnParallelLinear):
         )
         self.whole = parallel.size == 1
         self.sizes = [size // parallel.size for size in outputs.values()]
-        starts = [0, *accumulate(self.sizes)]
-
-        def parts(kind: str, row: tuple[int, ...], initialize: Initializer | Mapping[str, Initializer]) -> list[Part]:
-            return [
-                Part(
-                    f"{name}.{kind}",
-                    torch.Size((size, *row)),
-                    initialize[name] if isinstance(initialize, Mapping) else initialize,
-                    (parallel.rank * local, *(0,) * len(row)),
-                    torch.Size((local, *row)),
-                    start * math.prod(row),
-                )
-                for (name, size), local, start in zip(outputs.items(), self.sizes, starts, strict=False)
-            ]
-
-        describe_parameter(self.weight, parts("weight", (d_in,), weight_init), split=True)
+        inits = weight_init if isinstance(weight_init, Mapping) else dict.fromkeys(outputs, weight_init)
+        self._describe(self.weight, "weight", outputs, parallel, inits)
         if bias:
-            describe_parameter(self.bias, parts("bias", (), bias_init or zeros), split=True)
+            self._describe(self.bias, "bias", outputs, parallel, dict.fromkeys(outputs, bias_init or zeros))
+
+    def _describe(
+        self,
+        parameter: Tensor,
+        kind: str,
+        outputs: Mapping[str, int],
+        parallel: TensorParallel,
+        inits: Mapping[str, Initializer],
+    ) -> None:
+        """Describe weight or bias: one block of rows per output, one below the other."""
+        row, starts = tuple(parameter.shape[1:]), accumulate(self.sizes, initial=0)
+        parts = [
+            Part(
+                f"{name}.{kind}",
+                torch.Size((size, *row)),
+                inits[name],
+                (parallel.rank * local, *(0,) * len(row)),
+                torch.Size((local, *row)),
+                start * math.prod(row),
+            )
+            for (name, size), local, start in zip(outputs.items(), self.sizes, starts, strict=False)
+        ]
+        describe_parameter(parameter, ParameterInfo(tuple(parts), split=True))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         if self.whole:
@@ -214,17 +290,9 @@ class RowLinear(RowParallelLinear):
             tp_group=parallel.group,
         )
         self.whole = parallel.size == 1
-        local = d_in // parallel.size
-        part = Part(
-            f"{name}.weight",
-            torch.Size((d_out, d_in)),
-            weight_init,
-            (0, parallel.rank * local),
-            torch.Size((d_out, local)),
-        )
-        describe_parameter(self.weight, [part], split=True)
+        describe_split(self.weight, f"{name}.weight", (d_out, d_in), 1, parallel, weight_init)
         if bias:
-            replicated(self.bias, f"{name}.bias", bias_init or zeros, partial_gradient=parallel.sequence)
+            describe_replicated(self.bias, f"{name}.bias", bias_init or zeros, partial_gradient=parallel.sequence)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return F.linear(x, self.weight, self.bias) if self.whole else super().forward(x)[0]
@@ -238,23 +306,11 @@ class Embedding(VocabParallelEmbedding):
             vocab_size, d_model, init_method=nn.init.zeros_, config=parallel.megatron(), tp_group=parallel.group
         )
         self.whole = parallel.size == 1
-        describe_parameter(
-            self.weight, [vocabulary_part("weight", vocab_size, d_model, parallel, weight_init)], split=True
-        )
+        describe_split(self.weight, "weight", (vocab_size, d_model), 0, parallel, weight_init)
 
     def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
         tokens = tokens.t().contiguous()  # so that what is looked up is too
         return F.embedding(tokens, self.weight) if self.whole else super().forward(tokens)
-
-
-def vocabulary_part(
-    name: str, vocab_size: int, d_model: int, parallel: TensorParallel, initialize: Initializer
-) -> Part:
-    """A [vocab_size, d_model] matrix split by rows."""
-    local = vocab_size // parallel.size
-    return Part(
-        name, torch.Size((vocab_size, d_model)), initialize, (parallel.rank * local, 0), torch.Size((local, d_model))
-    )
 
 
 class Linear(nn.Linear):
@@ -262,8 +318,8 @@ class Linear(nn.Linear):
 
     def __init__(self, d_in: int, d_out: int, *, weight_init: Initializer, partial_gradient: bool) -> None:
         super().__init__(d_in, d_out)
-        replicated(self.weight, "weight", weight_init, partial_gradient)
-        replicated(self.bias, "bias", zeros, partial_gradient)
+        describe_replicated(self.weight, "weight", weight_init, partial_gradient)
+        describe_replicated(self.bias, "bias", zeros, partial_gradient)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -271,8 +327,8 @@ class LayerNorm(nn.LayerNorm):
 
     def __init__(self, width: int, parallel: TensorParallel) -> None:
         super().__init__(width, eps=1e-6)
-        replicated(self.weight, "weight", ones, parallel.sequence)
-        replicated(self.bias, "bias", zeros, parallel.sequence)
+        describe_replicated(self.weight, "weight", ones, parallel.sequence)
+        describe_replicated(self.bias, "bias", zeros, parallel.sequence)
 
 
 class RMSNorm(nn.Module):
@@ -281,7 +337,7 @@ class RMSNorm(nn.Module):
     def __init__(self, width: int, parallel: TensorParallel) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
-        replicated(self.weight, "weight", ones, parallel.sequence)
+        describe_replicated(self.weight, "weight", ones, parallel.sequence)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight.shape, self.weight, 1e-6)

@@ -19,15 +19,13 @@ from model.layers import (
     Embedding,
     LayerNorm,
     Linear,
-    Part,
     RMSNorm,
     RowLinear,
     TensorParallel,
-    describe_parameter,
     fan_in_normal,
     fan_in_truncated,
     normal,
-    vocabulary_part,
+    split_parameter,
     xavier_uniform,
 )
 from model.loss import VocabularyLoss, logits_fp32, totals_by_objective
@@ -50,20 +48,8 @@ class RelativeBias(nn.Module):
 
     def __init__(self, config: MT5Config, parallel: TensorParallel) -> None:
         super().__init__()
-        buckets, heads, local = (
-            config.relative_attention_num_buckets,
-            config.num_heads,
-            config.num_heads // parallel.size,
-        )
-        self.weight = nn.Parameter(torch.empty(buckets, local))
-        part = Part(
-            "weight",
-            torch.Size((buckets, heads)),
-            xavier_uniform,
-            (0, parallel.rank * local),
-            torch.Size((buckets, local)),
-        )
-        describe_parameter(self.weight, [part], split=True)
+        shape = config.relative_attention_num_buckets, config.num_heads
+        self.weight = split_parameter("weight", shape, 1, parallel, xavier_uniform)
 
     def forward(self) -> Tensor:
         return self.weight.clone()  # it travels on: under ZeRO-3 the parameter itself is gone after this call
@@ -268,12 +254,7 @@ class VocabularyOutput(nn.Module):
     def __init__(self, mt5: MT5Config, model: ModelConfig, parallel: TensorParallel) -> None:
         super().__init__()
         self.model, self.parallel = model, parallel
-        self.weight = nn.Parameter(torch.empty(mt5.vocab_size // parallel.size, mt5.d_model))
-        describe_parameter(
-            self.weight,
-            [vocabulary_part("weight", mt5.vocab_size, mt5.d_model, parallel, fan_in_truncated)],
-            split=True,
-        )
+        self.weight = split_parameter("weight", (mt5.vocab_size, mt5.d_model), 0, parallel, fan_in_truncated)
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None, scale: float = 1.0) -> tuple[Tensor, ...]:
         """hidden [T, d] -> (this rank's fp32 logits,), or with targets -> (scale * summed loss, [3, T] statistics)."""

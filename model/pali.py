@@ -12,7 +12,7 @@ from common.errors import ConfigurationError
 from model.batch import MicroBatch
 from model.config import ModelConfig, MT5Config, ViTConfig
 from model.costs import Unit
-from model.layers import Part, TensorParallel, parts_of
+from model.layers import Part, TensorParallel, parameter_parts
 from model.mt5 import Bridge, DecoderBlock, EncoderBlock, EncoderNorm, Head
 from model.vit import Patches, ViTBlock
 
@@ -108,7 +108,7 @@ def initialize(module: nn.Module, seed: int, name: str = "") -> None:
 
     The value of a logical tensor depends on (seed, name) alone, not on the layout.
     """
-    for parameter, part in parts_of(module, name):
+    for parameter, part in parameter_parts(module, name):
         local_block(parameter, part).copy_(initial_block(part, seed))
 
 
@@ -118,7 +118,7 @@ def initial_block(part: Part, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     whole = torch.empty(part.shape, device="cpu")
     part.initialize(whole, generator)
-    return whole[tuple(slice(o, o + n) for o, n in zip(part.offset, part.block, strict=True))]
+    return whole[part.slices]
 
 
 def local_block(parameter: Tensor, part: Part) -> Tensor:

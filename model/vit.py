@@ -13,9 +13,9 @@ from model.layers import (
     Linear,
     RowLinear,
     TensorParallel,
+    describe_replicated,
     fan_in_truncated,
     normal,
-    replicated,
     xavier_uniform,
 )
 
@@ -33,7 +33,7 @@ class Patches(Unit):
         pixels = config.patch_size**2 * 3
         self.embedding = Linear(pixels, config.width, weight_init=fan_in_truncated, partial_gradient=False)
         self.position = nn.Parameter(empty(self.tokens, config.width))
-        replicated(self.position, "position", normal(config.width**-0.5))
+        describe_replicated(self.position, "position", normal(config.width**-0.5), resample=resample_position)
 
     def forward(self, carry: tuple[Tensor, ...], batch: MicroBatch) -> tuple[Tensor, ...]:
         weight = self.embedding.weight

@@ -7,12 +7,11 @@ checkpoints see only these.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from model.layers import Part
+from model.layers import Part, parameter_info
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,11 @@ class Rectangle:
     size: torch.Size
     start: int
     once: bool
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """The rectangle as an index into the logical tensor."""
+        return tuple(slice(start, start + size) for start, size in zip(self.offset, self.size, strict=True))
 
     def view(self, flat: Tensor) -> Tensor:
         """The rectangle in a flat tensor (shares its memory)."""
@@ -56,5 +60,4 @@ def rectangles(parts: Iterable[Part], first: int, count: int, start: int, once: 
 
 def count_once(parameter: nn.Parameter, tensor_parallel_rank: int) -> bool:
     """Whether this rank counts the parameter's elements in sums over the tensor-parallel group."""
-    attributes: Any = parameter
-    return attributes.split or tensor_parallel_rank == 0
+    return parameter_info(parameter).split or tensor_parallel_rank == 0

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from common.errors import ConfigurationError
-from model.layers import parts_of
+from model.layers import parameter_parts
 from model.pali import PaLI
 from parallel.checkpoint.folder import CheckpointFolder
 from parallel.checkpoint.initial_weights import check_files, names_in
@@ -29,7 +29,7 @@ def check_first_weights(config: RunConfig, phases: Sequence[PaLI], expected: Col
     """
     if CheckpointFolder(Path(config.run.folder, "checkpoints")).steps():
         return  # the run has weights of its own
-    names = {part.name for _, part in parts_of(phases[0])}
+    names = {part.name for _, part in parameter_parts(phases[0])}
     given: dict[str, str] = {}
     for key, file in _keys_and_files(config):
         missing = _of_tower(names, key) - set(given)  # which a file that is not there yet is taken to give
@@ -77,8 +77,8 @@ def _of_tower(names: set[str], key: str) -> set[str]:
 def _check_frozen(config: RunConfig, phases: Sequence[PaLI], known: set[str]) -> None:
     """A frozen tensor has its value from a file, or from an earlier phase that trained it."""
     for span, model in zip(spans(config), phases, strict=True):
-        trained = {part.name for parameter, part in parts_of(model) if parameter.requires_grad}
-        random = {part.name for _, part in parts_of(model)} - trained - known
+        trained = {part.name for parameter, part in parameter_parts(model) if parameter.requires_grad}
+        random = {part.name for _, part in parameter_parts(model)} - trained - known
         if random:
             vit = any(name.startswith(OF_VIT) for name in random)
             raise ConfigurationError(

@@ -22,7 +22,7 @@ from common.errors import ConfigurationError
 from common.files import beside
 from model.config import MT5Config, ViTConfig
 from model.finite import first_not_finite
-from model.layers import parts_of
+from model.layers import parameter_parts
 from model.pali import local_block
 from model.vit import resample_position
 
@@ -195,7 +195,7 @@ def logical_tensors(
 ) -> dict[str, Tensor]:
     """Logical name -> whole tensor, of a model without tensor parallelism; `of` picks another, such as the gradient."""
     tensors = {}
-    for parameter, part in parts_of(module):
+    for parameter, part in parameter_parts(module):
         assert part.block == part.shape, "tensor parallel: this rank holds only a block"
         chosen = of(parameter)
         if chosen is not None:
@@ -209,7 +209,7 @@ def load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
     Position embeddings of another resolution are resampled. Raises ConfigurationError for a shape that does not fit.
     """
-    for parameter, part in parts_of(module):
+    for parameter, part in parameter_parts(module):
         if part.name not in tensors:
             continue
         tensor = tensors[part.name]

@@ -29,8 +29,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from common.errors import OF_STORAGE, ConfigurationError, Notice, StorageFailed
 from common.progress import beat
 from model.finite import first_not_finite
-from model.layers import parts_of
-from model.vit import resample_position
+from model.layers import parameter_parts
 from parallel.checkpoint.dcp_tensor import logical_tensors
 from parallel.checkpoint.folder import CheckpointFolder, raise_if_of_storage, write_json
 from parallel.checkpoint.host_buffer import Staging
@@ -43,7 +42,6 @@ Piece = tuple[str, Rectangle | torch.Size, Tensor]  # name, where it lies or the
 
 SIGN_OF_LIFE_S = 1.0  # while a save is waited for
 LISTINGS = 5  # how often a folder is looked at anew whose run removes the checkpoint that is being read
-POSITION = "weights/patches.position"  # the one tensor whose shape depends on the resolution
 
 
 class SaveFailed(RuntimeError):
@@ -83,7 +81,7 @@ class Checkpointer(CheckpointFolder):
         pieces = _pieces(engine, optimizer=True)
         copies = self.staging.copy([values for *_, values in pieces])
         state = _state([(name, where, copy) for (name, where, _), copy in zip(pieces, copies, strict=True)])
-        frozen = [part.name for p, part in parts_of(engine.blueprint.plan) if not p.requires_grad]
+        frozen = [part.name for p, part in parameter_parts(engine.blueprint.plan) if not p.requires_grad]
         content = {"step": step, "extra": extra, "frozen": frozen, "ages": dict(engine.optimizer.ages)}
         content["trusted"] = trusted
         named = [(name, copy) for (name, *_), copy in zip(pieces, copies, strict=True)]
@@ -243,26 +241,26 @@ class Checkpointer(CheckpointFolder):
         state = _state(_pieces(engine, optimizer=not weights_only))
         shapes = {name: v.size for name, v in saved.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
         wanted = {name: tensor for name, tensor in state.items() if shapes.get(name) == tensor.shape}
-        different = next((n for n in state if n.startswith("weights/") and n not in wanted and n != POSITION), None)
+        parts = {f"weights/{part.name}": part for _, part in parameter_parts(engine.blueprint.plan)}
+        others = [name for name in state if name in parts and name not in wanted]
+        resampled = {name: torch.empty(shapes[name]) for name in others if parts[name].fits(shapes.get(name))}
+        different = next((name for name in others if name not in resampled), None)
         _raise_anywhere(
             different
             and f"{path} is a checkpoint of another model: {different.removeprefix('weights/')} is "
             f"{_shape(shapes.get(different))} there and {_shape(state[different].shape)} here; give the same vit and "
             "mt5, or another run.folder."
         )
-        known = {f"weights/{part.name}" for _, part in parts_of(engine.blueprint.plan)}
-        surplus = next((name for name in shapes if name.startswith("weights/") and name not in known), None)
+        surplus = next((name for name in shapes if name.startswith("weights/") and name not in parts), None)
         if surplus is not None:  # the same on every rank
             raise ConfigurationError(
                 f"{path} is a checkpoint of another model: {surplus.removeprefix('weights/')} is missing here; give "
                 "the same vit and mt5, or another run.folder."
             )
-        resampled = POSITION in state and POSITION not in wanted
-        if resampled:
-            wanted[POSITION] = torch.empty(shapes[POSITION])
-        dcp.load(wanted, storage_reader=dcp.FileSystemReader(path), planner=_Planner())
-        if resampled:
-            _scatter_position(engine, wanted[POSITION])
+        dcp.load(wanted | resampled, storage_reader=dcp.FileSystemReader(path), planner=_Planner())
+        for r, values in engine.held_weights():
+            if (stored := resampled.get(f"weights/{r.name}")) is not None:
+                values.copy_(parts[f"weights/{r.name}"].resampled(stored)[r.slices])
         engine.publish()
         if not weights_only:
             ages = content["ages"]
@@ -280,7 +278,7 @@ class _Planner(dcp.DefaultLoadPlanner):
 
 def _pieces(engine: Engine, optimizer: bool) -> list[Piece]:
     """Everything that is saved; the values share the engine's memory, so loading fills them."""
-    pieces: list[Piece] = [(f"weights/{r.name}", r, values) for r, values in held_weights(engine)]
+    pieces: list[Piece] = [(f"weights/{r.name}", r, values) for r, values in engine.held_weights()]
     if optimizer:
         pieces += [(f"optimizer/{name}", where, values) for name, where, values in engine.optimizer.state_pieces()]
     return pieces
@@ -329,19 +327,6 @@ def _room(folder: Path) -> str:
 
 def _nothing() -> None:
     pass
-
-
-def held_weights(engine: Engine) -> list[tuple[Rectangle, Tensor]]:
-    """What this rank holds of every parameter, trained (fp32) or frozen (as computed with)."""
-    trained = [(r, r.view(shard.weights.detach())) for shard in engine.shards() for r in shard.rectangles]
-    return trained + engine.frozen_pieces()
-
-
-def _scatter_position(engine: Engine, saved: Tensor) -> None:
-    for r, values in held_weights(engine):
-        if f"weights/{r.name}" == POSITION:
-            resampled = resample_position(saved, r.shape[0])
-            values.copy_(resampled[tuple(slice(o, o + n) for o, n in zip(r.offset, r.size, strict=True))])
 
 
 def _raise_anywhere(mistake: str | None) -> None:

@@ -16,7 +16,7 @@ from common.progress import beat
 from model.batch import MicroBatch
 from model.config import ModelConfig, MT5Config, ViTConfig
 from model.generation import generate
-from model.layers import parts_of
+from model.layers import parameter_info, parameter_parts
 from model.loss import LossTotals
 from model.pali import PaLI
 from parallel.config import OptimizerConfig
@@ -48,7 +48,7 @@ class Engine(ABC):
             from parallel.pipeline.schedule import Pipeline
 
             self.pipeline = Pipeline(blueprint, model, self.backward)
-        trained = [part for parameter, part in parts_of(model) if parameter.requires_grad]
+        trained = [part for parameter, part in parameter_parts(model) if parameter.requires_grad]
         optimizer.bind(self.shards(), {part.name: part.shape for part in trained}, sharing_group)
 
     gradient_scale = 1.0  # what undoes the averaging of gradients over data-parallel ranks
@@ -60,6 +60,11 @@ class Engine(ABC):
     @abstractmethod
     def frozen_pieces(self) -> list[tuple[Rectangle, Tensor]]:
         """What this rank holds of the parameters that are not trained."""
+
+    def held_weights(self) -> list[tuple[Rectangle, Tensor]]:
+        """Return this rank's pieces of every parameter: trained (fp32) or frozen (in the compute precision)."""
+        trained = [(r, r.view(shard.weights.detach())) for shard in self.shards() for r in shard.rectangles]
+        return trained + self.frozen_pieces()
 
     @abstractmethod
     def publish(self) -> None:
@@ -153,7 +158,7 @@ def reduce_partial_gradients(model: nn.Module, layout: Layout) -> None:
     Norms, and everything else that is applied to sequence shards, under sequence parallelism.
     """
     for parameter in model.parameters():
-        if parameter.requires_grad and parameter.partial_gradient:  # type: ignore[attr-defined]
+        if parameter.requires_grad and parameter_info(parameter).partial_gradient:
             parameter.register_hook(lambda gradient: _summed(gradient, layout.tensor_group))
 
 

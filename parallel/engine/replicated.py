@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.layers import parts_of
+from model.layers import parameter_parts
 from parallel.engine.base import Engine, make_optimizer, reduce_partial_gradients
 from parallel.optimizer.base import Shard
 from parallel.plan.blueprint import Blueprint, materialize
@@ -51,7 +51,7 @@ class ReplicatedEngine(Engine):
     def _pieces(self) -> list[tuple[nn.Parameter, list[Rectangle]]]:
         """Every parameter, in the model's order, with the rectangles it is made of."""
         found: dict[nn.Parameter, list[Rectangle]] = {}
-        for p, part in parts_of(self.model):
+        for p, part in parameter_parts(self.model):
             once = count_once(p, self.layout.tensor_parallel_rank)
             found.setdefault(p, []).extend(rectangles([part], 0, p.numel(), 0, once))
         return list(found.items())

@@ -54,7 +54,7 @@ from deepspeed.utils import groups
 from torch import Tensor, nn
 
 from model.batch import MicroBatch
-from model.layers import Part, parts_of
+from model.layers import Part, parameter_parts
 from model.loss import LossTotals
 from model.pali import PaLI
 from parallel.config import ParallelConfig
@@ -164,7 +164,7 @@ class ZeroEngine(Engine):
 
     def shards(self) -> list[Shard]:
         shards = [Shard(flat, []) for flat in self._flat_weights()]
-        for parameter, part in parts_of(self.model):
+        for parameter, part in parameter_parts(self.model):
             if parameter.requires_grad and (place := self._place(parameter)):
                 group, start, first, count = place
                 shards[group].rectangles += self._rectangles(parameter, part, first, count, start)
@@ -200,7 +200,7 @@ class ZeroEngine(Engine):
 
     def frozen_pieces(self) -> list[tuple[Rectangle, Tensor]]:
         found = []
-        for parameter, part in parts_of(self.model):
+        for parameter, part in parameter_parts(self.model):
             if parameter.requires_grad:
                 continue
             local: Any = parameter

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from common.errors import ConfigurationError
 from common.progress import beat
 from model.config import ModelConfig, MT5Config, ViTConfig
-from model.costs import Shape, costs_of
-from model.layers import TensorParallel, describe_parameter, parts_of
+from model.costs import Shape, unit_costs
+from model.layers import ParameterInfo, TensorParallel, describe_parameter, parameter_parts
 from model.pali import PaLI, freeze, initialize, units
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.layout import Layout
@@ -65,13 +65,13 @@ def plan_of(
         plan = PaLI(units(vit, mt5, model, num_objectives, tensor_parallel))
     freeze(plan, frozen)
     mark_recomputed(plan, parallel)
-    check_groups(optimizer.groups, [part.name for _, part in parts_of(plan)])
+    check_groups(optimizer.groups, [part.name for _, part in parameter_parts(plan)])
     if not any(p.requires_grad for p in plan.parameters()):
         raise ConfigurationError(f"The freeze patterns {list(frozen)} leave nothing to train; remove one.")
     work = work or _example(vit, model, parallel)
     work = replace(work, shape=replace(work.shape, element_bytes=dtype.itemsize))
     memory = Memory(parallel, optimizer, work, data_parallel_size)
-    return plan, cut(list(costs_of(plan.units(), work.shape)), memory)
+    return plan, cut(list(unit_costs(plan.units(), work.shape)), memory)
 
 
 def _example(vit: ViTConfig, model: ModelConfig, parallel: ParallelConfig) -> Work:
@@ -140,7 +140,7 @@ class Ballast(nn.Module):
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(8, device=device, dtype=dtype))
-        describe_parameter(self.weight, [], split=False)
+        describe_parameter(self.weight, ParameterInfo(parts=(), split=False))
 
     def forward(self) -> Tensor:
         return 0 * self.weight.sum()

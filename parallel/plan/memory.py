@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from model.costs import Shape, UnitCost
-from model.layers import parts_of
+from model.layers import parameter_parts
 from parallel.config import OptimizerConfig, ParallelConfig
 
 FP32 = 4  # bytes
@@ -46,7 +46,7 @@ class Memory:
         them. ZeRO shards copy and moments from stage 1 on, gradients from 2, weights from 3. What is offloaded takes
         nothing here.
         """
-        parameters = [(part.shape.numel(), p.requires_grad) for p, part in parts_of(unit.unit)]
+        parameters = [(part.shape.numel(), p.requires_grad) for p, part in parameter_parts(unit.unit)]
         trained = sum(number for number, is_trained in parameters if is_trained)
         total = sum(number for number, _ in parameters)
         return (total * self._weight_bytes() + trained * self._update_bytes()) / self.parallel.tensor

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.optimization import Adafactor as PlainAdafactor
 
-from model.layers import parts_of
+from model.layers import parameter_parts
 from model.pali import build
 from parallel.config import OptimizerConfig
 from parallel.engine.base import Engine
@@ -22,7 +22,9 @@ FACTOR_FROM = 16  # sides; from 128 on, as by default, no matrix that tensor-par
 
 @cache
 def shapes(image_size: int) -> dict[str, torch.Size]:
-    return {part.name: part.shape for _, part in parts_of(build(VIT, MT5, replace(MODEL, image_size=image_size)))}
+    return {
+        part.name: part.shape for _, part in parameter_parts(build(VIT, MT5, replace(MODEL, image_size=image_size)))
+    }
 
 
 @cache

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from model.batch import MicroBatch
 from model.config import ModelConfig, MT5Config, ViTConfig
-from model.layers import parts_of
+from model.layers import parameter_parts
 from model.loss import LossTotals
 from model.pali import build, local_block
-from parallel.checkpoint.checkpointer import held_weights
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import launch
 from parallel.engine.base import Engine, build_engine
@@ -156,7 +155,7 @@ def all_gathers(work: Callable[[], object]) -> int:
 
 def initial_weights() -> dict[str, Tensor]:
     """Every logical tensor as it is before training."""
-    return {part.name: local_block(p, part) for p, part in parts_of(build(VIT, MT5, MODEL, seed=1))}
+    return {part.name: local_block(p, part) for p, part in parameter_parts(build(VIT, MT5, MODEL, seed=1))}
 
 
 def weight_deviation(name: str, found: Tensor, expected: Tensor) -> float:
@@ -243,9 +242,9 @@ def recognise(engine: Engine, answered: Tensor) -> Tensor:
 def weights(engine: Engine) -> dict[str, Tensor]:
     """Every logical weight, whole, fp32; gathered from all ranks (a collective): no rank, or stage, has them all."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
-    for _, part in parts_of(engine.blueprint.plan):
+    for _, part in parameter_parts(engine.blueprint.plan):
         found[part.name] = torch.zeros(part.shape), torch.zeros(part.shape)
-    for rectangle, values in held_weights(engine):
+    for rectangle, values in engine.held_weights():
         where = tuple(slice(o, o + n) for o, n in zip(rectangle.offset, rectangle.size, strict=True))
         found[rectangle.name][0][where] += values.float().cpu()
         found[rectangle.name][1][where] += 1

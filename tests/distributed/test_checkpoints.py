@@ -22,7 +22,7 @@ from common.errors import ConfigurationError
 from model.config import ModelConfig
 from model.vit import resample_position
 from parallel.checkpoint import checkpointer as checkpoint
-from parallel.checkpoint.checkpointer import Checkpointer, SaveFailed, held_weights
+from parallel.checkpoint.checkpointer import Checkpointer, SaveFailed
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import launch
 from parallel.engine.base import Engine, build_engine
@@ -74,7 +74,7 @@ def link(folder: Path, number: int, case: Case) -> None:
         layout = case.layout()
         engine = replace(case, optimizer=optimizer).engine(layout)
         checkpointer = Checkpointer(folder / optimizer, keep_last=2)
-        held = sum(values.numel() for _, values in held_weights(engine))
+        held = sum(values.numel() for _, values in engine.held_weights())
         with elements_read() as read:
             loaded = checkpointer.load_latest(engine)
         assert loaded is None or read == [held], "a rank reads what it holds, and nothing else"
@@ -308,7 +308,7 @@ def beside_training(folder: Path) -> None:
 
     # Weights that are not finite on one rank: never published, every rank says which.
     if layout.rank == 1:
-        held_weights(engine)[0][1].view(-1)[0] = math.nan
+        engine.held_weights()[0][1].view(-1)[0] = math.nan
     checkpointer.save(engine, 5, {})
     with pytest.raises(SaveFailed, match=r"step 5 is not written.*weights/.* is not finite \(that of step 1 stays"):
         checkpointer.wait()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.batch import MicroBatch
 from model.generation import generate
-from model.layers import TensorParallel, parts_of
+from model.layers import TensorParallel, parameter_info, parameter_parts
 from model.pali import PaLI, freeze, local_block, units
 from model.weights import load, logical_tensors
 from parallel.config import ParallelConfig
@@ -89,7 +89,7 @@ def _check_training(parallel: PaLI, reference: PaLI, batch: MicroBatch, tensor_p
 
     whole = gradients(reference)
     ours, theirs = {}, {}
-    for parameter, part in parts_of(parallel):
+    for parameter, part in parameter_parts(parallel):
         assert (parameter.grad is None) == (part.name not in whole), part.name
         if parameter.grad is None:
             continue
@@ -111,7 +111,7 @@ def _summed(parameter: Tensor, tensor_parallel: TensorParallel) -> Tensor:
     """The gradient; over the group, where each rank has seen its part of the sequence alone."""
     assert parameter.grad is not None
     gradient = parameter.grad.clone()
-    if parameter.partial_gradient:  # type: ignore[attr-defined]
+    if parameter_info(parameter).partial_gradient:
         dist.all_reduce(gradient, group=tensor_parallel.group)
     return gradient
 

@@ -23,7 +23,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.runtime.zero.utils import assert_ints_same_as_other_ranks
 from deepspeed.utils import groups, safe_get_full_fp32_param
 
-from model.layers import parts_of
+from model.layers import parameter_parts
 from model.pali import local_block
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import launch
@@ -94,14 +94,17 @@ def kept_until_the_update(engine: ZeroEngine) -> tuple[bool, bool]:
 
 def shards_are_where_we_think(engine: ZeroEngine) -> bool:
     """Number the elements of logical tensors through our map of the shards, and ask DeepSpeed for the parameters."""
-    numbers = {part.name: torch.arange(part.shape.numel()).view(part.shape) for _, part in parts_of(engine.model)}
+    numbers = {
+        part.name: torch.arange(part.shape.numel()).view(part.shape) for _, part in parameter_parts(engine.model)
+    }
     for shard in engine.shards():
         for r in shard.rectangles:
             where = tuple(slice(o, o + n) for o, n in zip(r.offset, r.size, strict=True))
             r.view(shard.weights.detach()).copy_(numbers[r.name][where])
     whole = {p: safe_get_full_fp32_param(p) for p in engine.model.parameters()}
     return all(
-        torch.equal(local_block(whole[p], part), numbers[part.name].float()) for p, part in parts_of(engine.model)
+        torch.equal(local_block(whole[p], part), numbers[part.name].float())
+        for p, part in parameter_parts(engine.model)
     )
 
 

@@ -9,8 +9,8 @@ from common.errors import ConfigurationError, Interrupted, RunStopped, StorageFa
 from data.tokenizer import checksum
 from evaluation.sample_sheet import Sample, draw
 from model.finite import first_not_finite
-from model.layers import parts_of
-from parallel.checkpoint.checkpointer import Checkpointer, NotFinite, SaveFailed, SaveStalled, held_weights
+from model.layers import parameter_parts
+from parallel.checkpoint.checkpointer import Checkpointer, NotFinite, SaveFailed, SaveStalled
 from parallel.checkpoint.initial_weights import load_files
 from parallel.engine.base import Engine
 from parallel.layout import Layout
@@ -97,7 +97,7 @@ class Run:
 
     def not_finite(self, engine: Engine) -> str | None:
         """Return the name of a weight that is not finite on any rank, None where all are; a collective."""
-        own = first_not_finite((rectangle.name, values) for rectangle, values in held_weights(engine))
+        own = first_not_finite((rectangle.name, values) for rectangle, values in engine.held_weights())
         return next(filter(None, self.layout.gather_objects([own])), None)
 
     def restores(self) -> bool:
@@ -155,7 +155,7 @@ class Run:
     def introduce(self, engine: Engine) -> None:
         """Show how large the model is, where it lives, and how it is cut into pipeline stages, if it is."""
         stages, layout = engine.blueprint.stages, engine.layout
-        parameters = [(p.requires_grad, part.shape.numel()) for p, part in parts_of(engine.blueprint.plan)]
+        parameters = [(p.requires_grad, part.shape.numel()) for p, part in parameter_parts(engine.blueprint.plan)]
         trained = sum(size for is_trained, size in parameters if is_trained)
         self.display.note(
             f"{sum(size for _, size in parameters) / 1e6:,.1f} M parameters, {trained / 1e6:,.1f} M of them trained; "

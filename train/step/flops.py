@@ -4,7 +4,7 @@ from functools import cached_property
 
 import torch
 
-from model.costs import Shape, training_flops_of
+from model.costs import Shape, batch_flops
 from model.pali import PaLI, freeze, units
 from train.config import RunConfig
 
@@ -45,7 +45,7 @@ class FlopCounter:
             encoder_tokens=round(encoder_tokens / examples),
             decoder_tokens=round(decoder_tokens / examples),
         )
-        return training_flops_of(self.plan.units(), shape)
+        return batch_flops(self.plan.units(), shape)
 
 
 def peak_tflops(config: RunConfig, device: torch.device) -> float | None:

@@ -13,7 +13,7 @@ from common.errors import ConfigurationError
 from model.attention import relative_buckets
 from model.batch import MicroBatch
 from model.config import ModelConfig, MT5Config, ViTConfig
-from model.costs import Shape, costs_of, training_flops_of
+from model.costs import Shape, batch_flops, unit_costs
 from model.describe import Sizes, describe, main, one_example, plan, read_sizes
 from model.pali import PaLI, build, freeze, units
 from tests.unit.model.examples import MODEL, MT5, VIT, example, micro_batch
@@ -67,7 +67,7 @@ def test_parameters_of_the_mt5s(mt5: str) -> None:
 )
 def test_formulas_count_the_parameters_of_every_unit_of_every_size(vit: str, mt5: str) -> None:
     sizes = read_sizes([f"vit={vit}", f"mt5={mt5}", "stage=full_224"])
-    for unit in costs_of(plan(sizes).units(), one_example(sizes, 32, 32)):
+    for unit in unit_costs(plan(sizes).units(), one_example(sizes, 32, 32)):
         assert unit.cost.parameters == sum(p.numel() for p in unit.unit.parameters()), unit.name
 
 
@@ -76,7 +76,7 @@ def test_training_flops_of_the_paper(preset: str, stage: str) -> None:
     sizes = read_sizes([f"model={preset}", f"stage={stage}"])
     planned = plan(sizes)
     for tokens, printed in zip((16, 32, 64, 128), TFLOP[preset, stage], strict=True):
-        found = training_flops_of(planned.units(), one_example(sizes, tokens, tokens)) / 1e12
+        found = batch_flops(planned.units(), one_example(sizes, tokens, tokens)) / 1e12
         digits = len(printed.split(".")[1])
         assert found == pytest.approx(float(printed), abs=0.5001 * 10**-digits), (tokens, printed)
 
@@ -85,7 +85,7 @@ def test_training_flops_of_the_paper(preset: str, stage: str) -> None:
 def test_forward_flops_of_the_vits(size: str, gigaflops: float) -> None:
     sizes = read_sizes([f"vit={size}", "mt5=mini", "stage=full_224"])
     vision = [
-        u for u in costs_of(plan(sizes).units(), one_example(sizes, 32, 32)) if u.name.startswith(("patch", "vit"))
+        u for u in unit_costs(plan(sizes).units(), one_example(sizes, 32, 32)) if u.name.startswith(("patch", "vit"))
     ]
     assert sum(u.cost.flops for u in vision) / 1e9 == pytest.approx(gigaflops, abs=0.5)
 
@@ -94,7 +94,7 @@ def test_frozen_units_above_trained_ones_pay_for_the_gradient_of_their_input() -
     sizes = read_sizes(["stage=full_224"])
     planned, shape = plan(sizes), one_example(sizes, 8, 8)
     freeze(planned, ["encoder_block_1.*"])
-    priced = {u.name: u for u in costs_of(planned.units(), shape)}
+    priced = {u.name: u for u in unit_costs(planned.units(), shape)}
     assert priced["encoder_block_1"].training_flops == 2 * priced["encoder_block_1"].cost.flops
     assert priced["encoder_block_1"].kept_bytes > 0
     assert priced["encoder_block_0"].training_flops == 3 * priced["encoder_block_0"].cost.flops
@@ -104,7 +104,7 @@ def test_flops_of_a_batch_are_those_of_its_examples() -> None:
     sizes = read_sizes(["model=pali_3b", "stage=frozen_224"])
     planned, one = plan(sizes), one_example(sizes, 32, 32)
     four = Shape(4, one.vision_tokens, 4, one.encoder_tokens, one.decoder_tokens)
-    assert training_flops_of(planned.units(), four) == pytest.approx(4 * training_flops_of(planned.units(), one))
+    assert batch_flops(planned.units(), four) == pytest.approx(4 * batch_flops(planned.units(), one))
 
 
 def test_counted_flops_are_what_torch_counts() -> None:
@@ -261,7 +261,7 @@ def test_activation_formulas_are_what_autograd_keeps(
     batch = MicroBatch(images, segments, segments, visual, ids, ids, ids, torch.zeros_like(ids))
     kept = _kept_bytes(pali, batch)
     shape = Shape(rows, 64, rows, length, targets, dtype.itemsize)
-    for unit in costs_of(pali.units(), shape):
+    for unit in unit_costs(pali.units(), shape):
         gradient = shape.element_bytes * rows * targets * mt5.d_model if unit.name == "head" else 0  # not autograd's
         assert kept[unit.name] + gradient == pytest.approx(unit.kept_bytes, rel=0.02), unit.name
 
@@ -273,5 +273,5 @@ def test_a_recomputed_block_keeps_its_input_and_no_more(element_bytes: int) -> N
     for _, unit in pali.units():
         unit.recompute = "block"
     elements = {"vit": 5 * 16 * VIT.width, "encoder": 3 * 40 * MT5.d_model, "decoder": 3 * 12 * MT5.d_model}
-    blocks = {u.name: u.kept_bytes for u in costs_of(pali.units(), shape) if "_block_" in u.name}
+    blocks = {u.name: u.kept_bytes for u in unit_costs(pali.units(), shape) if "_block_" in u.name}
     assert blocks == {name: element_bytes * elements[name.split("_")[0]] for name in blocks}

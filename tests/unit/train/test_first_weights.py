@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from common.errors import ConfigurationError
 from model.config import MT5Config, ViTConfig
 from model.describe import Sizes, plan
-from model.layers import parts_of
+from model.layers import parameter_parts
 from model.pali import PaLI
 from train.config import Phase, RunConfig, RunSettings, StageConfig, WeightsConfig
 from train.first_weights import OF_VIT, check_first_weights, first_files
@@ -38,7 +38,7 @@ def check(config: RunConfig, *expected: Path) -> None:
 
 def write(path: Path, *prefixes: str, without: str = "-") -> str:
     (model,) = models(a_run(path.parent, []))
-    found = {p.name: torch.zeros(p.shape) for _, p in parts_of(model) if p.name.startswith(prefixes)}
+    found = {p.name: torch.zeros(p.shape) for _, p in parameter_parts(model) if p.name.startswith(prefixes)}
     save_file({name: tensor for name, tensor in found.items() if not name.startswith(without)}, path)
     return str(path)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.errors import ConfigurationError
 from model.config import ModelConfig, MT5Config, ViTConfig
-from model.layers import parts_of
+from model.layers import parameter_parts
 from model.pali import PaLI, build, initial_block, initialize, units
 from model.vit import resample_position
 from model.weights import (
@@ -104,7 +104,7 @@ def test_initial_values_have_the_spread_that_t5x_and_big_vision_give() -> None:
 def test_every_parameter_is_covered_by_its_parts_exactly_once() -> None:
     pali = small_model()
     covered: dict[int, int] = {}
-    for parameter, part in parts_of(pali):
+    for parameter, part in parameter_parts(pali):
         covered[id(parameter)] = covered.get(id(parameter), 0) + part.block.numel()
         assert initial_block(part, 0).shape == part.block
     assert covered == {id(p): p.numel() for p in pali.parameters()}

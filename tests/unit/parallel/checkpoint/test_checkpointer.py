@@ -16,7 +16,7 @@ from torch import Tensor
 from common.errors import ConfigurationError, Notice, StorageFailed
 from model.config import ModelConfig, MT5Config, ViTConfig
 from model.vit import resample_position
-from parallel.checkpoint.checkpointer import Checkpointer, SaveFailed, SaveStalled, held_weights
+from parallel.checkpoint.checkpointer import Checkpointer, SaveFailed, SaveStalled
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import Launch
 from parallel.engine.base import Engine, build_engine
@@ -41,7 +41,7 @@ def step(engine: Engine) -> float:
 
 
 def state(engine: Engine) -> dict[str, Tensor]:
-    own = {f"weights/{r.name}": values.clone() for r, values in held_weights(engine)}
+    own = {f"weights/{r.name}": values.clone() for r, values in engine.held_weights()}
     return own | {name: values.clone() for name, _, values in engine.optimizer.state_pieces()}
 
 

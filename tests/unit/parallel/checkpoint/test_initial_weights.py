@@ -9,15 +9,14 @@ from megatron.core import parallel_state
 from safetensors.torch import save_file
 
 from common.errors import ConfigurationError
-from parallel.checkpoint.checkpointer import held_weights
-from parallel.checkpoint.initial_weights import POSITION, check_files, load_files
+from parallel.checkpoint.initial_weights import check_files, load_files
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import Launch
 from parallel.engine.base import Engine, build_engine
 from parallel.layout import Layout
 from tests.unit.model.examples import MODEL, MT5, VIT
 
-NORM = "bridge.vit_norm.weight"
+NORM, POSITION = "bridge.vit_norm.weight", "patches.position"
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def engine() -> Iterator[Engine]:
 
 
 def weights(engine: Engine) -> dict[str, torch.Tensor]:
-    return {rectangle.name: values.clone().view(rectangle.shape) for rectangle, values in held_weights(engine)}
+    return {rectangle.name: values.clone().view(rectangle.shape) for rectangle, values in engine.held_weights()}
 
 
 def test_weights_of_files_are_taken_and_others_stay(engine: Engine, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import ConfigurationError
 from model.config import MT5Config
-from model.costs import Shape, UnitCost, costs_of
+from model.costs import Shape, UnitCost, unit_costs
 from model.describe import one_example, plan, read_sizes
 from model.pali import freeze
 from parallel.config import OptimizerConfig, ParallelConfig
@@ -20,7 +20,7 @@ def costs(*frozen: str) -> list[UnitCost]:
     sizes = read_sizes(["stage=full_224"])
     planned = plan(sizes)
     freeze(planned, frozen)
-    return list(costs_of(planned.units(), one_example(sizes, 64, 32)))
+    return list(unit_costs(planned.units(), one_example(sizes, 64, 32)))
 
 
 def memory(**parallel: object) -> Memory:
@@ -48,7 +48,7 @@ def test_every_limit_of_memory_is_kept_or_refused(virtual_stages: int) -> None:
     """The cut is the fastest of all whose stages take no more than an equal share of the limit each; long rows."""
     shape = Shape(images=64, vision_tokens=256, rows=64, encoder_tokens=512, decoder_tokens=64)
     sizes = replace(read_sizes(["stage=full_224"]), mt5=MT5Config(vocab_size=1024))
-    priced = list(costs_of(plan(sizes).units(), shape))
+    priced = list(unit_costs(plan(sizes).units(), shape))
     options = {"pipeline": 2, "virtual_stages": virtual_stages, "zero_stage": 1}
     free = replace(memory(**options), work=Work(shape, num_micro_batches=8))
     stored, kept = [free.stored(unit) for unit in priced], [free.kept_once(unit) for unit in priced]

@@ -8,7 +8,7 @@ from torch.distributed.pipelining import ScheduleInterleaved1F1B
 from torch.distributed.pipelining.schedules import _ComputationType
 
 from common.errors import ConfigurationError
-from model.costs import Shape, costs_of
+from model.costs import Shape, unit_costs
 from model.describe import Sizes, read_sizes
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import launch
@@ -87,7 +87,7 @@ def test_a_real_engine_holds_what_is_predicted(precision: str, optimizer: Optimi
     held = [*engine.trained, *engine.weights, *gradients, *(values for _, _, values in engine.optimizer.state_pieces())]
     memory = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
     work = Work(Shape(0, 4, 0, 0, 0, DTYPES[precision].itemsize), 1)
-    stored = sum(map(Memory(layout.config, optimizer, work, 1).stored, costs_of(engine.model.units(), work.shape)))
+    stored = sum(map(Memory(layout.config, optimizer, work, 1).stored, unit_costs(engine.model.units(), work.shape)))
     assert sum(memory.values()) == pytest.approx(stored, rel=0.03)  # at these sizes Adafactor's moments are 2 %
 
 

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from common.errors import ConfigurationError
-from model.costs import costs_of
+from model.costs import unit_costs
 from model.describe import one_example, plan, read_sizes
 from train.config import to_run_config, to_yaml
 from train.entry import CONF, register
@@ -48,7 +48,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 def parameters(vit: str, mt5: str) -> int:
     """By the cost formulas."""
     sizes = read_sizes(["experiment=scaling", f"vit={vit}", f"mt5={mt5}"])
-    return sum(unit.cost.parameters for unit in costs_of(plan(sizes).units(), one_example(sizes, 1, 1)))
+    return sum(unit.cost.parameters for unit in unit_costs(plan(sizes).units(), one_example(sizes, 1, 1)))
 
 
 def test_tables_and_figure(tmp_path: Path) -> None:
