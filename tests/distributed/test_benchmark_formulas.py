@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.parallel import SMALL, engine_of, sent_and_expected, step, traffic
+from benchmarks.parallel.layouts import SMALL, sent_and_expected, traffic
+from benchmarks.parallel.toy import build_toy, step
 from tests.distributed.world import results_file, run_world
 
 RANKS = 4
@@ -19,8 +20,8 @@ CASES: list[dict[str, Any]] = [
 
 def count_all(folder: Path) -> None:
     for number, settings in enumerate(CASES):
-        engine = engine_of(settings)
-        step(engine)  # ZeRO-3's first, which learns the order, gathers more
+        engine = build_toy(settings)
+        step(engine)  # in its first step ZeRO-3 learns the order of gathers, and gathers more
         torch.save(traffic(engine), results_file(folder, f"{number} {engine.layout.rank}"))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.traffic import counted
+from benchmarks.parallel.traffic import counted
 from model.pali import build
 from model.weights import write_tensors
 from parallel.checkpoint.initial_weights import load_files

@@ -1,4 +1,4 @@
-"""What a rank should send in a training step: bytes by (group, kind), as `benchmarks.traffic` counts them.
+"""What a rank should send in a training step: bytes by (group, kind), as `benchmarks.parallel.traffic` counts them.
 
 Groups: `data` (gradients and weights), `tensor` (the residual stream), `pipeline` (what stages pass on), `stage` (all
 ranks of a pipeline stage: Adafactor's sums).

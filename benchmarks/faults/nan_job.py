@@ -1,6 +1,6 @@
-"""`train.pretrain` with a gradient that turns to NaN on one rank, every time a certain batch is learned from.
+"""Run `train.pretrain`, with a NaN in rank 1's gradient whenever one batch is trained on.
 
-FAULT_NAN_BATCH=6 torchrun --nproc_per_node 2 -m benchmarks.faulty experiment=equivalence …
+FAULT_NAN_BATCH=6 torchrun --nproc_per_node 2 -m benchmarks.faults.nan_job experiment=equivalence …
 """
 
 import math
@@ -16,8 +16,8 @@ from train.step.loop import Loop
 batch = 0
 
 
-def poisoned() -> None:
-    """Wrap what reads a batch and what updates the weights."""
+def inject_nan() -> None:
+    """Wrap the reading of a batch and the update of the weights."""
     wanted, read, update = int(os.environ["FAULT_NAN_BATCH"]), Loop.read, Engine.update
 
     def reading(loop: Loop, step: int) -> Share:
@@ -34,5 +34,5 @@ def poisoned() -> None:
 
 
 if __name__ == "__main__":
-    poisoned()
+    inject_nan()
     entry("pretrain", pretrain.main)

@@ -1,0 +1,1 @@
+"""Inject faults into real training jobs: `python -m benchmarks.faults`."""

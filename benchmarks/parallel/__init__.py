@@ -1,0 +1,1 @@
+"""Measure layouts over CPU processes: `python -m benchmarks.parallel`."""
