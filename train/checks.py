@@ -162,11 +162,11 @@ def _check_tokenizer(config: RunConfig, expected: Sequence[Path]) -> None:
 
 
 def _check_initial(config: RunConfig, phases: Sequence[PaLI], expected: Sequence[Path]) -> None:
-    if CheckpointFolder(Path(config.run.folder, "checkpoints")).steps():
+    if CheckpointFolder.from_run(config.run.folder).steps():
         return  # the run has weights of its own
     initial = config.run.initial
-    checkpoints = Path(initial or "", "checkpoints")
-    if initial is not None and not CheckpointFolder(checkpoints).steps() and not _lies_in(checkpoints, expected):
+    checkpoints = CheckpointFolder.from_run(initial or "")
+    if initial is not None and not checkpoints.steps() and not _lies_in(checkpoints.folder, expected):
         raise ConfigurationError(
             f"run.initial={initial} holds no checkpoints; name the folder of a run that saved one."
         )
@@ -178,7 +178,7 @@ def _check_same_run(config: RunConfig, trains: bool) -> None:
     check_allowed(config.run.allow_changes)
     if config.run.rehearse and not trains:
         raise ConfigurationError("run.rehearse=true is for train.pretrain alone; leave it out here.")
-    checkpoints = CheckpointFolder(Path(config.run.folder, "checkpoints"))
+    checkpoints = CheckpointFolder.from_run(config.run.folder)
     if (lost := checkpoints.lost()) is not None:
         raise ConfigurationError(
             f"{checkpoints.folder} holds no checkpoint to go on from, though {lost} was one; bring it back from a "
@@ -202,7 +202,7 @@ def _check_same_tokenizer(config: RunConfig, expected: Sequence[Path]) -> None:
     for folder in (config.run.folder, config.run.initial):
         if folder is None or _is_expected(path, expected):
             continue
-        saved = CheckpointFolder(Path(folder, "checkpoints")).latest_extra()
+        saved = CheckpointFolder.from_run(folder).latest_extra()
         if "tokenizer" in saved and saved["tokenizer"] != (now := checksum(path)):
             raise ConfigurationError(
                 f"{folder} was trained with another tokenizer than data.tokenizer={path} (SHA-256 "

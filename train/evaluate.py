@@ -47,7 +47,7 @@ def main(composed: DictConfig) -> None:
     """Answers of all ranks, their scores, and a sheet of samples."""
     config = saved_config(composed, HydraConfig.get().overrides.task)
     this = launch()
-    checkpointer = Checkpointer(Path(config.run.folder, "checkpoints"))
+    checkpointer = Checkpointer.from_run(config.run.folder)
     step = checkpointer.latest_step()
     if step is None and (lost := checkpointer.lost()) is not None:
         raise ConfigurationError(

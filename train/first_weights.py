@@ -27,7 +27,7 @@ def check_first_weights(config: RunConfig, phases: Sequence[PaLI], expected: Col
 
     `phases`: the model of every phase on `meta`, frozen as there. `expected`: files that an earlier job will make.
     """
-    if CheckpointFolder(Path(config.run.folder, "checkpoints")).steps():
+    if CheckpointFolder.from_run(config.run.folder).steps():
         return  # the run has weights of its own
     names = {part.name for _, part in parameter_parts(phases[0])}
     given: dict[str, str] = {}

@@ -98,7 +98,7 @@ def removed(folder: Path, layout: Layout, with_parent: bool) -> Iterator[None]:
 
 def in_scratch(config: RunConfig, folder: Path) -> RunConfig:
     """The settings with another folder, no tracker, and the weights that the run would go on from."""
-    begun = CheckpointFolder(Path(config.run.folder, "checkpoints")).steps()
+    begun = CheckpointFolder.from_run(config.run.folder).steps()
     settings, weights = replace(config.run, folder=str(folder)), config.weights
     if begun:
         settings = replace(settings, initial=config.run.folder, initial_weights=[])

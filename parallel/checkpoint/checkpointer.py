@@ -156,7 +156,7 @@ class Checkpointer(CheckpointFolder):
         write_json(partial / "manifest.json", manifest)
         shutil.rmtree(self.folder / name, ignore_errors=True)
         os.replace(partial, self.folder / name)
-        self.point_at(self.latest_step())
+        self.write_latest(self.latest_step())
 
     def _not_finite(self, step: int, name: str) -> str:
         kept = self.latest_step()
@@ -205,7 +205,7 @@ class Checkpointer(CheckpointFolder):
             if layout.rank == 0 and not weights_only:
                 shutil.rmtree(path.with_suffix(".damaged"), ignore_errors=True)
                 os.replace(path, path.with_suffix(".damaged"))
-                self.point_at(self.latest_step())
+                self.write_latest(self.latest_step())
         if steps:
             raise ConfigurationError(
                 f"All checkpoints in {self.folder} are damaged (steps {', '.join(map(str, steps))}); bring one back "

@@ -6,9 +6,10 @@ import re
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from common.errors import OF_STORAGE, Notice, StorageFailed
+from common.files import write_text
 
 FOLDER = re.compile(r"step_([0-9]{8,})")
 
@@ -22,14 +23,28 @@ class CheckpointFolder:
     def __init__(self, folder: str | Path, keep_last: int = 2, keep_every: int = 0) -> None:
         self.folder, self.keep_last, self.keep_every = Path(folder), keep_last, keep_every
 
-    def point_at(self, step: int | None) -> None:
-        """Let `latest` name the checkpoint of a step; remove it for None."""
+    @classmethod
+    def from_run(cls, run_folder: str | Path, keep_last: int = 2, keep_every: int = 0) -> Self:
+        """Return the checkpoints of a run, which may have none yet."""
+        return cls(Path(run_folder, "checkpoints"), keep_last, keep_every)
+
+    def write_latest(self, step: int | None) -> None:
+        """Write the name of a step's checkpoint to `latest`, and wait until it is on disk; remove the file for None."""
         if step is None:
             (self.folder / "latest").unlink(missing_ok=True)
-            return
-        scratch = self.folder / "latest.partial"
-        write_text(scratch, self.path(step).name)
-        os.replace(scratch, self.folder / "latest")
+        else:
+            write_text(self.folder / "latest", self.path(step).name, durable=True)
+
+    def forget_after(self, step: int) -> None:
+        """Remove the checkpoints after `step`; the newest one left becomes `latest`.
+
+        `latest` is on disk first, and the newest are removed first: a kill in between leaves no gap.
+        """
+        steps = self.steps()
+        self.write_latest(max((saved for saved in steps if saved <= step), default=None))
+        for saved in reversed(steps):
+            if saved > step:
+                self.remove(saved)
 
     def prune(self) -> None:
         """Remove what is older than the newest trusted checkpoint, but for those that must stay."""
@@ -123,13 +138,5 @@ def raise_if_of_storage(error: Exception, path: Path) -> None:
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write JSON, and wait until it is on the disk."""
-    write_text(file, json.dumps(content, indent=1))
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write text, and wait until it is on the disk."""
-    with file.open("w", encoding="utf-8") as opened:
-        opened.write(text)
-        opened.flush()
-        os.fsync(opened.fileno())
+    """Write a JSON file, and wait until it is on disk."""
+    write_text(file, json.dumps(content, indent=1), durable=True)

@@ -48,7 +48,7 @@ class Run:
             )
         layout.barrier()
         keep = config.checkpoint
-        self.checkpointer = Checkpointer(self.folder / "checkpoints", keep.keep_last, keep.keep_every)
+        self.checkpointer = Checkpointer.from_run(self.folder, keep.keep_last, keep.keep_every)
         self.display = open_display(config.run.name, config.run.steps, layout.rank)
         self.interrupt = Interrupt()
         self.tracker: Tracker = NoTracker()
@@ -72,10 +72,11 @@ class Run:
         """Load the newest checkpoint, else the first weights that are given: (steps done, what was saved with them)."""
         self.settle()
         found = self.checkpointer.load_latest(engine)
-        if found is None and self.config.run.initial is not None:
-            folder = Path(self.config.run.initial, "checkpoints")
-            if Checkpointer(folder).load_latest(engine, weights_only=True) is None:
-                raise ConfigurationError(f"run.initial={self.config.run.initial} has no checkpoint; train it first.")
+        initial = self.config.run.initial
+        if found is None and initial is not None:
+            checkpoints = Checkpointer.from_run(initial)
+            if checkpoints.load_latest(engine, weights_only=True) is None:
+                raise ConfigurationError(f"run.initial={initial} has no checkpoint; train it first.")
         if found is None and (files := first_files(self.config)):
             load_files(engine, files)
         self._check_finite(engine, found[0] if found else None)
@@ -234,7 +235,7 @@ class Run:
         self.left_out.batches += bad
         self.left_out.roll_backs += 1
         if self.is_main_rank:
-            forget_after(self.checkpointer, last_good)
+            self.checkpointer.forget_after(last_good)
             self.left_out.write(self.folder)
         self.layout.barrier()
         return self.steps_done()
@@ -268,12 +269,3 @@ def raise_ended(error: SaveFailed) -> NoReturn:
     failed = StorageFailed(str(error))
     failed.alone = False  # the first rank prints it
     raise failed from error
-
-
-def forget_after(checkpointer: Checkpointer, step: int) -> None:
-    """Remove the checkpoints after `step`; the newest one left becomes `latest`."""
-    steps = checkpointer.steps()
-    checkpointer.point_at(max((saved for saved in steps if saved <= step), default=None))
-    for saved in reversed(steps):  # a kill in between leaves no gap
-        if saved > step:
-            checkpointer.remove(saved)

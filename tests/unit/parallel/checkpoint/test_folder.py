@@ -29,7 +29,7 @@ def test_the_folders_are_the_one_answer(tmp_path: Path) -> None:
         if named is not None:
             (tmp_path / "latest").write_text(named, encoding="utf-8", errors="surrogateescape")
         assert checkpoints.steps() == [4, 8] and checkpoints.latest_step() == 8
-    checkpoints.point_at(8)
+    checkpoints.write_latest(8)
     assert checkpoints.named_latest() == "step_00000008"
 
 
@@ -104,3 +104,16 @@ def test_a_disk_that_fails_is_no_empty_folder_and_no_damage(tmp_path: Path, code
         with pytest.raises(StorageFailed):
             checkpoints.named_latest()
     assert checkpoints.latest_extra() == {"x": 1}
+
+
+def test_checkpoints_after_the_good_one_are_forgotten(tmp_path: Path) -> None:
+    checkpoints = CheckpointFolder(tmp_path)
+    for step in (4, 8, 12):
+        (tmp_path / f"step_{step:08d}").mkdir()
+    (tmp_path / "latest").write_text("step_00000012", encoding="utf-8")
+    checkpoints.forget_after(9)
+    assert checkpoints.named_latest() == "step_00000008"
+    assert checkpoints.steps() == [4, 8] and checkpoints.latest_step() == 8
+    checkpoints.forget_after(3)
+    assert checkpoints.steps() == [] and checkpoints.latest_step() is None
+    assert checkpoints.named_latest() is None

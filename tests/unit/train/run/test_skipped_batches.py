@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigurationError
-from parallel.checkpoint.checkpointer import Checkpointer
-from train.run.run import forget_after
 from train.run.skipped_batches import LeftOut
 
 
@@ -28,14 +26,3 @@ def test_a_file_that_cannot_be_read_is_no_empty_one(tmp_path: Path) -> None:
         (tmp_path / "left_out.json").write_text(text, encoding="utf-8")
         with pytest.raises(ConfigurationError, match="bring it back from a copy, or remove it"):
             LeftOut.read(tmp_path)
-
-
-def test_checkpoints_after_the_good_one_are_forgotten(tmp_path: Path) -> None:
-    checkpointer = Checkpointer(tmp_path)
-    for step in (4, 8, 12):
-        (tmp_path / f"step_{step:08d}").mkdir()
-    (tmp_path / "latest").write_text("step_00000012", encoding="utf-8")
-    forget_after(checkpointer, 9)
-    assert checkpointer.steps() == [4, 8] and checkpointer.latest_step() == 8
-    forget_after(checkpointer, 3)
-    assert checkpointer.steps() == [] and checkpointer.latest_step() is None
