@@ -31,7 +31,8 @@ from data.objectives.detection import box_bins
 from data.shards.source import Record, ShardSource
 from model.batch import MicroBatch
 from model.pali import PaLI, initialize, units
-from model.weights import logical_tensors, write_tensors
+from model.weights import logical_tensors
+from model.weights.files import write_tensors
 from train.config import RunConfig, to_run_config
 from train.entry import entry
 from train.run.kept_files import replace_file

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.parallel.traffic import counted
 from model.pali import build
-from model.weights import write_tensors
+from model.weights.files import write_tensors
 from parallel.checkpoint.initial_weights import load_files
 from parallel.config import OptimizerConfig, ParallelConfig, ParameterGroup
 from parallel.distributed import launch

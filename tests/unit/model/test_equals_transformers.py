@@ -9,7 +9,10 @@ from transformers import MT5ForConditionalGeneration, SiglipVisionConfig, Siglip
 
 from model.generation import generate
 from model.pali import PaLI
-from model.weights import export_tensors, import_tensors, load, logical_tensors, mt5_table, siglip_table
+from model.weights import load, logical_tensors
+from model.weights.mt5 import mt5_table
+from model.weights.siglip import siglip_table
+from model.weights.table import Table, export_tensors, import_tensors
 from tests.unit.model.examples import (
     MODEL,
     MT5,
@@ -83,7 +86,7 @@ def _ours(*towers: nn.Module) -> PaLI:
     return pali
 
 
-def _gradients_of(tower: nn.Module, table: dict) -> dict[str, Tensor]:
+def _gradients_of(tower: nn.Module, table: Table) -> dict[str, Tensor]:
     return import_tensors({name: p.grad for name, p in tower.named_parameters()}, table)
 
 

@@ -13,17 +13,12 @@ from model.config import ModelConfig, MT5Config, ViTConfig
 from model.layers import parameter_parts
 from model.pali import PaLI, build, initial_block, initialize, units
 from model.vit import resample_position
-from model.weights import (
-    big_vision_table,
-    export_tensors,
-    import_tensors,
-    load,
-    logical_tensors,
-    mt5_table,
-    read_tensors,
-    siglip_table,
-    write_tensors,
-)
+from model.weights import load, logical_tensors
+from model.weights.big_vision import big_vision_table
+from model.weights.files import read_tensors, write_tensors
+from model.weights.mt5 import mt5_table
+from model.weights.siglip import siglip_table
+from model.weights.table import Table, export_tensors, import_tensors
 from tests.unit.model.examples import MODEL, MT5, VIT, small_model
 
 
@@ -118,12 +113,12 @@ def test_every_parameter_is_covered_by_its_parts_exactly_once() -> None:
         ("vit.npz", big_vision_table(VIT)),
     ],
 )
-def test_a_file_round_trip_is_exact(tmp_path: Path, name: str, table: dict) -> None:
+def test_a_file_round_trip_is_exact(tmp_path: Path, name: str, table: Table) -> None:
     one, other = small_model(1), small_model(2)
     write_tensors(export_tensors(logical_tensors(one), table), tmp_path / name)
     load(other, import_tensors(read_tensors(tmp_path / name), table))
     ours, theirs = logical_tensors(other), logical_tensors(one)
-    assert all(torch.equal(ours[logical], theirs[logical]) for logical in table)
+    assert all(torch.equal(ours[logical], theirs[logical]) for logical in table.tensors)
 
 
 def test_the_layout_of_big_vision() -> None:
@@ -195,7 +190,7 @@ def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path, monkeypatch: pyte
     def full(*_: object, **__: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("model.weights.save_file", full)
+    monkeypatch.setattr("model.weights.files.save_file", full)
     with pytest.raises(OSError, match=r"No space left on device: .*vit\.safetensors") as error:
         write_tensors({"a": torch.zeros(1)}, tmp_path / "vit.safetensors")
     assert error.value.errno == 28 and not list(tmp_path.iterdir())
