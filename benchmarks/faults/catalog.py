@@ -42,9 +42,9 @@ DAMAGED = "is damaged"  # logged at the next start
 FAULTS = [
     Fault("kill -9 of a rank", kill_rank),
     Fault("kill -9 of the launcher", kill_launcher, report="has died; this process saves and ends", settings=(SOON,)),
-    Fault("kill -9 of a node (two launchers, a process tree stands for a node)", kill_node, nodes=2),
+    Fault("kill -9 of a node (two launchers on one machine)", kill_node, nodes=2),
     Fault("SIGSTOP of a rank", stop_rank, report=r"Does not answer, stopped or dead: rank 1", settings=(SOON,)),
-    Fault("a read that never returns", hang_reading, report=r"Stands still: rank", prepare=copy_corpus,
+    Fault("a read that never returns", hang_reading, report=r"still: rank", prepare=copy_corpus,
           repair=stop_hanging, settings=("data.prefetch=0", SOON)),
     Fault("the same command started twice", start_twice, ends=False, settings=("parallel.timeout_s=900",)),
     Fault(f"kill -9 of all while a checkpoint is written, at {KILLS} random moments", kill_in_checkpoints,

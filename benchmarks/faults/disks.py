@@ -68,7 +68,7 @@ def fill_disk(trial: Trial) -> None:
             with suppress(OSError):  # the disk is full
                 while file.write(bytes(MIB)):
                     pass
-            file.truncate(max(0, file.tell() - ROOM_LEFT))
+            file.truncate(max(0, ballast.stat().st_size - ROOM_LEFT))
     else:
         for rank in (0, 1):
             trial.job.rank(rank).rlimit(psutil.RLIMIT_FSIZE, (ROOM_LEFT, ROOM_LEFT))

@@ -28,7 +28,7 @@ def kill_launcher(trial: Trial) -> None:
 
 
 def kill_node(trial: Trial) -> None:
-    """Kill the process tree that stands for a node."""
+    """Kill one of two launchers and its ranks, as a lost node does."""
     trial.strikes()
     trial.job.kill(node=1)
 

@@ -1,7 +1,7 @@
-"""What a rank should send in a training step: bytes by (group, kind), as `benchmarks.parallel.traffic` counts them.
+"""Compute the bytes that a rank sends in a training step, by (group, kind) as `benchmarks.parallel.traffic` counts.
 
-Groups: `data` (gradients and weights), `tensor` (the residual stream), `pipeline` (what stages pass on), `stage` (all
-ranks of a pipeline stage: Adafactor's sums).
+Groups: `data` (gradients and weights), `tensor` (the residual stream), `pipeline` (activations between stages and their
+gradients), `stage` (all ranks of a pipeline stage: Adafactor's sums).
 """
 
 from collections import Counter
@@ -27,7 +27,10 @@ FLOAT = 4  # bytes
 
 @dataclass(frozen=True)
 class Streams:
-    """Bytes of a micro-batch's residual streams, whole sequences; `placed`: visual tokens as the encoder takes them."""
+    """Bytes of a micro-batch's residual streams, as whole sequences.
+
+    `placed` is the visual tokens after the projection to the encoder's width.
+    """
 
     vision: int
     encoder: int
@@ -35,7 +38,8 @@ class Streams:
     placed: int
 
     @classmethod
-    def of(cls, vit: ViTConfig, mt5: MT5Config, batch: MicroBatch) -> "Streams":
+    def from_batch(cls, vit: ViTConfig, mt5: MT5Config, batch: MicroBatch) -> "Streams":
+        """Compute the bytes of a micro-batch of these shapes."""
         visual_tokens = len(batch.images) * vit.num_tokens(batch.images.shape[1])
         positions = (visual_tokens, batch.encoder_tokens.numel(), batch.decoder_tokens.numel(), visual_tokens)
         widths = (vit.width, mt5.d_model, mt5.d_model, mt5.d_model)
@@ -43,13 +47,13 @@ class Streams:
 
 
 def expected_bytes(engine: Engine, vit: ViTConfig, mt5: MT5Config, batch: MicroBatch, micro_batches: int) -> Bytes:
-    """Bytes that this rank sends in a step of so many micro-batches, of all data-parallel ranks, as large as `batch`.
+    """Compute the bytes that this rank sends in a step of `micro_batches` (over all replicas) as large as `batch`.
 
     In fp32, with nothing recomputed, frozen or padded (lengths that sequence parallelism divides, as many micro-batches
     as interleaved stages take), and ZeRO-3 gathering all of the model anew for every micro-batch.
     """
     own_micro_batches = micro_batches // engine.layout.data_parallel_size
-    between = residuals(engine, Streams.of(vit, mt5, batch), own_micro_batches)
+    between = residuals(engine, Streams.from_batch(vit, mt5, batch), own_micro_batches)
     return (
         gradients(engine, own_micro_batches)
         + between
@@ -59,7 +63,7 @@ def expected_bytes(engine: Engine, vit: ViTConfig, mt5: MT5Config, batch: MicroB
 
 
 def gradients(engine: Engine, own_micro_batches: int) -> Bytes:
-    """In the data-parallel group: gradients, and weights that other ranks updated.
+    """Compute the data-parallel group's bytes: gradients, and weights that other ranks updated.
 
     Gradients are summed once a step; by DeepSpeed's stage 2, in every micro-batch. ZeRO-3 reduce-scatters them, and
     gathers weights, in every micro-batch: once where the backward pass follows at once (without a pipeline, and on the
@@ -80,8 +84,11 @@ def gradients(engine: Engine, own_micro_batches: int) -> Bytes:
 
 
 def residuals(engine: Engine, streams: Streams, own_micro_batches: int) -> Bytes:
-    """In the tensor-parallel group, forward and backward: `residual` of every unit; under sequence parallelism also the
-    gradients of weights that are applied to a part of each sequence."""
+    """Compute the tensor-parallel group's bytes, forward and backward.
+
+    They are `residual` of every unit and, under sequence parallelism, the gradients of weights that are applied to a
+    part of each sequence.
+    """
     layout = engine.layout
     tensor, sequence = layout.config.tensor, layout.config.sequence
     sent = Bytes()
@@ -94,11 +101,14 @@ def residuals(engine: Engine, streams: Streams, own_micro_batches: int) -> Bytes
 
 
 def residual(unit: Unit, streams: Streams, sequence: bool) -> Counter[str]:
-    """Bytes of the residual stream that a unit sums, gathers or scatters, by kind; an all-reduce sends twice its bytes.
+    """Compute the bytes of the residual stream that a unit sums, gathers or scatters, by kind.
+
+    An all-reduce sends twice its bytes.
 
     Plain: one all-reduce after and, in the backward pass, one before each attention and MLP. Under sequence
     parallelism, of each attention and MLP: the input is gathered twice and its gradient scattered, the output scattered
-    and its gradient gathered. Besides: what cross-attention reads, the embedding, the pictures, the head.
+    and its gradient gathered. Besides: the encoder's output for cross-attention, the embedding, the visual tokens, the
+    head.
     """
     vision, encoder, decoder = streams.vision, streams.encoder, streams.decoder
     reduce, gather, scatter = {
@@ -117,7 +127,7 @@ def residual(unit: Unit, streams: Streams, sequence: bool) -> Counter[str]:
 
 
 def messages(engine: Engine, sizes: Sizes, own_micro_batches: int) -> Bytes:
-    """To neighbours in the pipeline: what a stage passes on, and gradients of what it was given."""
+    """Compute the pipeline group's bytes: a stage's outputs, and the gradients of its inputs."""
     pipeline = engine.pipeline
     if pipeline is None:
         return Bytes()
@@ -132,8 +142,11 @@ def messages(engine: Engine, sizes: Sizes, own_micro_batches: int) -> Bytes:
 
 
 def sums(engine: Engine) -> Bytes:
-    """Adafactor's two all-reduces: of every logical tensor that the stage updates two numbers, of a factored one its
-    rows and columns. In the tensor-parallel group where ranks hold whole blocks, else over all of the stage."""
+    """Compute the bytes of Adafactor's two all-reduces.
+
+    They sum two numbers of every logical tensor that the stage updates and, of a factored one, its rows and columns:
+    in the tensor-parallel group where ranks hold whole blocks, else over all ranks of the stage.
+    """
     optimizer, config = engine.optimizer, engine.optimizer.config
     numbers = sum(2 + (sum(shape) if factored(shape, config) else 0) for shape in optimizer.shapes.values())
     ranks = optimizer.group.size()
@@ -142,5 +155,5 @@ def sums(engine: Engine) -> Bytes:
 
 
 def elements(parameters: Iterable[Any]) -> int:
-    """Of whole parameters, also where ZeRO-3 left a shard."""
+    """Count the elements of whole parameters, where ZeRO-3 left a shard too."""
     return sum(int(getattr(p, "ds_numel", p.numel())) for p in parameters)

@@ -1,7 +1,7 @@
-"""What a rank sends: every collective and message of torch.distributed, counted by kind and by group.
+"""Count the bytes that a rank sends in collectives and messages of torch.distributed, by kind and by group.
 
-Counted on a ring, the least that a rank must send: 2 (n - 1) / n of an all-reduce's bytes, (n - 1) / n of the whole of
-an all-gather or a reduce-scatter, all of a message; a broadcast is counted where it begins.
+A collective counts as on a ring, which is the least that a rank must send: 2 (n - 1) / n of an all-reduce's bytes,
+(n - 1) / n of the whole of an all-gather or a reduce-scatter, all of a message. A broadcast counts on its source rank.
 """
 
 from collections import Counter
