@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.world import run_world
 from model.batch import MicroBatch
 from model.config import ModelConfig, MT5Config, ViTConfig
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import launch
 from parallel.engine.base import Engine, build_engine
 from parallel.layout import Layout
-from tests.distributed.world import run_world
 
 VIT = ViTConfig(width=256, depth=4, mlp_dim=1024, num_heads=4, patch_size=14)
 MT5 = MT5Config(

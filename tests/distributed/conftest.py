@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import world
 from data.corpus.text import corpus_texts
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
 from data.tokenizer import train_tokenizer
+
+world.preloaded.append("tests.distributed.problem")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.parallel.layouts import SMALL, sent_and_expected, traffic
 from benchmarks.parallel.toy import build_toy, step
-from tests.distributed.world import results_file, run_world
+from benchmarks.world import results_file, run_world
 
 RANKS = 4
 CASES: list[dict[str, Any]] = [

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.planner import ReadItem
 
+from benchmarks.world import results_file, run_world
 from common.errors import ConfigurationError
 from model.config import ModelConfig
 from model.vit import resample_position
@@ -30,7 +31,6 @@ from parallel.layout import Layout
 from tests.distributed import problem
 from tests.distributed.long_updates import shapes
 from tests.distributed.problem import FROZEN_VIT, Case, train, weights
-from tests.distributed.world import results_file, run_world
 
 STEPS_EACH = 5
 CHAIN = [

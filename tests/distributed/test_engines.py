@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.world import results_file, run_world
 from tests import golden
 from tests.distributed import long_updates
 from tests.distributed.problem import (
@@ -36,7 +37,6 @@ from tests.distributed.problem import (
     weight_deviation,
     weights,
 )
-from tests.distributed.world import results_file, run_world
 
 # Relative; of losses, gradient norms and each weight's distance. In bf16 rounding decides the direction of small
 # updates: weights were up to 2.6e-3 apart (benchmarks/README.md). It also decides near ties between tokens.

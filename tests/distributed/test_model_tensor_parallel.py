@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from benchmarks.world import run_world
 from model.batch import MicroBatch
 from model.generation import generate
 from model.layers import TensorParallel, parameter_info, parameter_parts
@@ -15,7 +16,6 @@ from model.weights import load, logical_tensors
 from parallel.config import ParallelConfig
 from parallel.distributed import launch
 from parallel.layout import Layout
-from tests.distributed.world import run_world
 from tests.unit.model.examples import (
     MODEL,
     MT5,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.parallel.traffic import counted
+from benchmarks.world import results_file, run_world
 from model.pali import build
 from model.weights.files import write_tensors
 from parallel.checkpoint.initial_weights import load_files
@@ -32,7 +33,6 @@ from tests.distributed.problem import (
     weight_deviation,
     weights,
 )
-from tests.distributed.world import results_file, run_world
 
 
 @dataclass

@@ -23,6 +23,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.runtime.zero.utils import assert_ints_same_as_other_ranks
 from deepspeed.utils import groups, safe_get_full_fp32_param
 
+from benchmarks.world import results_file, run_world
 from model.layers import parameter_parts
 from model.pali import local_block
 from parallel.config import OptimizerConfig, ParallelConfig
@@ -32,7 +33,6 @@ from parallel.engine.base import build_engine
 from parallel.engine.zero import ZeroEngine
 from parallel.layout import Layout
 from tests.distributed.problem import MODEL, MT5, NUM_OBJECTIVES, VIT, all_gathers, micro_batches
-from tests.distributed.world import results_file, run_world
 
 
 def make(**parallel: Any) -> ZeroEngine:

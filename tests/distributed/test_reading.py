@@ -13,6 +13,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from benchmarks.world import results_file, run_world
 from common.errors import ConfigurationError
 from data import images
 from data.config import ComponentConfig, DataConfig, MixtureConfig
@@ -21,7 +22,6 @@ from data.tokenizer import Tokenizer
 from parallel.config import ParallelConfig
 from parallel.distributed import launch
 from parallel.layout import Layout
-from tests.distributed.world import results_file, run_world
 from train.config import RunConfig, RunSettings
 from train.facts import check_settings_of_ranks
 from train.step.batch import as_tensors

@@ -3,10 +3,10 @@
 import pytest
 import torch.distributed as dist
 
+from benchmarks.world import backend, run_world, visible
 from parallel.config import ParallelConfig
 from parallel.distributed import launch
 from parallel.layout import Layout
-from tests.distributed.world import backend, run_world, visible
 
 
 @pytest.mark.parametrize(("gpus", "chosen"), [(0, "gloo"), (3, "gloo"), (4, "nccl"), (8, "nccl")])

@@ -10,11 +10,11 @@ from rich.live import Live
 from rich.table import Table
 
 from train.run.metrics_file import Line
-from train.step.shares import TOLERANCE
 
 PLAIN_EVERY_S = 10.0
 TABLE_WIDTH = 110  # characters
 MOST_NAMED = 3  # causes of skipped records, and components, in a line
+SHARE_TOLERANCE = 0.05  # relative: by which a component's share may miss the one asked for without a word
 PLAIN_FIRST_STEPS = 3  # printed whatever the time, so that a log shows at once that the run runs
 
 
@@ -185,7 +185,7 @@ def _shares(line: Line) -> list[tuple[str, float, float | None]]:
 def _parted(line: Line) -> list[tuple[str, str]]:
     """The components whose achieved share is furthest from the one asked for, if any is far."""
     far = [(abs((got or 0.0) / asked - 1), name, asked, got or 0.0) for name, asked, got in _shares(line) if asked]
-    worst = sorted((each for each in far if each[0] > TOLERANCE), reverse=True)[:MOST_NAMED]
+    worst = sorted((each for each in far if each[0] > SHARE_TOLERANCE), reverse=True)[:MOST_NAMED]
     listing = ", ".join(f"{name} {_percent(got)} of {_percent(asked)} asked" for _, name, asked, got in worst)
     return [("shares", listing or "as asked")] if far else []
 

@@ -15,7 +15,7 @@ from common.errors import ConfigurationError
 from train.config import Phase, RunConfig, ScheduleConfig, to_dict
 from train.facts import Facts, described
 from train.phases import Span, lay_out, span_of
-from train.step.schedule import learning_rate
+from train.schedule import learning_rate
 
 SOURCES, PHASES, COMPONENTS = "data.sources", "stage.phases", "mixture.components"
 IN_A_PHASE = ("global_batch_size", "num_streams", "encoder_length", "decoder_length", "images_per_row")

@@ -20,12 +20,12 @@ from train.phases import Span
 from train.run.metrics_file import Line
 from train.run.run import Extra, Run
 from train.run.skipped_batches import NAME
+from train.schedule import learning_rate
 from train.step.batch import Share, identities, joiner, read_or_stop, seed_generators
 from train.step.flops import FlopCounter, peak_tflops
 from train.step.metrics import step_line
 from train.step.reader import ReplicaReader
 from train.step.reduction import Agreed, Agreement, gather_to_first
-from train.step.schedule import learning_rate
 from train.step.shares import Shares
 from train.step.spike_guard import Guard, save_bad_batch, stopped
 from train.step.validation import Validation

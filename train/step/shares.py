@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.config import MixtureConfig
+from train.run.display import SHARE_TOLERANCE
 from train.run.metrics_file import Line
 
-TOLERANCE = 0.05  # relative
 FIRST_DUE = 1_000  # examples
 ROUNDING = 2  # examples by which interleaving may miss a share at any moment
 
@@ -52,10 +52,12 @@ class Shares:
         )
 
     def parted(self) -> list[str]:
-        """The components whose share is not what is asked, by more than TOLERANCE and more than rounding."""
+        """The components whose share is not what is asked, by more than SHARE_TOLERANCE and more than rounding."""
         total = sum(self.counts.values())
         misses = {name: abs(self.counts[name] - share * total) for name, share in self.asked.items()}
-        return [name for name, miss in misses.items() if miss > max(TOLERANCE * self.asked[name] * total, ROUNDING)]
+        return [
+            name for name, miss in misses.items() if miss > max(SHARE_TOLERANCE * self.asked[name] * total, ROUNDING)
+        ]
 
     def warning(self) -> str | None:
         """The sentence for the user, once, when shares have parted after FIRST_DUE examples were due."""
@@ -66,7 +68,7 @@ class Shares:
         achieved = {name: self.counts[name] / total for name in parted}
         listing = ", ".join(f"{name} {achieved[name]:.2%} (asked {self.asked[name]:.2%})" for name in parted)
         return (
-            f"Shares of the mixture differ from what was asked by more than {TOLERANCE:.0%} since phase "
+            f"Shares of the mixture differ from what was asked by more than {SHARE_TOLERANCE:.0%} since phase "
             f"{self.phase!r} began: {listing}; too few records of a source serve its objective, so give it other "
             "records, or another weight in mixture.components."
         )

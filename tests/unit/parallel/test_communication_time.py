@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from benchmarks.world import run_world
 from parallel import communication_time as waiting
 from parallel.communication_time import CommunicationWait
 from parallel.distributed import launch, start
-from tests.distributed.world import run_world
 
 original = dist.Work.wait
 

@@ -3,7 +3,7 @@
 import pytest
 
 from train.config import ScheduleConfig
-from train.step.schedule import learning_rate
+from train.schedule import learning_rate
 
 PAPER_STEPS = 382_325  # 1566 M examples in batches of 4096
 

@@ -1,4 +1,4 @@
-"""Starts a world of processes once, and lets many checks run in it."""
+"""Start a world of processes on this machine and run a function in it, for benchmarks and tests."""
 
 import os
 import socket
@@ -12,30 +12,37 @@ from unittest.mock import patch
 import torch
 import torch.multiprocessing as multiprocessing
 
+# Modules that the server imports before it forks ranks: an import takes seconds, and there are many ranks.
+preloaded = ["parallel.engine.zero"]
+
 
 def run_world(size: int, function: Callable[..., None], *arguments: Any) -> None:
-    """Run `function(*arguments)` on `size` ranks with torchrun's variables set; a failure of any rank is raised here.
+    """Run `function(*arguments)` on `size` ranks with torchrun's variables set; raise the failure of any rank.
 
-    Ranks use one thread each. On CPUs they are forked from one server that has imported everything: an import takes
-    seconds, and there are many ranks.
+    Ranks use one thread each. On CPUs they are forked from one server that has imported everything.
     """
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     method = "spawn" if torch.cuda.device_count() else "forkserver"  # CUDA does not survive a fork
-    get_context("forkserver").set_forkserver_preload(["tests.distributed.problem", "parallel.engine.zero"])
+    get_context("forkserver").set_forkserver_preload(preloaded)
     with patch.dict(os.environ, visible(size)):  # before a rank imports anything that looks for GPUs
         multiprocessing.start_processes(_rank, (size, port, function, arguments), nprocs=size, start_method=method)  # type: ignore
 
 
 def backend(size: int) -> str:
-    """NCCL where every rank can have a GPU of its own, else gloo."""
+    """Return NCCL where every rank can have a GPU of its own, else gloo."""
     return "nccl" if torch.cuda.device_count() >= size else "gloo"
 
 
 def visible(size: int) -> Mapping[str, str]:
-    """What ranks are told, so that they choose that backend: GPUs are hidden where there are too few."""
+    """Return the variables that make ranks choose that backend: GPUs are hidden where there are too few."""
     return {} if backend(size) == "nccl" else {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def results_file(folder: Path, name: str) -> Path:
+    """Return the file in which a world leaves tensors for the process that started it."""
+    return folder / f"{name}.pt"
 
 
 def _rank(rank: int, size: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
@@ -52,8 +59,3 @@ def _rank(rank: int, size: int, port: int, function: Callable[..., None], argume
         from parallel.distributed import stop
 
         stop()
-
-
-def results_file(folder: Path, name: str) -> Path:
-    """Where a world leaves tensors for the test that started it."""
-    return folder / f"{name}.pt"
