@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
-class Shape:
+class BatchShape:
     """The size of a batch: `images` x `vision_tokens` patch tokens, and `rows` of encoder and decoder tokens.
 
     One unpacked example of the paper: images=1, rows=1, encoder_tokens = visual + input text, decoder_tokens = target
@@ -53,7 +53,7 @@ class Unit(nn.Module):
             return checkpoint(attention, *inputs, use_reentrant=False)
         return attention(*inputs)
 
-    def cost(self, shape: Shape) -> Cost:
+    def cost(self, shape: BatchShape) -> Cost:
         """Of the whole unit, on one tensor-parallel rank of one."""
         raise NotImplementedError
 
@@ -75,7 +75,7 @@ class UnitCost:
     kept_bytes: float
 
 
-def unit_costs(units: Iterable[tuple[str, Unit]], shape: Shape) -> Iterator[UnitCost]:
+def unit_costs(units: Iterable[tuple[str, Unit]], shape: BatchShape) -> Iterator[UnitCost]:
     """The units in their order, frozen or not as they are now: what lies below everything trained keeps nothing."""
     below_trained = False
     for name, unit in units:
@@ -94,7 +94,7 @@ def kept_bytes(cost: Cost, recompute: str) -> float:
     }[recompute]
 
 
-def batch_flops(units: Iterable[tuple[str, Unit]], shape: Shape) -> float:
+def batch_flops(units: Iterable[tuple[str, Unit]], shape: BatchShape) -> float:
     """Forward and backward FLOPs of one batch of that shape, for the units as they are frozen now."""
     return sum(unit.training_flops for unit in unit_costs(units, shape))
 

@@ -26,7 +26,7 @@ from common.overrides import check_choices, check_read, stored_schema
 from common.terminal import use_utf8
 from common.values import in_one_line, typed
 from model.config import ModelConfig, MT5Config, ViTConfig
-from model.costs import Shape, UnitCost, unit_costs
+from model.costs import BatchShape, UnitCost, unit_costs
 from model.pali import PaLI, freeze, units
 
 CONFIGURATION = Path(__file__).parent.parent / "conf"
@@ -60,10 +60,10 @@ def plan(sizes: Sizes) -> PaLI:
     return planned
 
 
-def one_example(sizes: Sizes, input_tokens: int, target_tokens: int) -> Shape:
+def one_example(sizes: Sizes, input_tokens: int, target_tokens: int) -> BatchShape:
     """One image and its text in a row of their own, as the paper counts."""
     vision = sizes.vit.num_tokens(sizes.model.image_size)
-    return Shape(1, vision, 1, vision + input_tokens, target_tokens)
+    return BatchShape(1, vision, 1, vision + input_tokens, target_tokens)
 
 
 def describe(sizes: Sizes, input_tokens: int, target_tokens: int) -> Table:

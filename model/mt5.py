@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.attention import Mask, dropout, flex_t5_attention, relative_bias, split_heads, t5_attention
 from model.batch import MicroBatch
 from model.config import ModelConfig, MT5Config, ViTConfig
-from model.costs import Cost, Shape, Unit, attention_flops, linear_flops
+from model.costs import BatchShape, Cost, Unit, attention_flops, linear_flops
 from model.layers import (
     ColumnLinear,
     Embedding,
@@ -86,7 +86,7 @@ class Bridge(Unit):
         encoder, decoder = (self.parallel.scatter(dropout(x, self.rate, self)) for x in (encoder, decoder))
         return encoder, decoder, self.encoder_bias(), self.decoder_bias()
 
-    def cost(self, shape: Shape) -> Cost:
+    def cost(self, shape: BatchShape) -> Cost:
         """Kept: the norm's input and output; per text position the ids, the visual index, and which it is."""
         w, d, tokens = self.vit.width, self.mt5.d_model, shape.images * shape.vision_tokens
         tables = 2 * self.mt5.relative_attention_num_buckets * self.mt5.num_heads
@@ -148,7 +148,7 @@ class Block(Unit):
         attended = self.attention(query, key, value, table, mask)
         return x + dropout(self.attention_out(attended), self.rate, self)
 
-    def kept_weights(self, shape: Shape, queries: int, keys: int) -> int:
+    def kept_weights(self, shape: BatchShape, queries: int, keys: int) -> int:
         """Bytes of attention weights kept: none if the attention is fused."""
         return 0 if self.flex else shape.element_bytes * shape.rows * self.mt5.num_heads * queries * keys
 
@@ -166,7 +166,7 @@ class EncoderBlock(Block):
         encoder = self.self_attention(encoder, encoder_bias, batch.encoder_mask)
         return self.mlp(encoder), decoder, encoder_bias, decoder_bias
 
-    def cost(self, shape: Shape) -> Cost:
+    def cost(self, shape: BatchShape) -> Cost:
         """Kept: two norms' inputs and outputs, q k v, attended, gate, its GELU, up, and their product."""
         d, i, f, length = self.mt5.d_model, self.mt5.inner, self.mt5.d_ff, shape.encoder_tokens
         tokens = shape.rows * length
@@ -187,7 +187,7 @@ class EncoderNorm(Unit):
     def forward(self, carry: Carry, batch: MicroBatch) -> Carry:
         return (dropout(self.norm(carry[0]), self.rate, self), *carry[1:])
 
-    def cost(self, shape: Shape) -> Cost:
+    def cost(self, shape: BatchShape) -> Cost:
         kept = shape.element_bytes * 2 * shape.rows * shape.encoder_tokens * self.mt5.d_model
         return Cost(self.mt5.d_model, 0.0, kept)
 
@@ -234,7 +234,7 @@ class DecoderBlock(Block):
         attended = t5_attention(self.cross_query_of(x), cache.cross_key, cache.cross_value, None, cross_mask, 0.0)
         return self.mlp(x + self.cross_out(attended))
 
-    def cost(self, shape: Shape) -> Cost:
+    def cost(self, shape: BatchShape) -> Cost:
         """Cross-attention takes keys and values of every encoder token. Kept: as in the encoder, and the cross ones."""
         d, i, f, n, m = self.mt5.d_model, self.mt5.inner, self.mt5.d_ff, shape.encoder_tokens, shape.decoder_tokens
         flops = (
@@ -296,7 +296,7 @@ class Head(Unit):
         totals = totals_by_objective(statistics, batch.objectives.t().reshape(-1)[at], self.num_objectives)
         return HeadOutput(loss, totals, statistics)
 
-    def cost(self, shape: Shape) -> Cost:
+    def cost(self, shape: BatchShape) -> Cost:
         """Kept: the norm's input, the gradient of its output, and which tokens are targets; no logits."""
         d, tokens = self.mt5.d_model, shape.rows * shape.decoder_tokens
         kept = (shape.element_bytes * 2 * d + 12) * tokens

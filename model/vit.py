@@ -6,7 +6,7 @@ from torch import Tensor, empty, float32, nn
 from model.attention import split_heads, vit_attention
 from model.batch import MicroBatch
 from model.config import ViTConfig
-from model.costs import Cost, Shape, Unit, attention_flops, linear_flops
+from model.costs import BatchShape, Cost, Unit, attention_flops, linear_flops
 from model.layers import (
     ColumnLinear,
     LayerNorm,
@@ -45,7 +45,7 @@ class Patches(Unit):
             vision = F.pad(vision, (0, 0, 0, 0, 0, padding))
         return (self.parallel.scatter(vision),)
 
-    def cost(self, shape: Shape) -> Cost:
+    def cost(self, shape: BatchShape) -> Cost:
         d, tokens = self.config.width, shape.images * shape.vision_tokens
         pixels = self.config.patch_size**2 * 3
         kept = shape.element_bytes * tokens * pixels
@@ -81,7 +81,7 @@ class ViTBlock(Unit):
         (hidden,) = self.mlp_in(self.mlp_norm(vision))
         return (vision + self.mlp_out(F.gelu(hidden, approximate="tanh")),)
 
-    def cost(self, shape: Shape) -> Cost:
+    def cost(self, shape: BatchShape) -> Cost:
         """Kept: two norms' inputs and outputs, q k v, attended, MLP before and after GELU."""
         d, m, tokens = self.config.width, self.config.mlp_dim, shape.images * shape.vision_tokens
         flops = linear_flops(tokens, d, 4 * d + 2 * m) + attention_flops(

@@ -5,7 +5,7 @@ import gc
 import torch
 
 from data.objectives import NAMES
-from model.costs import Shape
+from model.costs import BatchShape
 from parallel.engine.base import Engine, build_engine
 from parallel.layout import Layout
 from parallel.plan.memory import Work
@@ -34,6 +34,6 @@ def expected_step_shape(config: RunConfig, data_parallel_size: int) -> Work:
     """
     data, rows = config.data, config.parallel.micro_batch_size
     vision = config.vit.num_tokens(config.model.image_size)
-    shape = Shape(rows * data.images_per_row, vision, rows, data.encoder_length, data.decoder_length)
+    shape = BatchShape(rows * data.images_per_row, vision, rows, data.encoder_length, data.decoder_length)
     number = -(-data.global_batch_size // (data_parallel_size * rows * data.images_per_row))
     return Work(shape, number)

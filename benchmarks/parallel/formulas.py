@@ -19,7 +19,7 @@ from model.mt5 import Bridge, DecoderBlock, EncoderBlock, EncoderNorm, Head
 from model.vit import Patches, ViTBlock
 from parallel.engine.base import Engine
 from parallel.optimizer.adafactor import factored
-from parallel.pipeline.schedule import Sizes
+from parallel.pipeline.schedule import CarrySizes
 
 Bytes = Counter[tuple[str, str]]
 FLOAT = 4  # bytes
@@ -57,7 +57,7 @@ def expected_bytes(engine: Engine, vit: ViTConfig, mt5: MT5Config, batch: MicroB
     return (
         gradients(engine, own_micro_batches)
         + between
-        + messages(engine, Sizes.of(batch), own_micro_batches)
+        + messages(engine, CarrySizes.from_batch(batch), own_micro_batches)
         + sums(engine)
     )
 
@@ -126,7 +126,7 @@ def residual(unit: Unit, streams: Streams, sequence: bool) -> Counter[str]:
     return Counter({"all-reduce": summed, "all-gather": gather, "reduce-scatter": scatter})
 
 
-def messages(engine: Engine, sizes: Sizes, own_micro_batches: int) -> Bytes:
+def messages(engine: Engine, sizes: CarrySizes, own_micro_batches: int) -> Bytes:
     """Compute the pipeline group's bytes: a stage's outputs, and the gradients of its inputs."""
     pipeline = engine.pipeline
     if pipeline is None:

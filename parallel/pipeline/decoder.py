@@ -6,7 +6,7 @@ from torch import Tensor
 
 from model.batch import MicroBatch
 from model.generation import Decoder
-from parallel.pipeline.schedule import Pipeline, Sizes
+from parallel.pipeline.schedule import CarrySizes, Pipeline
 
 
 class PipelineDecoder(Decoder):
@@ -25,7 +25,7 @@ class PipelineDecoder(Decoder):
             if stage in self.pipeline.local_stages:
                 carry = self.model(carry, self.batch, encoding)
             else:
-                sizes = Sizes.of(self.batch)
+                sizes = CarrySizes.from_batch(self.batch)
                 plan = self.pipeline.travel.after(encoding[-1], sizes, self.pipeline.dtype, whole_sequences=True)
                 carry = tuple(torch.empty_like(x, device=self.batch.images.device) for x in plan)
             carry = tuple(self._share(x, stage) for x in carry)

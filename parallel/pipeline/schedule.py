@@ -25,7 +25,7 @@ Backward = Callable[[Tensor], None]
 
 
 @dataclass(frozen=True)
-class Sizes:
+class CarrySizes:
     """What the shapes of the travelling tensors follow from; lengths are of whole sequences."""
 
     images: int
@@ -34,7 +34,7 @@ class Sizes:
     decoder_length: int
 
     @classmethod
-    def of(cls, batch: MicroBatch) -> "Sizes":
+    def from_batch(cls, batch: MicroBatch) -> "CarrySizes":
         rows, length = batch.encoder_tokens.shape
         return cls(batch.images.shape[0], rows, length, batch.decoder_tokens.shape[1])
 
@@ -50,7 +50,7 @@ class Pipeline:
         self.batches: list[MicroBatch] = []
         self.totals: list[Tensor] = []
         self.loss_scale = 1.0
-        self.schedules: dict[bool, tuple[tuple[Sizes, int], Any]] = {}
+        self.schedules: dict[bool, tuple[tuple[CarrySizes, int], Any]] = {}
         self.interleaved = len(self.stages) > self.layout.pipeline_group.size()
 
     def run(self, batches: Sequence[MicroBatch], train: bool, loss_scale: float = 1.0) -> list[Tensor]:
@@ -59,14 +59,14 @@ class Pipeline:
         self.batches, self.totals, self.loss_scale = list(batches), [], loss_scale
         if self.interleaved:  # takes multiples of the pipeline's size only
             self.batches += [batches[0].emptied()] * (-len(batches) % self.layout.pipeline_group.size())
-        schedule = self._schedule(Sizes.of(batches[0]), len(self.batches), train)
+        schedule = self._schedule(CarrySizes.from_batch(batches[0]), len(self.batches), train)
         numbers = torch.arange(len(self.batches))
         last = len(self.stages) - 1 in self.local_stages
         loss = {"target": numbers, "losses": []} if last else {}  # a schedule takes the loss in evaluation too
         (schedule.step if train else schedule.eval)(number=numbers, return_outputs=False, **loss)
         return self.totals
 
-    def _schedule(self, sizes: Sizes, number: int, train: bool) -> Any:
+    def _schedule(self, sizes: CarrySizes, number: int, train: bool) -> Any:
         """The schedule for so many micro-batches; only the newest is kept, because each has buffers of its own."""
         made_for, schedule = self.schedules.get(train, (None, None))
         if made_for != (sizes, number):
@@ -83,7 +83,7 @@ class Pipeline:
             self.schedules[train] = ((sizes, number), schedule)
         return schedule
 
-    def _stage(self, index: int, sizes: Sizes) -> PipelineStage:
+    def _stage(self, index: int, sizes: CarrySizes) -> PipelineStage:
         names = self.stages[index]
         before = self.stages[index - 1][-1] if index else None
         return _Stage(
@@ -172,7 +172,7 @@ class Travel:
             self.trained[name] = dict(now)
 
     def after(
-        self, name: str | None, sizes: Sizes, dtype: torch.dtype, whole_sequences: bool = False
+        self, name: str | None, sizes: CarrySizes, dtype: torch.dtype, whole_sequences: bool = False
     ) -> tuple[Tensor, ...]:
         """Empty tensors on `meta`, as they are after the unit `name`; none before the first."""
         if name is None:
@@ -208,7 +208,7 @@ class Travel:
             trained["encoder"] |= own
             trained["vision"] |= own
 
-    def _shapes(self, sizes: Sizes, split: int) -> dict[str, tuple[int, ...]]:
+    def _shapes(self, sizes: CarrySizes, split: int) -> dict[str, tuple[int, ...]]:
         return {
             "vision": (-(-self.vision_tokens // split), sizes.images, self.width),  # padded where it must be
             "encoder": (sizes.encoder_length // split, sizes.rows, self.d_model),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from common.errors import ConfigurationError
 from common.progress import beat
 from model.config import ModelConfig, MT5Config, ViTConfig
-from model.costs import Shape, unit_costs
+from model.costs import BatchShape, unit_costs
 from model.layers import ParameterInfo, TensorParallel, describe_parameter, parameter_parts
 from model.pali import PaLI, freeze, initialize, units
 from parallel.config import OptimizerConfig, ParallelConfig
@@ -77,7 +77,7 @@ def plan_of(
 def _example(vit: ViTConfig, model: ModelConfig, parallel: ParallelConfig) -> Work:
     """Rows of one image and its text each, as many micro-batches as fill the pipeline."""
     rows, vision = parallel.micro_batch_size, vit.num_tokens(model.image_size)
-    shape = Shape(rows, vision, rows, vision + TEXT_TOKENS, TEXT_TOKENS)
+    shape = BatchShape(rows, vision, rows, vision + TEXT_TOKENS, TEXT_TOKENS)
     return Work(shape, parallel.pipeline * parallel.virtual_stages)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from model.costs import Shape, UnitCost
+from model.costs import BatchShape, UnitCost
 from model.layers import parameter_parts
 from parallel.config import OptimizerConfig, ParallelConfig
 
@@ -20,7 +20,7 @@ FP32 = 4  # bytes
 class Work:
     """What a rank does in a step: `num_micro_batches` of a `shape`."""
 
-    shape: Shape
+    shape: BatchShape
     num_micro_batches: int
 
 

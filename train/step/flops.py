@@ -4,7 +4,7 @@ from functools import cached_property
 
 import torch
 
-from model.costs import Shape, batch_flops
+from model.costs import BatchShape, batch_flops
 from model.pali import PaLI, freeze, units
 from train.config import RunConfig
 
@@ -38,7 +38,7 @@ class FlopCounter:
         """FLOPs of one step; tokens are summed over its examples, which are taken to be equally long."""
         if not examples:
             return 0.0
-        shape = Shape(
+        shape = BatchShape(
             images=images,
             vision_tokens=self.config.vit.num_tokens(self.config.model.image_size),
             rows=examples,

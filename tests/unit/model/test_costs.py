@@ -13,7 +13,7 @@ from common.errors import ConfigurationError
 from model.attention import relative_buckets
 from model.batch import MicroBatch
 from model.config import ModelConfig, MT5Config, ViTConfig
-from model.costs import Shape, batch_flops, unit_costs
+from model.costs import BatchShape, batch_flops, unit_costs
 from model.describe import Sizes, describe, main, one_example, plan, read_sizes
 from model.pali import PaLI, build, freeze, units
 from tests.unit.model.examples import MODEL, MT5, VIT, example, micro_batch
@@ -103,7 +103,7 @@ def test_frozen_units_above_trained_ones_pay_for_the_gradient_of_their_input() -
 def test_flops_of_a_batch_are_those_of_its_examples() -> None:
     sizes = read_sizes(["model=pali_3b", "stage=frozen_224"])
     planned, one = plan(sizes), one_example(sizes, 32, 32)
-    four = Shape(4, one.vision_tokens, 4, one.encoder_tokens, one.decoder_tokens)
+    four = BatchShape(4, one.vision_tokens, 4, one.encoder_tokens, one.decoder_tokens)
     assert batch_flops(planned.units(), four) == pytest.approx(4 * batch_flops(planned.units(), one))
 
 
@@ -111,7 +111,7 @@ def test_counted_flops_are_what_torch_counts() -> None:
     """Forward FLOPs of every unit, against torch's own counter on matrix products and attention."""
     batch = micro_batch([[example(1)], [example(2)]])
     (rows, encoder_tokens), decoder_tokens = batch.encoder_tokens.shape, batch.decoder_tokens.shape[1]
-    shape = Shape(2, VIT.num_tokens(MODEL.image_size), rows, encoder_tokens, decoder_tokens)
+    shape = BatchShape(2, VIT.num_tokens(MODEL.image_size), rows, encoder_tokens, decoder_tokens)
     pali = PaLI(units(VIT, MT5, MODEL, 3))
     carry: tuple[torch.Tensor, ...] = ()
     for name, unit in pali.units():
@@ -260,7 +260,7 @@ def test_activation_formulas_are_what_autograd_keeps(
     images = torch.zeros(rows, 112, 112, 3, dtype=torch.uint8)
     batch = MicroBatch(images, segments, segments, visual, ids, ids, ids, torch.zeros_like(ids))
     kept = _kept_bytes(pali, batch)
-    shape = Shape(rows, 64, rows, length, targets, dtype.itemsize)
+    shape = BatchShape(rows, 64, rows, length, targets, dtype.itemsize)
     for unit in unit_costs(pali.units(), shape):
         gradient = shape.element_bytes * rows * targets * mt5.d_model if unit.name == "head" else 0  # not autograd's
         assert kept[unit.name] + gradient == pytest.approx(unit.kept_bytes, rel=0.02), unit.name
@@ -269,7 +269,7 @@ def test_activation_formulas_are_what_autograd_keeps(
 @pytest.mark.parametrize("element_bytes", [2, 4])
 def test_a_recomputed_block_keeps_its_input_and_no_more(element_bytes: int) -> None:
     """Of what arrives only the tensor that it changes: the others are kept where they were made."""
-    pali, shape = PaLI(units(VIT, MT5, MODEL, 1)), Shape(5, 16, 3, 40, 12, element_bytes)
+    pali, shape = PaLI(units(VIT, MT5, MODEL, 1)), BatchShape(5, 16, 3, 40, 12, element_bytes)
     for _, unit in pali.units():
         unit.recompute = "block"
     elements = {"vit": 5 * 16 * VIT.width, "encoder": 3 * 40 * MT5.d_model, "decoder": 3 * 12 * MT5.d_model}

@@ -11,7 +11,7 @@ from model.describe import Sizes as ModelSizes
 from model.describe import plan
 from model.pali import PaLI, build
 from parallel.config import ParallelConfig
-from parallel.pipeline.schedule import Sizes, Travel, _Forward
+from parallel.pipeline.schedule import CarrySizes, Travel, _Forward
 from tests.distributed.problem import MODEL, MT5, NUM_OBJECTIVES, VIT, micro_batches
 
 # Of all parameters: those trained. What is passed on needs gradients from the first trained one on.
@@ -52,7 +52,7 @@ def test_shapes_and_gradients_are_the_models(patterns: list[str]) -> None:
     travel, carry = travel_of(patterns), ()
     for name, unit in pali.units():
         carry = pali.run(unit, carry, batch)
-        found = travel.after(name, Sizes.of(batch), torch.float32)
+        found = travel.after(name, CarrySizes.from_batch(batch), torch.float32)
         if name != "head":  # nothing travels on from there
             assert [(x.shape, x.requires_grad) for x in found] == [(x.shape, x.requires_grad) for x in carry], name
         assert [(x.dtype, x.is_meta) for x in found] == [(torch.float32, True)] * len(found)
@@ -73,19 +73,19 @@ def test_the_backward_of_a_frozen_stage_is_not_the_engines(names: list[str], thr
 
 def test_the_head_gives_a_loss_and_totals() -> None:
     loss, totals = Travel(plan(ModelSizes(VIT, MT5, MODEL)), SimpleNamespace(config=ParallelConfig())).after(  # type: ignore[arg-type]
-        "head", Sizes(2, 3, 16, 8), torch.bfloat16
+        "head", CarrySizes(2, 3, 16, 8), torch.bfloat16
     )
     assert (loss.shape, loss.dtype, loss.requires_grad) == ((), torch.float32, True)
     assert (totals.shape, totals.dtype, totals.requires_grad) == ((4, 1), torch.float32, False)
 
 
 def test_nothing_arrives_at_the_first_stage() -> None:
-    assert travel_of(["*"]).after(None, Sizes(2, 3, 16, 8), torch.float32) == ()
+    assert travel_of(["*"]).after(None, CarrySizes(2, 3, 16, 8), torch.float32) == ()
 
 
 def test_shapes_under_tensor_and_sequence_parallelism() -> None:
     """Four visual tokens and lengths of 18 and 8 over two ranks; each has half of the heads' biases."""
-    sizes = Sizes(images=5, rows=3, encoder_length=18, decoder_length=8)
+    sizes = CarrySizes(images=5, rows=3, encoder_length=18, decoder_length=8)
     travel = travel_of(["*"], tensor=2, sequence=True)
     tables = [(32, 2), (32, 2)]
     for whole, split in ((True, 1), (False, 2)):

@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import ConfigurationError
 from model.config import MT5Config
-from model.costs import Shape, UnitCost, unit_costs
+from model.costs import BatchShape, UnitCost, unit_costs
 from model.describe import one_example, plan, read_sizes
 from model.pali import freeze
 from parallel.config import OptimizerConfig, ParallelConfig
@@ -46,7 +46,7 @@ def test_no_cut_has_a_faster_slowest_stage(number: int, frozen: tuple[str, ...])
 @pytest.mark.parametrize("virtual_stages", [1, 2])
 def test_every_limit_of_memory_is_kept_or_refused(virtual_stages: int) -> None:
     """The cut is the fastest of all whose stages take no more than an equal share of the limit each; long rows."""
-    shape = Shape(images=64, vision_tokens=256, rows=64, encoder_tokens=512, decoder_tokens=64)
+    shape = BatchShape(images=64, vision_tokens=256, rows=64, encoder_tokens=512, decoder_tokens=64)
     sizes = replace(read_sizes(["stage=full_224"]), mt5=MT5Config(vocab_size=1024))
     priced = list(unit_costs(plan(sizes).units(), shape))
     options = {"pipeline": 2, "virtual_stages": virtual_stages, "zero_stage": 1}

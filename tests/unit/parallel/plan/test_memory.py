@@ -8,7 +8,7 @@ from torch.distributed.pipelining import ScheduleInterleaved1F1B
 from torch.distributed.pipelining.schedules import _ComputationType
 
 from common.errors import ConfigurationError
-from model.costs import Shape, unit_costs
+from model.costs import BatchShape, unit_costs
 from model.describe import Sizes, read_sizes
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import launch
@@ -20,7 +20,9 @@ from parallel.plan.memory import Memory, Work
 from tests.distributed.problem import MODEL, MT5, NUM_OBJECTIVES, VIT, micro_batches
 
 ADAMW, ADAFACTOR = OptimizerConfig("adamw"), OptimizerConfig()
-WORK = Work(Shape(images=8, vision_tokens=256, rows=8, encoder_tokens=320, decoder_tokens=64), num_micro_batches=16)
+WORK = Work(
+    BatchShape(images=8, vision_tokens=256, rows=8, encoder_tokens=320, decoder_tokens=64), num_micro_batches=16
+)
 GIB = 2**30
 
 
@@ -65,7 +67,7 @@ def stages_of(
 def test_bytes_of_a_parameter(
     pali_3b: Sizes, precision: str, optimizer: OptimizerConfig, options: dict[str, Any], trained: float, frozen: float
 ) -> None:
-    nothing = Work(Shape(0, 256, 0, 0, 0), 1)
+    nothing = Work(BatchShape(0, 256, 0, 0, 0), 1)
     cut_at = {"pipeline": 2, "cut": ["bridge"]}
     pali_3b = Sizes(pali_3b.vit, pali_3b.mt5, pali_3b.model, ["patches.*", "vit_block_*"])
     vit, mt5 = stages_of(pali_3b, optimizer, nothing, precision, **cut_at, **options)
@@ -86,7 +88,7 @@ def test_a_real_engine_holds_what_is_predicted(precision: str, optimizer: Optimi
     gradients = engine.accumulated or [p.grad for p in engine.trained]
     held = [*engine.trained, *engine.weights, *gradients, *(values for _, _, values in engine.optimizer.state_pieces())]
     memory = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
-    work = Work(Shape(0, 4, 0, 0, 0, DTYPES[precision].itemsize), 1)
+    work = Work(BatchShape(0, 4, 0, 0, 0, DTYPES[precision].itemsize), 1)
     stored = sum(map(Memory(layout.config, optimizer, work, 1).stored, unit_costs(engine.model.units(), work.shape)))
     assert sum(memory.values()) == pytest.approx(stored, rel=0.03)  # at these sizes Adafactor's moments are 2 %
 
@@ -136,8 +138,8 @@ def test_longer_rows_more_rows_and_gpipe_take_more_and_recomputation_less(pali_3
     def most(work: Work = WORK, **options: Any) -> float:
         return max(stage.memory_bytes for stage in stages_of(pali_3b, work=work, **options))
 
-    longer = Work(Shape(8, 256, 8, 1024, 64), 16)
-    wider = Work(Shape(16, 256, 16, 320, 64), 8)
+    longer = Work(BatchShape(8, 256, 8, 1024, 64), 16)
+    wider = Work(BatchShape(16, 256, 16, 320, 64), 8)
     assert most(longer) > most() and most(wider) > most() and most(schedule="gpipe") > most()
     assert most(recompute="block") < most(recompute="attention") < most()
 

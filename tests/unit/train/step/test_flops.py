@@ -5,7 +5,7 @@ import torch
 
 from data.config import DataConfig
 from model.config import ModelConfig, MT5Config, ViTConfig
-from model.costs import Shape, batch_flops
+from model.costs import BatchShape, batch_flops
 from train.config import RunConfig
 from train.step.flops import FlopCounter, peak_tflops
 
@@ -39,7 +39,9 @@ def test_a_step_is_the_sum_of_its_units() -> None:
     """To the last digit, norms and the bridge too: of three examples of unequal length, as long as their mean."""
     config = RunConfig(data=DataConfig())
     counter, visual = FlopCounter(config, []), config.vit.num_tokens(config.model.image_size)
-    shape = Shape(images=2, vision_tokens=visual, rows=3, encoder_tokens=round(500 / 3), decoder_tokens=round(100 / 3))
+    shape = BatchShape(
+        images=2, vision_tokens=visual, rows=3, encoder_tokens=round(500 / 3), decoder_tokens=round(100 / 3)
+    )
     assert counter.step(3, 2, 500, 100) == batch_flops(counter.plan.units(), shape)
     assert counter.step(0, 0, 0, 0) == 0.0
 
