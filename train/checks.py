@@ -26,6 +26,7 @@ from train.first_weights import check_first_weights, first_files
 from train.health.profiling import profiled_steps
 from train.phases import Span, for_phase, spans
 from train.run.resume import MODEL, check_allowed, check_resume, check_same_model
+from train.saved_run import read_settings
 from train.step.validation import SPLIT
 
 
@@ -186,12 +187,12 @@ def _check_same_run(config: RunConfig, trains: bool) -> None:
         )
     if (renamed := checkpoints.renamed()) is not None:
         raise ConfigurationError(f"{renamed}, and a name counts steps; give it its own name again, or move it away.")
-    saved, saved_at = checkpoints.latest_extra().get("config"), Path(config.run.folder, "config.yaml")
+    saved = checkpoints.latest_extra().get("config")
     if trains and isinstance(saved, dict):
         check_resume(saved, config, checkpoints.latest_step() or 0)
         return
-    if saved is None and saved_at.exists():
-        saved = OmegaConf.to_container(OmegaConf.load(saved_at))
+    if saved is None and (settings := read_settings(Path(config.run.folder))) is not None:
+        saved = OmegaConf.to_container(settings)
     if isinstance(saved, dict):
         check_same_model(saved, config, (*MODEL, "optimizer.name") if trains else MODEL)
 

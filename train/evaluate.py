@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from common.errors import ConfigurationError, RunStopped
 from common.files import write_text
-from common.values import expand_home
 from data import languages
 from data.examples import ExampleInfo
 from data.tokenizer import Tokenizer
@@ -26,11 +25,12 @@ from parallel.distributed import launch
 from parallel.layout import Layout
 from train.build import build_phase_engine
 from train.checks import check, check_sources
-from train.config import EvaluationConfig, Phase, RunConfig, to_run_config
+from train.config import EvaluationConfig, Phase, RunConfig
 from train.entry import entry
 from train.facts import check_settings_of_ranks
 from train.health.watchdog import Watchdog
 from train.phases import for_phase, span_of, spans
+from train.saved_run import saved_config
 from train.step.batch import trimmer
 from train.step.predict import answers
 from train.step.reader import ReplicaReader
@@ -70,24 +70,6 @@ def main(composed: DictConfig) -> None:
             raise RunStopped(nothing_evaluated(config))
     if layout.rank == 0:
         report(folder, config.evaluation.split, done, samples, shown, missing)
-
-
-def saved_config(composed: DictConfig, overrides: list[str]) -> RunConfig:
-    """The settings that the run was trained with, except for what the command line names."""
-    folder = Path(expand_home(composed.run.folder, "run.folder"))
-    if not (folder / "config.yaml").exists():
-        raise ConfigurationError(f"run.folder={folder} holds no run (no config.yaml); train one first.")
-    config = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(config, DictConfig)
-    return overridden(config, composed, overrides)
-
-
-def overridden(config: DictConfig, composed: DictConfig, overrides: list[str]) -> RunConfig:
-    """`config` with the keys that `overrides` name as they are in `composed`."""
-    for override in overrides:
-        key = override.split("=")[0].lstrip("+~")
-        OmegaConf.update(config, key, OmegaConf.select(composed, key), merge=False)
-    return to_run_config(config)
 
 
 def answer(

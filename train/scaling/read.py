@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import OmegaConf
@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from common.errors import ConfigurationError
 from model.config import ModelConfig, MT5Config, ViTConfig
 from model.pali import PaLI, units
+from train.saved_run import read_settings
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 VIT_PARAMETERS = ("patches.", "vit_block_", "bridge.vit_norm.")
@@ -204,15 +205,13 @@ def lines_of_constant(runs: Iterable[Trained], tower: str) -> dict[str, list[Tra
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    if not (folder / "config.yaml").is_file():
-        raise Unusable("it has no config.yaml")
     try:
-        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    except Exception as error:  # whatever a YAML reader may raise
-        raise Unusable(f"its config.yaml cannot be read ({type(error).__name__})") from None
-    if not isinstance(config, dict) or not all(isinstance(config.get(g), dict) for g in ("run", "vit", "mt5", "stage")):
-        raise Unusable("its config.yaml is not that of a run")
-    return {str(key): value for key, value in config.items()}
+        settings = read_settings(folder)
+    except ConfigurationError as error:
+        raise Unusable(str(error).partition(";")[0].replace(f"{folder}/", "its ")) from error
+    if settings is None:
+        raise Unusable("it has no config.yaml")
+    return {str(key): value for key, value in cast(dict[str, Any], OmegaConf.to_container(settings)).items()}
 
 
 def _tower(kind: type, config: dict[str, Any], group: str) -> Any:

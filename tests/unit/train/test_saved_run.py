@@ -1,0 +1,37 @@
+"""A saved run's settings are read in one way, whatever command reads them."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from common.errors import ConfigurationError
+from train.config import RunConfig, to_yaml
+from train.saved_run import NAME, overridden, read_settings, saved_config
+
+
+def test_a_saved_run_with_what_the_command_line_names(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text(to_yaml(RunConfig()), encoding="utf-8")
+    composed = OmegaConf.create({"run": {"folder": str(tmp_path), "seed": 7, "steps": 9}})
+    assert isinstance(composed, DictConfig)
+    found = saved_config(composed, ["run.seed=7"])
+    assert (found.run.seed, found.run.steps) == (7, RunConfig().run.steps)
+    settings = read_settings(tmp_path)
+    assert settings is not None and overridden(settings, composed, ["++run.steps=9"]).run.steps == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("run: [", "cannot be read (ParserError)"), ("a: 1", "does not hold the settings of a run"), ("[1]", "not hold")],
+)
+def test_a_file_that_is_not_that_of_a_run(text: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigurationError) as refused:
+        read_settings(tmp_path)
+    assert sentence in str(refused.value) and str(refused.value).endswith("; bring it back from a copy.")
+
+
+def test_a_folder_without_a_run(tmp_path: Path) -> None:
+    assert read_settings(tmp_path) is None
+    with pytest.raises(ConfigurationError, match=r"holds no run \(no config.yaml\); train one first"):
+        saved_config(OmegaConf.create({"run": {"folder": str(tmp_path)}}), [])  # type: ignore
