@@ -6,12 +6,14 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from common.errors import ConfigurationError
+from data.config import DataConfig
 from train.config import RunConfig, to_yaml
 from train.saved_run import NAME, overridden, read_settings, saved_config
 
 
 def test_a_saved_run_with_what_the_command_line_names(tmp_path: Path) -> None:
-    (tmp_path / NAME).write_text(to_yaml(RunConfig()), encoding="utf-8")
+    config = RunConfig(data=DataConfig(root="shards", tokenizer="tokenizer.model"))
+    (tmp_path / NAME).write_text(to_yaml(config), encoding="utf-8")
     composed = OmegaConf.create({"run": {"folder": str(tmp_path), "seed": 7, "steps": 9}})
     assert isinstance(composed, DictConfig)
     found = saved_config(composed, ["run.seed=7"])
