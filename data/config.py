@@ -20,7 +20,7 @@ class DataConfig:
     """Where the shards are, and how the examples of one step become rows.
 
     `root` and `sources`: source `s` is read from `root/sources[s]`, or from `root/s` where `sources` does not name it;
-    a value is a folder or a shard pattern (see data/README.md). Lengths are in positions of one row, counting visual
+    a value is a folder or a shard pattern (see docs/data.md). Lengths are in positions of one row, counting visual
     tokens. `error_budget` is the fraction of a source's records that may be broken before the run stops; up to
     `error_budget_minimum` broken records are always forgiven, so that one bad file in the first step stops nothing.
     Both are of the last `error_window` records read of the source.

@@ -1,9 +1,9 @@
-"""The fields of a record as data/README.md lists them: read, checked and typed here and nowhere else.
+"""Read, check and type the fields of a record; docs/data.md lists them.
 
-Each function reads one field, and of it only what its caller asks for, so that a field which an objective does not use
-cannot spoil its examples. Missing is what is absent or null: it raises Skip where nothing is left, and costs nothing.
-A text that says nothing is left out, and is a defect where no other says something. A value of another kind than
-data/README.md lists is Malformed, always a defect; nothing is made to fit.
+Each function reads one field, and only the languages or values that its caller uses, so that a field that an objective
+does not use cannot spoil its examples. A field that is absent or null is missing: Skip is raised if nothing is left,
+and it is no defect. A blank text (space, control and format characters alone) is left out, and is a defect if no other
+text is left. A value of another kind than docs/data.md lists is Malformed, always a defect; values are not converted.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from data import languages
 from data.objectives.base import Skip
 
-# Coordinates that were computed in 32 bits may lie this far beyond the image.
+# Coordinates that were computed in 32 bits may lie this far outside the image.
 ROUNDING = 1e-6
 
 Fields = Mapping[str, Any]
@@ -24,14 +24,14 @@ Uses = Callable[[str], bool]
 
 
 class Malformed(Skip):
-    """A field of another kind than is due: its name is the cause that is counted, its value stands in the detail."""
+    """Report a field of another kind than is due: the cause names the field, the detail shows the value."""
 
     def __init__(self, field: str, value: Any, due: str):
         super().__init__(f"malformed {field}", defect=True, detail=f"{field} is {shown(value)} where {due} is due")
 
 
 class Word(NamedTuple):
-    """A text in the image; `box` is None where the record has none."""
+    """Hold a text in the image; `box` is None if the record has none."""
 
     text: str
     language: str
@@ -39,7 +39,7 @@ class Word(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A question, in each of its wordings, and its answers, in each of theirs; neither list is empty."""
+    """Hold a question in all its wordings, and its answers in theirs; neither list is empty."""
 
     language: str
     questions: list[str]
@@ -47,21 +47,21 @@ class Question(NamedTuple):
 
 
 class Object(NamedTuple):
-    """A thing in the image; `box` is None where the record has none, or where none was asked for."""
+    """Hold a thing in the image; `box` is None if the record has none, or if the caller wants none."""
 
     label: str
     box: Box | None
 
 
 def parse(json_bytes: bytes | None, text: bytes | None) -> dict[str, Any]:
-    """Return a sample's fields; `alt_text` is the first of `alt_text`, `caption` and KEY.txt that says something.
+    """Return a sample's fields; `alt_text` is the first of `alt_text`, `caption` and KEY.txt that is not blank.
 
-    Raises Skip, a defect, for JSON that cannot be parsed or holds no object. A blank `caption` or KEY.txt is what
-    img2dataset writes for none.
+    Raises Skip, a defect, for JSON that cannot be parsed or holds no object. A blank `caption` or KEY.txt is as good as
+    missing, because img2dataset writes one for a caption that it did not have.
     """
     try:
         fields = {} if json_bytes is None else json.loads(json_bytes)
-    except Exception as error:  # Among them RecursionError, and ValueError for a number of 5000 digits.
+    except Exception as error:  # RecursionError too, and ValueError for a number of 5000 digits
         raise Skip("broken JSON", defect=True, detail=f"{type(error).__name__}: {error}") from error
     if not isinstance(fields, dict):
         raise Skip("broken JSON", defect=True, detail=f"it holds {shown(fields)} where an object is due")
@@ -99,10 +99,10 @@ def captions(fields: Fields, uses: Uses) -> dict[str, list[str]]:
             raise Malformed("captions", code, "the code of a language")
         if uses(spelled):
             found.setdefault(spelled, []).extend(_texts(text, "captions"))
-    said = {code: texts for code, every in found.items() if (texts := [text for text in every if text])}
-    if not said:
+    filled = {code: texts for code, every in found.items() if (texts := [text for text in every if text])}
+    if not filled:
         _some([text for every in found.values() for text in every], "caption")
-    return said
+    return filled
 
 
 def ocr(fields: Fields, uses: Uses) -> list[Word]:
@@ -136,7 +136,7 @@ def questions(fields: Fields, uses: Uses) -> list[Question]:
 
 
 def objects(fields: Fields, boxes: bool) -> list[Object]:
-    """Return the things in the image that have a label, with their boxes if they are asked for; there may be none."""
+    """Return the things in the image that have a label, with their boxes if `boxes`; there may be none."""
     found = []
     for item in _items(fields, "objects"):
         if item.get("label") is not None:
@@ -146,7 +146,7 @@ def objects(fields: Fields, boxes: bool) -> list[Object]:
 
 
 def absent_labels(fields: Fields) -> list[str]:
-    """Return the labels of what is not in the image; there may be none."""
+    """Return the labels of things that are not in the image; there may be none."""
     return [_label(value, "absent_labels") for value in _list(fields, "absent_labels")]
 
 
@@ -156,7 +156,7 @@ def shown(value: Any) -> str:
         return json.dumps(value)
     try:
         return f"{type(value).__name__} {_REPR.repr(value)[:80]}"
-    except ValueError:  # An integer of so many digits that Python writes it out for nobody.
+    except ValueError:  # an integer of more digits than Python prints
         return f"{type(value).__name__}"
 
 
@@ -165,14 +165,14 @@ _REPR.maxlevel, _REPR.maxdict, _REPR.maxlist = 2, 3, 5
 
 
 def _some(texts: list[str], noun: str) -> list[str]:
-    said = [text for text in texts if text]
-    if not said:
+    filled = [text for text in texts if text]
+    if not filled:
         raise Skip(f"empty {noun}", defect=True) if texts else Skip(f"no {noun}")
-    return said
+    return filled
 
 
 def _texts(value: Any, field: str) -> list[str]:
-    """Return a text as a list of one, a list of texts as it is, null as none; a text that says nothing becomes ""."""
+    """Return a text as a list of one, a list of texts as it is, null as an empty list; a blank text becomes ""."""
     if isinstance(value, str):
         return [_text(value, field)]
     if value is None:
@@ -183,7 +183,7 @@ def _texts(value: Any, field: str) -> list[str]:
 
 
 def _text(value: Any, field: str) -> str:
-    """Return the text without the space around it, "" if it says nothing."""
+    """Return the text without the space around it, "" if it is blank."""
     if not isinstance(value, str):
         raise Malformed(field, value, "text")
     if not value.isascii():
@@ -192,10 +192,10 @@ def _text(value: Any, field: str) -> str:
         except UnicodeEncodeError as error:
             raise Malformed(field, value[max(error.start - 20, 0) :], "text without half a surrogate pair") from None
     text = value.strip()
-    return text if _says_something(text) else ""
+    return text if _is_visible(text) else ""
 
 
-def _says_something(text: str) -> bool:
+def _is_visible(text: str) -> bool:
     """Return whether any character is neither space nor a control or format character."""
     return text[:1].isalnum() or any(unicodedata.category(c) not in _UNSEEN for c in text)
 
@@ -204,14 +204,14 @@ _UNSEEN = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
 
 
 def _is_blank(value: Any) -> bool:
-    """Return whether a value is missing or says nothing; a value of another kind is not blank, but malformed."""
+    """Return whether a value is missing or a blank text; a value of another kind is not blank, but malformed."""
     if isinstance(value, list):
         return all(each is None or (isinstance(each, str) and _is_blank(each)) for each in value)
-    return value is None or (isinstance(value, str) and not _says_something(value))
+    return value is None or (isinstance(value, str) and not _is_visible(value))
 
 
 def _decoded(text: bytes | None) -> str | bytes | None:
-    """Return the text of KEY.txt; bytes that are no UTF-8 stay bytes, which no field takes for text."""
+    """Return the text of KEY.txt; bytes that are no UTF-8 stay bytes, and are malformed as a text."""
     try:
         return text if text is None else text.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -256,7 +256,7 @@ def _box(value: Any, field: str) -> Box | None:
         return None
     if isinstance(value, list | tuple) and len(value) == 4 and all(map(_is_number, value)):
         ymin, xmin, ymax, xmax = value
-        # NaN compares false, so that it is malformed too.
+        # NaN compares false, so it is malformed too.
         if -ROUNDING <= ymin <= ymax <= 1 + ROUNDING and -ROUNDING <= xmin <= xmax <= 1 + ROUNDING:
             return float(ymin), float(xmin), float(ymax), float(xmax)
     raise Malformed(field, value, "[ymin, xmin, ymax, xmax] in fractions of the image, 0 to 1,")

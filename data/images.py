@@ -1,4 +1,4 @@
-"""Encoded images to square RGB arrays."""
+"""Decode images to square RGB arrays."""
 
 import io
 import warnings
@@ -12,22 +12,23 @@ from data.objectives.base import Skip
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MEGAPIXELS = 64.0
-TAGGED = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})  # where an orientation may stand
+TAGGED = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})  # keys of an orientation
 
-# Of broken tags and chunks of a picture whose pixels are whole; each has a text of its own, so that they would repeat.
+# Pillow warns of broken tags beside whole pixels, each time in other words, so Python would print every one.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own bound lets 179 megapixels through, and warns from 89: `decode` has one.
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is 179 megapixels, with a warning from 89; `decode` has a limit
 
 
 def decode(
     content: bytes, size: int, max_megapixels: float = MEGAPIXELS, exif_orientation: bool = True
 ) -> NDArray[np.uint8]:
-    """uint8 [size, size, 3]; raises Skip (a defect) for what is not a whole JPEG, PNG or WebP image, or is too large.
+    """Decode an image to uint8 [size, size, 3].
 
-    A plain resize to the square, as PaliGemma's: the aspect ratio is not kept, nothing is cropped. Pillow's bilinear
-    filter, whose support grows with the reduction (antialiased), on the values as stored (no gamma). Transparency is
-    laid over white. With `exif_orientation` a photograph is turned upright, as every viewer shows it; without, it stays
-    as its pixels are stored. The size is judged by the header, before any pixel takes memory.
+    Raises Skip, a defect, if the bytes are no whole JPEG, PNG or WebP image, or if the header gives more than
+    `max_megapixels`; the header is read before any pixel takes memory. The image is resized to the square as in
+    PaliGemma: the aspect ratio is not kept, nothing is cropped. The filter is Pillow's bilinear one, whose support
+    grows with the reduction (antialiased), on the values as stored (no gamma). Transparent pixels become white. With
+    `exif_orientation` a photograph is turned upright, as every viewer shows it.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -35,12 +36,12 @@ def decode(
                 raise Skip("oversized image", defect=True, detail=f"it has {image.width} x {image.height} pixels")
             image.load()
             if exif_orientation and not TAGGED.isdisjoint(image.info):
-                with suppress(Exception):  # The picture is whole, whatever the tags beside it hold.
+                with suppress(Exception):  # a broken tag does not make the pixels unreadable
                     ImageOps.exif_transpose(image, in_place=True)
             rgb = _rgb(image)
     except Skip:
         raise
-    except Exception as error:  # Decoders raise almost anything when fed corrupt bytes.
+    except Exception as error:  # decoders raise almost anything for corrupt bytes
         no_image = isinstance(error, UnidentifiedImageError)
         detail = "it is no JPEG, PNG or WebP image" if no_image else f"{type(error).__name__}: {error}"[:200]
         raise Skip("unreadable image", defect=True, detail=detail) from error
@@ -50,7 +51,7 @@ def decode(
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grayscale: Pillow's own conversion clips at 255.
+    if image.mode.startswith("I"):  # 16-bit grayscale: Pillow's own conversion clips at 255
         return Image.fromarray((np.asarray(image, np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         with_alpha = image.convert("RGBA")

@@ -1,4 +1,4 @@
-"""The labels that a source uses: what is not in a picture is drawn from them where its record names nothing absent."""
+"""Collect the labels of a source: negatives of a record that names no absent labels are drawn from them."""
 
 from collections import Counter
 
@@ -10,11 +10,11 @@ from data.objectives.base import Skip, one_record
 from data.shards.source import ShardSource
 
 LOOKED_AT = 1_000  # records, spread over the source
-MOST = 2_000  # labels; of free text, those used most often
+MOST = 2_000  # labels, the most frequent ones: a source of free text has very many
 
 
 def labels_of(source: ShardSource) -> list[str]:
-    """Return the labels of the source's objects, those used most first: a pure function of the source."""
+    """Return the labels of the source's objects, the most frequent first: a pure function of the source."""
     counts: Counter[str] = Counter()
     numbers = np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source)), dtype=np.int64)
     for number in numbers.tolist():
@@ -28,10 +28,10 @@ def labels_of(source: ShardSource) -> list[str]:
 
 
 def names_nothing_absent(record: fields.Fields) -> bool:
-    """Return whether negatives for the objects of a record come from elsewhere; a malformed field names something.
+    """Return whether a record with objects has no absent labels, so that its negatives come from the source's labels.
 
-    It judges as `fields.absent_labels` does: were `[null]` taken for names, the example would depend on whether another
-    record had its labels learned before.
+    A malformed field counts as labels. `[null]` counts as none, as in `fields.absent_labels`: otherwise the example
+    would depend on whether an earlier record had the labels collected.
     """
     absent = record.get("absent_labels")
     nothing = all(each is None for each in absent) if isinstance(absent, list) else absent is None

@@ -1,4 +1,4 @@
-"""Codes of languages: one spelling for each, in prompts and in filters alike."""
+"""Spell the codes of languages in one way, in prompts and in filters."""
 
 import functools
 import re
@@ -23,7 +23,7 @@ def canonical(code: str) -> str | None:
 
 
 def accepts(wanted: Sequence[str], code: str) -> bool:
-    """Return whether a list of codes names this one or what it is a kind of.
+    """Return whether a list of codes has this one or a more general one.
 
     "en" accepts "en-US" too, "en-US" no other English, and "zh-Hans" accepts "zh-Hans-CN" (RFC 4647, basic filtering).
     """
@@ -35,7 +35,7 @@ def accepts(wanted: Sequence[str], code: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _kinds(code: str) -> frozenset[str]:
-    """Return the code and, with one subtag after the other taken off, all that it is a kind of."""
+    """Return the code and all more general ones: those with fewer subtags."""
     parts = code.split("-")
     return frozenset("-".join(parts[:end]) for end in range(1, len(parts) + 1))
 

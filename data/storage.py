@@ -1,9 +1,9 @@
-"""Reads that outlast a hiccup of the file system, and the line between a disk that fails and data that is bad.
+"""Retry reads while storage fails, and separate a failing disk from bad data.
 
-A read that fails with an error of `errors.OF_STORAGE` is tried again, at growing intervals, for `patience_s`; then
-StorageFailed is raised, and the job is queued again. Where a file was there before, a folder that is gone or empty
-counts as well: its mount is lost. A file that is missing from a folder with others in it was removed; that, and every
-other error, is the caller's to judge.
+A read that fails with an error of `errors.OF_STORAGE` is retried, at growing intervals, for `patience_s`; then
+StorageFailed is raised, and the job is queued again. If the file was there before, a folder that is gone or empty is a
+lost mount and is retried too. A file that is missing from a folder with other files was removed: this error, and every
+other, is raised at once for the caller to handle.
 """
 
 import errno
@@ -24,13 +24,13 @@ PATIENCE_S = 60.0  # a file server that fails over is back within a minute
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 
 Result = TypeVar("Result")
-_random = random.Random()  # a generator of its own: nothing else may depend on how often a disk failed
-# Folders of which StorageFailed was raised: threads that still have records to read must not wait all over again.
+_random = random.Random()  # of its own, so that nothing else depends on how often a disk failed
+# Folders whose storage failed for `patience_s`: other threads with records there raise without waiting again.
 _lost: set[str] = set()
 
 
 def retry(read: Callable[[], Result], path: str, patience_s: float = PATIENCE_S, was_there: bool = False) -> Result:
-    """Return what `read` returns, and call it again while the storage of `path` fails.
+    """Call `read`, again and again while the storage of `path` fails, and return its result.
 
     `was_there`: a missing folder is a lost mount, not a wrong path. Raises StorageFailed after `patience_s`, and every
     other OSError at once.
@@ -51,12 +51,14 @@ def retry(read: Callable[[], Result], path: str, patience_s: float = PATIENCE_S,
             if wait_s == FIRST_WAIT_S:
                 logger.warning("%s: %s; trying again for %.0f s", path, error.strerror, left_s)
         beat(f"waiting for {path}")
-        time.sleep(min(left_s, wait_s * _random.uniform(0.5, 1.0)))  # a thousand ranks do not come back at once
+        time.sleep(
+            min(left_s, wait_s * _random.uniform(0.5, 1.0))
+        )  # random, so that a thousand ranks do not retry at the same moment
         wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
 
 def storage_failed(error: OSError, path: str, after_s: float = 0.0) -> StorageFailed:
-    """Return the exception for a file that cannot be read here and now."""
+    """Return the exception for a file that cannot be read now."""
     name = errno.errorcode.get(error.errno or 0, "no errno")
     tried = f" for {after_s:g} s" if after_s else ""
     return StorageFailed(
@@ -66,7 +68,7 @@ def storage_failed(error: OSError, path: str, after_s: float = 0.0) -> StorageFa
 
 
 def not_permitted(path: str) -> ConfigurationError:
-    """Return the exception for a file or folder that this user may not read."""
+    """Return the exception for a file or folder that this user has no permission to read."""
     return ConfigurationError(f"{path} may not be read (permission denied): change its mode, or leave it out.")
 
 
@@ -81,7 +83,7 @@ def read_file(path: str, patience_s: float = PATIENCE_S) -> bytes:
 
 
 def is_folder(path: str, patience_s: float = PATIENCE_S) -> bool:
-    """Return whether a path is a folder; what is not there is none."""
+    """Return whether a path is a folder; False if nothing is there."""
     try:
         return stat.S_ISDIR(retry(lambda: os.stat(path), path, patience_s).st_mode)
     except PermissionError as error:
@@ -91,7 +93,7 @@ def is_folder(path: str, patience_s: float = PATIENCE_S) -> bool:
 
 
 def _is_unmounted(error: OSError, path: str) -> bool:
-    """Return whether a file is missing with all of its folder: where a mount is lost, an empty folder is left."""
+    """Return whether a file is missing and its folder is missing or empty, as after a lost mount."""
     if error.errno != errno.ENOENT:
         return False
     try:

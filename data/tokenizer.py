@@ -1,4 +1,4 @@
-"""The SentencePiece tokenizer, with the sentinels where mT5 has them; `python -m data.tokenizer` trains one.
+"""Encode text with a SentencePiece model whose sentinels are at mT5's ids; train one.
 
 python -m data.tokenizer root=runs/corpus output=runs/corpus/tokenizer.model vocab_size=4096
 """
@@ -27,12 +27,12 @@ SMALLEST = 3 + 256 + NUM_SENTINELS  # pad, eos, unk, bytes, sentinels
 
 
 class Tokenizer:
-    """Text to ids and back with a SentencePiece `.model` of mT5's shape.
+    """Convert text to ids and back with a SentencePiece `.model` of mT5's form.
 
-    Raises ConfigurationError if the file is none, if pad, eos, unk are not 0, 1, 2, or if the last 100 pieces are not
-    <extra_id_99> … <extra_id_0> (mT5's 250000 … 250099). A text of the data that spells a sentinel, or another piece
-    with a meaning of its own, as it stands or once normalized, is encoded as characters: only the <extra_id_0> that
-    ends a prompt is a sentinel.
+    Raises ConfigurationError if the file is no such model, if pad, eos, unk are not 0, 1, 2, or if the last 100 pieces
+    are not <extra_id_99> … <extra_id_0> (mT5's 250000 … 250099). A sentinel, or another user-defined piece, that is
+    spelled in a text of the data, before or after normalization, is encoded as characters: only the <extra_id_0> at
+    the end of a prompt is a sentinel.
     """
 
     def __init__(self, path: str | Path):
@@ -40,15 +40,15 @@ class Tokenizer:
         model = _read_model(self.path)
         try:
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-            processor.id_to_piece(list(range(processor.vocab_size())))  # a damaged piece is no text
-        except Exception as error:  # protobuf and sentencepiece raise almost anything when fed corrupt bytes
+            processor.id_to_piece(list(range(processor.vocab_size())))  # raises if a piece is damaged
+        except Exception as error:  # protobuf and sentencepiece raise almost anything for corrupt bytes
             raise _refusal(path, "is no SentencePiece model, or a damaged one") from error
         special = (processor.pad_id(), processor.eos_id(), processor.unk_id())
         if special != (PAD, EOS, UNKNOWN):
             raise ConfigurationError(f"{path} has pad, eos, unk = {special}: mT5's are {PAD}, {EOS}, {UNKNOWN}.")
         self.vocab_size = int(processor.vocab_size())
         for number in range(NUM_SENTINELS):
-            # mT5's own model writes the piece with the word-begin mark.
+            # The piece has the word-begin mark in mT5's own model.
             piece = processor.id_to_piece(max(self.sentinel(number), 0)).lstrip("▁")
             if piece != f"<extra_id_{number}>":
                 raise ConfigurationError(
@@ -56,12 +56,12 @@ class Tokenizer:
                     f"the last {NUM_SENTINELS} pieces must be the sentinels, <extra_id_0> last."
                 )
         closing = processor.encode(f"a{CLOSING}")[len(processor.encode("a")) :]
-        # Some models have a piece for the space before the sentinel, some have it in the sentinel's.
+        # The space before the sentinel is a piece of its own in some models, part of the sentinel's piece in others.
         self._closing = closing if closing[-1:] == [self.sentinel(0)] else [self.sentinel(0)]
         self._processor = _of_characters(model)
 
     def sentinel(self, number: int) -> int:
-        """The id of <extra_id_`number`>."""
+        """Return the id of <extra_id_`number`>."""
         return self.vocab_size - 1 - number
 
     def encode(self, text: str) -> list[int]:
@@ -69,13 +69,13 @@ class Tokenizer:
         return list(self._processor.encode(text))
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Return the ids of a prompt, without EOS; an <extra_id_0> that ends it is the sentinel."""
+        """Return the ids of a prompt, without EOS; an <extra_id_0> at its end is the sentinel."""
         if not text.endswith(CLOSING):
             return self.encode(text)
         return [*self._processor.encode(text.removesuffix(CLOSING)), *self._closing]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text before the first EOS; padding, and ids beyond the vocabulary, are left out."""
+        """Return the text before the first EOS; padding, and ids beyond the vocabulary, are left out."""
         kept = []
         for token in ids:
             if token == EOS:
@@ -86,7 +86,7 @@ class Tokenizer:
 
 
 def _read_model(path: str) -> bytes:
-    """Return the content of a model's file; raise ConfigurationError where there is none, StorageFailed."""
+    """Return the content of a model's file; raise ConfigurationError if there is none, StorageFailed as `read_file`."""
     try:
         model = read_file(path)
     except PermissionError as error:
@@ -108,7 +108,7 @@ def _refusal(path: str | Path, what: str) -> ConfigurationError:
 
 
 def _of_characters(model: bytes) -> sentencepiece.SentencePieceProcessor:
-    """Return the processor of a model, but one that gives neither sentinels nor other user-defined pieces."""
+    """Return a processor of the model that never produces sentinels or other user-defined pieces."""
     proto = protocol.ModelProto()  # type: ignore[attr-defined]
     proto.ParseFromString(model)
     sentinels = len(proto.pieces) - NUM_SENTINELS
@@ -119,15 +119,15 @@ def _of_characters(model: bytes) -> sentencepiece.SentencePieceProcessor:
 
 
 def checksum(path: str | Path) -> str:
-    """SHA-256 (hex) of a tokenizer's file, as `sha256sum` prints it."""
+    """Return the SHA-256 (hex) of a tokenizer's file, as `sha256sum` prints it."""
     return hashlib.sha256(read_file(str(path))).hexdigest()
 
 
 def train_tokenizer(texts: Iterable[str], path: str | Path, vocab_size: int) -> Tokenizer:
-    """Trains a SentencePiece unigram model on the texts and writes it to `path`; the same texts give the same bytes.
+    """Train a SentencePiece unigram model on the texts and write it to `path`; the same texts give the same bytes.
 
-    vocab_size counts everything: pad, eos, unk, 256 bytes (no text is out of vocabulary), the pieces learned, and the
-    100 sentinels at the end. It is an upper bound: a small corpus has fewer pieces to offer.
+    vocab_size counts all pieces: pad, eos, unk, 256 bytes (so no text is out of vocabulary), the pieces learned, and
+    the 100 sentinels at the end. It is an upper bound: a small corpus yields fewer pieces.
     """
     model = io.BytesIO()
     try:
@@ -144,7 +144,7 @@ def train_tokenizer(texts: Iterable[str], path: str | Path, vocab_size: int) -> 
             unk_id=UNKNOWN,
             bos_id=-1,
             max_sentence_length=1 << 20,
-            num_threads=1,  # The order of floating-point sums, and so the pieces, would depend on the threads.
+            num_threads=1,  # more threads would change the order of floating-point sums, and so the pieces
             minloglevel=2,
         )
     except ReadingStopped:
@@ -165,10 +165,10 @@ def train_tokenizer(texts: Iterable[str], path: str | Path, vocab_size: int) -> 
 
 
 def _in_two_forms(texts: Iterable[str]) -> Iterator[str]:
-    """The texts, and each new word once more with a comma.
+    """Yield the texts, and each new word once more with a comma.
 
-    SentencePiece proposes as pieces only what stands in two different words: however often a prompt says "Generate", it
-    would stay in crumbs.
+    SentencePiece proposes only pieces that occur in two different words: without this, "Generate" would be split in
+    small pieces, although every other prompt begins with it.
     """
     seen: set[str] = set()
     for text in texts:
@@ -181,22 +181,24 @@ def _in_two_forms(texts: Iterable[str]) -> Iterator[str]:
 
 @dataclass
 class Options:
-    """What `python -m data.tokenizer key=value …` understands.
-
-    A source stops it, as it stops training, when more than `error_budget` (a fraction) of its records and more than
-    `error_budget_minimum` of them are broken.
-    """
+    """Hold the options of `python -m data.tokenizer key=value …`."""
 
     root: str = field(default="runs/corpus", metadata=PATH)
+    """Corpus whose text is read: a folder of sources."""
     output: str = field(default="${root}/tokenizer.model", metadata=PATH)
+    """File of the trained model."""
     vocab_size: int = 4096
+    """Most pieces, with 3 special ones, 256 bytes and 100 sentinels. The default suits the demo; mT5 has 250,112."""
     split: str = "train"
+    """Split whose text is read."""
     error_budget: float = 0.01
+    """Fraction of a source's records that may be broken; beyond it, and `error_budget_minimum`, the command stops."""
     error_budget_minimum: int = 16
+    """Broken records of a source that never stop the command, so that a small source is not judged by one record."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Trains on all text of the training shards below `root` (see Options)."""
+    """Train on all text of the training shards below `root` (see Options)."""
     from common.command_line import parse
     from data.corpus.text import corpus_texts
 
@@ -222,4 +224,4 @@ if __name__ == "__main__":
         sys.exit(2)
     except ReadingStopped as error:
         print(error, file=sys.stderr)
-        sys.exit(75 if isinstance(error, StorageFailed) else 3)  # as of a run (train/entry.py)
+        sys.exit(75 if isinstance(error, StorageFailed) else 3)  # the exit codes of a run (train/entry.py)

@@ -1,4 +1,4 @@
-"""All text that a model trained on a corpus reads or writes, for training its tokenizer."""
+"""Read all text of a corpus and all prompts made of it, for training a tokenizer."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from data.shards.source import ShardSource
 def corpus_texts(
     root: str | Path, split: str = "train", error_budget: float = 0.01, error_budget_minimum: int = 16
 ) -> Iterator[str]:
-    """Every text of every record of `split` in every source folder of `root`, and the prompts that it serves.
+    """Yield every text of every record of `split` in every source folder of `root`, and the prompts made of it.
 
     Raises ErrorBudgetExceeded for a source with more broken records than the budget allows, as training does.
     """
@@ -63,7 +63,7 @@ def _any_language(code: str) -> bool:
     return True
 
 
-# The texts of each field as they stand in a record, and its boxes as detection writes them.
+# Readers of the texts of each field, as in the record; boxes as detection writes them.
 READERS: tuple[Callable[[fields.Fields], list[str]], ...] = (
     fields.alt_text,
     lambda record: [text for texts in fields.captions(record, _any_language).values() for text in texts],
@@ -80,22 +80,22 @@ READERS: tuple[Callable[[fields.Fields], list[str]], ...] = (
 
 
 def prompts(record: Mapping[str, Any], rng: np.random.Generator) -> list[str]:
-    """What each objective asks of one record: every example carries a prompt, so its words deserve whole pieces."""
-    asked = []
+    """Return the prompts of all objectives for one record: frequent words, which deserve pieces of their own."""
+    found = []
     for name in objectives.NAMES:
         objective = objectives.load(name)
-        if not objective.PROMPTS:  # span corruption works on the tokens that are yet to be found
+        if not objective.PROMPTS:  # span corruption needs tokens, which do not exist yet
             continue
         try:
             example = objective.make(record, rng, objectives.options(name, {}), _Nothing())
-        except Skip:  # a defect is found where the field itself is read
+        except Skip:  # a defect is counted when the field itself is read
             continue
-        asked.append(example.input_text.removesuffix(SENTINEL).rstrip())
-    return asked
+        found.append(example.input_text.removesuffix(SENTINEL).rstrip())
+    return found
 
 
 class _Nothing:
-    """The vocabulary of objectives that use none."""
+    """Stub vocabulary for objectives that use none."""
 
     def encode(self, text: str) -> list[int]:
         return []

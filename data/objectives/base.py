@@ -1,9 +1,9 @@
-"""What all objectives share: the example they make, the reasons they do not, and the slots of their prompts."""
+"""Define the parts that all objectives share: examples, reasons to skip a record, options."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import NoneType, UnionType
 from typing import Any, Protocol, Self, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -19,7 +19,7 @@ SENTINEL = "<extra_id_0>"
 
 @dataclass(frozen=True)
 class Example:
-    """One question to the model and its answer, as text; ids where the objective works on tokens (without EOS)."""
+    """Hold an input and its target as text; token ids without EOS if the objective works on tokens."""
 
     input_text: str
     target_text: str
@@ -30,9 +30,9 @@ class Example:
 
 
 class Skip(Exception):
-    """A record that an objective cannot use. A `defect` (broken data, not just another kind of record) costs budget.
+    """Report a record that an objective cannot use. A `defect` (broken data, not another kind of record) costs budget.
 
-    `cause` is counted, so it is one of few; `detail` is logged, and may hold a value of the record, cut short.
+    `cause` is counted, so there are few different ones; `detail` is logged, and may show a value of the record.
     """
 
     def __init__(self, cause: str, defect: bool = False, detail: str = ""):
@@ -44,9 +44,9 @@ class Skip(Exception):
 
 @contextmanager
 def one_record(use: str) -> Iterator[None]:
-    """Turn whatever one record raises while it is read and used into a Skip, a defect of this record.
+    """Turn any exception of one record, while it is read and used, into a Skip, a defect of this record.
 
-    A list of exceptions would miss one, and a restart would end at the same record. What stops reading passes.
+    A list of exceptions would miss one, and a restart would end at the same record. Skip and ReadingStopped pass.
     """
     try:
         yield
@@ -58,42 +58,40 @@ def one_record(use: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class AnyOptions:
-    """What an objective can be told in a mixture's `options`; each has only what it reads."""
+    """Base of the options that a component of a mixture gives its objective; each objective has those that it reads."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigurationError for values that are impossible; every class adds its own checks."""
+        """Raise ConfigurationError for impossible values; every class adds its own checks."""
 
     def for_rows(self, encoder_length: int, decoder_length: int) -> Self:
-        """Return the options for rows of these lengths; raise ConfigurationError for what such rows cannot hold."""
+        """Return the options for rows of these lengths; raise ConfigurationError for lengths that do not fit a row."""
         return self
 
 
 @dataclass(frozen=True)
 class PromptOptions(AnyOptions):
-    """language_case: of the language code in a prompt; the paper's examples are upper-case ("EN"), PaLI-3's lower."""
+    """Options of an objective whose prompt names a language."""
 
     language_case: str = "upper"
+    """Case of the language code in a prompt, "upper" or "lower": the paper's examples have "EN", PaLI-3's "en"."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.language_case not in ("upper", "lower"):
             raise ConfigurationError(f"language_case={self.language_case!r} must be 'upper' or 'lower'.")
 
-    def for_rows(self, encoder_length: int, decoder_length: int) -> Self:
-        """Return the options for rows of these lengths; raise ConfigurationError for what such rows cannot hold."""
-        return self
-
     def code(self, language: str) -> str:
-        """The language as it stands in a prompt: "en" -> "EN"."""
+        """Return the language's code for a prompt: "en" -> "EN"."""
         code = languages.canonical(language) or language
         return code.upper() if self.language_case == "upper" else code.lower()
 
 
 @dataclass(frozen=True)
 class LanguageOptions(AnyOptions):
-    """languages: use only these; None uses all. "en" stands for "en-US" too, and "he" and "iw" are one."""
+    """Options of an objective that reads text of a language."""
 
     languages: list[str] | None = None
+    """Languages to use; None: all. "en" includes "en-US", and "he" and "iw" are the same."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,15 +104,16 @@ class LanguageOptions(AnyOptions):
                 )
 
     def uses(self, language: str) -> bool:
-        """Whether text of this language is wanted."""
+        """Return whether text of this language is used."""
         return self.languages is None or languages.accepts(self.languages, language)
 
 
 @dataclass(frozen=True)
 class LabelOptions(AnyOptions):
-    """labels: what negatives are drawn from where a record has no `absent_labels`; empty: the source's own labels."""
+    """Options of an objective that names things that are not in the image."""
 
     labels: list[str] = field(default_factory=list)
+    """Labels from which negatives of a record without `absent_labels` are drawn; empty: the source's own labels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -123,22 +122,45 @@ class LabelOptions(AnyOptions):
 
 
 @dataclass(frozen=True)
+class TargetOptions(AnyOptions):
+    """Options of an objective whose target must not be cut by a row."""
+
+    target_length: int | None = None
+    """Most tokens of a target, with EOS; None: as many as a row holds."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target_length is not None and self.target_length < 2:
+            raise ConfigurationError(f"target_length={self.target_length} must be 2 or more.")
+
+    def for_rows(self, encoder_length: int, decoder_length: int) -> Self:
+        """See AnyOptions.for_rows."""
+        where = f"{type(self).OBJECTIVE}: target_length"
+        return replace(self, target_length=row_length(where, self.target_length, "decoder_length", decoder_length))
+
+    OBJECTIVE = ""  # the objective's name in messages; without a type, so that it is no option
+
+
+@dataclass(frozen=True)
 class Options(PromptOptions, LanguageOptions):
-    """Those of an objective that reads text of a language and names the language in its prompt."""
+    """Options of an objective that reads text of a language and names the language in its prompt."""
 
 
 class Vocabulary(Protocol):
     """The part of a tokenizer that objectives use."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without EOS."""
 
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids."""
 
-    def sentinel(self, number: int) -> int: ...
+    def sentinel(self, number: int) -> int:
+        """Return the id of <extra_id_`number`>."""
 
 
 class Objective(Protocol):
-    """What a module of this folder offers. PROMPTS are its templates, for the tokenizer's training and for reading."""
+    """The interface of a module of this folder. PROMPTS are its templates, for the tokenizer's training too."""
 
     PROMPTS: tuple[str, ...]
     Options: type[AnyOptions]
@@ -146,22 +168,22 @@ class Objective(Protocol):
     def make(
         self, record: Mapping[str, Any], rng: np.random.Generator, options: Any, vocabulary: Vocabulary
     ) -> Example:
-        """A pure function of its arguments; raises Skip where the record has nothing to ask about."""
+        """Make an example, as a pure function of the arguments; raise Skip if the record lacks a field for it."""
 
     def read(self, text: str) -> Any:
-        """An answer, given by the model or by the record, as the structure that evaluation compares."""
+        """Parse a prediction or a target to the structure that evaluation compares."""
 
 
 Chosen = TypeVar("Chosen", bound=AnyOptions)
 
 
 def parse_options(where: str, kind: type[Chosen], values: Mapping[str, Any]) -> Chosen:
-    """Make `kind` of the values; raise ConfigurationError, which begins with `where`, for a wrong name or value."""
+    """Make options of class `kind`; raise ConfigurationError, which begins with `where`, for a wrong name or value."""
     hints = get_type_hints(kind)
     for key, value in values.items():
         if key not in hints:
-            known = f"it has {', '.join(hints)}" if hints else "it has none"
-            raise ConfigurationError(f"{where} has no option {key!r}: {known}.")
+            every = f"it has {', '.join(hints)}" if hints else "it has none"
+            raise ConfigurationError(f"{where} has no option {key!r}: {every}.")
         _check_kind(f"{where}: option {key}", hints[key], value)
     try:
         typed = OmegaConf.merge(OmegaConf.structured(kind), dict(values))
@@ -172,11 +194,11 @@ def parse_options(where: str, kind: type[Chosen], values: Mapping[str, Any]) -> 
         return kind(**plain)
     except ConfigurationError as error:
         impossible = str(error)
-    raise ConfigurationError(f"{where}: {impossible}")  # outside the block: of a chain the innermost is shown
+    raise ConfigurationError(f"{where}: {impossible}")  # outside `except`: of a chain of errors only the first is shown
 
 
 def _check_kind(where: str, hint: Any, value: Any) -> None:
-    """Raise ConfigurationError for what YAML reads as another kind than text, and for what is no finite number."""
+    """Raise ConfigurationError for a value that YAML reads as another type than text, and for a number not finite."""
     if get_origin(hint) is UnionType:
         if value is None:
             return
@@ -201,19 +223,19 @@ Item = TypeVar("Item")
 
 
 def choose(rng: np.random.Generator, items: Sequence[Item], cause: str) -> Item:
-    """One of the items, uniformly; raises Skip(cause) if there is none."""
+    """Return one of the items, drawn uniformly; raise Skip(cause) if there is none."""
     if not items:
         raise Skip(cause)
     return items[int(rng.integers(len(items)))]
 
 
 def one_of(rng: np.random.Generator, texts: Sequence[str]) -> str:
-    """Return one of several wordings, uniformly; where there is one, nothing is drawn."""
+    """Return one of several wordings, drawn uniformly; a single one uses no random number."""
     return texts[0] if len(texts) == 1 else texts[int(rng.integers(len(texts)))]
 
 
 def row_length(name: str, own: int | None, row_name: str, row_length: int) -> int:
-    """Return an option's own length, or the row's where it has none; raise ConfigurationError if the row is shorter."""
+    """Return an option's own length, or the row's if it is None; raise ConfigurationError if the row is shorter."""
     if own is not None and own > row_length:
         raise ConfigurationError(
             f"{name}={own} is more than a row of data.{row_name}={row_length} holds, which would cut it: "
@@ -223,10 +245,10 @@ def row_length(name: str, own: int | None, row_name: str, row_length: int) -> in
 
 
 def shuffled(rng: np.random.Generator, items: Sequence[Item]) -> list[Item]:
-    """The items in random order."""
+    """Return the items in random order."""
     return [items[number] for number in rng.permutation(len(items)).tolist()]
 
 
 def distinct(items: Sequence[Item]) -> list[Item]:
-    """The items without repeats, in order of first appearance."""
+    """Return the items without repeats, in order of first appearance."""
     return list(dict.fromkeys(items))

@@ -1,4 +1,4 @@
-"""Captioning in a language asked for (CC3M-35L): split-captioning with nothing given."""
+"""Captioning in the language that the prompt names (CC3M-35L): split-captioning with no word given."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ PROMPTS = ("Generate the alt_text in {language} at 0: <extra_id_0>",)
 
 
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
-    """Needs `captions`. The language is drawn uniformly from those the record has, then the caption from its own."""
+    """Make an example of `captions`: draw one of the record's languages uniformly, then one of its captions."""
     captions = fields.captions(record, options.uses)
     language = base.choose(rng, list(captions), "no caption")
     caption = base.one_of(rng, captions[language])
@@ -21,5 +21,5 @@ def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, 
 
 
 def read(text: str) -> str:
-    """The caption."""
+    """Return the caption."""
     return text.strip()

@@ -1,9 +1,9 @@
-"""Detection as text: boxes of the named classes as plain integers, no new tokens."""
+"""Detection as text: boxes of the classes in the prompt, as plain integers without new tokens."""
 
 import bisect
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,13 +16,13 @@ from data.objectives.base import Example, Vocabulary
 PROMPTS = ("detect {classes}",)
 SEPARATOR = " and "
 LANGUAGE = "en"
-NUM_BINS = 1000  # Coordinates are 0-999.
+NUM_BINS = 1000  # coordinates are 0-999
 
 _BOX = re.compile(r"(\d+) (\d+) (\d+) (\d+) (.+?)(?= \d+ \d+ \d+ \d+ |$)")
 
 
 class Box(NamedTuple):
-    """A labelled box; coordinates are fractions of the image's height and width, 0..1."""
+    """Hold a labeled box; coordinates are fractions of the image's height and width, 0..1."""
 
     ymin: float
     xmin: float
@@ -32,16 +32,15 @@ class Box(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Options(base.LabelOptions):
-    """max_negatives: the most absent classes in a prompt.
-
-    order: of the boxes in the target, "random" (Pix2Seq's) or "reading" (by ymin, then xmin).
-    target_length: tokens of a target, with EOS, at most; None is what a row holds. What is beyond are whole boxes.
-    """
+class Options(base.LabelOptions, base.TargetOptions):
+    """Options of detection; boxes beyond `target_length` are left out whole."""
 
     max_negatives: int = 3
+    """Most absent classes in a prompt."""
     order: str = "random"
-    target_length: int | None = None
+    """Order of the boxes in the target: "random" (Pix2Seq's) or "reading" (by ymin, then xmin)."""
+
+    OBJECTIVE = "detection"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,32 +48,25 @@ class Options(base.LabelOptions):
             raise ConfigurationError(f"max_negatives={self.max_negatives} must be 0 or more.")
         if self.order not in ("random", "reading"):
             raise ConfigurationError(f"order={self.order!r} must be 'random' or 'reading'.")
-        if self.target_length is not None and self.target_length < 2:
-            raise ConfigurationError(f"target_length={self.target_length} must be 2 or more.")
-
-    def for_rows(self, encoder_length: int, decoder_length: int) -> "Options":
-        """See base.AnyOptions."""
-        length = base.row_length("detection: target_length", self.target_length, "decoder_length", decoder_length)
-        return replace(self, target_length=length)
 
 
 def box_bins(box: Sequence[float], num_bins: int) -> list[int]:
-    """The number of the bin that each coordinate, a fraction, falls into; beyond the image, of the bin at its rim."""
+    """Return the bin of each coordinate, a fraction; coordinates outside the image are in the first or last bin."""
     return [min(max(int(value * num_bins), 0), num_bins - 1) for value in box]
 
 
 def box_text(box: Sequence[float], label: str) -> str:
-    """`ymin xmin ymax xmax label`, each coordinate the number of the bin, of 1000, that the fraction falls into."""
+    """Return `ymin xmin ymax xmax label`, each coordinate as its bin of 1000."""
     return " ".join([*map(str, box_bins(box, NUM_BINS)), label])
 
 
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
-    """Needs `objects` with boxes; takes `absent_labels`.
+    """Make an example of `objects` with boxes, and of `absent_labels` if the record has them.
 
-    The prompt names, in random order, every class that has a box and 0 … max_negatives that are not there, of the
-    record's `absent_labels`, else of the option `labels`. An object without a box, or with one of no area, is nothing
-    to detect; its class is not absent either. Where a row cannot hold the answer, whole boxes are left out, from the
-    end, and classes that are left without one are not asked for.
+    The prompt names, in random order, every class that has a box and 0 … max_negatives absent ones, from the record's
+    `absent_labels`, else from the option `labels`. An object without a box, or with a box of no area, is not detected;
+    its class is not absent either. If the target is too long for a row, whole boxes are left out from its end, and
+    classes without a box left are not in the prompt.
     """
     objects = fields.objects(record, boxes=True)
     boxes = [Box(*each.box, each.label) for each in objects if each.box is not None and _has_area(each.box)]
@@ -88,14 +80,14 @@ def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, 
     if options.target_length is None:
         ids = None
     else:
-        kept, ids = _that_fit([box_text(box[:4], box.label) for box in boxes], options.target_length, vocabulary)
+        kept, ids = _fitting([box_text(box[:4], box.label) for box in boxes], options.target_length, vocabulary)
         left_out = {box.label for box in boxes} - {box.label for box in boxes[:kept]}
         boxes, classes = boxes[:kept], [label for label in classes if label not in left_out]
     target = " ".join(box_text(box[:4], box.label) for box in boxes)
     return Example(PROMPTS[0].format(classes=SEPARATOR.join(classes)), target, LANGUAGE, target_ids=ids)
 
 
-def _that_fit(texts: list[str], length: int, vocabulary: Vocabulary) -> tuple[int, list[int]]:
+def _fitting(texts: list[str], length: int, vocabulary: Vocabulary) -> tuple[int, list[int]]:
     """Return how many of the leading texts have at most `length` tokens, EOS among them, and their ids."""
     ids = vocabulary.encode(" ".join(texts))
     if len(ids) < length:
@@ -116,9 +108,9 @@ def _has_area(box: fields.Box) -> bool:
 
 
 def read(text: str) -> list[Box]:
-    """The boxes of an answer, each coordinate the middle of its bin; what is no box is left out.
+    """Return the boxes of a text, each coordinate the middle of its bin; text that is no box is left out.
 
-    A label may begin with a number ("2 door car"); one that ends with a number could not be told from the next box.
+    A label may begin with a number ("2 door car"); a number at its end is read as part of the next box.
     """
     boxes = []
     for match in _BOX.finditer(text.strip()):

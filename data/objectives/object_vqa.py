@@ -1,4 +1,4 @@
-"""Object-aware VQA in English: which objects are in the image, asked in the paper's four ways."""
+"""Object-aware VQA in English: the paper's four types of questions about objects in the image."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from data.objectives import base
 from data.objectives.base import Example, Vocabulary
 
 LIST = "Answer in {language}: List the objects present: <extra_id_0>"
-IS = "Answer in {language}: Is {objects} in the image? <extra_id_0>"  # One object, or several: worded alike.
+IS = "Answer in {language}: Is {objects} in the image? <extra_id_0>"  # for one object or several
 WHICH = "Answer in {language}: Which of {objects} are in the image? <extra_id_0>"
 PROMPTS = (LIST, IS, WHICH)
 SEPARATOR = ", "
@@ -20,32 +20,23 @@ LANGUAGE = "en"
 
 
 @dataclass(frozen=True)
-class Options(base.PromptOptions, base.LabelOptions):
-    """max_objects: the most labels that a question names, 2 or more.
-
-    target_length: tokens of an answer, with EOS, at most; None is what a row holds. A list that is cut would be untrue,
-    so that a longer one is skipped.
-    """
+class Options(base.PromptOptions, base.LabelOptions, base.TargetOptions):
+    """Options of object_vqa; an answer longer than `target_length` is skipped, because a list that is cut is wrong."""
 
     max_objects: int = 4
-    target_length: int | None = None
+    """Most labels in a question, 2 or more."""
+
+    OBJECTIVE = "object_vqa"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_objects < 2:
             raise ConfigurationError(f"max_objects={self.max_objects} must be 2 or more.")
-        if self.target_length is not None and self.target_length < 2:
-            raise ConfigurationError(f"target_length={self.target_length} must be 2 or more.")
-
-    def for_rows(self, encoder_length: int, decoder_length: int) -> "Options":
-        """See base.AnyOptions."""
-        length = base.row_length("object_vqa: target_length", self.target_length, "decoder_length", decoder_length)
-        return replace(self, target_length=length)
 
 
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
-    """A question of one of the four types; see `_asked`."""
-    example = _asked(record, rng, options)
+    """Make a question of one of the four types; see `_question`."""
+    example = _question(record, rng, options)
     if options.target_length is None:
         return example
     ids = vocabulary.encode(example.target_text)
@@ -54,12 +45,11 @@ def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, 
     return replace(example, target_ids=ids)
 
 
-def _asked(record: Mapping[str, Any], rng: np.random.Generator, options: Options) -> Example:
-    """Needs `objects`, of which no box is looked at.
+def _question(record: Mapping[str, Any], rng: np.random.Generator, options: Options) -> Example:
+    """Make a question of `objects`, whose boxes are not read, and of absent labels.
 
-    What is not there, of `absent_labels` or else of the option `labels`, makes questions possible whose answer is no.
-
-    The types that a record allows are equally likely, and so are Yes and No. A list of objects is sorted by label, an
+    Absent labels are those of `absent_labels`, else of the option `labels`; questions with the answer "No" need them.
+    The types that a record allows are equally likely, and so are Yes and No. A list of objects is sorted by label; an
     answer to "Which of" keeps the question's order.
     """
     present = base.distinct([each.label for each in fields.objects(record, boxes=False)])
@@ -67,7 +57,7 @@ def _asked(record: Mapping[str, Any], rng: np.random.Generator, options: Options
     absent = base.distinct([label for label in fields.absent_labels(record) or options.labels if label not in there])
     if not present:
         raise base.Skip("no objects")
-    # Without a label known to be absent every answer would be Yes, and with one object "all of them" is "it".
+    # Without an absent label every answer would be Yes; with one object the types "all" and "one" are the same.
     kinds = ["list"]
     if absent:
         kinds += ["one", "which"] if len(present) == 1 else ["one", "which", "all"]
@@ -93,5 +83,5 @@ def _example(prompt: str, asked: list[str], target: str, options: Options) -> Ex
 
 
 def read(text: str) -> list[str]:
-    """The labels in the answer, or ["Yes"] or ["No"]."""
+    """Return the labels in the answer, or ["Yes"] or ["No"]."""
     return [label.strip() for label in text.split(SEPARATOR.strip()) if label.strip()]

@@ -14,10 +14,10 @@ PROMPTS = ("Generate the ocr_text in {language}: <extra_id_0>",)
 
 
 def reading_order(words: Sequence[Word]) -> list[Word]:
-    """Words sorted top-left to bottom-right: by line, then by left edge; if one has no box, in the record's order.
+    """Sort words from top-left to bottom-right: by line, then by left edge; in the record's order if one has no box.
 
     A word belongs to the line above it if its middle is higher than the bottom of that line's first word; sorting by
-    the top edge alone would swap neighbours whose boxes differ by a pixel.
+    the top edge alone would swap neighbors whose boxes differ by a pixel.
     """
     boxed = [(word.box, word) for word in words if word.box is not None]
     if len(boxed) < len(words):
@@ -33,7 +33,7 @@ def reading_order(words: Sequence[Word]) -> list[Word]:
 
 
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
-    """Needs `ocr`. The language is drawn uniformly from those in the image."""
+    """Make an example of `ocr`: draw one of the languages in the image uniformly."""
     words = fields.ocr(record, options.uses)
     language = base.choose(rng, base.distinct([word.language for word in words]), "no OCR text")
     target = " ".join(word.text for word in reading_order([word for word in words if word.language == language]))
@@ -41,5 +41,5 @@ def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, 
 
 
 def read(text: str) -> str:
-    """The text in the image."""
+    """Return the text in the image."""
     return text.strip()

@@ -1,4 +1,4 @@
-"""T5's span corruption on text alone, as mT5 was pretrained: keeps the language model a language model.
+"""Span corruption of text alone, as in mT5's pretraining: keeps the abilities of the language model.
 
 The recipe is t5.data.preprocessors.span_corruption (noise density 0.15, mean span 3.0, random_spans_noise_mask,
 unique sentinels); names of functions and their order of random choices follow it.
@@ -27,16 +27,16 @@ _SPAN = re.compile(r"<extra_id_(\d+)>((?:(?!<extra_id_\d+>).)*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Options(base.LanguageOptions):
-    """noise_density, mean_span_length: T5's.
-
-    input_length, target_length: tokens of the corrupted input and of its target, each with EOS, at most; None is what
-    a row holds, and a longer one is refused: a row that cuts them has sentinels on one side only.
-    """
+    """Options of span corruption. A length beyond a row's is refused: a cut would leave sentinels on one side only."""
 
     noise_density: float = 0.15
+    """Fraction of the tokens that is noise: T5's."""
     mean_span_length: float = 3.0
+    """Mean number of tokens of a noise span: T5's."""
     input_length: int | None = None
+    """Most tokens of the corrupted input, with EOS; None: as many as a row holds."""
     target_length: int | None = None
+    """Most tokens of the target, with EOS; None: as many as a row holds."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,7 +50,7 @@ class Options(base.LanguageOptions):
                 raise ConfigurationError(f"{name}={length} must be {SHORTEST} or more.")
 
     def for_rows(self, encoder_length: int, decoder_length: int) -> "Options":
-        """See base.AnyOptions."""
+        """See AnyOptions.for_rows."""
         if min(encoder_length, decoder_length) < SHORTEST:
             raise ConfigurationError(
                 f"span_corruption needs rows of {SHORTEST} or more positions: raise data.encoder_length="
@@ -68,7 +68,7 @@ class Options(base.LanguageOptions):
 
 
 def num_noise(length: int, noise_density: float, mean_span_length: float) -> tuple[int, int]:
-    """(noise tokens, noise spans) in a text of `length` >= 2 tokens."""
+    """Return (noise tokens, noise spans) of a text of `length` >= 2 tokens."""
     tokens = min(max(round(length * noise_density), 1), length - 1)
     spans = max(round(tokens / mean_span_length), 1)
     return tokens, min(spans, tokens, length - tokens, NUM_SENTINELS)
@@ -78,8 +78,10 @@ def num_noise(length: int, noise_density: float, mean_span_length: float) -> tup
 def raw_length(
     input_length: int, noise_density: float, mean_span_length: float, target_length: int | None = None
 ) -> int:
-    """The longest text, in tokens, whose corrupted input (with EOS) fits `input_length` (T5's random_spans_helper),
-    and whose target fits `target_length`."""
+    """Return the length of the longest text, in tokens, whose corrupted input and target fit the given lengths.
+
+    Both count EOS. Without `target_length` it is T5's random_spans_helper.
+    """
     length = 2
     while True:
         tokens, spans = num_noise(length + 1, noise_density, mean_span_length)
@@ -91,7 +93,7 @@ def raw_length(
 
 
 def _random_segmentation(rng: np.random.Generator, num_items: int, num_segments: int) -> NDArray[np.int64]:
-    """Lengths of `num_segments` non-empty segments that share `num_items`, all ways equally likely."""
+    """Draw lengths of `num_segments` non-empty segments of `num_items` in all, every division equally likely."""
     first = np.zeros(num_items, np.int64)
     first[1:] = rng.permutation(np.arange(num_items - 1) < num_segments - 1)
     return np.bincount(np.cumsum(first), minlength=num_segments)
@@ -100,7 +102,7 @@ def _random_segmentation(rng: np.random.Generator, num_items: int, num_segments:
 def random_spans_noise_mask(
     rng: np.random.Generator, length: int, noise_density: float, mean_span_length: float
 ) -> NDArray[np.bool_]:
-    """bool [length], True where noise; begins with text and ends with noise."""
+    """Draw bool [length], True at noise; it begins with text and ends with noise."""
     tokens, spans = num_noise(length, noise_density, mean_span_length)
     noise = _random_segmentation(rng, tokens, spans)
     text = _random_segmentation(rng, length - tokens, spans)
@@ -111,14 +113,14 @@ def random_spans_noise_mask(
 def spans_to_sentinels(
     ids: NDArray[np.int32], mask: NDArray[np.bool_], sentinels: NDArray[np.int32]
 ) -> NDArray[np.int32]:
-    """The ids with the k-th run of `mask` replaced by the k-th sentinel."""
+    """Return the ids with the k-th run of `mask` replaced by the k-th sentinel."""
     first = mask & ~np.concatenate([[False], mask[:-1]])
     replaced = np.where(first, sentinels[np.cumsum(first) - 1], ids)
     return replaced[first | ~mask]
 
 
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
-    """Needs `text`; takes `language`. Of a text that is too long one chunk is drawn, as T5 does; no image."""
+    """Make an example of `text` (and `language`), without image. Of a longer text one chunk is drawn, as in T5."""
     texts, language = fields.document(record), fields.language(record)
     if not options.uses(language):
         raise base.Skip("other language")
@@ -141,5 +143,5 @@ def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, 
 
 
 def read(text: str) -> dict[int, str]:
-    """{sentinel number: text of its span}."""
+    """Return {sentinel number: text of its span}."""
     return {int(number): span.strip() for number, span in _SPAN.findall(text)}

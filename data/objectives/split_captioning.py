@@ -1,4 +1,4 @@
-"""Split-captioning (WebLI): the first words of an alt-text are given, the rest is to be generated."""
+"""Split-captioning (WebLI): the prompt gives the first words of an alt-text, the target is the rest."""
 
 import unicodedata
 from collections.abc import Mapping
@@ -26,11 +26,11 @@ UNSPACED = (
 
 
 def word_starts(text: str) -> list[int]:
-    """Where each word begins, in characters; their number is the number of words that `<pos>` counts.
+    """Return the position of each word's first character; `<pos>` in a prompt counts these words.
 
-    The paper counts words and does not say what a word is where script has no spaces. Here a word is a run between
-    spaces; inside a run, each character of an unspaced script (with its combining marks) is a word of its own, and so
-    is what stands between such characters. The rule looks at characters, not at the language, so mixed text works.
+    The paper counts words without a definition for scripts without spaces. Here a word is a run between spaces; inside
+    a run, each character of an unspaced script (with its combining marks) is a word of its own, and so is each run
+    between such characters. The rule depends on characters, not on the language, so mixed text works.
     """
     starts = []
     after_space, after_unspaced = True, False
@@ -48,10 +48,10 @@ def word_starts(text: str) -> list[int]:
 
 
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
-    """Needs `alt_text`, and takes `language` (default "en").
+    """Make an example of `alt_text` and `language` (default "en").
 
-    The number of given words is uniform over 0 … words - 1 (as SimVLM's prefix, which may be empty): something is
-    always left to generate, and with no word given the prompt is captioning's.
+    The number of given words is uniform over 0 … words - 1 (as SimVLM's prefix, which may be empty): the target always
+    has a word, and with no word given the prompt is captioning's.
     """
     texts, language = fields.alt_text(record), fields.language(record)
     if not options.uses(language):
@@ -65,5 +65,5 @@ def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, 
 
 
 def read(text: str) -> str:
-    """The rest of the alt-text."""
+    """Return the rest of the alt-text."""
     return text.strip()

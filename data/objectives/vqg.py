@@ -1,4 +1,4 @@
-"""Visual question generation (VQ2A): an English answer is given, its question in a language is to be generated."""
+"""Visual question generation (VQ2A): the prompt gives an English answer, the target is its question in a language."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,11 +12,11 @@ PROMPTS = ("Generate a question in {language} for {answer}: <extra_id_0>",)
 
 
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
-    """Needs `questions`, as vqa does."""
+    """Make an example of `questions`, as vqa does."""
     language, question, answer = question_and_answer(record, rng, options)
     return Example(PROMPTS[0].format(language=options.code(language), answer=answer), question, language)
 
 
 def read(text: str) -> str:
-    """The question."""
+    """Return the question."""
     return text.strip()

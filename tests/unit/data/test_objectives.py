@@ -218,7 +218,11 @@ def test_detection_reads_no_box_out_of_nonsense(text):
         ("span_corruption", {"mean_span_length": float("nan")}, "mean_span_length=nan must be a finite number"),
         ("span_corruption", {"noise_density": 1.0}, "noise_density=1.0 must lie in"),
         ("span_corruption", {"noise_density": "much"}, "noise_density: Value 'much'"),
-        ("object_vqa", {"languages": ["de"]}, "has no option 'languages': it has labels, language_case, max_objects"),
+        (
+            "object_vqa",
+            {"languages": ["de"]},
+            "has no option 'languages': it has target_length, labels, language_case, max_objects",
+        ),
         ("detection", {"languages": ["de"]}, "has no option 'languages'"),
         ("detection", {"language_case": "lower"}, "has no option 'language_case'"),
         ("span_corruption", {"language_case": "lower"}, "has no option 'language_case'"),
