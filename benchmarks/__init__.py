@@ -1,1 +1,1 @@
-"""Timings and memory, side by side with what a user would pick instead."""
+"""Benchmarks: timings and memory beside what a user would pick instead (README.md)."""

@@ -1,19 +1,18 @@
-"""What to run when one GPU is at hand: bf16 steps beside Hugging Face's, and flex attention beside the plain one.
+"""Measure on one GPU: bf16 steps beside Hugging Face's, and flex attention beside the plain one.
 
     python -m benchmarks.gpu                           # everything: pali_3b frozen at 224 px, blocks of pali_17b
-    python -m benchmarks.gpu steps --batch 32 --repeats 20
-    python -m benchmarks.gpu attention
+    python -m benchmarks.gpu sections=[steps] batch=32 repeats=20
+    python -m benchmarks.gpu sections=[attention]
 
 TFLOP/s are the model's own (`model/costs.py`: backward only for what is trained, no recomputation, no padding); MFU
-divides them by the vendor's dense bf16 peak. The sides run one after the other, each in a process of its own.
+divides them by the vendor's dense bf16 peak. The sides run one after the other, each in its own process.
 """
 
-import argparse
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from rich.console import Console
@@ -22,7 +21,10 @@ from torch import Tensor
 
 from benchmarks.step import make_hugging_face, make_ours
 from benchmarks.worker import Worker
+from common.command_line import parse
+from common.errors import ConfigurationError
 from common.terminal import use_utf8
+from common.values import one_of
 from model.attention import Mask, flex_t5_attention, relative_bias, t5_attention
 from model.config import MT5Config
 from model.costs import batch_flops
@@ -30,12 +32,33 @@ from model.describe import Sizes, one_example, plan, read_sizes
 from train.step.flops import PEAK_TFLOPS
 
 SECTIONS = ("steps", "attention")
-BLOCKS = 2  # of each kind stand for all of pali_17b, which is too large for one GPU
+BLOCKS = 2  # of each kind of pali_17b: the whole model is too large for one GPU
 LENGTHS = ((288, 32, 16), (1024, 128, 8), (2048, 256, 4))  # encoder, decoder positions and rows
 
 
-def settings() -> dict[str, Sizes]:
-    """What is timed: one whole model of the paper, and a few blocks as wide as its largest."""
+@dataclass
+class Options:
+    """Measure on one GPU: bf16 steps beside Hugging Face's, and flex attention beside the plain one."""
+
+    sections: list[str] = field(default_factory=lambda: list(SECTIONS))
+    """Sections to run, of steps and attention."""
+    batch: int = 16
+    """Examples of a step, one per row."""
+    input_tokens: int = 32
+    """Tokens of text that each example adds to the encoder."""
+    target_tokens: int = 32
+    """Tokens of each example's target."""
+    repeats: int = 10
+    """Timed steps or passes, after three that compile; the table shows the median."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigurationError for an unknown section."""
+        for section in self.sections:
+            one_of("sections", section, SECTIONS)
+
+
+def models() -> dict[str, Sizes]:
+    """Return the models to time: one whole model of the paper, and a few blocks as wide as its largest."""
     whole = read_sizes(["model=pali_3b", "stage=frozen_224"])
     wide = read_sizes(["model=pali_17b", "stage=frozen_224"])
     few = Sizes(
@@ -52,23 +75,24 @@ def settings() -> dict[str, Sizes]:
 
 
 def peak_of_this_gpu() -> float | None:
-    """Dense bf16 TFLOP/s by the vendor's data sheet, or None where the device is not listed."""
+    """Return the dense bf16 TFLOP/s of the vendor's data sheet, or None where the device is not listed."""
     name = torch.cuda.get_device_name()
     return next((bf16 for known, (bf16, _) in PEAK_TFLOPS.items() if known in name), None)
 
 
 def steps(console: Console, shape: tuple[int, int, int], repeats: int) -> None:
+    """Print time, TFLOP/s, MFU and memory of a step of both sides."""
     peak = peak_of_this_gpu()
     table = Table(title=f"one bf16 step: batch {shape[0]}, text {shape[1]}/{shape[2]} tokens, median of {repeats}")
     for name in ("model", "side", "step", "examples/s", "TFLOP/s", "MFU", "peak memory"):
         table.add_column(name, justify="left" if name in ("model", "side") else "right", no_wrap=True)
-    for name, sizes in settings().items():
+    for name, sizes in models().items():
         tflop = shape[0] * batch_flops(plan(sizes).units(), one_example(sizes, *shape[1:])) / 1e12
         sides: dict[str, Callable[..., Callable[[], float]]] = {"ours": make_ours, "Hugging Face": make_hugging_face}
         for side, make in sides.items():
             try:
                 seconds, memory = timed(make, sizes, shape, repeats)
-            except EOFError:  # the process ended: its own message says why, most likely out of memory
+            except EOFError:  # the process ended, most likely out of memory; its own message has the cause
                 table.add_row(name, side, "failed", *["-"] * 4)
                 continue
             table.add_row(
@@ -86,7 +110,7 @@ def steps(console: Console, shape: tuple[int, int, int], repeats: int) -> None:
 def timed(
     make: Callable[..., Callable[[], float]], sizes: Sizes, shape: tuple[int, int, int], repeats: int
 ) -> tuple[float, int]:
-    """(median seconds of a step, peak bytes on the GPU); the first steps, which compile, do not count."""
+    """Return (median seconds of a step, peak bytes on the GPU), without the first steps, which compile."""
     worker = Worker(make, sizes, "bf16", *shape)
     for _ in range(3):
         worker.step()
@@ -95,7 +119,7 @@ def timed(
 
 
 def attention(console: Console, repeats: int) -> None:
-    """The encoder's self-attention of mT5-XXL, forward and backward, in packed rows of two examples."""
+    """Print time and memory of mT5-XXL's self-attention, forward and backward, in packed rows of two examples."""
     mt5 = read_sizes(["model=pali_17b", "stage=frozen_224"]).mt5
     table = Table(
         title=f"T5 attention, {mt5.num_heads} heads of {mt5.d_kv}, bf16, forward and backward, median of {repeats}"
@@ -104,7 +128,7 @@ def attention(console: Console, repeats: int) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for encoder, decoder, rows in LENGTHS:
         for kind, length in (("encoder", encoder), ("decoder", decoder)):
-            found = {name: pass_of(name, mt5, rows, length, kind == "decoder", repeats) for name in ("plain", "flex")}
+            found = {name: time_pass(name, mt5, rows, length, kind == "decoder", repeats) for name in ("plain", "flex")}
             (plain_s, plain_bytes), (flex_s, flex_bytes) = found["plain"], found["flex"]
             table.add_row(
                 str(length),
@@ -119,8 +143,8 @@ def attention(console: Console, repeats: int) -> None:
     console.print(table)
 
 
-def pass_of(name: str, mt5: MT5Config, rows: int, length: int, causal: bool, repeats: int) -> tuple[float, int]:
-    """(median seconds, peak bytes beyond the inputs) of one forward and backward pass."""
+def time_pass(name: str, mt5: MT5Config, rows: int, length: int, causal: bool, repeats: int) -> tuple[float, int]:
+    """Return (median seconds, peak bytes beyond the inputs) of one forward and backward pass."""
     torch.manual_seed(0)
     options = {"device": "cuda", "dtype": torch.bfloat16, "requires_grad": True}
     query, key, value = (torch.randn(length, rows, mt5.num_heads, mt5.d_kv, **options) for _ in range(3))
@@ -148,24 +172,22 @@ def pass_of(name: str, mt5: MT5Config, rows: int, length: int, causal: bool, rep
     return statistics.median(taken[3:]), torch.cuda.max_memory_allocated() - before
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", default=list(SECTIONS), help=f"of {', '.join(SECTIONS)}")
-    parser.add_argument("--batch", type=int, default=16, help="examples, one per row")
-    parser.add_argument("--input-tokens", type=int, default=32)
-    parser.add_argument("--target-tokens", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=10)
-    chosen = parser.parse_args()
+def main(options: Options) -> None:
+    """Print the tables of the chosen sections; raise ConfigurationError without a GPU."""
     if not torch.cuda.is_available():
-        sys.exit("benchmarks.gpu needs a GPU and torch finds none here; benchmarks.step measures on CPUs.")
+        raise ConfigurationError("benchmarks.gpu needs a GPU and torch finds none; benchmarks.step measures on CPUs.")
     console = Console(width=130)
     console.print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    if "steps" in chosen.sections:
-        steps(console, (chosen.batch, chosen.input_tokens, chosen.target_tokens), chosen.repeats)
-    if "attention" in chosen.sections:
-        attention(console, chosen.repeats)
+    if "steps" in options.sections:
+        steps(console, (options.batch, options.input_tokens, options.target_tokens), options.repeats)
+    if "attention" in options.sections:
+        attention(console, options.repeats)
 
 
 if __name__ == "__main__":
     use_utf8()
-    main()
+    try:
+        main(parse(sys.argv[1:], Options))
+    except ConfigurationError as error:
+        print(f"Configuration: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,7 +1,7 @@
-"""The two sides of a comparison: this system, and Hugging Face's MT5 + ViT wired the same way.
+"""Build the two sides of a comparison: this system, and Hugging Face's MT5 + ViT connected the same way.
 
-Both take rows of one image and text, train all parameters (or all but the ViT) with Adafactor, in fp32 or in bf16 with
-fp32 weights. A side is made in a process of its own.
+Both read rows of one image and text, and train all parameters (or all but the ViT) with Adafactor, in fp32 or in bf16
+with fp32 weights. Each side is built in its own process.
 """
 
 from collections.abc import Callable
@@ -20,15 +20,15 @@ NUM_OBJECTIVES = 8
 
 @dataclass
 class Example:
-    """One picture, uint8 [S, S, 3] (or none), the ids of the input and of the target text."""
+    """One image, uint8 [S, S, 3] (or None), and the ids of the input and of the target text."""
 
-    picture: Tensor | None
+    image: Tensor | None
     inputs: list[int] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
 
 
 def ours(sizes: Sizes, precision: str) -> Callable[[list[MicroBatch]], float]:
-    """A step of this system's engine in one process; gives the loss, nats per target token."""
+    """Build a step of this system's engine in one process; the step returns the loss, nats per target token."""
     from parallel.config import OptimizerConfig, ParallelConfig
     from parallel.distributed import launch
     from parallel.engine.base import build_engine
@@ -87,7 +87,7 @@ class HuggingFace(nn.Module):
                 dropout_rate=0.0,
             )
         )
-        # mT5's output matrix is one of its own; transformers 5 ties it to the embedding.
+        # mT5 does not tie its output matrix to the embedding, but transformers 5 does.
         self.language.lm_head.weight = nn.Parameter(torch.randn_like(self.language.shared.weight) * mt5.d_model**-0.5)
         if sizes.frozen:
             self.vision.requires_grad_(False)
@@ -101,7 +101,7 @@ class HuggingFace(nn.Module):
 
 
 def hugging_face(sizes: Sizes, precision: str) -> Callable[[list[dict[str, Tensor]]], float]:
-    """A step as the Trainer takes it with `bf16=True`: autocast over fp32 weights, transformers' Adafactor.
+    """Build a step like Trainer's with `bf16=True`: autocast over fp32 weights, transformers' Adafactor.
 
     Gradients of several batches are accumulated.
     """
@@ -130,10 +130,10 @@ def hugging_face(sizes: Sizes, precision: str) -> Callable[[list[dict[str, Tenso
 
 
 def one_per_row(examples: list[Example], sizes: Sizes) -> MicroBatch:
-    """Our arrays of examples that each have a row, padded to the longest."""
+    """Make our arrays with one example per row, padded to the longest."""
     visual = sizes.vit.num_tokens(sizes.model.image_size)
     size = sizes.model.image_size
-    length = max(visual * (e.picture is not None) + len(e.inputs) for e in examples)
+    length = max(visual * (e.image is not None) + len(e.inputs) for e in examples)
     targets = max(len(e.targets) for e in examples)
     encoder = torch.zeros(3, len(examples), length, dtype=torch.long)
     decoder = torch.zeros(4, len(examples), targets, dtype=torch.long)
@@ -141,8 +141,8 @@ def one_per_row(examples: list[Example], sizes: Sizes) -> MicroBatch:
     images = torch.zeros(len(examples), size, size, 3, dtype=torch.uint8)
     for row, e in enumerate(examples):
         at = 0
-        if e.picture is not None:
-            images[row], at = e.picture, visual
+        if e.image is not None:
+            images[row], at = e.image, visual
             encoder[2, row, :visual] = row * visual + torch.arange(visual)
         end, last = at + len(e.inputs), len(e.targets)
         encoder[0, row, at:end] = torch.tensor(e.inputs)
@@ -154,9 +154,9 @@ def one_per_row(examples: list[Example], sizes: Sizes) -> MicroBatch:
 
 
 def padded(examples: list[Example], image_size: int) -> dict[str, Tensor]:
-    """Hugging Face's arrays of the same examples; a text without a picture gets a blank one, as its collators do."""
+    """Make Hugging Face's arrays of the same examples, with a blank image for a text without one."""
     blank = torch.full((image_size, image_size, 3), 127, dtype=torch.uint8)
-    pixels = torch.stack([blank if e.picture is None else e.picture for e in examples])
+    pixels = torch.stack([blank if e.image is None else e.image for e in examples])
     tokens = nn.utils.rnn.pad_sequence([torch.tensor(e.inputs) for e in examples], batch_first=True)
     mask = nn.utils.rnn.pad_sequence([torch.ones(len(e.inputs), dtype=torch.long) for e in examples], batch_first=True)
     labels = [torch.tensor(e.targets) for e in examples]

@@ -1,4 +1,4 @@
-"""A side of a comparison in a process of its own, so that its memory is its own and the two sides can take turns."""
+"""Run a side of a comparison in its own process, so that its memory is measured alone and sides can take turns."""
 
 import multiprocessing
 import os
@@ -12,7 +12,7 @@ import torch
 
 
 class Worker:
-    """`make(*arguments)` is called in a fresh process and gives a step; steps are asked for one at a time."""
+    """A new process that calls `make(*arguments)` once, and the step that it returns on request."""
 
     def __init__(self, make: Callable[..., Callable[[], float]], *arguments: Any, threads: int | None = None) -> None:
         context = multiprocessing.get_context("spawn")
@@ -23,12 +23,12 @@ class Worker:
         self.pipe.recv()
 
     def step(self) -> float:
-        """Take a step; its seconds."""
+        """Take a step; return its seconds."""
         self.pipe.send("step")
         return float(self.pipe.recv())
 
     def close(self) -> int:
-        """End the process; the most memory it ever held, bytes (of the GPU where there is one)."""
+        """End the process; return its peak memory in bytes (of the GPU where there is one)."""
         self.pipe.send("close")
         peak = int(self.pipe.recv())
         self.process.join()
@@ -52,7 +52,7 @@ def _serve(pipe: Connection, make: Callable[..., Callable[[], float]], arguments
 
 
 def peak_bytes() -> int:
-    """Peak resident memory of this process, or peak memory allocated on the GPU."""
+    """Return the peak memory that this process allocated on the GPU, or its peak resident memory on CPUs."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from benchmarks.packing import examples_of
+from benchmarks.packing import row_examples
 from benchmarks.sides import Example, hugging_face, one_per_row, padded
 from model.batch import ARRAYS
 from model.describe import Sizes
@@ -16,15 +16,15 @@ ROWS = [[example(1), example(2, pictures=0)], [example(3, inputs=9, targets=1)],
 
 def _examples() -> list[Example]:
     batch = micro_batch(ROWS, encoder_length=50, decoder_length=20)
-    return examples_of({name: getattr(batch, name).numpy() for name in ARRAYS}, TOKENS_PER_IMAGE)  # type: ignore
+    return row_examples({name: getattr(batch, name).numpy() for name in ARRAYS}, TOKENS_PER_IMAGE)  # type: ignore
 
 
 def test_packed_rows_give_their_examples_back() -> None:
     expected = [e for row in ROWS for e in row]
     for found, e in zip(_examples(), expected, strict=True):
         assert (found.inputs, found.targets) == (e.inputs, [*e.targets, 1])
-        assert (found.picture is None) == (not e.pictures)
-        assert found.picture is None or torch.equal(found.picture, picture(e.pictures[0]))
+        assert (found.image is None) == (not e.pictures)
+        assert found.image is None or torch.equal(found.image, picture(e.pictures[0]))
 
 
 def test_one_example_per_row_is_what_the_packer_makes_of_single_rows() -> None:
