@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.sides import Setting
 from benchmarks.step import make_hugging_face, make_ours
 from benchmarks.worker import Worker
 from common.command_line import parse
@@ -28,7 +29,8 @@ from common.values import one_of
 from model.attention import Mask, flex_t5_attention, relative_bias, t5_attention
 from model.config import MT5Config
 from model.costs import batch_flops
-from model.describe import Sizes, one_example, plan, read_sizes
+from model.describe import one_example, read_model
+from model.pali import plan_on_meta
 from train.step.flops import PEAK_TFLOPS
 
 SECTIONS = ("steps", "attention")
@@ -57,16 +59,16 @@ class Options:
             one_of("sections", section, SECTIONS)
 
 
-def models() -> dict[str, Sizes]:
+def models() -> dict[str, Setting]:
     """Return the models to time: one whole model of the paper, and a few blocks as wide as its largest."""
-    whole = read_sizes(["model=pali_3b", "stage=frozen_224"])
-    wide = read_sizes(["model=pali_17b", "stage=frozen_224"])
-    few = Sizes(
-        replace(wide.vit, depth=BLOCKS),
-        replace(wide.mt5, num_encoder_layers=BLOCKS, num_decoder_layers=BLOCKS, vocab_size=8192),
-        wide.model,
-        wide.frozen,
+    whole = Setting(*read_model(["model=pali_3b", "stage=frozen_224"]))
+    wide, frozen = read_model(["model=pali_17b", "stage=frozen_224"])
+    blocks = replace(
+        wide,
+        vit=replace(wide.vit, depth=BLOCKS),
+        mt5=replace(wide.mt5, num_encoder_layers=BLOCKS, num_decoder_layers=BLOCKS, vocab_size=8192),
     )
+    few = Setting(blocks, frozen)
     return {
         "pali_3b, ViT frozen, 224 px": whole,
         f"pali_17b, {BLOCKS} blocks of each kind, ViT frozen": few,
@@ -86,12 +88,13 @@ def steps(console: Console, shape: tuple[int, int, int], repeats: int) -> None:
     table = Table(title=f"one bf16 step: batch {shape[0]}, text {shape[1]}/{shape[2]} tokens, median of {repeats}")
     for name in ("model", "side", "step", "examples/s", "TFLOP/s", "MFU", "peak memory"):
         table.add_column(name, justify="left" if name in ("model", "side") else "right", no_wrap=True)
-    for name, sizes in models().items():
-        tflop = shape[0] * batch_flops(plan(sizes).units(), one_example(sizes, *shape[1:])) / 1e12
+    for name, setting in models().items():
+        plan = plan_on_meta(setting.model, setting.frozen)
+        tflop = shape[0] * batch_flops(plan.units(), one_example(setting.model, *shape[1:])) / 1e12
         sides: dict[str, Callable[..., Callable[[], float]]] = {"ours": make_ours, "Hugging Face": make_hugging_face}
         for side, make in sides.items():
             try:
-                seconds, memory = timed(make, sizes, shape, repeats)
+                seconds, memory = timed(make, setting, shape, repeats)
             except EOFError:  # the process ended, most likely out of memory; its own message has the cause
                 table.add_row(name, side, "failed", *["-"] * 4)
                 continue
@@ -108,10 +111,10 @@ def steps(console: Console, shape: tuple[int, int, int], repeats: int) -> None:
 
 
 def timed(
-    make: Callable[..., Callable[[], float]], sizes: Sizes, shape: tuple[int, int, int], repeats: int
+    make: Callable[..., Callable[[], float]], setting: Setting, shape: tuple[int, int, int], repeats: int
 ) -> tuple[float, int]:
     """Return (median seconds of a step, peak bytes on the GPU), without the first steps, which compile."""
-    worker = Worker(make, sizes, "bf16", *shape)
+    worker = Worker(make, setting, "bf16", *shape)
     for _ in range(3):
         worker.step()
     seconds = statistics.median(worker.step() for _ in range(repeats))
@@ -120,7 +123,7 @@ def timed(
 
 def attention(console: Console, repeats: int) -> None:
     """Print time and memory of mT5-XXL's self-attention, forward and backward, in packed rows of two examples."""
-    mt5 = read_sizes(["model=pali_17b", "stage=frozen_224"]).mt5
+    mt5 = read_model(["model=pali_17b", "stage=frozen_224"])[0].mt5
     table = Table(
         title=f"T5 attention, {mt5.num_heads} heads of {mt5.d_kv}, bf16, forward and backward, median of {repeats}"
     )

@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.sides import Example, hugging_face, ours, padded
+from benchmarks.sides import Example, Setting, hugging_face, ours, padded
 from benchmarks.step import alternate
 from benchmarks.worker import Worker
 from common.command_line import parse
@@ -30,7 +30,7 @@ from data.digest import open_stream
 from data.packing import Rows, micro_batches
 from data.stream import Stream
 from model.batch import MicroBatch
-from model.describe import read_sizes
+from model.describe import read_model
 
 TRIM = 16  # positions; data.trim_multiple of the miniature corpus
 
@@ -72,7 +72,7 @@ def row_examples(rows: Rows, tokens_per_image: int) -> list[Example]:
 
 def make_ours(overrides: Sequence[str], precision: str, steps: int, micro_batch_size: int) -> Callable[[], float]:
     """Make this system's side: steps over the packed rows of `steps` steps in turn."""
-    stream, step = open_stream(overrides, "train"), ours(read_sizes(overrides), precision)
+    stream, step = open_stream(overrides, "train"), ours(Setting(*read_model(overrides)), precision)
     packed = [
         micro_batches(step_rows(stream, number), micro_batch_size, stream.shape) for number in range(1, steps + 1)
     ]
@@ -88,13 +88,13 @@ def make_hugging_face(
     overrides: Sequence[str], precision: str, steps: int, micro_batch_size: int
 ) -> Callable[[], float]:
     """Make Hugging Face's side: steps over the same examples, padded."""
-    stream, sizes = open_stream(overrides, "train"), read_sizes(overrides)
-    step = hugging_face(sizes, precision)
+    stream, setting = open_stream(overrides, "train"), Setting(*read_model(overrides))
+    step = hugging_face(setting, precision)
     of_steps = []
     for number in range(1, steps + 1):
         examples = row_examples(step_rows(stream, number), stream.shape.tokens_per_image)
         parts = [examples[start : start + micro_batch_size] for start in range(0, len(examples), micro_batch_size)]
-        of_steps.append([padded(part, sizes.model.image_size) for part in parts])
+        of_steps.append([padded(part, setting.model.model.image_size) for part in parts])
     batches = cycle(of_steps)
     return lambda: step(next(batches))
 

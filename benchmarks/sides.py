@@ -4,15 +4,15 @@ Both read rows of one image and text, and train all parameters (or all but the V
 with fp32 weights. Each side is built in its own process.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from model.batch import MicroBatch
-from model.describe import Sizes
+from model.config import PaLIConfig
 
 LEARNING_RATE = 1e-3
 NUM_OBJECTIVES = 8
@@ -27,23 +27,28 @@ class Example:
     targets: list[int] = field(default_factory=list)
 
 
-def ours(sizes: Sizes, precision: str) -> Callable[[list[MicroBatch]], float]:
+@dataclass(frozen=True)
+class Setting:
+    """Hold the model to compare; `frozen` are patterns of parameter names."""
+
+    model: PaLIConfig
+    frozen: Sequence[str] = ()
+
+
+def ours(setting: Setting, precision: str) -> Callable[[list[MicroBatch]], float]:
     """Build a step of this system's engine in one process; the step returns the loss, nats per target token."""
     from parallel.config import OptimizerConfig, ParallelConfig
     from parallel.distributed import launch
-    from parallel.engine.base import build_engine
+    from parallel.engine.build import build_engine
     from parallel.layout import Layout
 
-    layout = Layout(ParallelConfig(), launch())
+    layout = Layout.start(ParallelConfig(), launch())
     engine = build_engine(
-        sizes.vit,
-        sizes.mt5,
-        sizes.model,
+        replace(setting.model, num_objectives=NUM_OBJECTIVES),
         OptimizerConfig(),
-        layout=layout,
-        num_objectives=NUM_OBJECTIVES,
+        layout,
         precision=precision,
-        freeze=list(sizes.frozen),
+        freeze=setting.frozen,
     )
 
     def step(batches: list[MicroBatch]) -> float:
@@ -57,11 +62,11 @@ def ours(sizes: Sizes, precision: str) -> Callable[[list[MicroBatch]], float]:
 class HuggingFace(nn.Module):
     """ViTModel -> linear -> MT5ForConditionalGeneration, visual tokens in front of the text's embeddings."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, setting: Setting) -> None:
         from transformers import MT5Config, MT5ForConditionalGeneration, ViTConfig, ViTModel
 
         super().__init__()
-        vit, mt5 = sizes.vit, sizes.mt5
+        vit, mt5 = setting.model.vit, setting.model.mt5
         self.vision = ViTModel(
             ViTConfig(
                 hidden_size=vit.width,
@@ -69,7 +74,7 @@ class HuggingFace(nn.Module):
                 num_attention_heads=vit.num_heads,
                 intermediate_size=vit.mlp_dim,
                 hidden_act="gelu_pytorch_tanh",
-                image_size=sizes.model.image_size,
+                image_size=setting.model.model.image_size,
                 patch_size=vit.patch_size,
             ),
             add_pooling_layer=False,
@@ -89,7 +94,7 @@ class HuggingFace(nn.Module):
         )
         # mT5 does not tie its output matrix to the embedding, but transformers 5 does.
         self.language.lm_head.weight = nn.Parameter(torch.randn_like(self.language.shared.weight) * mt5.d_model**-0.5)
-        if sizes.frozen:
+        if setting.frozen:
             self.vision.requires_grad_(False)
 
     def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
@@ -100,7 +105,7 @@ class HuggingFace(nn.Module):
         return self.language(inputs_embeds=embeddings, attention_mask=mask, labels=labels).loss  # type: ignore[no-any-return]
 
 
-def hugging_face(sizes: Sizes, precision: str) -> Callable[[list[dict[str, Tensor]]], float]:
+def hugging_face(setting: Setting, precision: str) -> Callable[[list[dict[str, Tensor]]], float]:
     """Build a step like Trainer's with `bf16=True`: autocast over fp32 weights, transformers' Adafactor.
 
     Gradients of several batches are accumulated.
@@ -108,7 +113,7 @@ def hugging_face(sizes: Sizes, precision: str) -> Callable[[list[dict[str, Tenso
     from transformers import Adafactor
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = HuggingFace(sizes).to(device).train()
+    model = HuggingFace(setting).to(device).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = Adafactor(trained, lr=LEARNING_RATE, scale_parameter=True, relative_step=False, warmup_init=False)
 
@@ -129,10 +134,9 @@ def hugging_face(sizes: Sizes, precision: str) -> Callable[[list[dict[str, Tenso
     return step
 
 
-def one_per_row(examples: list[Example], sizes: Sizes) -> MicroBatch:
+def one_per_row(examples: list[Example], config: PaLIConfig) -> MicroBatch:
     """Make our arrays with one example per row, padded to the longest."""
-    visual = sizes.vit.num_tokens(sizes.model.image_size)
-    size = sizes.model.image_size
+    visual, size = config.tokens_per_image, config.model.image_size
     length = max(visual * (e.image is not None) + len(e.inputs) for e in examples)
     targets = max(len(e.targets) for e in examples)
     encoder = torch.zeros(3, len(examples), length, dtype=torch.long)

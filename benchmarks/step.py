@@ -17,14 +17,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.sides import Example, hugging_face, one_per_row, ours, padded
+from benchmarks.sides import Example, Setting, hugging_face, one_per_row, ours, padded
 from benchmarks.worker import Worker
 from common.command_line import parse
 from common.errors import ConfigurationError
 from common.terminal import use_utf8
 from common.values import one_of
+from model.config import PaLIConfig
 from model.costs import batch_flops
-from model.describe import Sizes, one_example, plan, read_sizes
+from model.describe import one_example, read_model
+from model.pali import plan_on_meta
 
 FROZEN = ["patches.*", "vit_block_*", "bridge.vit_norm.*"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -66,27 +68,28 @@ class Options:
         return self.batch, self.input_tokens, self.target_tokens
 
 
-def examples(sizes: Sizes, batch: int, input_tokens: int, target_tokens: int) -> list[Example]:
+def examples(config: PaLIConfig, batch: int, input_tokens: int, target_tokens: int) -> list[Example]:
     """Make random images and ids, all of the same lengths."""
     generator = torch.Generator().manual_seed(0)
-    size = sizes.model.image_size
+    size = config.model.image_size
 
     def ids(count: int) -> list[int]:
-        return torch.randint(3, sizes.mt5.vocab_size, (count,), generator=generator).tolist()
+        return torch.randint(3, config.mt5.vocab_size, (count,), generator=generator).tolist()
 
     images = torch.randint(0, 256, (batch, size, size, 3), generator=generator).to(torch.uint8)
     return [Example(image, ids(input_tokens), ids(target_tokens)) for image in images]
 
 
-def make_ours(sizes: Sizes, precision: str, *shape: int) -> Callable[[], float]:
+def make_ours(setting: Setting, precision: str, *shape: int) -> Callable[[], float]:
     """Make this system's side: a step on one batch of `shape` (see `Options.shape`)."""
-    step, batch = ours(sizes, precision), one_per_row(examples(sizes, *shape), sizes)
+    step, batch = ours(setting, precision), one_per_row(examples(setting.model, *shape), setting.model)
     return lambda: step([batch])
 
 
-def make_hugging_face(sizes: Sizes, precision: str, *shape: int) -> Callable[[], float]:
+def make_hugging_face(setting: Setting, precision: str, *shape: int) -> Callable[[], float]:
     """Make Hugging Face's side: a step on the same batch."""
-    step, batch = hugging_face(sizes, precision), padded(examples(sizes, *shape), sizes.model.image_size)
+    image_size = setting.model.model.image_size
+    step, batch = hugging_face(setting, precision), padded(examples(setting.model, *shape), image_size)
     return lambda: step([batch])
 
 
@@ -119,35 +122,38 @@ def matrix_product(tokens: int, d_in: int, d_out: int, dtype: torch.dtype, repea
     return 2.0 * tokens * d_in * d_out / statistics.median(taken[2:])
 
 
-def largest_shapes(sizes: Sizes, batch: int, input_tokens: int, target_tokens: int) -> dict[str, tuple[int, int, int]]:
+def largest_shapes(
+    config: PaLIConfig, batch: int, input_tokens: int, target_tokens: int
+) -> dict[str, tuple[int, int, int]]:
     """Return (tokens, d_in, d_out) of the widest product of each part of the model."""
-    visual = sizes.vit.num_tokens(sizes.model.image_size)
+    visual = config.tokens_per_image
     return {
-        "vocabulary": (batch * target_tokens, sizes.mt5.d_model, sizes.mt5.vocab_size),
-        "ViT MLP": (batch * visual, sizes.vit.width, sizes.vit.mlp_dim),
-        "encoder MLP": (batch * (visual + input_tokens), sizes.mt5.d_model, 2 * sizes.mt5.d_ff),
+        "vocabulary": (batch * target_tokens, config.mt5.d_model, config.mt5.vocab_size),
+        "ViT MLP": (batch * visual, config.vit.width, config.vit.mlp_dim),
+        "encoder MLP": (batch * (visual + input_tokens), config.mt5.d_model, 2 * config.mt5.d_ff),
     }
 
 
 def compare(
-    sizes: Sizes, precision: str, shape: tuple[int, int, int], repeats: int
+    setting: Setting, precision: str, shape: tuple[int, int, int], repeats: int
 ) -> tuple[list[float], list[int], float]:
     """Return median seconds and peak bytes of (ours, Hugging Face), and the median of their time ratios."""
-    sides = [Worker(make, sizes, precision, *shape) for make in (make_ours, make_hugging_face)]
+    sides = [Worker(make, setting, precision, *shape) for make in (make_ours, make_hugging_face)]
     seconds = alternate(sides, repeats)
     peaks = [side.close() for side in sides]
     ratio = statistics.median(theirs / mine for mine, theirs in zip(*seconds, strict=True))
     return [statistics.median(taken) for taken in seconds], peaks, ratio
 
 
-def table_row(options: Options, sizes: Sizes, precision: str, peak_gflops: float) -> list[str]:
-    """Measure both sides at one precision, with `sizes.frozen`, and return the table's cells."""
+def table_row(options: Options, setting: Setting, precision: str, peak_gflops: float) -> list[str]:
+    """Measure both sides at one precision, with `setting.frozen`, and return the table's cells."""
     shape = options.shape
-    flops = shape[0] * batch_flops(plan(sizes).units(), one_example(sizes, *shape[1:]))
-    medians, memory, ratio = compare(sizes, precision, shape, options.repeats)
+    plan = plan_on_meta(setting.model, setting.frozen)
+    flops = shape[0] * batch_flops(plan.units(), one_example(setting.model, *shape[1:]))
+    medians, memory, ratio = compare(setting, precision, shape, options.repeats)
     return [
         precision,
-        "frozen" if sizes.frozen else "trained",
+        "frozen" if setting.frozen else "trained",
         *(f"{seconds:.3f} s" for seconds in medians),
         f"{ratio:.2f}",
         f"{flops / medians[0] / peak_gflops / 1e9:.0%}",
@@ -158,11 +164,11 @@ def table_row(options: Options, sizes: Sizes, precision: str, peak_gflops: float
 def main(options: Options) -> None:
     """Print the machine's own peak and the table of steps."""
     console = Console(width=130)
-    sizes = read_sizes([f"vit={options.vit}", f"mt5={options.mt5}"])
-    sizes.model.image_size = options.image_size
+    config, _ = read_model([f"vit={options.vit}", f"mt5={options.mt5}"])
+    config.model.image_size = options.image_size
     peaks: dict[str, float] = {}
     for precision in options.precision:
-        shapes = largest_shapes(sizes, *options.shape)
+        shapes = largest_shapes(config, *options.shape)
         found = {name: matrix_product(*shape, DTYPES[precision]) / 1e9 for name, shape in shapes.items()}
         peaks[precision] = max(found.values())
         console.print(f"{precision} matrix products: " + ", ".join(f"{k} {v:.0f} GFLOP/s" for k, v in found.items()))
@@ -175,8 +181,8 @@ def main(options: Options) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for precision in options.precision:
         for vision in options.vision:
-            config = Sizes(sizes.vit, sizes.mt5, sizes.model, FROZEN if vision == "frozen" else [])
-            row = table_row(options, config, precision, peaks[precision])
+            setting = Setting(config, FROZEN if vision == "frozen" else [])
+            row = table_row(options, setting, precision, peaks[precision])
             console.print("  ".join(row))  # at once, because each row takes minutes
             table.add_row(*row)
     console.print(table)

@@ -104,11 +104,15 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class PaLIConfig:
-    """Bundle what the whole model is made of: two towers, and the choices that join them."""
+    """Bundle what the whole model is made of: two towers, and the choices that join them.
+
+    `num_objectives`: training objectives whose losses the head reports one by one.
+    """
 
     vit: ViTConfig
     mt5: MT5Config
     model: ModelConfig
+    num_objectives: int = 1
 
     @property
     def tokens_per_image(self) -> int:

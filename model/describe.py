@@ -13,7 +13,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
@@ -25,9 +24,9 @@ from common.errors import ConfigurationError
 from common.overrides import check_choices, check_read, stored_schema
 from common.terminal import use_utf8
 from common.values import in_one_line, typed
-from model.config import ModelConfig, MT5Config, ViTConfig
+from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from model.costs import BatchShape, UnitCost, unit_costs
-from model.pali import PaLI, freeze, units
+from model.pali import plan_on_meta
 
 CONFIGURATION = Path(__file__).parent.parent / "conf"
 SCHEMA = "run_schema"
@@ -42,35 +41,18 @@ class Frozen:
     freeze: list[str]
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What a description is made of; `frozen` are patterns of parameter names."""
-
-    vit: ViTConfig
-    mt5: MT5Config
-    model: ModelConfig
-    frozen: Sequence[str] = ()
-
-
-def plan(sizes: Sizes) -> PaLI:
-    """The model on `meta`: shapes without memory, frozen as in the phase."""
-    with torch.device("meta"):
-        planned = PaLI(units(sizes.vit, sizes.mt5, sizes.model, num_objectives=1))
-    freeze(planned, sizes.frozen)
-    return planned
-
-
-def one_example(sizes: Sizes, input_tokens: int, target_tokens: int) -> BatchShape:
-    """One image and its text in a row of their own, as the paper counts."""
-    vision = sizes.vit.num_tokens(sizes.model.image_size)
+def one_example(config: PaLIConfig, input_tokens: int, target_tokens: int) -> BatchShape:
+    """Return the shape of one image and its text in a row of their own, as the paper counts."""
+    vision = config.tokens_per_image
     return BatchShape(1, vision, 1, vision + input_tokens, target_tokens)
 
 
-def describe(sizes: Sizes, input_tokens: int, target_tokens: int) -> Table:
-    """The table of units; equal blocks in a row share a line."""
-    costs = list(unit_costs(plan(sizes).units(), one_example(sizes, input_tokens, target_tokens)))
+def describe(config: PaLIConfig, frozen: Sequence[str], input_tokens: int, target_tokens: int) -> Table:
+    """Make the table of units; equal blocks in a row share a line."""
+    plan = plan_on_meta(config, frozen)
+    costs = list(unit_costs(plan.units(), one_example(config, input_tokens, target_tokens)))
     table = Table(
-        title=f"one example: {sizes.vit.num_tokens(sizes.model.image_size)} visual ({sizes.model.image_size} px), "
+        title=f"one example: {config.tokens_per_image} visual ({config.model.image_size} px), "
         f"{input_tokens} input and {target_tokens} target tokens; activations in bf16",
         show_footer=True,
     )
@@ -114,8 +96,11 @@ def _mib(size: float) -> str:
     return f"{size / 2**20:,.1f} MiB"
 
 
-def read_sizes(overrides: Sequence[str]) -> Sizes:
-    """From conf/pretrain.yaml with overrides; ConfigurationError if they do not compose."""
+def read_model(overrides: Sequence[str]) -> tuple[PaLIConfig, list[str]]:
+    """Read (the model, the patterns that its first phase freezes) from conf/pretrain.yaml with overrides.
+
+    Raises ConfigurationError where they do not compose.
+    """
     groups = {"vit": ViTConfig(), "mt5": MT5Config(), "model": ModelConfig()}
     try:
         check_choices(overrides, CONFIGURATION)
@@ -126,7 +111,7 @@ def read_sizes(overrides: Sequence[str]) -> Sizes:
         phase = config.stage.phases[0]
         vit, mt5 = typed(ViTConfig, _plain(config, "vit"), "vit"), typed(MT5Config, _plain(config, "mt5"), "mt5")
         model = typed(ModelConfig, _plain(config, "model") | {"image_size": phase.image_size}, "model")
-        return Sizes(vit, mt5, model, typed(Frozen, {"freeze": phase.freeze}).freeze)
+        return PaLIConfig(vit, mt5, model), typed(Frozen, {"freeze": phase.freeze}).freeze
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError(_sentence(error)) from error
 
@@ -148,18 +133,18 @@ def main(arguments: Sequence[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
-    own, overrides = dict(OWN), []
+    lengths, overrides = dict(OWN), []
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if key not in own:
+        if key not in lengths:
             overrides.append(argument)
         elif value.isdecimal() and int(value) > 0:
-            own[key] = int(value)
+            lengths[key] = int(value)
         else:
             raise ConfigurationError(f"{argument} is not a number of tokens; give at least 1.")
     check_read(overrides, READS, "model.describe")
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(describe(read_sizes(overrides), **own))
+    console.print(describe(*read_model(overrides), lengths["input_tokens"], lengths["target_tokens"]))
 
 
 if __name__ == "__main__":

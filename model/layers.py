@@ -25,12 +25,12 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Generator, Tensor, nn
 
+from common.library_patches import let_megatron_use_cpus
+
 Initializer = Callable[[Tensor, Generator], object]
 AT_ONCE = 2**24  # elements; torch's truncated normal takes several times the memory of what it fills
 
-if not torch.cuda.is_available():
-    # megatron-core 0.16.1 allocates the buffers of sequence parallelism on torch.cuda.current_device(), under gloo too.
-    torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
+let_megatron_use_cpus()
 
 
 class OneProcess:

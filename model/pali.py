@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from common.errors import ConfigurationError
 from model.batch import MicroBatch
-from model.config import ModelConfig, MT5Config, ViTConfig
+from model.config import PaLIConfig
 from model.costs import Unit
 from model.layers import Part, TensorParallel, parameter_parts
 from model.mt5 import Bridge, DecoderBlock, EncoderBlock, EncoderNorm, Head
@@ -19,10 +19,12 @@ from model.vit import Patches, ViTBlock
 Units = dict[str, Unit]
 
 
-def units(
-    vit: ViTConfig, mt5: MT5Config, model: ModelConfig, num_objectives: int, parallel: TensorParallel | None = None
-) -> Units:
-    """Name -> unit, in the order of the forward pass, on the current default device (`meta` for a plan)."""
+def units(config: PaLIConfig, parallel: TensorParallel | None = None) -> Units:
+    """Make the units on the current default device: name -> unit, in the order of the forward pass.
+
+    A unit has the shapes of this rank's blocks in the tensor-parallel group; without one, it holds all of its tensors.
+    """
+    vit, mt5, model = config.vit, config.mt5, config.model
     parallel = parallel or TensorParallel()
     return {
         "patches": Patches(vit, model.image_size, parallel),
@@ -31,7 +33,7 @@ def units(
         **{f"encoder_block_{i}": EncoderBlock(mt5, model, parallel) for i in range(mt5.num_encoder_layers)},
         "encoder_norm": EncoderNorm(mt5, model, parallel),
         **{f"decoder_block_{i}": DecoderBlock(mt5, model, parallel) for i in range(mt5.num_decoder_layers)},
-        "head": Head(mt5, model, num_objectives, parallel),
+        "head": Head(mt5, model, config.num_objectives, parallel),
     }
 
 
@@ -126,8 +128,19 @@ def local_block(parameter: Tensor, part: Part) -> Tensor:
     return parameter.detach().flatten()[part.start : part.start + part.block.numel()].view(part.block)
 
 
-def build(vit: ViTConfig, mt5: MT5Config, model: ModelConfig, num_objectives: int = 1, seed: int = 0) -> PaLI:
-    """The whole model in one process, initialised from a seed."""
-    whole = PaLI(units(vit, mt5, model, num_objectives))
+def plan_on_meta(config: PaLIConfig, frozen: Iterable[str] = (), parallel: TensorParallel | None = None) -> PaLI:
+    """Make the whole model on `meta`: shapes without memory; parameters that match a `frozen` pattern are frozen.
+
+    Raises ConfigurationError as `freeze` does.
+    """
+    with torch.device("meta"):
+        plan = PaLI(units(config, parallel))
+    freeze(plan, frozen)
+    return plan
+
+
+def build(config: PaLIConfig, seed: int = 0) -> PaLI:
+    """Make the whole model in one process, initialized from a seed."""
+    whole = PaLI(units(config))
     initialize(whole, seed)
     return whole

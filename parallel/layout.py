@@ -1,8 +1,8 @@
-"""The one object that owns degrees and process groups: world = data x pipeline x tensor, tensor ranks next to each
-other."""
+"""Own degrees and process groups in one object: world = data x pipeline x tensor, with tensor ranks adjacent."""
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from typing import Any, TypeVar, cast
@@ -13,7 +13,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from common.errors import ConfigurationError
-from model.config import MT5Config, ViTConfig
+from model.config import PaLIConfig
 from model.layers import TensorParallel
 from parallel.config import ParallelConfig
 from parallel.distributed import Launch, gather_objects, start
@@ -21,10 +21,9 @@ from parallel.distributed import Launch, gather_objects, start
 T = TypeVar("T")
 
 
-def check(parallel: ParallelConfig, vit: ViTConfig, mt5: MT5Config, world_size: int) -> None:
-    """Raise ConfigurationError, before anything starts, for a layout that the world or the model cannot be divided
-    into."""
-    tensor, pipeline = parallel.tensor, parallel.pipeline
+def check(parallel: ParallelConfig, model: PaLIConfig, world_size: int) -> None:
+    """Raise ConfigurationError, before anything starts, for degrees that do not divide the world or the model."""
+    vit, mt5, tensor, pipeline = model.vit, model.mt5, parallel.tensor, parallel.pipeline
     if world_size % (tensor * pipeline):
         raise ConfigurationError(
             f"{world_size} process{'es' * (world_size > 1)} cannot be divided into parallel.tensor={tensor} x "
@@ -56,117 +55,150 @@ def check(parallel: ParallelConfig, vit: ViTConfig, mt5: MT5Config, world_size: 
 
 
 def check_device(parallel: ParallelConfig, device: torch.device) -> None:
-    """Raise ConfigurationError for what this device cannot do; `check` may run on a login node without any GPU."""
+    """Raise ConfigurationError for options that this device cannot run; `check` may run on a node without GPUs."""
     if (parallel.quantized_weights or parallel.quantized_gradients) and device.type != "cuda":
         raise ConfigurationError(
             "parallel.quantized_weights and quantized_gradients need DeepSpeed's CUDA kernels; set both to false here."
         )
 
 
-def meet(parallel: ParallelConfig, this: Launch) -> None:
-    """Start the one group of all ranks, unless it is; raises ConfigurationError as `check_device` does, before that."""
+def start_world(parallel: ParallelConfig, this: Launch) -> None:
+    """Start the process group of all ranks, unless it is started already.
+
+    Raises ConfigurationError as `check_device` does, before anything starts.
+    """
     check_device(parallel, this.device)
     start(this, parallel.timeout_s)
 
 
+@dataclass(eq=False)
 class Layout:
-    """Degrees, this process's place in them, and the groups that follow. Starting it is a collective of all ranks.
+    """Own the degrees of parallelism, this rank's number in each, and the process groups that follow from them.
 
-    Raises ConfigurationError, before any group starts, for what the devices here cannot do.
+    `Layout.start` makes one; the constructor starts nothing. `model_group` is one replica: tensor x pipeline ranks.
+    `stage_group` is every rank that holds the same pipeline stage: tensor x data ranks.
     """
 
-    def __init__(self, parallel: ParallelConfig, this: Launch) -> None:
-        meet(parallel, this)
-        _close_groups()
+    config: ParallelConfig
+    device: torch.device
+    rank: int
+    world_size: int
+    tensor_group: dist.ProcessGroup
+    pipeline_group: dist.ProcessGroup
+    data_group: dist.ProcessGroup
+    model_group: dist.ProcessGroup
+    stage_group: dist.ProcessGroup
+
+    @classmethod
+    def start(cls, parallel: ParallelConfig, this: Launch) -> "Layout":
+        """Start the world and every process group of the layout; a collective of all ranks.
+
+        A layout that was started before ends. Raises ConfigurationError, before any group starts, for options that the
+        devices here cannot run.
+        """
+        start_world(parallel, this)
+        _end_previous_layout()
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor,
             pipeline_model_parallel_size=parallel.pipeline,
             create_gloo_process_groups=False,
             distributed_timeout_minutes=parallel.timeout_s / 60,
         )
-        self.config, self.device = parallel, this.device
-        self.rank, self.world_size = this.rank, this.world_size
-        self.tensor_group = parallel_state.get_tensor_model_parallel_group()
-        self.pipeline_group = parallel_state.get_pipeline_model_parallel_group()
-        self.data_group = parallel_state.get_data_parallel_group()
-        self.model_group = parallel_state.get_model_parallel_group()
-        self.stage_group = parallel_state.get_tensor_and_data_parallel_group()  # everyone who shares a pipeline stage
+        return cls(
+            parallel,
+            this.device,
+            this.rank,
+            this.world_size,
+            tensor_group=parallel_state.get_tensor_model_parallel_group(),
+            pipeline_group=parallel_state.get_pipeline_model_parallel_group(),
+            data_group=parallel_state.get_data_parallel_group(),
+            model_group=parallel_state.get_model_parallel_group(),
+            stage_group=parallel_state.get_tensor_and_data_parallel_group(),
+        )
 
     @cached_property
     def background_group(self) -> dist.ProcessGroup:
-        """All ranks once more, through their hosts: for a thread beside training, whose collectives come in another
-        order. Asking for it the first time is a collective."""
+        """Return a second world group, on gloo, for the checkpoint thread.
+
+        Its collectives interleave with training's, and on the same group they would deadlock. The first access starts
+        the group, and is a collective.
+        """
         timeout = timedelta(seconds=self.config.timeout_s)
         return parallel_state.create_group(range(self.world_size), backend="gloo", timeout=timeout)
 
     @property
     def data_parallel_rank(self) -> int:
+        """This rank's number among the ranks that read different rows."""
         return self.data_group.rank()
 
     @property
     def data_parallel_size(self) -> int:
+        """Number of replicas; each reads its own rows."""
         return self.data_group.size()
 
     @property
     def tensor_parallel_rank(self) -> int:
+        """This rank's number among those that hold blocks of the same tensors."""
         return self.tensor_group.rank()
 
     @property
     def is_replica_leader(self) -> bool:
-        """Whether this is the first rank of its replica (`model_group`): it reads, and tells the others."""
+        """Whether this is the first rank of its replica (`model_group`); it reads data and sends it to the others."""
         return self.model_group.rank() == 0
 
     @property
     def tensor_parallel(self) -> TensorParallel:
+        """The tensor-parallel group in the form that layers are built with."""
         return TensorParallel(self.tensor_group, self.config.sequence)
 
     def all_reduce_data(self, x: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
-        """In place, over the ranks that read different rows."""
+        """Reduce `x` in place over the ranks that read different rows, and return it; a collective of those ranks."""
         if self.data_parallel_size > 1:
             dist.all_reduce(x, op, group=self.data_group)
         return x
 
     def broadcast_from_main(self, ask: Callable[[], T]) -> T:
-        """What `ask` gives on the first rank, on every rank: of a shared disk, say, which others may see later. A
-        collective.
+        """Call `ask` on the main rank and return its result on every rank; a collective.
 
-        Raises on every rank what `ask` raises: nobody waits for a first rank that has left.
+        An example is a look at a shared disk, which other hosts may see later. An exception of `ask` is raised on every
+        rank, so that none waits for a main rank that has left.
         """
         if self.world_size == 1:
             return ask()
-        told: list[Any] = [None, None]
+        message: list[Any] = [None, None]  # (result, exception)
         if self.rank == 0:
             try:
-                told[0] = ask()
+                message[0] = ask()
             except Exception as raised:
-                told[1] = raised
-        dist.broadcast_object_list(told, device=torch.device("cpu"))
-        answer, error = told
+                message[1] = raised
+        dist.broadcast_object_list(message, device=torch.device("cpu"))
+        result, error = message
         if error is not None:
             if self.rank:
-                error.alone = False  # the first rank prints the sentence
+                error.alone = False  # the main rank prints the message
             raise error
-        return cast(T, answer)
+        return cast(T, result)
 
     def gather_objects(self, items: list[T]) -> list[T]:
         """Return the items of all ranks, in order of rank, on every rank; a collective."""
         return gather_objects(items)
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank of the world; a collective."""
+        """Return whether the flag is set on any rank of the world; a collective."""
         x = torch.tensor(int(flag), device=self.device)
         dist.all_reduce(x, dist.ReduceOp.MAX)
         return bool(x.item())
 
     def barrier(self) -> None:
+        """Wait until every rank is here."""
         dist.barrier()
 
 
-def _close_groups() -> None:
-    """End the layout before, if there is one: each of its gloo groups would poll on, in threads of its own."""
+def _end_previous_layout() -> None:
+    """Destroy the groups of the layout before, if there is one: each gloo group polls in threads of its own."""
     if parallel_state.model_parallel_is_initialized():
         _, *groups = parallel_state._global_process_group_list  # the first stands for the world
         for group in groups:
-            with suppress(ValueError):  # it has ended with the world that it belonged to
+            with suppress(ValueError):  # the group has ended with its world
                 dist.destroy_process_group(group)
         parallel_state.destroy_model_parallel()

@@ -4,11 +4,13 @@ import gc
 
 import torch
 
-from data.objectives import NAMES
 from model.costs import BatchShape
-from parallel.engine.base import Engine, build_engine
+from model.pali import PaLI
+from parallel.engine.base import Engine
+from parallel.engine.build import DTYPES, build_engine
 from parallel.layout import Layout
-from parallel.plan.memory import Work
+from parallel.plan.blueprint import plan_stages
+from parallel.plan.memory import MemoryModel, StepShape
 from train.config import Phase, RunConfig
 
 
@@ -21,19 +23,40 @@ def build_phase_engine(config: RunConfig, phase: Phase, layout: Layout, restored
     if layout.device.type == "cuda":
         torch.cuda.empty_cache()
     return build_engine(
-        config.vit, config.mt5, config.model, config.optimizer, layout=layout, num_objectives=len(NAMES),
-        precision=config.run.precision, freeze=phase.freeze, seed=None if restored else config.run.seed,
-        work=expected_step_shape(config, layout.data_parallel_size),
-    )  # fmt: skip
+        config.pali,
+        config.optimizer,
+        layout,
+        precision=config.run.precision,
+        freeze=phase.freeze,
+        seed=None if restored else config.run.seed,
+        step=expected_step_shape(config, layout.data_parallel_size),
+    )
 
 
-def expected_step_shape(config: RunConfig, data_parallel_size: int) -> Work:
+def plan_phase(config: RunConfig, phase: Phase, data_parallel_size: int) -> PaLI:
+    """Plan the model of a phase on `meta` and return it; `config` is that of the phase. Nothing is started.
+
+    Raises ConfigurationError for each setting with which `build_phase_engine` would.
+    """
+    step = expected_step_shape(config, data_parallel_size)
+    memory = MemoryModel(config.parallel, config.optimizer, step, data_parallel_size)
+    plan, _ = plan_stages(config.pali, phase.freeze, memory)
+    return plan
+
+
+def expected_step_shape(config: RunConfig, data_parallel_size: int) -> StepShape:
     """Return the shapes of a rank's step, before any row is read; `config` is that of the phase.
 
     Rows are taken to be as full as their image slots allow.
     """
     data, rows = config.data, config.parallel.micro_batch_size
-    vision = config.vit.num_tokens(config.model.image_size)
-    shape = BatchShape(rows * data.images_per_row, vision, rows, data.encoder_length, data.decoder_length)
+    shape = BatchShape(
+        images=rows * data.images_per_row,
+        vision_tokens=config.pali.tokens_per_image,
+        rows=rows,
+        encoder_tokens=data.encoder_length,
+        decoder_tokens=data.decoder_length,
+        element_bytes=DTYPES[config.run.precision].itemsize,
+    )
     number = -(-data.global_batch_size // (data_parallel_size * rows * data.images_per_row))
-    return Work(shape, number)
+    return StepShape(shape, number)

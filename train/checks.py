@@ -18,9 +18,7 @@ from model.config import ModelConfig
 from model.pali import PaLI
 from parallel import layout
 from parallel.checkpoint.folder import CheckpointFolder
-from parallel.engine.base import DTYPES
-from parallel.plan.blueprint import plan_of
-from train.build import expected_step_shape
+from train.build import plan_phase
 from train.config import RunConfig
 from train.first_weights import check_first_weights, first_files
 from train.health.profiling import profiled_steps
@@ -106,13 +104,9 @@ def _check_phase(config: RunConfig, span: Span, world_size: int) -> PaLI:
     config.data.check()
     config.data.check_images(config.vit.num_tokens(image_size))
     config.mixture.check_rows(config.data.encoder_length, config.data.decoder_length)
-    layout.check(config.parallel, config.vit, config.mt5, world_size)
+    layout.check(config.parallel, config.pali, world_size)
     data_parallel_size = world_size // (config.parallel.tensor * config.parallel.pipeline)
-    plan, _ = plan_of(
-        config.vit, config.mt5, config.model, config.optimizer, config.parallel, frozen=span.phase.freeze,
-        data_parallel_size=data_parallel_size, dtype=DTYPES[config.run.precision],
-        work=expected_step_shape(config, data_parallel_size),
-    )  # fmt: skip
+    plan = plan_phase(config, span.phase, data_parallel_size)
     if config.data.num_streams % data_parallel_size:
         raise ConfigurationError(
             f"data.num_streams={config.data.num_streams} cannot be dealt evenly to {data_parallel_size} data-parallel "

@@ -8,7 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 from common.errors import ConfigurationError
 from common.values import PATH, at_least, one_of, typed
 from data.config import DataConfig, MixtureConfig
-from model.config import ModelConfig, MT5Config, ViTConfig
+from data.objectives import NAMES
+from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from parallel.config import OptimizerConfig, ParallelConfig
 
 TOWERS = {"vit": "ViT", "mt5": "mT5"}
@@ -303,6 +304,11 @@ class RunConfig:
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     vit_pretraining: ViTPretrainingConfig = field(default_factory=ViTPretrainingConfig)
+
+    @property
+    def pali(self) -> PaLIConfig:
+        """The configuration of the whole model; of a phase only after `for_phase`, which sets the image size."""
+        return PaLIConfig(self.vit, self.mt5, self.model, len(NAMES))
 
 
 def to_run_config(composed: DictConfig, weights: bool = True) -> RunConfig:

@@ -60,7 +60,7 @@ def main(composed: DictConfig) -> None:
     config = for_phase(config, phase)
     check_sources(config, chosen(config.mixture, config.evaluation), config.evaluation.split)
     check_settings_of_ranks(config, this)
-    layout = Layout(config.parallel, this)
+    layout = Layout.start(config.parallel, this)
     folder = Path(config.run.folder)
     # Signs of life of its own: the run may go on training meanwhile.
     with Watchdog(config.parallel.timeout_s, folder / "evaluation", layout.rank, layout.world_size):

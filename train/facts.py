@@ -16,7 +16,7 @@ from common.errors import ConfigurationError
 from data.stream import Stream
 from data.tokenizer import checksum
 from parallel.distributed import Launch, gather_objects
-from parallel.layout import Layout, meet
+from parallel.layout import Layout, start_world
 from train.config import RunConfig, to_dict
 
 Facts = dict[str, dict[str, Any]]  # source -> records, shards and fingerprint
@@ -31,7 +31,7 @@ def check_settings_of_ranks(config: RunConfig, this: Launch) -> None:
 
     It comes before the groups of a `Layout`, for which ranks with other `parallel` settings would wait in vain.
     """
-    meet(config.parallel, this)
+    start_world(config.parallel, this)
     mine = _flat("", to_dict(config))
     told = [mine if this.rank == 0 else None]
     dist.broadcast_object_list(told, device=torch.device("cpu"))

@@ -34,7 +34,7 @@ def main(composed: DictConfig) -> None:
     check(config, this.world_size)
     check_training_data(config)
     check_settings_of_ranks(config, this)
-    layout = Layout(config.parallel, this)
+    layout = Layout.start(config.parallel, this)
     if config.run.rehearse:
         rehearse(config, layout)
         return

@@ -57,9 +57,8 @@ class Classifier(nn.Module):
 
     def __init__(self, config: RunConfig, image_size: int, num_classes: int) -> None:
         super().__init__()
-        model = config.model
-        model.image_size = image_size
-        everything = units(config.vit, config.mt5, model, num_objectives=1)
+        config.model.image_size = image_size
+        everything = units(config.pali)
         self.vit = PaLI({n: u for n, u in everything.items() if n == "patches" or n.startswith("vit_block")})
         initialize(self.vit, config.run.seed)
         self.norm = nn.LayerNorm(config.vit.width, eps=1e-6)

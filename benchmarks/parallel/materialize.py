@@ -11,11 +11,11 @@ from rich.table import Table
 
 from benchmarks.parallel.formulas import FLOAT
 from benchmarks.parallel.toy import MB, process_bytes, reset_peak, run_ranks
-from model.describe import read_sizes
+from model.describe import read_model
 from model.layers import parameter_parts
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import launch
-from parallel.engine.base import build_engine
+from parallel.engine import build
 from parallel.layout import Layout
 from parallel.plan.blueprint import Blueprint
 
@@ -28,11 +28,9 @@ class Enough(Exception):
 
 def built(folder: Path, model: str) -> None:
     """Write this rank's peak memory while its shards are made, before ZeRO adds its buffers for training."""
-    from parallel.engine import zero
-
-    materialize, began = zero.materialize, time.perf_counter()
-    sizes = read_sizes([f"model={model}", "stage=full_224"])
-    layout = Layout(ParallelConfig(zero_stage=3, timeout_s=1800), launch())
+    materialize, began = build.materialize, time.perf_counter()
+    config, _ = read_model([f"model={model}", "stage=full_224"])
+    layout = Layout.start(ParallelConfig(zero_stage=3, timeout_s=1800), launch())
     before = process_bytes("VmRSS")
     reset_peak()
 
@@ -45,11 +43,9 @@ def built(folder: Path, model: str) -> None:
         )  # fmt: skip
         raise Enough
 
-    zero.materialize = watched
+    build.materialize = watched
     with suppress(Enough):
-        build_engine(
-            sizes.vit, sizes.mt5, sizes.model, OptimizerConfig(), layout=layout, num_objectives=1, precision="bf16"
-        )
+        build.build_engine(config, OptimizerConfig(), layout, precision="bf16")
 
 
 def largest_unit(blueprint: Blueprint) -> dict[str, int]:

@@ -10,10 +10,11 @@ import torch
 
 from benchmarks.world import run_world
 from model.batch import MicroBatch
-from model.config import ModelConfig, MT5Config, ViTConfig
+from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import launch
-from parallel.engine.base import Engine, build_engine
+from parallel.engine.base import Engine
+from parallel.engine.build import build_engine
 from parallel.layout import Layout
 
 VIT = ViTConfig(width=256, depth=4, mlp_dim=1024, num_heads=4, patch_size=14)
@@ -34,8 +35,8 @@ def layout_name(settings: dict[str, Any]) -> str:
 
 def build_toy(settings: dict[str, Any], vit: ViTConfig = VIT, mt5: MT5Config = MT5) -> Engine:
     """Build the benchmark's model for a layout. ZeRO-3 gathers all of it, so the byte formulas are exact."""
-    layout = Layout(ParallelConfig(param_persistence_threshold=0, timeout_s=300, **settings), launch())
-    return build_engine(vit, mt5, MODEL, OptimizerConfig(), layout=layout, num_objectives=1)
+    layout = Layout.start(ParallelConfig(param_persistence_threshold=0, timeout_s=300, **settings), launch())
+    return build_engine(PaLIConfig(vit, mt5, MODEL), OptimizerConfig(), layout)
 
 
 def micro_batch(seed: int) -> MicroBatch:

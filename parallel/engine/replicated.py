@@ -1,7 +1,6 @@
-"""Plain data parallelism (ZeRO stage 0): every rank holds its tensor-parallel block whole; gradients are summed once a
-step.
+"""Train with plain data parallelism (ZeRO stage 0): replicas hold equal parameters and sum gradients once a step.
 
-It needs nothing but torch, so it is also what the sharded engines are compared with.
+It needs torch alone, so tests compare the sharded engines with it.
 """
 
 import math
@@ -12,44 +11,48 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.layers import parameter_parts
-from parallel.engine.base import Engine, make_optimizer, reduce_partial_gradients
+from model.pali import PaLI
+from parallel.engine.base import Engine, make_optimizer
 from parallel.optimizer.base import Shard
-from parallel.plan.blueprint import Blueprint, materialize
+from parallel.plan.blueprint import Blueprint
 from parallel.shards import Rectangle, count_once, rectangles
 
-BUCKET_ELEMENTS = 2**24  # gradients travel in pieces of at most so many elements (64 MiB of fp32)
+BUCKET_ELEMENTS = 2**24  # an all-reduce takes at most this many elements (64 MiB of fp32)
 
 
 class ReplicatedEngine(Engine):
-    """Under bf16 each trained parameter has an fp32 copy, in which it is updated and, over several micro-batches,
-    accumulated."""
+    """Update whole tensor-parallel blocks on every data-parallel rank.
 
-    def __init__(self, blueprint: Blueprint) -> None:
-        layout, dtype = blueprint.layout, blueprint.dtype
-        pali = materialize(blueprint)
-        reduce_partial_gradients(pali, layout)
-        self.trained = [p for p in pali.parameters() if p.requires_grad]
+    Under bf16 each trained parameter has an fp32 copy, which is updated. Gradients of several micro-batches are
+    accumulated in fp32 too.
+    """
+
+    def __init__(self, blueprint: Blueprint, model: PaLI) -> None:
+        super().__init__(blueprint, model)
+        self.sharing_group = self.layout.tensor_group
+        self.trained = [p for p in model.parameters() if p.requires_grad]
         self.weights = [
-            p.detach().flatten() if dtype == torch.float32 else p.detach().float().flatten() for p in self.trained
+            p.detach().flatten() if p.dtype == torch.float32 else p.detach().float().flatten() for p in self.trained
         ]
         for weights in self.weights:
             weights.grad_dtype = None  # takes the 16-bit gradient of a step's only micro-batch as it is
         self.clipping = blueprint.optimizer.gradient_clipping
         self.accumulated: list[Tensor] | None = None
-        super().__init__(blueprint, pali, make_optimizer(self.trained, blueprint.optimizer), layout.tensor_group)
+        self.optimizer = make_optimizer(self.trained, blueprint.optimizer)
         self.optimizer.param_groups[0]["params"] = self.weights
 
     def shards(self) -> list[Shard]:
+        """See Engine.shards."""
         weights = iter(self.weights)
-        return [Shard(next(weights), pieces) for p, pieces in self._pieces() if p.requires_grad]
+        return [Shard(next(weights), found) for p, found in self._rectangles() if p.requires_grad]
 
-    def frozen_pieces(self) -> list[tuple[Rectangle, Tensor]]:
-        return [
-            (r, r.view(p.detach().flatten())) for p, pieces in self._pieces() if not p.requires_grad for r in pieces
-        ]
+    def frozen_rectangles(self) -> list[tuple[Rectangle, Tensor]]:
+        """See Engine.frozen_rectangles."""
+        frozen = [(p, found) for p, found in self._rectangles() if not p.requires_grad]
+        return [(r, r.view(p.detach().flatten())) for p, found in frozen for r in found]
 
-    def _pieces(self) -> list[tuple[nn.Parameter, list[Rectangle]]]:
-        """Every parameter, in the model's order, with the rectangles it is made of."""
+    def _rectangles(self) -> list[tuple[nn.Parameter, list[Rectangle]]]:
+        """List every parameter, in the model's order, with its rectangles."""
         found: dict[nn.Parameter, list[Rectangle]] = {}
         for p, part in parameter_parts(self.model):
             once = count_once(p, self.layout.tensor_parallel_rank)
@@ -58,18 +61,19 @@ class ReplicatedEngine(Engine):
 
     @torch.no_grad()
     def publish(self) -> None:
+        """See Engine.publish."""
         for p, w in zip(self.trained, self.weights, strict=True):
             if p.dtype != w.dtype:
                 p.copy_(w.view_as(p))
 
     def backward(self, loss: Tensor) -> None:
+        """See Engine.backward."""
         if any(p.grad is not None for p in self.trained) and self.trained[0].dtype != torch.float32:
             self._accumulate_in_fp32()
         loss.backward()
 
     def _accumulate_in_fp32(self) -> None:
-        """Move gradients out of the parameters, so that sums over micro-batches and ranks are not rounded to 16
-        bits."""
+        """Move gradients from the parameters into fp32: sums in 16 bits would be rounded."""
         gradients = [p.new_zeros(p.shape) if p.grad is None else p.grad for p in self.trained]
         if self.accumulated is None:
             self.accumulated = [gradient.float() for gradient in gradients]
@@ -80,6 +84,7 @@ class ReplicatedEngine(Engine):
 
     @torch.no_grad()
     def apply_update(self) -> float:
+        """See Engine.apply_update."""
         if self.accumulated is not None or self.layout.data_parallel_size > 1:
             self._accumulate_in_fp32()
         gradients = self.accumulated or [p.new_zeros(p.shape) if p.grad is None else p.grad for p in self.trained]
@@ -106,7 +111,7 @@ class ReplicatedEngine(Engine):
                 gradient.copy_(summed.view_as(gradient))
 
     def _norm(self, gradients: list[Tensor]) -> float:
-        """Of the whole model: every logical element is counted once over the tensor-parallel ranks."""
+        """Return the norm of the whole model's gradient; each logical element counts once over tensor ranks."""
         squares = torch.zeros((), dtype=torch.float64, device=self.layout.device)
         for p, gradient in zip(self.trained, gradients, strict=True):
             if count_once(p, self.layout.tensor_parallel_rank):
@@ -116,7 +121,7 @@ class ReplicatedEngine(Engine):
 
 
 def squared_norm(x: Tensor) -> Tensor:
-    """Sum of squares in fp64; torch's own norm on a CPU adds in fp32, one after another, and is off by 1e-5."""
+    """Sum squares in fp64: torch's own norm on a CPU adds up in fp32, one by one, and is off by 1e-5."""
     pieces = x.flatten().split(2**26 if x.is_cuda else 2**18)
     return torch.stack([piece.float().square().sum(dtype=torch.float64) for piece in pieces]).sum()
 

@@ -1,39 +1,41 @@
-"""ZeRO stages 1, 2 and 3: one DeepSpeed engine over the data-parallel ranks. Every DeepSpeed peculiarity lives in this
-file.
+"""Train with ZeRO stages 1, 2 and 3: one DeepSpeed engine over the data-parallel ranks.
 
-DeepSpeed 0.19.8 shards memory, gathers and reduces; schedule, loss scale, learning rate, optimizer and checkpoints are
-ours. What that takes (tests/distributed/test_options_workarounds.py tells when one of these is no longer needed):
+DeepSpeed 0.19.8 shards memory, gathers and reduces. Schedule, loss scale, learning rate, optimizer and checkpoints are
+ours. This file holds every workaround that this takes; comments below give the number of the workaround at its lines.
+tests/distributed/test_options_workarounds.py fails when one is no longer needed.
 
-1. `managed_gradient_accumulation: false`: the caller decides when a step is over, and has scaled the loss already.
-2. Gradients are averaged over the data-parallel ranks; our loss is normalised by the global number of targets, so it
-   is scaled up.
-3. The gradient norm counts a parameter on every model-parallel rank only if `parameter.model_parallel` is true: it is
-   set so that
-   each logical element is counted once. A norm that is not finite is reported as -1 and the step is skipped
-   (`check_grad_overflow`).
-4. One sub-group (`sub_group_size`): the optimizer sees all shards in one step, and reduces its statistics in one
-   collective.
-5. ZeRO-3 compares parameter ids over the whole world, but pipeline stages differ: confined to the stage.
-6. DeepSpeed counts micro-batches in `engine.forward`; two backwards in a row (1F1B's cool-down, GPipe) would overwrite
-   gradients. `clear_backward_seen_flag` before each backward counts them there; with `backward_prologue`, which clears
-   16-bit gradients, `engine.forward` is not needed.
-7. ZeRO-3 overwrites gradients in the first backward of a step and adds in the others; where a rank holds several
-   (interleaved) stages, the first backward of the second stage is not the first, so gradients are zeroed and added.
-8. ZeRO-3 gathers and releases parameters module by module, in hooks that cost more than the work of a small module, and
-   releases them at the latest when the optimizer steps. To keep parameters gathered over the micro-batches of a step
-   (`gather: step`), the hooks are removed, and units are gathered when the step begins, each in one collective. Then
-   no tensor persists: DeepSpeed would gather those one by one after every update.
-9. ZeRO++'s groups of nearby ranks are made by us: DeepSpeed takes neighbours in the world, who may be tensor-parallel,
-   and makes them anew for every unit that is sharded. Their second copies are dropped when weights are loaded, and made
-   again from those: DeepSpeed drops those of trained parameters after an update, and no others ever. Parameters with a
-   second copy and those without are never gathered together.
-10. DeepSpeed's NVMe offload reads state back sub-group by sub-group, but there is one only, and our optimizers keep
-   their state themselves. So it offloads to the CPU, and that memory is mapped into files; of parameters too, so that
-   one mechanism, and one folder, holds everything.
-11. It asks for LOCAL_RANK even where there is one process, which no launcher started.
-12. Shards are found through `grad_position` (stage 3) or `_hp_mapping` (stages 1, 2): DeepSpeed has no public map.
-13. Stages 1 and 2 reduce after every backward, and fail if it has reached none of their parameters: the backward of a
-   pipeline stage in which nothing is trained never comes here (parallel/pipeline/schedule.py).
+1. Gradient accumulation: `managed_gradient_accumulation: false`, because the caller decides when a step ends and has
+   scaled the loss already.
+2. Averages: DeepSpeed averages gradients over the data-parallel ranks, but our loss is divided by the global number of
+   targets -> the loss is scaled up.
+3. Gradient norm: DeepSpeed counts a parameter on every model-parallel rank only if `parameter.model_parallel` is true
+   -> it is set so that each logical element counts once. DeepSpeed reports a norm that is not finite as -1 and skips
+   the step (`check_grad_overflow`).
+4. Sub-groups: one only (`sub_group_size`), so that the optimizer sees all shards in one step and reduces its statistics
+   in one collective.
+5. Parameter ids: ZeRO-3 compares them over the whole world, but pipeline stages differ -> confined to the stage
+   (common/library_patches.py).
+6. Two backwards in a row (1F1B's cool-down, GPipe) would overwrite gradients, because DeepSpeed counts micro-batches in
+   its forward -> `clear_backward_seen_flag` before each backward counts them there. `backward_prologue` clears 16-bit
+   gradients, so DeepSpeed's forward is not needed.
+7. Interleaved stages: ZeRO-3 overwrites gradients in the first backward of a step and adds in the others. On a rank
+   with several stages, the first backward of the second stage is not the first of the step, and would add to old
+   gradients -> gradients are zeroed and every backward adds.
+8. `gather: step`: ZeRO-3 gathers and releases parameters module by module. Its hooks cost more than the work of a small
+   module, and it releases parameters at the latest when the optimizer steps -> the hooks are removed, and units are
+   gathered when a step begins, each in one collective. No tensor persists then, because DeepSpeed would gather
+   persistent tensors one by one after every update.
+9. ZeRO++ hpZ: we make the groups of nearby ranks, because DeepSpeed takes neighbors in the world, which may be
+   tensor-parallel, and makes them anew for every unit that is sharded. Loading weights invalidates the second copies,
+   so we drop all of them; DeepSpeed drops them only after an update, and only for trained parameters. Parameters with
+   and without a second copy are never gathered in one collective.
+10. NVMe offload: DeepSpeed reads state back sub-group by sub-group, but there is one sub-group, and our optimizers keep
+    their own state -> DeepSpeed offloads to the CPU, and that memory is mapped into files. Offloaded parameters are
+    mapped too, so one mechanism and one folder hold everything.
+11. LOCAL_RANK: DeepSpeed reads it even where there is one process, which no launcher started.
+12. Shards: found through `grad_position` (stage 3) or `_hp_mapping` (stages 1, 2); DeepSpeed has no public map.
+13. Frozen stages: ZeRO-1 and 2 reduce after every backward, and fail if it has reached none of their parameters -> the
+    backward of a pipeline stage without a trained parameter never calls this engine (parallel/pipeline/schedule.py).
 """
 
 import logging
@@ -48,75 +50,106 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
-from deepspeed.runtime.zero import partition_parameters, partitioned_param_coordinator, stage3
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
-from deepspeed.utils import groups
 from torch import Tensor, nn
 
+from common.library_patches import confine_zero3_comparison, set_secondary_group
 from model.batch import MicroBatch
 from model.layers import Part, parameter_parts
 from model.loss import LossTotals
 from model.pali import PaLI
 from parallel.config import ParallelConfig
-from parallel.engine.base import Engine, make_optimizer, reduce_partial_gradients
+from parallel.engine.base import Engine, make_optimizer
 from parallel.file_backed import Disk
 from parallel.layout import Layout
 from parallel.optimizer.base import Shard
-from parallel.plan.blueprint import Blueprint, materialize
+from parallel.plan.blueprint import Blueprint, ShardUnit
 from parallel.shards import Rectangle, count_once, rectangles
 
-EVERYTHING = 10**15  # elements: larger than any model
+WHOLE_MODEL = 10**15  # elements: larger than any model
 
-for name in ("DeepSpeed", "deepspeed"):  # it announces itself on every rank
+for name in ("DeepSpeed", "deepspeed"):  # DeepSpeed logs its settings on every rank
     logging.getLogger(name).setLevel(logging.ERROR)
 
 
 class ModelParallelUnit:
-    """What DeepSpeed asks of an `mpu`; its "model parallel" is tensor x pipeline."""
+    """Give DeepSpeed our groups, as the `mpu` that it expects; its "model parallel" is tensor x pipeline."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
 
     def get_data_parallel_group(self) -> dist.ProcessGroup:
+        """Return the ranks that read different rows."""
         return self.layout.data_group
 
     def get_data_parallel_rank(self) -> int:
+        """Return this rank's number among them."""
         return self.layout.data_group.rank()
 
     def get_data_parallel_world_size(self) -> int:
+        """Return their number."""
         return self.layout.data_group.size()
 
     def get_model_parallel_group(self) -> dist.ProcessGroup:
+        """Return the ranks of this replica."""
         return self.layout.model_group
 
     def get_model_parallel_rank(self) -> int:
+        """Return this rank's number among them."""
         return self.layout.model_group.rank()
 
     def get_model_parallel_world_size(self) -> int:
+        """Return their number."""
         return self.layout.model_group.size()
 
     def get_tensor_model_parallel_group(self) -> dist.ProcessGroup:
+        """Return the ranks that hold blocks of the same tensors."""
         return self.layout.tensor_group
 
     def get_tensor_model_parallel_rank(self) -> int:
+        """Return this rank's number among them."""
         return self.layout.tensor_group.rank()
 
     def get_tensor_model_parallel_world_size(self) -> int:
+        """Return their number."""
         return self.layout.tensor_group.size()
 
 
 class ZeroEngine(Engine):
-    """Optimizer state and fp32 weights (1), gradients (2) and parameters (3) are sharded over the data-parallel
-    ranks."""
+    """Shard over the data-parallel ranks: optimizer state and fp32 weights (1), gradients (2), parameters (3)."""
 
-    def __init__(self, blueprint: Blueprint) -> None:
-        layout = blueprint.layout
-        self.stage, self.gradient_scale = layout.config.zero_stage, float(layout.data_parallel_size)
-        os.environ.setdefault("LOCAL_RANK", "0")
+    def __init__(self, blueprint: Blueprint, model: PaLI) -> None:
+        """Hand the units to DeepSpeed; `prepare` has run, and has sharded them for stage 3."""
+        super().__init__(blueprint, model)
+        self.stage, self.sharing_group = self.layout.config.zero_stage, self.layout.stage_group
+        self.gradient_scale = float(self.layout.data_parallel_size)  # workaround 2
+        for parameter in model.parameters():  # workaround 3
+            parameter.model_parallel = count_once(parameter, self.layout.tensor_parallel_rank)  # type: ignore[attr-defined]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.deepspeed_engine, self.zero_optimizer, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=make_optimizer(trained, blueprint.optimizer),
+            model_parameters=trained,
+            mpu=ModelParallelUnit(self.layout),
+            config=_deepspeed_config(blueprint),
+        )
+        self.optimizer = self.zero_optimizer.optimizer
+        self.fresh = True  # no backward since the last update
+        self.gather_once = self.stage == 3 and self.layout.config.gather == "step"
+        if self.gather_once:
+            self.zero_optimizer.parameter_offload.destroy()  # workaround 8: removes the hooks
+        self._map_into_files(model, self.layout.config)
+
+    @classmethod
+    def prepare(cls, blueprint: Blueprint) -> ShardUnit:
+        """See Engine.prepare. Stage 3 shards units; the other stages leave them whole."""
+        layout, config = blueprint.layout, _deepspeed_config(blueprint)
+        os.environ.setdefault("LOCAL_RANK", "0")  # workaround 11
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
-        _compare_within(layout.stage_group)
-        config = _deepspeed_config(blueprint)
-        nearby = _nearby_ranks(layout)
+        confine_zero3_comparison(layout.stage_group)  # workaround 5
+        nearby = _start_nearby_group(layout)
+        if layout.config.zero_stage < 3:
+            return lambda unit: None
 
         def shard(unit: nn.Module) -> None:
             deepspeed.zero.Init(
@@ -127,66 +160,56 @@ class ZeroEngine(Engine):
                 dtype=blueprint.dtype,
             )
 
-        pali = materialize(blueprint, **({"place": shard} if self.stage == 3 else {}))
-        reduce_partial_gradients(pali, layout)
-        for parameter in pali.parameters():
-            parameter.model_parallel = count_once(parameter, layout.tensor_parallel_rank)  # type: ignore[attr-defined]
-        trained = [p for p in pali.parameters() if p.requires_grad]
-        self.engine, self.zero, _, _ = deepspeed.initialize(
-            model=pali,
-            optimizer=make_optimizer(trained, blueprint.optimizer),
-            model_parameters=trained,
-            mpu=ModelParallelUnit(layout),
-            config=config,
-        )
-        self.fresh = True  # no backward since the last update
-        self.gather_once = self.stage == 3 and layout.config.gather == "step"
-        if self.gather_once:
-            self.zero.parameter_offload.destroy()  # the hooks
-        self._map_into_files(pali, layout.config)
-        super().__init__(blueprint, pali, self.zero.optimizer, layout.stage_group)
+        return shard
 
-    def _map_into_files(self, pali: PaLI, config: ParallelConfig) -> None:
-        """What is offloaded to "nvme": in place, because DeepSpeed has several names for one tensor."""
+    def _map_into_files(self, model: PaLI, config: ParallelConfig) -> None:
+        """Map memory that is offloaded to "nvme" into files (workaround 10).
+
+        Tensors are changed in place, because DeepSpeed holds several references to each.
+        """
         disk = Disk(config.offload_folder or "")
         if config.offload_parameters == "nvme":
-            for group, flat in enumerate(self.zero.fp16_partitioned_groups_flat):
+            for group, flat in enumerate(self.zero_optimizer.fp16_partitioned_groups_flat):
                 flat.data = disk.copy(flat.data)
-                self.zero._unflatten_partitioned_parameters(group)
-            self.zero.param_groups_fp16_flat_cpu_memory.clear()
-            for parameter in pali.parameters():
+                self.zero_optimizer._unflatten_partitioned_parameters(group)
+            self.zero_optimizer.param_groups_fp16_flat_cpu_memory.clear()
+            for parameter in model.parameters():
                 if not parameter.requires_grad and parameter.ds_tensor.is_cpu:  # type: ignore[attr-defined]
                     parameter.ds_tensor.data = disk.copy(parameter.ds_tensor.data)  # type: ignore[attr-defined]
         if config.offload_optimizer == "nvme":
-            self.zero.optimizer.disk = disk
+            self.optimizer.disk = disk
             for flat in self._flat_weights():
                 flat.data = disk.copy(flat.data)
 
     def shards(self) -> list[Shard]:
+        """See Engine.shards."""
         shards = [Shard(flat, []) for flat in self._flat_weights()]
         for parameter, part in parameter_parts(self.model):
-            if parameter.requires_grad and (place := self._place(parameter)):
-                group, start, first, count = place
+            if parameter.requires_grad and (where := self._locate(parameter)):
+                group, start, first, count = where
                 shards[group].rectangles += self._rectangles(parameter, part, first, count, start)
         return shards
 
     def _flat_weights(self) -> list[Tensor]:
         if self.stage == 3:
-            return self.zero.fp32_partitioned_groups_flat
-        return (
-            self.zero.fp32_groups_flat_partition if self.bf16_optimizer else self.zero.single_partition_of_fp32_groups
-        )
+            return self.zero_optimizer.fp32_partitioned_groups_flat
+        if self.bf16_optimizer:
+            return self.zero_optimizer.fp32_groups_flat_partition
+        return self.zero_optimizer.single_partition_of_fp32_groups
 
     @property
     def bf16_optimizer(self) -> bool:
-        """DeepSpeed runs stage 1 with bf16 parameters and fp32 accumulation in a class of its own."""
-        return isinstance(self.zero, BF16_Optimizer)
+        """Whether DeepSpeed runs its own class for stage 1 with bf16 parameters and fp32 accumulation."""
+        return isinstance(self.zero_optimizer, BF16_Optimizer)
 
-    def _place(self, parameter: Any) -> tuple[int, int, int, int] | None:
-        """(flat tensor, start in it, first element of the flattened parameter, number of elements) of this rank's
-        shard."""
+    def _locate(self, parameter: Any) -> tuple[int, int, int, int] | None:
+        """Locate this rank's shard of a parameter (workaround 12).
+
+        Return (number of the flat tensor, start in it, first element of the flattened parameter, number of elements),
+        or None where this rank holds nothing of the parameter.
+        """
         if self.stage == 3:
-            group, start, count = self.zero.grad_position[self.zero.get_param_id(parameter)]
+            group, start, count = self.zero_optimizer.grad_position[self.zero_optimizer.get_param_id(parameter)]
             return group, start, self.layout.data_parallel_rank * count, count
         mapping = parameter._hp_mapping
         if mapping is None:
@@ -198,7 +221,8 @@ class ZeroEngine(Engine):
             mapping.lp_fragment_address.numel,
         )
 
-    def frozen_pieces(self) -> list[tuple[Rectangle, Tensor]]:
+    def frozen_rectangles(self) -> list[tuple[Rectangle, Tensor]]:
+        """See Engine.frozen_rectangles."""
         found = []
         for parameter, part in parameter_parts(self.model):
             if parameter.requires_grad:
@@ -214,42 +238,45 @@ class ZeroEngine(Engine):
 
     @torch.no_grad()
     def publish(self) -> None:
-        """What DeepSpeed does after an optimizer step: fp32 shards -> 16-bit shards -> (stages 1, 2) all ranks."""
+        """Do as DeepSpeed after an optimizer step: fp32 shards -> 16-bit shards -> (stages 1, 2) all ranks."""
         if self.stage == 3:
-            for group in range(len(self.zero.fp16_groups)):
-                self.zero._reassign_or_swap_out_partitioned_parameters(group)
+            for group in range(len(self.zero_optimizer.fp16_groups)):
+                self.zero_optimizer._reassign_or_swap_out_partitioned_parameters(group)
             for parameter in self.model.parameters():
-                parameter.ds_secondary_tensor = None  # type: ignore[attr-defined]
+                parameter.ds_secondary_tensor = None  # type: ignore[attr-defined]  # workaround 9
             return
         if self.bf16_optimizer:
-            self.zero.update_lp_params()
+            self.zero_optimizer.update_lp_params()
             return
         rank = self.layout.data_parallel_rank
         for flats, weights, flat in zip(
-            self.zero.parallel_partitioned_bit16_groups,
-            self.zero.single_partition_of_fp32_groups,
-            self.zero.bit16_groups_flat,
+            self.zero_optimizer.parallel_partitioned_bit16_groups,
+            self.zero_optimizer.single_partition_of_fp32_groups,
+            self.zero_optimizer.bit16_groups_flat,
             strict=True,
         ):
             flats[rank].copy_(weights)
             dist.all_gather_into_tensor(flat, flats[rank].clone(), group=self.layout.data_group)
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch], num_targets: int) -> LossTotals:
+        """See Engine.forward_backward."""
         if self.gather_once:
-            self._gather()  # until the optimizer steps
+            self._gather()  # workaround 8: gathered until the optimizer steps
         return super().forward_backward(micro_batches, num_targets)
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossTotals:
+        """See Engine.evaluate."""
         with self._gathered():
             return super().evaluate(micro_batches)
 
     def generate(self, batch: MicroBatch, max_new_tokens: int) -> Tensor:
+        """See Engine.generate."""
         with self._gathered():
             return super().generate(batch, max_new_tokens)
 
     @contextmanager
     def _gathered(self) -> Iterator[None]:
-        """Whole parameters where no hooks gather them."""
+        """Gather all parameters for the body, where the hooks that would gather them are removed."""
         if not self.gather_once:
             yield
             return
@@ -261,10 +288,10 @@ class ZeroEngine(Engine):
                 parameter.partition()
 
     def _gather(self) -> list[Any]:
-        """Gather what is not there, all of one form in a unit in one collective; returns it."""
+        """Gather the sharded parameters and return them; those of one form in a unit take one collective."""
         gathered: list[Any] = []
         for unit in self.model.children():
-            by_form: dict[tuple[bool, bool], list[Any]] = defaultdict(list)
+            by_form: dict[tuple[bool, bool], list[Any]] = defaultdict(list)  # workaround 9: forms are not mixed
             for parameter in filter(_is_sharded, unit.parameters()):
                 by_form[_form(parameter)].append(parameter)
             for (quantized, _), sharded in by_form.items():
@@ -273,23 +300,26 @@ class ZeroEngine(Engine):
         return gathered
 
     def backward(self, loss: Tensor) -> None:
-        self.zero.clear_backward_seen_flag()
-        self.zero.backward_prologue()
+        """See Engine.backward."""
+        self.zero_optimizer.clear_backward_seen_flag()  # workaround 6
+        self.zero_optimizer.backward_prologue()
         if self.fresh and self.stage == 3 and len(self.blueprint.local_stages) > 1:
-            self._zero_gradients()
+            self._zero_gradients()  # workaround 7
         self.fresh = False
-        self.engine.backward(loss, scale_wrt_gas=False)
+        self.deepspeed_engine.backward(loss, scale_wrt_gas=False)
 
     def _zero_gradients(self) -> None:
-        for gradient in self.zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values():
+        for gradient in self.zero_optimizer._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values():
             gradient.zero_()
-        self.zero.micro_step_id = 1  # anything but 0: add to the gradients
+        self.zero_optimizer.micro_step_id = 1  # not 0 -> DeepSpeed adds to the gradients
 
     def apply_update(self) -> float:
-        self.engine.step()
+        """See Engine.apply_update."""
+        self.deepspeed_engine.step()
         self.fresh = True
-        norm = float(self.zero._global_grad_norm)
-        return norm if norm >= 0 and not self.zero.overflow else math.nan
+        norm = float(self.zero_optimizer._global_grad_norm)
+        # workaround 3: -1 is a norm that is not finite
+        return norm if norm >= 0 and not self.zero_optimizer.overflow else math.nan
 
 
 def _is_sharded(parameter: Any) -> bool:
@@ -297,58 +327,45 @@ def _is_sharded(parameter: Any) -> bool:
 
 
 def _form(parameter: Any) -> tuple[bool, bool]:
-    """Whether its shard is quantized, and whether nearby ranks hold a second copy (both of ZeRO++)."""
+    """Return (whether its shard is quantized, whether nearby ranks hold a second copy), both of ZeRO++."""
     return hasattr(parameter.ds_tensor, "ds_quant_scale"), parameter.ds_secondary_tensor is not None
 
 
-def _compare_within(group: dist.ProcessGroup) -> None:
-    """Confine ZeRO-3's comparison of parameter ids to the ranks that hold the same stage."""
+def _start_nearby_group(layout: Layout) -> dist.ProcessGroup | None:
+    """Start the group of data-parallel ranks that share a second copy of parameters (workaround 9).
 
-    def compare(numbers: list[int]) -> None:
-        mine = torch.tensor(numbers, dtype=torch.int64)
-        if numbers:
-            mine -= mine.min()  # DeepSpeed counts modules over the life of a process, and stages have different numbers
-        least, largest = mine.clone(), mine.clone()
-        dist.all_reduce(least, dist.ReduceOp.MIN, group=group)
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
-        if not torch.equal(least, largest):
-            raise RuntimeError(f"ranks of one pipeline stage run different modules: {numbers} here")
-
-    for module in (partition_parameters, partitioned_param_coordinator, stage3):
-        module.assert_ints_same_as_other_ranks = compare
-
-
-def _nearby_ranks(layout: Layout) -> dist.ProcessGroup | None:
-    """The group of `hpz_partition_size` data-parallel ranks that this one shares a second copy of parameters with."""
+    Return None where `hpz_partition_size` is 1. A collective of the group.
+    """
     size, ranks = layout.config.hpz_partition_size, dist.get_process_group_ranks(layout.data_group)
     if size == 1:
         return None
     first = layout.data_parallel_rank // size * size
-    groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = dist.new_group(
-        ranks[first : first + size], use_local_synchronization=True
-    )
-    return groups._ZERO_PARAM_INTRA_PARALLEL_GROUP
+    group = dist.new_group(ranks[first : first + size], use_local_synchronization=True)
+    set_secondary_group(group)
+    return group
 
 
 def _deepspeed_config(blueprint: Blueprint) -> dict[str, Any]:
     layout, dtype, clipping = blueprint.layout, blueprint.dtype, blueprint.optimizer.gradient_clipping
     stage, gather_once = layout.config.zero_stage, layout.config.gather == "step"
     offload, on_gpu = (layout.config.offload_optimizer, layout.config.offload_parameters), layout.device.type == "cuda"
+    # workaround 10: to DeepSpeed, "nvme" is the CPU; pinned memory cannot be mapped into files
     optimizer, parameters = ({"device": "cpu", "pin_memory": on_gpu and where == "cpu"} for where in offload)
     return {
-        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants a number; rows are counted by us
+        "train_micro_batch_size_per_gpu": 1,  # required by DeepSpeed, but rows are counted by the caller
         "zero_force_ds_cpu_optimizer": False,
         "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,
+        "managed_gradient_accumulation": False,  # workaround 1
         "gradient_clipping": clipping or 0.0,
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": dtype == torch.bfloat16, "check_grad_overflow": True},
+        "bf16": {"enabled": dtype == torch.bfloat16, "check_grad_overflow": True},  # workaround 3
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "zero_optimization": {
             "stage": stage,
-            "overlap_comm": stage == 2 and on_gpu,  # DeepSpeed allows it with the caller's accumulation in stage 2 only
-            "sub_group_size": EVERYTHING,
+            "overlap_comm": stage == 2 and on_gpu,  # with workaround 1, DeepSpeed allows it in stage 2 only
+            "sub_group_size": WHOLE_MODEL,  # workaround 4
+            # workaround 8: no tensor persists under `gather: step`
             "stage3_param_persistence_threshold": 0 if gather_once else layout.config.param_persistence_threshold,
             "round_robin_gradients": False,
             **({"offload_optimizer": optimizer} if offload[0] != "none" else {}),

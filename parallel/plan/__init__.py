@@ -1,1 +1,1 @@
-"""Decide before anything is built: the units, the memory they take, and where the pipeline is cut."""
+"""Decide what to build: the units, the memory that they take, and where the pipeline is cut. Nothing is started."""

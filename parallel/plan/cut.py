@@ -1,4 +1,4 @@
-"""Where to cut the list of units into pipeline stages: the slowest stage as fast as possible, memory as a bound."""
+"""Cut the list of units into pipeline stages: the slowest stage as fast as possible, with memory as a bound."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from rich.table import Table
 
 from common.errors import ConfigurationError
 from model.costs import UnitCost
-from parallel.plan.memory import Memory
+from parallel.plan.memory import MemoryModel
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """What one stage costs per micro-batch; `memory_bytes` is what its rank needs for all of its stages, predicted."""
+    """Hold what one stage costs per micro-batch; `memory_bytes` is predicted, for all stages of its rank."""
 
     units: tuple[str, ...]
     parameters: int
@@ -22,12 +22,12 @@ class StageCost:
     memory_bytes: float
 
 
-def cut(costs: Sequence[UnitCost], memory: Memory) -> list[StageCost]:
-    """The stages, first to last: as `parallel.cut` says, else by dynamic programming over the units' training FLOPs.
+def cut(costs: Sequence[UnitCost], memory: MemoryModel) -> list[StageCost]:
+    """Return the stages, first to last: cut at `parallel.cut`, else by dynamic programming over training FLOPs.
 
     A frozen unit below everything trained costs its forward pass only. Raises ConfigurationError for more stages than
-    units, for a cut that names no unit, and where none, or not the given one, keeps every rank within
-    `parallel.memory_gib`.
+    units, for a cut at a name that is no unit, and where `parallel.memory_gib` is exceeded on some rank: by the given
+    cut, or by every cut.
     """
     parallel = memory.parallel
     number = parallel.pipeline * parallel.virtual_stages
@@ -62,10 +62,10 @@ def _named(costs: Sequence[UnitCost], names: Sequence[str], number: int) -> list
     return starts
 
 
-def _balanced(costs: Sequence[UnitCost], memory: Memory) -> list[int]:
-    """First units of the stages whose largest time is least; among equals, of least largest memory.
+def _balanced(costs: Sequence[UnitCost], memory: MemoryModel) -> list[int]:
+    """Return where stages start so that the largest time is least; among equals, the largest memory is least.
 
-    Of several stages on a rank each may take an equal share of `parallel.memory_gib`.
+    With several stages on a rank, each may take an equal share of `parallel.memory_gib`.
     """
     parallel = memory.parallel
     number = parallel.pipeline * parallel.virtual_stages
@@ -81,7 +81,7 @@ def _balanced(costs: Sequence[UnitCost], memory: Memory) -> list[int]:
 
     @cache
     def best(stage: int, first: int) -> tuple[tuple[float, float], int]:
-        """((largest time, largest memory) of this stage and those after it, where the next one starts)."""
+        """Return ((largest time, largest memory) of this stage and those after it, where the next one starts)."""
         if stage == number - 1:
             return price(stage, first, len(costs)), len(costs)
         choices = []
@@ -111,7 +111,7 @@ def _stage(costs: Sequence[UnitCost], memory_bytes: float) -> StageCost:
 
 
 def table(stages: Sequence[StageCost]) -> Table:
-    """The cut as people read it: stage, units, parameters, TFLOP per micro-batch, predicted memory."""
+    """Make a table of stages: units, parameters, TFLOP per micro-batch, predicted memory."""
     shown = Table(title="pipeline stages (TFLOP of one micro-batch; predicted memory of a rank with all of its stages)")
     for name in ("stage", "units", "parameters", "TFLOP", "share", "memory"):
         shown.add_column(name, justify="left" if name == "units" else "right", no_wrap=name != "units")

@@ -1,4 +1,4 @@
-"""Which blocks compute again in the backward pass what they did not keep of the forward pass."""
+"""Choose the blocks that recompute activations in the backward pass instead of keeping them."""
 
 from model.pali import PaLI
 from parallel.config import ParallelConfig

@@ -14,7 +14,7 @@ from parallel.config import OptimizerConfig
 from parallel.engine.base import Engine
 from parallel.optimizer.adafactor import factored
 from parallel.shards import Rectangle
-from tests.distributed.problem import EPSILON, LEARNING_RATES, MODEL, MT5, VIT, weights
+from tests.distributed.problem import EPSILON, LEARNING_RATES, MODEL, PALI, weights
 
 NUM_STEPS, NUM_GRADIENTS = 100, 10
 FACTOR_FROM = 16  # sides; from 128 on, as by default, no matrix that tensor-parallel ranks replicate would be factored
@@ -23,7 +23,8 @@ FACTOR_FROM = 16  # sides; from 128 on, as by default, no matrix that tensor-par
 @cache
 def shapes(image_size: int) -> dict[str, torch.Size]:
     return {
-        part.name: part.shape for _, part in parameter_parts(build(VIT, MT5, replace(MODEL, image_size=image_size)))
+        part.name: part.shape
+        for _, part in parameter_parts(build(replace(PALI, model=replace(MODEL, image_size=image_size))))
     }
 
 

@@ -9,13 +9,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.batch import MicroBatch
-from model.config import ModelConfig, MT5Config, ViTConfig
+from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from model.layers import parameter_parts
 from model.loss import LossTotals
 from model.pali import build, local_block
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import launch
-from parallel.engine.base import Engine, build_engine
+from parallel.engine.base import Engine
+from parallel.engine.build import build_engine
 from parallel.layout import Layout
 
 VIT = ViTConfig(width=64, depth=2, mlp_dim=160, num_heads=4, patch_size=14)
@@ -25,6 +26,7 @@ FROZEN_VIT = ["patches.*", "vit_block_*", "bridge.vit_norm.*"]
 FROZEN_DECODER = ["decoder_block_*", "head.*", "bridge.decoder_bias.*"]  # gradients come back through it
 FROZEN_ENCODER = ["encoder_*", "bridge.e*"]
 STEPS, MICRO_BATCHES, NUM_OBJECTIVES = 5, 8, 3
+PALI = PaLIConfig(VIT, MT5, MODEL, NUM_OBJECTIVES)
 LEARNING_RATES = {"adafactor": 1e-2, "adamw": 1e-3}
 PROMPTS = 4  # micro-batches that are answered: as many as there are data-parallel ranks at most
 KEY_BIAS = 1e-4  # RMS; Adafactor moves what is nearly zero by its rate times 1e-3, five times, up or down
@@ -87,17 +89,14 @@ class Case:
             recompute=self.recompute,
             timeout_s=120,
         )
-        return Layout(parallel, launch())
+        return Layout.start(parallel, launch())
 
     def engine(self, layout: Layout) -> Engine:
         optimizer = OptimizerConfig(name=self.optimizer, epsilon=EPSILON, gradient_clipping=0.5)
         return build_engine(
-            VIT,
-            MT5,
-            replace(MODEL, image_size=self.image_size),
+            replace(PALI, model=replace(MODEL, image_size=self.image_size)),
             optimizer,
-            layout=layout,
-            num_objectives=NUM_OBJECTIVES,
+            layout,
             precision=self.precision,
             freeze=self.freeze,
             seed=1,
@@ -155,7 +154,7 @@ def all_gathers(work: Callable[[], object]) -> int:
 
 def initial_weights() -> dict[str, Tensor]:
     """Every logical tensor as it is before training."""
-    return {part.name: local_block(p, part) for p, part in parameter_parts(build(VIT, MT5, MODEL, seed=1))}
+    return {part.name: local_block(p, part) for p, part in parameter_parts(build(PALI, seed=1))}
 
 
 def weight_deviation(name: str, found: Tensor, expected: Tensor) -> float:
@@ -171,7 +170,7 @@ def weight_deviation(name: str, found: Tensor, expected: Tensor) -> float:
 
 def global_batch(engine: Engine, step: int) -> list[MicroBatch]:
     """The batch of a step at the engine's resolution."""
-    return micro_batches(step, engine.blueprint.model.image_size)
+    return micro_batches(step, engine.blueprint.config.model.image_size)
 
 
 def share(engine: Engine, batches: list[MicroBatch]) -> list[MicroBatch]:

@@ -26,7 +26,8 @@ from parallel.checkpoint import checkpointer as checkpoint
 from parallel.checkpoint.checkpointer import Checkpointer, SaveFailed
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import launch
-from parallel.engine.base import Engine, build_engine
+from parallel.engine.base import Engine
+from parallel.engine.build import build_engine
 from parallel.layout import Layout
 from tests.distributed import problem
 from tests.distributed.long_updates import shapes
@@ -121,12 +122,9 @@ def through_a_pipeline(folder: Path) -> None:
     assert ages.keys() == weights(engine).keys() and set(ages.values()) == {1}
 
     larger = build_engine(
-        problem.VIT,
-        problem.MT5,
-        ModelConfig(image_size=56),
+        replace(problem.PALI, model=ModelConfig(image_size=56)),
         OptimizerConfig(),
-        layout=layout,
-        num_objectives=problem.NUM_OBJECTIVES,
+        layout,
     )
     assert checkpointer.load_latest(larger) == (1, {})
     before, now = weights(engine), weights(larger)
@@ -145,12 +143,9 @@ def through_a_pipeline(folder: Path) -> None:
 
     # Only the vision tower differs, and with it only the first stage.
     deeper = build_engine(
-        replace(problem.VIT, depth=3),
-        problem.MT5,
-        problem.MODEL,
+        replace(problem.PALI, vit=replace(problem.VIT, depth=3)),
         OptimizerConfig(),
-        layout=layout,
-        num_objectives=problem.NUM_OBJECTIVES,
+        layout,
     )
     with pytest.raises(ConfigurationError, match=r"another model: vit_block_2.* is missing there"):
         checkpointer.load_latest(deeper)
@@ -211,12 +206,9 @@ def everything_else(folder: Path) -> None:
     names = json.loads((folder / "phases" / "step_00000002" / "state.json").read_text(encoding="utf-8"))["frozen"]
     assert {"patches.position", "bridge.vit_norm.weight"} <= set(names) and "head.output.weight" not in names
     larger = build_engine(
-        problem.VIT,
-        problem.MT5,
-        ModelConfig(image_size=56),
+        replace(problem.PALI, model=ModelConfig(image_size=56)),
         OptimizerConfig(),
-        layout=layout,
-        num_objectives=problem.NUM_OBJECTIVES,
+        layout,
         seed=5,
     )
     assert last.load_latest(larger) == (2, {})
@@ -238,9 +230,7 @@ def everything_else(folder: Path) -> None:
         (replace(problem.MT5, d_ff=256), r"another model.*256 x 128 here"),
         (replace(problem.MT5, num_decoder_layers=1), r"another model: decoder_block_1.* is missing here"),
     ):
-        other = build_engine(
-            problem.VIT, other_mt5, problem.MODEL, OptimizerConfig(), layout=layout, num_objectives=1
-        )  # fmt: skip
+        other = build_engine(replace(problem.PALI, mt5=other_mt5), OptimizerConfig(), layout)
         with pytest.raises(ConfigurationError, match=sentence):
             last.load_latest(other)
 
@@ -274,7 +264,7 @@ def beside_training(folder: Path) -> None:
     """What is saved is the state of its step, however late it is written; what cannot be written harms nothing."""
     for zero_stage, offload in OFFLOADS:
         options = {"zero_stage": zero_stage, **offload, "offload_folder": str(folder / "offloaded"), "timeout_s": 120}
-        layout = Layout(ParallelConfig(**options), launch())
+        layout = Layout.start(ParallelConfig(**options), launch())
         engine, place = fresh(layout), folder / f"zero{zero_stage}"
         checkpointer = Checkpointer(place)
         train(engine, range(1))
@@ -333,12 +323,9 @@ def beside_training(folder: Path) -> None:
 
 def fresh(layout: Layout) -> Engine:
     return build_engine(
-        problem.VIT,
-        problem.MT5,
-        problem.MODEL,
+        problem.PALI,
         OptimizerConfig(name="adamw", gradient_clipping=0.5),
-        layout=layout,
-        num_objectives=problem.NUM_OBJECTIVES,
+        layout,
         precision="bf16" if layout.config.zero_stage == 3 else "fp32",
         freeze=FROZEN_VIT,
     )

@@ -18,9 +18,7 @@ from parallel.distributed import launch
 from parallel.layout import Layout
 from tests.unit.model.examples import (
     MODEL,
-    MT5,
-    NUM_OBJECTIVES,
-    VIT,
+    PALI,
     example,
     gradients,
     largest_error,
@@ -43,11 +41,11 @@ def _all_checks(size: int) -> None:
     model = replace(MODEL, z_loss=1e-2)
     reference = small_model(model=model)
     for sequence in (False, True):
-        tensor_parallel = Layout(ParallelConfig(tensor=size, sequence=sequence), launch()).tensor_parallel
+        tensor_parallel = Layout.start(ParallelConfig(tensor=size, sequence=sequence), launch()).tensor_parallel
         for frozen in ([], FROZEN_VIT, ["*_block_*_in.weight"]):
             for parameter in reference.parameters():
                 parameter.requires_grad_(True)
-            parallel = PaLI(units(VIT, MT5, model, NUM_OBJECTIVES, tensor_parallel))
+            parallel = PaLI(units(replace(PALI, model=model), tensor_parallel))
             load(parallel, logical_tensors(reference))
             for either in (reference, parallel):
                 freeze(either, frozen)
@@ -62,7 +60,7 @@ def _check_odd_images(tensor_parallel: TensorParallel) -> None:
     """Visual tokens that sequence parallelism cannot divide; also where no row has an image."""
     model = replace(MODEL, image_size=ODD)
     reference = small_model(model=model)
-    parallel = PaLI(units(VIT, MT5, model, NUM_OBJECTIVES, tensor_parallel))
+    parallel = PaLI(units(replace(PALI, model=model), tensor_parallel))
     load(parallel, logical_tensors(reference))
     for frozen in ([], FROZEN_VIT):
         for either in (reference, parallel):

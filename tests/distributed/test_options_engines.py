@@ -16,16 +16,15 @@ from model.weights.files import write_tensors
 from parallel.checkpoint.initial_weights import load_files
 from parallel.config import OptimizerConfig, ParallelConfig, ParameterGroup
 from parallel.distributed import launch
-from parallel.engine.base import Engine, build_engine
+from parallel.engine.base import Engine
+from parallel.engine.build import build_engine
 from parallel.layout import Layout
 from parallel.optimizer.base import Piece
 from tests.distributed.problem import (
     EPSILON,
     FROZEN_VIT,
     MODEL,
-    MT5,
-    NUM_OBJECTIVES,
-    VIT,
+    PALI,
     all_gathers,
     initial_weights,
     micro_batches,
@@ -49,13 +48,17 @@ class Options:
     from_file: bool = False  # its first weights are other ones, and then read from a file
 
     def engine(self) -> Engine:
-        layout = Layout(ParallelConfig(**self.parallel, timeout_s=120), launch())
+        layout = Layout.start(ParallelConfig(**self.parallel, timeout_s=120), launch())
         optimizer = OptimizerConfig(**{"gradient_clipping": 0.5, **self.optimizer})
         model = replace(MODEL, loss_reduction=self.loss_reduction)
         engine = build_engine(
-            VIT, MT5, model, optimizer, layout=layout, num_objectives=NUM_OBJECTIVES, precision=self.precision,
-            freeze=self.freeze, seed=2 if self.from_file else 1,
-        )  # fmt: skip
+            replace(PALI, model=model),
+            optimizer,
+            layout,
+            precision=self.precision,
+            freeze=self.freeze,
+            seed=2 if self.from_file else 1,
+        )
         if self.from_file:
             load_files(engine, ["initial.safetensors"])
         return engine
@@ -145,7 +148,7 @@ def train_all(folder: Path, ranks: int) -> None:
         if name == "zero3_on_disk":
             shards = [p.ds_tensor for p in engine.model.parameters()]
             result["in files"] = [
-                in_file(x, folder / "offloaded") for x in [*shards, *engine.zero.optimizer.momenta.values()]
+                in_file(x, folder / "offloaded") for x in [*shards, *engine.optimizer.momenta.values()]
             ]
         if engine.layout.rank == 0:
             torch.save(result, results_file(folder, name))
@@ -258,7 +261,7 @@ def test_parameters_and_state_are_files(results: Path) -> None:
 
 
 def test_the_benchmark_counts_what_zero_sends(results: Path) -> None:
-    elements = sum(p.numel() for p in build(VIT, MT5, MODEL, NUM_OBJECTIVES).parameters())
+    elements = sum(p.numel() for p in build(PALI).parameters())
     sent = torch.load(results_file(results, "zero3"))["sent"]
     assert sent["data", "reduce-scatter"] == pytest.approx(4 * elements / 2, rel=0.05)  # half of all gradients
     assert sent["data", "all-gather"] > 0

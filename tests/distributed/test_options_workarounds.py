@@ -29,15 +29,15 @@ from model.pali import local_block
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import launch
 from parallel.engine import zero
-from parallel.engine.base import build_engine
+from parallel.engine.build import build_engine
 from parallel.engine.zero import ZeroEngine
 from parallel.layout import Layout
-from tests.distributed.problem import MODEL, MT5, NUM_OBJECTIVES, VIT, all_gathers, micro_batches
+from tests.distributed.problem import PALI, all_gathers, micro_batches
 
 
 def make(**parallel: Any) -> ZeroEngine:
-    layout = Layout(ParallelConfig(**{"param_persistence_threshold": 0, **parallel}, timeout_s=120), launch())
-    engine = build_engine(VIT, MT5, MODEL, OptimizerConfig(), layout=layout, num_objectives=NUM_OBJECTIVES, seed=1)
+    layout = Layout.start(ParallelConfig(**{"param_persistence_threshold": 0, **parallel}, timeout_s=120), launch())
+    engine = build_engine(PALI, OptimizerConfig(), layout, seed=1)
     assert isinstance(engine, ZeroEngine)
     return engine
 
@@ -130,7 +130,7 @@ def observe(folder: Path) -> None:
     scale, engine.gradient_scale = engine.gradient_scale, 1.0
     seen["norm, unscaled"] = norm(engine)
     engine.gradient_scale = scale
-    engine.zero.clear_backward_seen_flag = lambda: None
+    engine.zero_optimizer.clear_backward_seen_flag = lambda: None
     seen["two backwards, flag kept"] = norm_of_two_backwards_in_a_row(engine)
 
     engine = make(zero_stage=1, tensor=2)
@@ -152,7 +152,10 @@ def observe(folder: Path) -> None:
     disk = {"offload_optimizer": "nvme", "offload_parameters": "nvme", "offload_folder": str(folder / "offloaded")}
     engine = make(zero_stage=3, **disk)
     seen["norm, on the disk"] = norm(engine)
-    flats, swapper = engine.zero.fp32_partitioned_groups_flat, SimpleNamespace(optimizer=engine.zero.optimizer)
+    flats, swapper = (
+        engine.zero_optimizer.fp32_partitioned_groups_flat,
+        SimpleNamespace(optimizer=engine.zero_optimizer.optimizer),
+    )
     seen["sub-groups"] = len(flats)
     seen["state to swap"] = [len(OptimizerSwapper._get_state_tensors(swapper, flat)) for flat in flats]
 

@@ -53,7 +53,7 @@ def read_all(folder: Path, corpus: Path) -> None:
         replace(config, parallel=replace(config.parallel, tensor=4 if this.rank == 3 else 2)),
     ):
         differ.append(said(check_settings_of_ranks, own, this))
-    layout = Layout(config.parallel, this)
+    layout = Layout.start(config.parallel, this)
     with patch.object(images, "decode", wraps=images.decode) as decode:
         reader = ReplicaReader(config, layout, Tokenizer(config.data.tokenizer), config.mixture, "train", prefetch=0)
         step = reader.read(4)

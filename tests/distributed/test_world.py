@@ -21,7 +21,7 @@ def test_ranks_meet_over_the_chosen_backend() -> None:
 
 
 def _meet(expected: str) -> None:
-    layout = Layout(ParallelConfig(), launch())
+    layout = Layout.start(ParallelConfig(), launch())
     assert layout.device.type == {"nccl": "cuda", "gloo": "cpu"}[expected]
     assert expected in str(dist.get_backend_config())
     layout.barrier()

@@ -8,13 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from common.errors import ConfigurationError
-from model.config import ModelConfig, MT5Config, ViTConfig
-from model.pali import PaLI, units
+from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
+from model.pali import plan_on_meta
 from train.saved_run import read_settings
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -165,9 +164,8 @@ def read_run(folder: Path, score: Score) -> tuple[Trained, dict[str, Any]]:
 
 
 def count_parameters(vit: ViTConfig, mt5: MT5Config, image_size: int) -> tuple[int, int]:
-    """(parameters of the ViT, parameters of all else: the mT5 and the projection into it)."""
-    with torch.device("meta"):
-        plan = PaLI(units(vit, mt5, ModelConfig(image_size=image_size), num_objectives=1))
+    """Count (parameters of the ViT, parameters of all else: the mT5 and the projection into it)."""
+    plan = plan_on_meta(PaLIConfig(vit, mt5, ModelConfig(image_size=image_size)))
     counts = {name: parameter.numel() for name, parameter in plan.named_parameters()}
     in_vit = sum(count for name, count in counts.items() if name.startswith(VIT_PARAMETERS))
     return in_vit, sum(counts.values()) - in_vit

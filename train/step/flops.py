@@ -1,11 +1,9 @@
 """How much arithmetic a step is, and how much the device could do: what `tflops_per_device` and `mfu` are made of."""
 
-from functools import cached_property
-
 import torch
 
 from model.costs import BatchShape, batch_flops
-from model.pali import PaLI, freeze, units
+from model.pali import PaLI
 from train.config import RunConfig
 
 # Dense peak in TFLOP/s from the vendor's data sheets: (bf16 with fp32 sums, fp32 as torch computes it by default).
@@ -20,19 +18,13 @@ PEAK_TFLOPS = {
 
 
 class FlopCounter:
-    """Model FLOPs of a phase: backward only for what is trained; padding and recomputation do not count."""
+    """Count a model's FLOPs: backward only for trained units, and neither padding nor recomputation.
 
-    def __init__(self, config: RunConfig, frozen: list[str]) -> None:
-        self.config = config
-        self.frozen = frozen
+    `plan` is the whole model as it is frozen, such as that of an engine's blueprint; its units may be on `meta`.
+    """
 
-    @cached_property
-    def plan(self) -> PaLI:
-        """The units on `meta`, frozen as in the phase."""
-        with torch.device("meta"):
-            plan = PaLI(units(self.config.vit, self.config.mt5, self.config.model, num_objectives=1))
-        freeze(plan, self.frozen)
-        return plan
+    def __init__(self, plan: PaLI, tokens_per_image: int) -> None:
+        self.plan, self.tokens_per_image = plan, tokens_per_image
 
     def step(self, examples: int, images: int, encoder_tokens: int, decoder_tokens: int) -> float:
         """FLOPs of one step; tokens are summed over its examples, which are taken to be equally long."""
@@ -40,7 +32,7 @@ class FlopCounter:
             return 0.0
         shape = BatchShape(
             images=images,
-            vision_tokens=self.config.vit.num_tokens(self.config.model.image_size),
+            vision_tokens=self.tokens_per_image,
             rows=examples,
             encoder_tokens=round(encoder_tokens / examples),
             decoder_tokens=round(decoder_tokens / examples),

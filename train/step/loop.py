@@ -53,7 +53,7 @@ class Loop:
         self.guard = Guard(config.run.guard, extra["guard"] if same_phase else (), extra.get("bad", ()))
         self.tokens_per_image = config.vit.num_tokens(config.model.image_size)
         self.join = joiner(config, self.layout.device)
-        self.flops = FlopCounter(config, span.phase.freeze)
+        self.flops = FlopCounter(engine.blueprint.plan, config.pali.tokens_per_image)
         self.peak_tflops = peak_tflops(config, self.layout.device)
         self.waiting = CommunicationWait(self.layout.device)
         self.shares = Shares(config.mixture, span.phase.name, extra.get("shares") if same_phase else None)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from model.batch import MicroBatch
-from model.config import ModelConfig, MT5Config, ViTConfig
+from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from model.pali import PaLI, build
 
 VIT = ViTConfig(width=24, depth=2, mlp_dim=40, num_heads=4, patch_size=4)
@@ -15,6 +15,7 @@ MT5 = MT5Config(d_model=32, d_ff=56, d_kv=12, num_heads=4, num_encoder_layers=3,
 MODEL = ModelConfig(image_size=16, z_loss=0.0, loss_chunk=7)
 TOKENS_PER_IMAGE = VIT.num_tokens(MODEL.image_size)
 NUM_OBJECTIVES = 3
+PALI = PaLIConfig(VIT, MT5, MODEL, NUM_OBJECTIVES)
 
 
 @dataclass
@@ -84,7 +85,7 @@ def micro_batch(
 
 def small_model(seed: int = 0, model: ModelConfig = MODEL, vit: ViTConfig = VIT, mt5: MT5Config = MT5) -> PaLI:
     """Randomly initialised; biases and norms too, so that none of them can go unnoticed."""
-    pali = build(vit, mt5, model, NUM_OBJECTIVES, seed)
+    pali = build(PaLIConfig(vit, mt5, model, NUM_OBJECTIVES), seed)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in pali.named_parameters():
         if name.endswith("bias") or "norm" in name:

@@ -5,12 +5,10 @@ import math
 import torch
 
 from benchmarks.packing import row_examples
-from benchmarks.sides import Example, hugging_face, one_per_row, padded
+from benchmarks.sides import Example, Setting, hugging_face, one_per_row, padded
 from model.batch import ARRAYS
-from model.describe import Sizes
-from tests.unit.model.examples import MODEL, MT5, TOKENS_PER_IMAGE, VIT, example, micro_batch, picture
+from tests.unit.model.examples import MODEL, PALI, TOKENS_PER_IMAGE, example, micro_batch, picture
 
-SIZES = Sizes(VIT, MT5, MODEL)
 ROWS = [[example(1), example(2, pictures=0)], [example(3, inputs=9, targets=1)], []]
 
 
@@ -28,7 +26,7 @@ def test_packed_rows_give_their_examples_back() -> None:
 
 
 def test_one_example_per_row_is_what_the_packer_makes_of_single_rows() -> None:
-    ours, expected = one_per_row(_examples(), SIZES), micro_batch([[e] for row in ROWS for e in row])
+    ours, expected = one_per_row(_examples(), PALI), micro_batch([[e] for row in ROWS for e in row])
     for name in ("encoder_tokens", "encoder_segments", "decoder_tokens", "decoder_targets", "decoder_segments"):
         assert torch.equal(getattr(ours, name), getattr(expected, name)), name
     assert torch.equal(ours.visual_index[0], expected.visual_index[0])
@@ -36,7 +34,7 @@ def test_one_example_per_row_is_what_the_packer_makes_of_single_rows() -> None:
 
 def test_hugging_face_learns_its_padded_batch() -> None:
     torch.manual_seed(0)
-    batch, step = padded(_examples(), MODEL.image_size), hugging_face(SIZES, "fp32")
+    batch, step = padded(_examples(), MODEL.image_size), hugging_face(Setting(PALI), "fp32")
     losses = [step([batch]) for _ in range(8)]
     assert batch["labels"].shape == (3, 5) and (batch["labels"] == -100).any()
     assert all(map(math.isfinite, losses)) and losses[-1] < losses[0]

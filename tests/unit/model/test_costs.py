@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from common.errors import ConfigurationError
 from model.attention import relative_buckets
 from model.batch import MicroBatch
-from model.config import ModelConfig, MT5Config, ViTConfig
+from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from model.costs import BatchShape, batch_flops, unit_costs
-from model.describe import Sizes, describe, main, one_example, plan, read_sizes
-from model.pali import PaLI, build, freeze, units
-from tests.unit.model.examples import MODEL, MT5, VIT, example, micro_batch
+from model.describe import describe, main, one_example, read_model
+from model.pali import PaLI, build, plan_on_meta, units
+from tests.unit.model.examples import MODEL, PALI, VIT, example, micro_batch
 
 PRESETS = {"pali_3b": 3.074, "pali_5b": 5.037, "pali_15b": 14.771, "pali_17b": 16.734}  # billions of parameters
 # Millions of parameters: of big_vision's encoders (no pooling, no head) at 224 pixels, and of T5X's mT5.
@@ -41,13 +41,13 @@ TFLOP = {
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_parameters_of_the_presets(preset: str) -> None:
-    planned = plan(read_sizes([f"model={preset}", "stage=full_224"]))
+    planned = plan_on_meta(*read_model([f"model={preset}", "stage=full_224"]))
     assert round(sum(p.numel() for p in planned.parameters()) / 1e9, 3) == PRESETS[preset]
 
 
 @pytest.mark.parametrize("vit", VITS)
 def test_parameters_of_the_vits(vit: str) -> None:
-    planned = plan(read_sizes([f"vit={vit}", "mt5=mini", "stage=full_224"]))
+    planned = plan_on_meta(*read_model([f"vit={vit}", "mt5=mini", "stage=full_224"]))
     counted = {name: p.numel() for name, p in planned.named_parameters()}
     encoder = ("patches.", "vit_block_", "bridge.vit_norm.")
     assert sum(n for name, n in counted.items() if name.startswith(encoder)) / 1e6 == pytest.approx(VITS[vit], abs=0.05)
@@ -55,7 +55,7 @@ def test_parameters_of_the_vits(vit: str) -> None:
 
 @pytest.mark.parametrize("mt5", MT5S)
 def test_parameters_of_the_mt5s(mt5: str) -> None:
-    planned = plan(read_sizes(["vit=mini", f"mt5={mt5}", "stage=full_224"]))
+    planned = plan_on_meta(*read_model(["vit=mini", f"mt5={mt5}", "stage=full_224"]))
     counted = {name: p.numel() for name, p in planned.named_parameters()}
     vision = ("patches.", "vit_block_", "bridge.vit_norm.", "bridge.projection.")
     found = sum(n for name, n in counted.items() if not name.startswith(vision))
@@ -66,34 +66,32 @@ def test_parameters_of_the_mt5s(mt5: str) -> None:
     ("vit", "mt5"), [*((vit, "mini") for vit in VITS), *(("mini", mt5) for mt5 in MT5S), ("mini", "mini")]
 )
 def test_formulas_count_the_parameters_of_every_unit_of_every_size(vit: str, mt5: str) -> None:
-    sizes = read_sizes([f"vit={vit}", f"mt5={mt5}", "stage=full_224"])
-    for unit in unit_costs(plan(sizes).units(), one_example(sizes, 32, 32)):
+    config, _ = read_model([f"vit={vit}", f"mt5={mt5}", "stage=full_224"])
+    for unit in unit_costs(plan_on_meta(config).units(), one_example(config, 32, 32)):
         assert unit.cost.parameters == sum(p.numel() for p in unit.unit.parameters()), unit.name
 
 
 @pytest.mark.parametrize(("preset", "stage"), TFLOP)
 def test_training_flops_of_the_paper(preset: str, stage: str) -> None:
-    sizes = read_sizes([f"model={preset}", f"stage={stage}"])
-    planned = plan(sizes)
+    config, frozen = read_model([f"model={preset}", f"stage={stage}"])
+    planned = plan_on_meta(config, frozen)
     for tokens, printed in zip((16, 32, 64, 128), TFLOP[preset, stage], strict=True):
-        found = batch_flops(planned.units(), one_example(sizes, tokens, tokens)) / 1e12
+        found = batch_flops(planned.units(), one_example(config, tokens, tokens)) / 1e12
         digits = len(printed.split(".")[1])
         assert found == pytest.approx(float(printed), abs=0.5001 * 10**-digits), (tokens, printed)
 
 
 @pytest.mark.parametrize(("size", "gigaflops"), [("giant", 532), ("gigantic", 964), ("enormous", 1974)])
 def test_forward_flops_of_the_vits(size: str, gigaflops: float) -> None:
-    sizes = read_sizes([f"vit={size}", "mt5=mini", "stage=full_224"])
-    vision = [
-        u for u in unit_costs(plan(sizes).units(), one_example(sizes, 32, 32)) if u.name.startswith(("patch", "vit"))
-    ]
+    config, _ = read_model([f"vit={size}", "mt5=mini", "stage=full_224"])
+    priced = unit_costs(plan_on_meta(config).units(), one_example(config, 32, 32))
+    vision = [u for u in priced if u.name.startswith(("patch", "vit"))]
     assert sum(u.cost.flops for u in vision) / 1e9 == pytest.approx(gigaflops, abs=0.5)
 
 
 def test_frozen_units_above_trained_ones_pay_for_the_gradient_of_their_input() -> None:
-    sizes = read_sizes(["stage=full_224"])
-    planned, shape = plan(sizes), one_example(sizes, 8, 8)
-    freeze(planned, ["encoder_block_1.*"])
+    config, _ = read_model(["stage=full_224"])
+    planned, shape = plan_on_meta(config, ["encoder_block_1.*"]), one_example(config, 8, 8)
     priced = {u.name: u for u in unit_costs(planned.units(), shape)}
     assert priced["encoder_block_1"].training_flops == 2 * priced["encoder_block_1"].cost.flops
     assert priced["encoder_block_1"].kept_bytes > 0
@@ -101,8 +99,8 @@ def test_frozen_units_above_trained_ones_pay_for_the_gradient_of_their_input() -
 
 
 def test_flops_of_a_batch_are_those_of_its_examples() -> None:
-    sizes = read_sizes(["model=pali_3b", "stage=frozen_224"])
-    planned, one = plan(sizes), one_example(sizes, 32, 32)
+    config, frozen = read_model(["model=pali_3b", "stage=frozen_224"])
+    planned, one = plan_on_meta(config, frozen), one_example(config, 32, 32)
     four = BatchShape(4, one.vision_tokens, 4, one.encoder_tokens, one.decoder_tokens)
     assert batch_flops(planned.units(), four) == pytest.approx(4 * batch_flops(planned.units(), one))
 
@@ -112,7 +110,7 @@ def test_counted_flops_are_what_torch_counts() -> None:
     batch = micro_batch([[example(1)], [example(2)]])
     (rows, encoder_tokens), decoder_tokens = batch.encoder_tokens.shape, batch.decoder_tokens.shape[1]
     shape = BatchShape(2, VIT.num_tokens(MODEL.image_size), rows, encoder_tokens, decoder_tokens)
-    pali = PaLI(units(VIT, MT5, MODEL, 3))
+    pali = PaLI(units(PALI))
     carry: tuple[torch.Tensor, ...] = ()
     for name, unit in pali.units():
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -123,7 +121,7 @@ def test_counted_flops_are_what_torch_counts() -> None:
 
 
 def test_description_folds_equal_blocks_and_adds_up() -> None:
-    table = describe(read_sizes(["model=pali_17b", "stage=frozen_224"]), 32, 32)
+    table = describe(*read_model(["model=pali_17b", "stage=frozen_224"]), 32, 32)
     lines = list(zip(*(column.cells for column in table.columns), strict=True))
     assert [line[0] for line in lines] == [
         "patches",
@@ -152,9 +150,8 @@ def test_command_line() -> None:
 
 
 def test_settings_may_refer_to_others() -> None:
-    assert read_sizes(["model=pali_mini", "vit.depth=${mt5.num_heads}"]).vit.depth == (
-        read_sizes(["model=pali_mini"]).mt5.num_heads
-    )
+    config, _ = read_model(["model=pali_mini", "vit.depth=${mt5.num_heads}"])
+    assert config.vit.depth == read_model(["model=pali_mini"])[0].mt5.num_heads
 
 
 def test_a_mistake_is_one_sentence_and_exit_code_2() -> None:
@@ -181,15 +178,15 @@ def test_nothing_stays_in_hydras_store(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which belongs to the process: what composes next would be checked against a schema of our groups alone."""
     store = {name: node for name, node in ConfigStore.instance().repo.items() if name != "run_schema.yaml"}
     monkeypatch.setattr(ConfigStore.instance(), "repo", dict(store))
-    read_sizes(["model=pali_3b"])
+    read_model(["model=pali_3b"])
     with pytest.raises(ConfigurationError):
-        read_sizes(["model=pali_18b"])
+        read_model(["model=pali_18b"])
     assert ConfigStore.instance().repo == store
 
 
-def test_sizes_hold_the_stages_image_size_and_freeze_patterns() -> None:
-    sizes = read_sizes(["model=pali_3b", "stage=full_588"])
-    assert isinstance(sizes, Sizes) and sizes.model.image_size == 588 and list(sizes.frozen) == []
+def test_the_model_has_the_stages_image_size_and_freeze_patterns() -> None:
+    config, frozen = read_model(["model=pali_3b", "stage=full_588"])
+    assert config.model.image_size == 588 and frozen == []
 
 
 class _FusedRMSNorm(torch.autograd.Function):
@@ -251,7 +248,7 @@ def test_activation_formulas_are_what_autograd_keeps(
         d_model=128, d_ff=256, d_kv=32, num_heads=6, num_encoder_layers=2, num_decoder_layers=2, vocab_size=512
     )
     model, rows = ModelConfig(image_size=112), 3
-    pali = build(vit, mt5, model).to(dtype)
+    pali = build(PaLIConfig(vit, mt5, model)).to(dtype)
     for _, unit in pali.units():
         unit.recompute = recompute
     segments, ids = torch.ones(rows, length, dtype=torch.long), torch.ones(rows, targets, dtype=torch.long)
@@ -269,9 +266,9 @@ def test_activation_formulas_are_what_autograd_keeps(
 @pytest.mark.parametrize("element_bytes", [2, 4])
 def test_a_recomputed_block_keeps_its_input_and_no_more(element_bytes: int) -> None:
     """Of what arrives only the tensor that it changes: the others are kept where they were made."""
-    pali, shape = PaLI(units(VIT, MT5, MODEL, 1)), BatchShape(5, 16, 3, 40, 12, element_bytes)
+    pali, shape = PaLI(units(PALI)), BatchShape(5, 16, 3, 40, 12, element_bytes)
     for _, unit in pali.units():
         unit.recompute = "block"
-    elements = {"vit": 5 * 16 * VIT.width, "encoder": 3 * 40 * MT5.d_model, "decoder": 3 * 12 * MT5.d_model}
+    elements = {"vit": 5 * 16 * VIT.width, "encoder": 3 * 40 * PALI.mt5.d_model, "decoder": 3 * 12 * PALI.mt5.d_model}
     blocks = {u.name: u.kept_bytes for u in unit_costs(pali.units(), shape) if "_block_" in u.name}
     assert blocks == {name: element_bytes * elements[name.split("_")[0]] for name in blocks}

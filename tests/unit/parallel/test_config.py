@@ -8,7 +8,7 @@ from common.errors import ConfigurationError
 from parallel.config import OptimizerConfig, ParallelConfig, ParameterGroup
 from parallel.distributed import launch
 from parallel.layout import Layout, check
-from tests.distributed.problem import MT5, VIT
+from tests.distributed.problem import PALI
 
 ZERO3: dict[str, Any] = {"zero_stage": 3}
 
@@ -41,7 +41,7 @@ def test_impossible_on_their_own(options: dict[str, Any], said: str) -> None:
 )
 def test_impossible_in_this_world(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
-        check(ParallelConfig(**ZERO3, **options), VIT, MT5, 4)
+        check(ParallelConfig(**ZERO3, **options), PALI, 4)
 
 
 JUST_BELOW_ONE = 0.999999
@@ -105,7 +105,7 @@ def test_adafactor_is_t5xs_unless_told_otherwise() -> None:
 def test_a_machine_without_gpus_may_submit_what_it_cannot_run(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     parallel = ParallelConfig(**ZERO3, **{option: True})
-    check(parallel, VIT, MT5, 4)
+    check(parallel, PALI, 4)
     monkeypatch.setattr("parallel.layout.start", lambda *_: pytest.fail("process groups were started"))
     with pytest.raises(ConfigurationError, match="need DeepSpeed's CUDA kernels; set both to false here"):
-        Layout(parallel, launch({}))
+        Layout.start(parallel, launch({}))

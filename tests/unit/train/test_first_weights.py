@@ -8,10 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from common.errors import ConfigurationError
-from model.config import MT5Config, ViTConfig
-from model.describe import Sizes, plan
+from model.config import MT5Config, PaLIConfig, ViTConfig
 from model.layers import parameter_parts
-from model.pali import PaLI
+from model.pali import PaLI, plan_on_meta
 from train.config import Phase, RunConfig, RunSettings, StageConfig, WeightsConfig
 from train.first_weights import OF_VIT, check_first_weights, first_files
 from train.phases import spans
@@ -29,7 +28,7 @@ def a_run(folder: Path, *phases: list[str], **settings: object) -> RunConfig:
 
 def models(config: RunConfig) -> list[PaLI]:
     size = replace(config.model, image_size=112)
-    return [plan(Sizes(config.vit, config.mt5, size, span.phase.freeze)) for span in spans(config)]
+    return [plan_on_meta(PaLIConfig(config.vit, config.mt5, size), span.phase.freeze) for span in spans(config)]
 
 
 def check(config: RunConfig, *expected: Path) -> None:

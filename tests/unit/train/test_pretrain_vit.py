@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
-from model.config import ModelConfig, MT5Config, ViTConfig
+from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from model.pali import build
 from parallel.checkpoint.initial_weights import check_files
 from train import pretrain_vit
@@ -39,7 +39,9 @@ def test_what_it_writes_is_taken_over(corpus: Path, monkeypatch: pytest.MonkeyPa
     run(monkeypatch, corpus, f"vit_pretraining.output={output}")
     assert [file.name for file in output.parent.iterdir()] == [output.name]
     assert {"patches.position", "bridge.vit_norm.bias"} <= load_file(output).keys()
-    check_files(build(ViTConfig(32, 2, 128, 2, 14), MT5Config(vocab_size=400), ModelConfig(image_size=56)), [output])
+    check_files(
+        build(PaLIConfig(ViTConfig(32, 2, 128, 2, 14), MT5Config(vocab_size=400), ModelConfig(image_size=56))), [output]
+    )
 
 
 def test_a_patch_names_words_and_box_of_its_object() -> None:

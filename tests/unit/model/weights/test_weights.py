@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from common.errors import ConfigurationError
-from model.config import ModelConfig, MT5Config, ViTConfig
+from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from model.layers import parameter_parts
 from model.pali import PaLI, build, initial_block, initialize, units
 from model.vit import resample_position
@@ -19,19 +19,19 @@ from model.weights.files import read_tensors, write_tensors
 from model.weights.mt5 import mt5_table
 from model.weights.siglip import siglip_table
 from model.weights.table import Table, export_tensors, import_tensors
-from tests.unit.model.examples import MODEL, MT5, VIT, small_model
+from tests.unit.model.examples import MODEL, MT5, PALI, VIT, small_model
 
 
 def test_initial_values_depend_on_seed_and_name_alone() -> None:
     """Neither on which other units exist (a pipeline stage), nor on the random state, nor on the order."""
-    whole = logical_tensors(build(VIT, MT5, MODEL, seed=3))
+    whole = logical_tensors(build(PALI, seed=3))
     torch.manual_seed(99)
-    stage = {name: unit for name, unit in units(VIT, MT5, MODEL, 1).items() if name in ("head", "encoder_block_1")}
+    stage = {name: unit for name, unit in units(PALI).items() if name in ("head", "encoder_block_1")}
     part = PaLI(dict(reversed(stage.items())))
     initialize(part, 3)
     for name, tensor in logical_tensors(part).items():
         assert torch.equal(tensor, whole[name]), name
-    other = logical_tensors(build(VIT, MT5, MODEL, seed=4))
+    other = logical_tensors(build(PALI, seed=4))
     assert not torch.equal(other["bridge.embedding.weight"], whole["bridge.embedding.weight"])
     first, second = (whole[f"encoder_block_{i}.mlp_in.gate.weight"] for i in (0, 1))
     assert not torch.equal(first, second)
@@ -79,7 +79,7 @@ TRUNCATED = ("patches.embedding", "bridge.projection", "encoder_block_0.mlp", "d
 
 def test_initial_values_have_the_spread_that_t5x_and_big_vision_give() -> None:
     mt5 = MT5Config(vocab_size=512, num_encoder_layers=1, num_decoder_layers=1)
-    whole = logical_tensors(build(ViTConfig(width=64, depth=1), mt5, ModelConfig(image_size=224)))
+    whole = logical_tensors(build(PaLIConfig(ViTConfig(width=64, depth=1), mt5, ModelConfig(image_size=224))))
     norms = {name: float(name.endswith("weight")) for name in whole if "norm." in name}
     biases = {name: 0.0 for name in whole.keys() - SPREADS.keys() if name.endswith("bias") and name not in norms}
     assert SPREADS.keys() | norms.keys() | biases.keys() == whole.keys(), "every tensor has its line"

@@ -14,25 +14,26 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from common.errors import ConfigurationError, Notice, StorageFailed
-from model.config import ModelConfig, MT5Config, ViTConfig
+from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from model.vit import resample_position
 from parallel.checkpoint.checkpointer import Checkpointer, SaveFailed, SaveStalled
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import Launch
-from parallel.engine.base import Engine, build_engine
+from parallel.engine.base import Engine
+from parallel.engine.build import build_engine
 from parallel.layout import Layout
 from tests.unit.model.examples import MODEL, MT5, VIT, example, micro_batch
 
 
 @pytest.fixture(scope="module")
 def layout() -> Iterator[Layout]:
-    yield Layout(ParallelConfig(), Launch(0, 1, 0))
+    yield Layout.start(ParallelConfig(), Launch(0, 1, 0))
     parallel_state.destroy_model_parallel()
 
 
 def build(layout: Layout, seed: int, vit: ViTConfig = VIT, mt5: MT5Config = MT5, model: ModelConfig = MODEL) -> Engine:
     optimizer = OptimizerConfig("adamw")
-    return build_engine(vit, mt5, model, optimizer, layout=layout, num_objectives=3, freeze=["patches.*"], seed=seed)
+    return build_engine(PaLIConfig(vit, mt5, model, 3), optimizer, layout, freeze=["patches.*"], seed=seed)
 
 
 def step(engine: Engine) -> float:

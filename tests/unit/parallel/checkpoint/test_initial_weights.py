@@ -12,17 +12,18 @@ from common.errors import ConfigurationError
 from parallel.checkpoint.initial_weights import check_files, load_files
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import Launch
-from parallel.engine.base import Engine, build_engine
+from parallel.engine.base import Engine
+from parallel.engine.build import build_engine
 from parallel.layout import Layout
-from tests.unit.model.examples import MODEL, MT5, VIT
+from tests.unit.model.examples import PALI, VIT
 
 NORM, POSITION = "bridge.vit_norm.weight", "patches.position"
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    layout = Layout(ParallelConfig(), Launch(0, 1, 0))
-    yield build_engine(VIT, MT5, MODEL, OptimizerConfig(), layout=layout, num_objectives=3)
+    layout = Layout.start(ParallelConfig(), Launch(0, 1, 0))
+    yield build_engine(PALI, OptimizerConfig(), layout)
     parallel_state.destroy_model_parallel()
 
 

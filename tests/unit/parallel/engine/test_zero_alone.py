@@ -11,14 +11,12 @@ from torch import Tensor
 
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import launch
-from parallel.engine.base import Engine, build_engine
+from parallel.engine.base import Engine
+from parallel.engine.build import build_engine
 from parallel.layout import Layout
 from tests.distributed.problem import (
     FROZEN_VIT,
-    MODEL,
-    MT5,
-    NUM_OBJECTIVES,
-    VIT,
+    PALI,
     micro_batches,
     train,
     validate,
@@ -35,9 +33,13 @@ def local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def engine_of(freeze: list[str], precision: str, **parallel: Any) -> Engine:
     return build_engine(
-        VIT, MT5, MODEL, OptimizerConfig(gradient_clipping=0.5), layout=Layout(ParallelConfig(**parallel), launch()),
-        num_objectives=NUM_OBJECTIVES, precision=precision, freeze=freeze, seed=1,
-    )  # fmt: skip
+        PALI,
+        OptimizerConfig(gradient_clipping=0.5),
+        Layout.start(ParallelConfig(**parallel), launch()),
+        precision=precision,
+        freeze=freeze,
+        seed=1,
+    )
 
 
 def trained(freeze: list[str], precision: str = "fp32", **parallel: Any) -> tuple[list[Any], dict[str, Tensor]]:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from transformers.optimization import Adafactor as ReferenceAdafactor
 
-from model.describe import plan, read_sizes
+from model.describe import read_model
 from model.layers import Part, parameter_parts, zeros
+from model.pali import plan_on_meta
 from parallel.config import OptimizerConfig
 from parallel.optimizer.adafactor import Adafactor, state_bytes
 from parallel.optimizer.base import Shard
@@ -159,7 +160,7 @@ def test_big_visions_variant_equals_the_plain_one() -> None:
 
 def test_the_state_of_mt5_xxl_takes_22_mb_and_that_of_pali_17b_40() -> None:
     """5.4 M floats beside 12.9 G parameters (no momentum, factored from 128 rows and columns)."""
-    pali = plan(read_sizes(["model=pali_17b"]))
+    pali = plan_on_meta(*read_model(["model=pali_17b"]))
     shapes = {part.name: part.shape for _, part in parameter_parts(pali)}
     own = ("bridge.embedding", "bridge.encoder_bias", "bridge.decoder_bias", "encoder", "decoder", "head")
     language = {name: shape for name, shape in shapes.items() if name.startswith(own)}

@@ -7,17 +7,17 @@ from torch import Tensor
 from common.errors import ConfigurationError
 from parallel.config import OptimizerConfig, ParallelConfig, ParameterGroup
 from parallel.distributed import launch
-from parallel.engine.base import build_engine
+from parallel.engine.build import build_engine
 from parallel.layout import Layout
-from tests.distributed.problem import MODEL, MT5, NUM_OBJECTIVES, VIT, train, weights
+from tests.distributed.problem import PALI, train, weights
 
 HALF, NONE, SLOW = "encoder_block_0.*", "vit_block_*", "head.output.weight"
 
 
 def steps_of(optimizer: OptimizerConfig, steps: int = 1) -> dict[str, Tensor]:
     """How far each weight has moved."""
-    layout = Layout(ParallelConfig(), launch())
-    engine = build_engine(VIT, MT5, MODEL, optimizer, layout=layout, num_objectives=NUM_OBJECTIVES, seed=1)
+    layout = Layout.start(ParallelConfig(), launch())
+    engine = build_engine(PALI, optimizer, layout, seed=1)
     before = weights(engine)
     train(engine, range(steps))
     return {name: after - before[name] for name, after in weights(engine).items()}

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from model.describe import Sizes as ModelSizes
-from model.describe import plan
-from model.pali import PaLI, build
+from model.config import PaLIConfig
+from model.pali import PaLI, build, plan_on_meta
 from parallel.config import ParallelConfig
 from parallel.pipeline.schedule import CarrySizes, Travel, _Forward
-from tests.distributed.problem import MODEL, MT5, NUM_OBJECTIVES, VIT, micro_batches
+from tests.distributed.problem import MODEL, MT5, PALI, VIT, micro_batches
 
 # Of all parameters: those trained. What is passed on needs gradients from the first trained one on.
 TRAINED = [
@@ -40,14 +39,14 @@ def freeze_all_but(pali: PaLI, patterns: list[str]) -> None:
 
 
 def travel_of(patterns: list[str], **parallel: Any) -> Travel:
-    planned = plan(ModelSizes(VIT, MT5, MODEL))
+    planned = plan_on_meta(PaLIConfig(VIT, MT5, MODEL))
     freeze_all_but(planned, patterns)
     return Travel(planned, SimpleNamespace(config=ParallelConfig(**parallel)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("patterns", TRAINED, ids=lambda patterns: patterns[0])
 def test_shapes_and_gradients_are_the_models(patterns: list[str]) -> None:
-    pali, batch = build(VIT, MT5, MODEL, NUM_OBJECTIVES), micro_batches(0)[0]
+    pali, batch = build(PALI), micro_batches(0)[0]
     freeze_all_but(pali, patterns)
     travel, carry = travel_of(patterns), ()
     for name, unit in pali.units():
@@ -61,7 +60,7 @@ def test_shapes_and_gradients_are_the_models(patterns: list[str]) -> None:
 @pytest.mark.parametrize(("names", "through"), [(["encoder_block_0"], True), (["encoder_block_1", "head"], False)])
 def test_the_backward_of_a_frozen_stage_is_not_the_engines(names: list[str], through: bool) -> None:
     """Gradients pass it to what is trained below, and DeepSpeed has none of its own to reduce."""
-    pali, reached = build(VIT, MT5, MODEL), []
+    pali, reached = build(PALI), []
     freeze_all_but(pali, ["encoder_block_0.mlp_norm.*"])
     stage = _Forward(SimpleNamespace(model=pali, backward=reached.append), names)  # type: ignore[arg-type]
     x = torch.ones(3, requires_grad=True)
@@ -72,7 +71,7 @@ def test_the_backward_of_a_frozen_stage_is_not_the_engines(names: list[str], thr
 
 
 def test_the_head_gives_a_loss_and_totals() -> None:
-    loss, totals = Travel(plan(ModelSizes(VIT, MT5, MODEL)), SimpleNamespace(config=ParallelConfig())).after(  # type: ignore[arg-type]
+    loss, totals = Travel(plan_on_meta(PaLIConfig(VIT, MT5, MODEL)), SimpleNamespace(config=ParallelConfig())).after(  # type: ignore[arg-type]
         "head", CarrySizes(2, 3, 16, 8), torch.bfloat16
     )
     assert (loss.shape, loss.dtype, loss.requires_grad) == ((), torch.float32, True)

@@ -8,24 +8,22 @@ import pytest
 from common.errors import ConfigurationError
 from model.config import MT5Config
 from model.costs import BatchShape, UnitCost, unit_costs
-from model.describe import one_example, plan, read_sizes
-from model.pali import freeze
+from model.describe import one_example, read_model
+from model.pali import plan_on_meta
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.plan.cut import cut
-from parallel.plan.memory import Memory, Work
+from parallel.plan.memory import MemoryModel, StepShape
 
 
 def costs(*frozen: str) -> list[UnitCost]:
     """The toy's units, as they are priced at 224 pixels."""
-    sizes = read_sizes(["stage=full_224"])
-    planned = plan(sizes)
-    freeze(planned, frozen)
-    return list(unit_costs(planned.units(), one_example(sizes, 64, 32)))
+    config, _ = read_model(["stage=full_224"])
+    return list(unit_costs(plan_on_meta(config, frozen).units(), one_example(config, 64, 32)))
 
 
-def memory(**parallel: object) -> Memory:
-    work = Work(one_example(read_sizes(["stage=full_224"]), 64, 32), num_micro_batches=8)
-    return Memory(ParallelConfig(**parallel), OptimizerConfig(), work, data_parallel_size=1)  # type: ignore[arg-type]
+def memory(**parallel: object) -> MemoryModel:
+    step = StepShape(one_example(read_model(["stage=full_224"])[0], 64, 32), num_micro_batches=8)
+    return MemoryModel(ParallelConfig(**parallel), OptimizerConfig(), step, data_parallel_size=1)  # type: ignore[arg-type]
 
 
 def slowest(priced: list[UnitCost], starts: tuple[int, ...]) -> float:
@@ -47,10 +45,10 @@ def test_no_cut_has_a_faster_slowest_stage(number: int, frozen: tuple[str, ...])
 def test_every_limit_of_memory_is_kept_or_refused(virtual_stages: int) -> None:
     """The cut is the fastest of all whose stages take no more than an equal share of the limit each; long rows."""
     shape = BatchShape(images=64, vision_tokens=256, rows=64, encoder_tokens=512, decoder_tokens=64)
-    sizes = replace(read_sizes(["stage=full_224"]), mt5=MT5Config(vocab_size=1024))
-    priced = list(unit_costs(plan(sizes).units(), shape))
+    config = replace(read_model(["stage=full_224"])[0], mt5=MT5Config(vocab_size=1024))
+    priced = list(unit_costs(plan_on_meta(config).units(), shape))
     options = {"pipeline": 2, "virtual_stages": virtual_stages, "zero_stage": 1}
-    free = replace(memory(**options), work=Work(shape, num_micro_batches=8))
+    free = replace(memory(**options), step=StepShape(shape, num_micro_batches=8))
     stored, kept = [free.stored(unit) for unit in priced], [free.kept_once(unit) for unit in priced]
 
     def largest(starts: tuple[int, ...]) -> float:

@@ -8,12 +8,12 @@ from common.errors import ConfigurationError
 from model.pali import PaLI, build
 from parallel.config import ParallelConfig
 from parallel.plan.recompute import mark_recomputed
-from tests.distributed.problem import MODEL, MT5, NUM_OBJECTIVES, VIT, micro_batches
+from tests.distributed.problem import PALI, micro_batches
 
 
 def kept_and_gradients(config: ParallelConfig) -> tuple[int, dict[str, Tensor]]:
     """Bytes that autograd keeps for the backward pass, and what that pass gives."""
-    pali, batch = build(VIT, MT5, MODEL, NUM_OBJECTIVES), micro_batches(0)[0]
+    pali, batch = build(PALI), micro_batches(0)[0]
     mark_recomputed(pali, config)
     seen: dict[int, int] = {}
     with torch.autograd.graph.saved_tensors_hooks(lambda x: seen.setdefault(x.data_ptr(), x.nbytes) and x, lambda x: x):
@@ -42,7 +42,7 @@ def marked(pali: PaLI, **options: object) -> set[str]:
 
 def test_marks_the_blocks_that_were_asked_for() -> None:
     def fresh() -> PaLI:
-        return build(VIT, MT5, MODEL)
+        return build(PALI)
 
     blocks = {f"{stack}_block_{i}" for stack in ("vit", "encoder", "decoder") for i in (0, 1)}
     assert marked(fresh()) == set()

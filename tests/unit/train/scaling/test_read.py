@@ -10,7 +10,8 @@ from PIL import Image
 
 from common.errors import ConfigurationError
 from model.costs import unit_costs
-from model.describe import one_example, plan, read_sizes
+from model.describe import one_example, read_model
+from model.pali import plan_on_meta
 from train.config import to_run_config, to_yaml
 from train.entry import CONF, register
 from train.scaling_report import main
@@ -47,8 +48,8 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def parameters(vit: str, mt5: str) -> int:
     """By the cost formulas."""
-    sizes = read_sizes(["experiment=scaling", f"vit={vit}", f"mt5={mt5}"])
-    return sum(unit.cost.parameters for unit in unit_costs(plan(sizes).units(), one_example(sizes, 1, 1)))
+    config, _ = read_model(["experiment=scaling", f"vit={vit}", f"mt5={mt5}"])
+    return sum(unit.cost.parameters for unit in unit_costs(plan_on_meta(config).units(), one_example(config, 1, 1)))
 
 
 def test_tables_and_figure(tmp_path: Path) -> None:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from data.config import DataConfig
-from model.config import ModelConfig, MT5Config, ViTConfig
+from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from model.costs import BatchShape, batch_flops
+from model.pali import plan_on_meta
 from train.config import RunConfig
 from train.step.flops import FlopCounter, peak_tflops
 
@@ -28,17 +28,18 @@ FROZEN = ["patches.*", "vit_block_*", "bridge.vit_norm.*"]
 def test_an_example_of_32_input_and_32_target_tokens(
     vit: ViTConfig, mt5: MT5Config, image_size: int, frozen: list[str], printed: str
 ) -> None:
-    config = RunConfig(vit=vit, mt5=mt5, model=ModelConfig(image_size=image_size), data=DataConfig())
-    visual = vit.num_tokens(image_size)
-    counted = FlopCounter(config, frozen).step(2, 2, 2 * (visual + 32), 2 * 32)
+    config = PaLIConfig(vit, mt5, ModelConfig(image_size=image_size))
+    visual = config.tokens_per_image
+    counted = FlopCounter(plan_on_meta(config, frozen), visual).step(2, 2, 2 * (visual + 32), 2 * 32)
     digits = len(printed.split(".")[1])
     assert counted / 2 / 1e12 == pytest.approx(float(printed), abs=0.5001 * 10**-digits)
 
 
 def test_a_step_is_the_sum_of_its_units() -> None:
     """To the last digit, norms and the bridge too: of three examples of unequal length, as long as their mean."""
-    config = RunConfig(data=DataConfig())
-    counter, visual = FlopCounter(config, []), config.vit.num_tokens(config.model.image_size)
+    config = RunConfig().pali
+    visual = config.tokens_per_image
+    counter = FlopCounter(plan_on_meta(config), visual)
     shape = BatchShape(
         images=2, vision_tokens=visual, rows=3, encoder_tokens=round(500 / 3), decoder_tokens=round(100 / 3)
     )

@@ -16,6 +16,7 @@ from data.objectives import NAMES
 from data.packing import RowShape, pack
 from model.batch import MicroBatch
 from model.loss import LossTotals
+from model.pali import plan_on_meta
 from parallel.checkpoint.checkpointer import Checkpointer, NotFinite, SaveFailed, SaveStalled
 from train.config import CheckpointConfig, GuardConfig, Phase, RunConfig, RunSettings, ScheduleConfig
 from train.phases import Span
@@ -32,6 +33,7 @@ class FakeEngine:
 
     def __init__(self, losses: Sequence[float], norm: float = 1.0) -> None:
         self.losses, self.norm, self.calls = iter(losses), norm, []  # type: ignore[var-annotated]
+        self.blueprint = SimpleNamespace(plan=None)  # set by `loop`
 
     def forward_backward(self, micro_batches: list[MicroBatch], num_targets: int) -> LossTotals:
         tokens = torch.zeros(4, len(NAMES))
@@ -65,6 +67,7 @@ def loop(
         checkpoint=CheckpointConfig(every_steps=4),
     )
     config.model.image_size = 112
+    engine.blueprint.plan = plan_on_meta(config.pali)
     run = SimpleNamespace(
         lines=[], saved=[], alerts=[], folder=folder, is_main_rank=True,
         save_due=lambda: False, settle=lambda: None, not_finite=lambda engine: None,

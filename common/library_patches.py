@@ -1,0 +1,55 @@
+"""Change what libraries do, where they offer no setting; every patch names its library's version and its reason.
+
+Each function patches for the whole process. tests/unit/common/test_library_patches.py fails for a patch that is no
+longer needed or no longer works. Two other modules change libraries: common/strict_omegaconf.py (values that OmegaConf
+would convert silently) and parallel/communication_time.py (which wraps waits of torch.distributed to time them, and
+restores them). parallel/engine/zero.py lists private names of DeepSpeed that it reads or sets on single objects.
+"""
+
+import torch
+import torch.distributed as dist
+
+
+def let_megatron_use_cpus() -> None:
+    """Make `torch.cuda.current_device()` return the CPU in a process without CUDA.
+
+    megatron-core 0.16.1 allocates the buffers of sequence parallelism on the current CUDA device, under gloo too ->
+    without this, tensor parallelism with split sequences raises on CPUs.
+    """
+    if not torch.cuda.is_available():
+        torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
+
+
+def confine_zero3_comparison(group: dist.ProcessGroup) -> None:
+    """Confine ZeRO-3's comparison of parameter and module ids to `group`.
+
+    DeepSpeed 0.19.8 compares the ids over the whole world, but pipeline stages hold different modules -> without this,
+    ZeRO-3 within a pipeline raises.
+    """
+    # DeepSpeed takes seconds to import -> only its engine, which has imported it, calls this.
+    from deepspeed.runtime.zero import partition_parameters, partitioned_param_coordinator, stage3
+
+    def compare(numbers: list[int]) -> None:
+        mine = torch.tensor(numbers, dtype=torch.int64)
+        if numbers:
+            # DeepSpeed numbers modules over the life of a process -> stages start at different numbers.
+            mine -= mine.min()
+        least, largest = mine.clone(), mine.clone()
+        dist.all_reduce(least, dist.ReduceOp.MIN, group=group)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
+        if not torch.equal(least, largest):
+            raise RuntimeError(f"ranks of one pipeline stage run different modules: {numbers} here")
+
+    for module in (partition_parameters, partitioned_param_coordinator, stage3):
+        module.assert_ints_same_as_other_ranks = compare
+
+
+def set_secondary_group(group: dist.ProcessGroup) -> None:
+    """Set the ranks that share a second copy of parameters (ZeRO++ hpZ).
+
+    DeepSpeed 0.19.8 makes this group itself, from neighbors in the world, which may be tensor-parallel ranks of one
+    replica; a second call of its function fails.
+    """
+    from deepspeed.utils import groups  # slow to import, as above
+
+    groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = group

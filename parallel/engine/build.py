@@ -1,0 +1,65 @@
+"""Build a parallel model: the one place with the order of construction (docs/parallelism.md)."""
+
+from collections.abc import Sequence
+
+import torch
+
+from model.config import PaLIConfig
+from parallel.config import OptimizerConfig
+from parallel.engine.base import Engine, reduce_partial_gradients
+from parallel.engine.replicated import ReplicatedEngine
+from parallel.layout import Layout
+from parallel.plan.blueprint import Blueprint, materialize, plan_stages
+from parallel.plan.memory import MemoryModel, StepShape
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def build_engine(
+    config: PaLIConfig,
+    optimizer: OptimizerConfig,
+    layout: Layout,
+    *,
+    precision: str = "fp32",
+    freeze: Sequence[str] = (),
+    seed: int | None = 0,
+    step: StepShape | None = None,
+) -> Engine:
+    """Build a trainable model for a layout that is started; a collective of all ranks.
+
+    Steps: plan on `meta` -> freeze -> mark recomputed blocks -> cut into stages -> fill unit by unit -> gradient hooks
+    -> data-parallel engine -> optimizer state. The caller loads a checkpoint afterwards. `precision="bf16"` computes in
+    bf16 and keeps fp32 weights in the optimizer. `seed=None` leaves parameters uninitialized; the caller must load
+    every one. Stages are balanced for `step`, by default for rows of one example. Raises ConfigurationError as
+    `plan_stages` does.
+    """
+    dtype = DTYPES[precision]
+    step = step or StepShape.from_one_example(config, layout.config, dtype)
+    # 1. Plan all units on `meta`, in the shapes of this rank's tensor-parallel blocks: every rank has the whole list
+    #    and none has its memory, so all ranks cut alike without a message.
+    # 2. Freeze: costs (4) and ZeRO (8) depend on it; only trained parameters get fp32 copies and optimizer state.
+    # 3. Mark recomputed blocks: costs (4) depend on what a unit keeps for its backward pass.
+    # 4. Cut the list into pipeline stages.
+    memory = MemoryModel(layout.config, optimizer, step, layout.data_parallel_size)
+    plan, stages = plan_stages(config, freeze, memory, layout.tensor_parallel)
+    blueprint = Blueprint(config, optimizer, layout, dtype, plan, stages)
+    # 5. Start the engine's library: ZeRO-3 must be ready to shard before the first parameter has memory.
+    kind = _engine_class(layout.config.zero_stage)
+    shard = kind.prepare(blueprint)
+    # 6. Fill this rank's units, each sharded before the next is filled: no rank ever holds the whole model.
+    model = materialize(blueprint, seed, shard)
+    # 7. Sum gradients over the tensor-parallel group in hooks that run before ZeRO's own, which reduce them further.
+    reduce_partial_gradients(model, layout)
+    # 8. Make the data-parallel engine, and the pipeline around the stages.
+    engine = kind(blueprint, model)
+    # 9. Make optimizer state last: it lies where the engine has put the shards.
+    engine.bind_optimizer()
+    return engine
+
+
+def _engine_class(zero_stage: int) -> type[Engine]:
+    if zero_stage == 0:
+        return ReplicatedEngine
+    from parallel.engine.zero import ZeroEngine  # DeepSpeed takes seconds to import -> only a ZeRO stage pays for it
+
+    return ZeroEngine
