@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import DictConfig
@@ -16,12 +17,14 @@ from data.corpus.text import corpus_texts
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
 from data.tokenizer import train_tokenizer
+from model.pali import PaLI, Units
 from parallel.engine.base import Engine
 from train import evaluate, pretrain
 from train.entry import entry
 from train.run import lock
 from train.run.lock import FolderLock
 from train.run.run import Extra, Run
+from train.step.loop import Loop
 
 FROZEN_THEN_ALL = (
     "run.from_scratch=true",
@@ -44,6 +47,30 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 def lines(folder: Path) -> list[dict[str, float]]:
     return [json.loads(text) for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_phase_is_planned_on_meta_by_the_checks_and_by_its_engine_alone(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The checks plan it before any process group starts, the engine with its tensor-parallel group: no one else."""
+    plans: list[str] = []
+    made, step = PaLI.__init__, Loop.step
+
+    def counted(model: PaLI, units: Units) -> None:
+        made(model, units)
+        if all(parameter.is_meta for parameter in model.parameters()):
+            plans.append("plan")
+
+    def first_step(loop: Loop, number: int) -> Any:
+        plans.append(f"step {number}")
+        return step(loop, number)
+
+    monkeypatch.setattr(PaLI, "__init__", counted)
+    monkeypatch.setattr(Loop, "step", first_step)
+    monkeypatch.chdir(tmp_path)
+    command(monkeypatch, "experiment=equivalence", f"data.root={corpus}", "run.steps=1", "run.from_scratch=true")
+    entry("pretrain", pretrain.main)
+    assert plans == ["plan", "plan", "step 1"]
 
 
 def test_trained_resumed_and_evaluated(
