@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from data import languages
-from data.objectives.base import Skip
+from data.skip import Skip
 
 # Coordinates that were computed in 32 bits may lie this far outside the image.
 ROUNDING = 1e-6

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data.objectives.base import Skip
+from data.skip import Skip
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MEGAPIXELS = 64.0

@@ -6,8 +6,8 @@ import numpy as np
 
 from common.progress import beat
 from data import fields
-from data.objectives.base import Skip, one_record
 from data.shards.source import ShardSource
+from data.skip import Skip, one_record
 
 LOOKED_AT = 1_000  # records, spread over the source
 MOST = 2_000  # labels, the most frequent ones: a source of free text has very many

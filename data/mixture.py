@@ -26,9 +26,10 @@ from data.config import ComponentConfig, DataConfig, MixtureConfig  # noqa: E402
 from data.error_budget import Ledger, NothingUsable  # noqa: E402
 from data.examples import EncodedExample, ExampleInfo  # noqa: E402
 from data.label_pool import labels_of, names_nothing_absent  # noqa: E402
-from data.objectives.base import SENTINEL, LabelOptions, Skip, one_record  # noqa: E402
+from data.objectives.base import SENTINEL, LabelOptions  # noqa: E402
 from data.shards.index import printable  # noqa: E402
 from data.shards.source import Record, ShardSource  # noqa: E402
+from data.skip import Skip, one_record  # noqa: E402
 from data.tokenizer import EOS, Tokenizer  # noqa: E402
 
 # A record that an objective must skip is replaced by another of its source, at most so many times.

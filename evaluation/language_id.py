@@ -1,7 +1,7 @@
-"""Which language a text is in: the nearest profile of character n-grams, learned from the references of an evaluation.
+"""Identify the language of a text by character n-grams, learned from the references of an evaluation.
 
-Good enough to see whether captions come out in the language that was asked for, with no model to download: languages of
-different scripts share no letters, and languages of one script differ in their function words and endings.
+Languages of different scripts share no letters, and languages of one script differ in their function words and endings.
+So these profiles suffice to check that captions are in the language of the prompt, without a model to download.
 """
 
 import math
@@ -12,10 +12,10 @@ from evaluation.text_scores import normalized
 
 
 class LanguageIdentifier:
-    """Naive Bayes over character n-grams (Cavnar and Trenkle 1994 compare such profiles), add-one smoothed."""
+    """Classify texts by naive Bayes over character n-grams, add-one smoothed (Cavnar and Trenkle 1994)."""
 
     def __init__(self, references: Iterable[tuple[str, str]]) -> None:
-        """`references`: pairs of (language code, text)."""
+        """Count the n-grams of `references`: pairs of (language code, text)."""
         self.counts: dict[str, Counter[str]] = {}
         for language, text in references:
             self.counts.setdefault(language, Counter()).update(ngrams(text))
@@ -23,7 +23,7 @@ class LanguageIdentifier:
         self.distinct = len(set().union(*self.counts.values())) + 1
 
     def __call__(self, text: str) -> str | None:
-        """The most probable language code; None for a text of which no letter is known."""
+        """Return the most probable language code; None for a text without any n-gram of the references."""
         found = ngrams(text)
         if not any(gram in counts for counts in self.counts.values() for gram in found):
             return None
@@ -35,7 +35,7 @@ class LanguageIdentifier:
 
 
 def ngrams(text: str) -> list[str]:
-    """The text's letters, pairs and triples of letters; in these the ends of words count as letters."""
+    """Return the letters, pairs and triples of a text; the ends of words count as letters in pairs and triples."""
     padded = f" {normalized(text)} "
     longer = [padded[i : i + length] for length in (2, 3) for i in range(len(padded) - length + 1)]
     return [letter for letter in padded if letter != " "] + longer

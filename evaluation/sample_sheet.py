@@ -1,4 +1,4 @@
-"""Generated answers beside their pictures and references."""
+"""Draw predictions beside their images and references."""
 
 import json
 from dataclasses import dataclass
@@ -13,20 +13,17 @@ from data import objectives
 from evaluation.text_scores import exact_match
 
 if TYPE_CHECKING:
-    from evaluation.text_drawing import Lettering
+    from evaluation.text_drawing import TextDrawer
 
-PICTURE, TEXT_WIDTH, MARGIN, COLUMNS = 168, 300, 12, 3  # pixels, pixels, pixels, samples side by side
+IMAGE_SIZE, TEXT_WIDTH, MARGIN, COLUMNS = 168, 300, 12, 3  # pixels, pixels, pixels, samples side by side
 TEXT_SIZE = 14
 MOST_LINES = 4  # of one prompt, reference or prediction
-INK, GREY, RIGHT, WRONG = (20, 20, 20), (120, 120, 120), (0, 120, 60), (180, 40, 30)
+INK, GRAY, RIGHT, WRONG = (20, 20, 20), (120, 120, 120), (0, 120, 60), (180, 40, 30)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One answered example.
-
-    `picture` is uint8 [S, S, 3], of the few that are shown; `place` its number among all held-out records.
-    """
+    """Hold one example with its prediction."""
 
     source: str
     objective: str
@@ -35,73 +32,80 @@ class Sample:
     prompt: str
     references: list[str]
     prediction: str
-    picture: np.ndarray | None = None
-    blind_prediction: str | None = None  # what the model answers when the image is blanked
+    image: np.ndarray | None = None
+    """uint8 [S, S, 3], of the few samples that are drawn."""
+    blind_prediction: str | None = None
+    """The prediction on a blank image."""
     has_image: bool = True
-    place: int = -1
-    component: str = ""  # its name in the mixture
+    index: int = -1
+    """Its number among all held-out records."""
+    component: str = ""
+    """Its name in the mixture."""
 
     @property
     def correct(self) -> bool:
+        """Whether the prediction equals a reference."""
         return exact_match(self.prediction, self.references) == 1.0
 
     @property
     def line(self) -> str:
-        """What was asked and answered, as one line of JSON."""
-        hidden = ("picture", "has_image", "place", "component")
+        """The sample as one line of JSON, without its image."""
+        hidden = ("image", "has_image", "index", "component")
         return json.dumps({k: v for k, v in vars(self).items() if k not in hidden}, ensure_ascii=False)
 
 
 def draw(samples: list[Sample], path: Path) -> None:
-    """Write one PNG: each sample's picture with its prompt, reference and prediction."""
-    from evaluation.text_drawing import Lettering  # matplotlib and more: only where something is drawn
+    """Write one PNG: each sample's image with its prompt, reference and prediction."""
+    from evaluation.text_drawing import TextDrawer  # matplotlib and more: only where something is drawn
 
-    lettering = Lettering(TEXT_SIZE)
-    cells = [_cell(sample, lettering) for sample in samples]
+    drawer = TextDrawer(TEXT_SIZE)
+    cells = [_cell(sample, drawer) for sample in samples]
     rows = [cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)]
     heights = [max(cell.height for cell in row) + MARGIN for row in rows]
-    sheet = Image.new("RGB", (COLUMNS * (PICTURE + TEXT_WIDTH + 3 * MARGIN), sum(heights) + MARGIN), "white")
+    sheet = Image.new("RGB", (COLUMNS * (IMAGE_SIZE + TEXT_WIDTH + 3 * MARGIN), sum(heights) + MARGIN), "white")
     top = MARGIN
     for row, height in zip(rows, heights, strict=True):
         for column, cell in enumerate(row):
-            sheet.paste(cell, (MARGIN + column * (PICTURE + TEXT_WIDTH + 3 * MARGIN), top))
+            sheet.paste(cell, (MARGIN + column * (IMAGE_SIZE + TEXT_WIDTH + 3 * MARGIN), top))
         top += height
     path.parent.mkdir(parents=True, exist_ok=True)
     with beside(path) as scratch:
         sheet.save(scratch, format="PNG")
 
 
-def _cell(sample: Sample, lettering: "Lettering") -> Image.Image:
-    """One sample: the picture left (boxes of the reference green, predicted ones red), its lines of text right."""
+def _cell(sample: Sample, drawer: "TextDrawer") -> Image.Image:
+    """Draw one sample: its image left (boxes of the reference green, predicted ones red), its text right."""
     lines: list[tuple[str, tuple[int, int, int]]] = []
-    for text, colour in (
-        (f"{sample.objective} · {sample.language}", GREY),
+    for text, color in (
+        (f"{sample.objective} · {sample.language}", GRAY),
         (sample.prompt, INK),
-        ("reference: " + " / ".join(sample.references), GREY),
+        ("reference: " + " / ".join(sample.references), GRAY),
         ("prediction: " + sample.prediction, RIGHT if sample.correct else WRONG),
     ):
-        wrapped = lettering.wrapped(text, TEXT_WIDTH)
-        lines += [(line, colour) for line in wrapped[:MOST_LINES]]
+        wrapped = drawer.wrapped(text, TEXT_WIDTH)
+        lines += [(line, color) for line in wrapped[:MOST_LINES]]
         if len(wrapped) > MOST_LINES:
-            lines[-1] = (wrapped[MOST_LINES - 1] + " …", colour)
-    cell = Image.new("RGB", (PICTURE + MARGIN + TEXT_WIDTH, max(PICTURE, len(lines) * lettering.line_height)), "white")
-    if sample.picture is not None:
-        cell.paste(Image.fromarray(sample.picture).resize((PICTURE, PICTURE), Image.Resampling.LANCZOS), (0, 0))
+            lines[-1] = (wrapped[MOST_LINES - 1] + " …", color)
+    cell = Image.new(
+        "RGB", (IMAGE_SIZE + MARGIN + TEXT_WIDTH, max(IMAGE_SIZE, len(lines) * drawer.line_height)), "white"
+    )
+    if sample.image is not None:
+        cell.paste(Image.fromarray(sample.image).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS), (0, 0))
     pen = ImageDraw.Draw(cell)
     if sample.objective == "detection":
-        for text, colour in ((sample.references[0], RIGHT), (sample.prediction, WRONG)):
+        for text, color in ((sample.references[0], RIGHT), (sample.prediction, WRONG)):
             for ymin, xmin, ymax, xmax, _ in objectives.load("detection").read(text):
-                left, right = sorted((xmin * PICTURE, xmax * PICTURE))
-                top, bottom = sorted((ymin * PICTURE, ymax * PICTURE))
-                pen.rectangle((left, top, right, bottom), outline=colour, width=2)
-    for i, (line, colour) in enumerate(lines):
-        lettering.write(pen, (PICTURE + MARGIN, i * lettering.line_height), line, colour)
+                left, right = sorted((xmin * IMAGE_SIZE, xmax * IMAGE_SIZE))
+                top, bottom = sorted((ymin * IMAGE_SIZE, ymax * IMAGE_SIZE))
+                pen.rectangle((left, top, right, bottom), outline=color, width=2)
+    for i, (line, color) in enumerate(lines):
+        drawer.write(pen, (IMAGE_SIZE + MARGIN, i * drawer.line_height), line, color)
     return cell
 
 
 def drawable_first(samples: list[Sample]) -> list[Sample]:
-    """The same samples, those first whose every letter an installed font can show."""
-    from evaluation.text_drawing import Lettering
+    """Return the same samples, first those whose letters all have an installed font."""
+    from evaluation.text_drawing import TextDrawer
 
-    lettering = Lettering(TEXT_SIZE)
-    return sorted(samples, key=lambda s: not lettering.covers("".join([s.prompt, s.prediction, *s.references])))
+    drawer = TextDrawer(TEXT_SIZE)
+    return sorted(samples, key=lambda s: not drawer.covers("".join([s.prompt, s.prediction, *s.references])))

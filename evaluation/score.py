@@ -1,22 +1,15 @@
-"""From samples to `evaluation.json`: scores per objective and language, each with its blind score beside it."""
+"""Compute the scores of `evaluation.json`: by objective and language, each with its score on blank images."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from data import objectives
+from evaluation.box_scores import box_matches
 from evaluation.language_id import LanguageIdentifier
 from evaluation.sample_sheet import Sample
-from evaluation.text_scores import (
-    box_matches,
-    edit_distance,
-    exact_match,
-    normalized,
-    set_f1,
-    token_f1,
-    vqa_accuracy,
-)
+from evaluation.text_scores import edit_distance, exact_match, normalized, set_f1, token_f1, vqa_accuracy
 
-# A score of one example: (what it earned, what there was to earn). A score of many is the ratio of the two sums.
+# The score of one example: (points earned, points possible). The score of many examples is the ratio of the two sums.
 Points = tuple[float, float]
 Scorer = Callable[[str, Sequence[str]], dict[str, Points]]
 
@@ -41,7 +34,7 @@ def _text(prediction: str, references: Sequence[str]) -> dict[str, Points]:
 
 
 def _characters(prediction: str, references: Sequence[str]) -> dict[str, Points]:
-    """Edits, at most as many as the reference has characters: one endless answer must not hide the others."""
+    """Return the edits, at most one per character of the reference: one endless prediction must not hide the others."""
     target = normalized(references[0])
     errors = min(edit_distance(normalized(prediction), target), len(target))
     return {"character_error_rate": (errors, len(target)), "exact_match": (exact_match(prediction, references), 1)}
@@ -65,15 +58,16 @@ SCORERS: dict[str, Scorer] = {
     "object_vqa": _labels,
     "detection": _boxes,
 }
-# Objectives whose answer must be in the language that the prompt names.
+# Objectives whose prediction must be in the language that the prompt names.
 IN_ASKED_LANGUAGE = ("split_captioning", "captioning", "vqg")
 
 
 def evaluation(samples: Sequence[Sample]) -> dict[str, Any]:
-    """{objective: {examples, <score>: {score, blind}, languages: {code: the same}}}; `blind` is null where not asked.
+    """Return {objective: {examples, <score>: {score, blind}, languages: {code: the same}}}.
 
-    `asked_language` is the share of answers in the language that was asked for (`evaluation.language_id` learns them
-    from the references); `references_in_asked_language`, the same share of the references, says how far to trust it.
+    `blind` is null where no prediction on a blank image was made. `asked_language` is the share of predictions in the
+    language of the prompt (`evaluation.language_id` learns the languages from the references);
+    `references_in_asked_language`, the same share of the references, shows how reliable it is.
     """
     result: dict[str, Any] = {}
     for objective in dict.fromkeys(sample.objective for sample in samples):
@@ -108,7 +102,7 @@ def _points(sample: Sample, prediction: str, objective: str, identify: LanguageI
 
 
 def _ratios(points: Iterable[dict[str, Points]]) -> dict[str, float | None]:
-    """What was earned of what there was to earn, by score; where there was nothing, None."""
+    """Return points earned / points possible by score; None where no point was possible."""
     earned: dict[str, float] = {}
     possible: dict[str, float] = {}
     for one in points:

@@ -1,37 +1,37 @@
-"""Text on pictures, in scripts that DejaVu (which matplotlib carries) or another font on the machine covers."""
+"""Draw text in images, in every script that DejaVu (part of Matplotlib) or another font of the machine covers."""
 
 import unicodedata
 from bisect import bisect_right
 from functools import cache
-from pathlib import Path
 
-import arabic_reshaper
-import matplotlib
-from bidi.algorithm import get_display
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 from PIL import ImageDraw, ImageFont
 
-DEJAVU = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+from common.glyphs import DEJAVU, visual_order
+
 PLACEHOLDER_FONT = "LastResort"  # has a box for every character, and no letters
 RTL = ("R", "AL")
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
-class Lettering:
-    """Draws text of one size in pixels, each run of letters in the first font that has them."""
+class TextDrawer:
+    """Draw text of one size in pixels, each run of letters in the first font that has them."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.line_height = round(size * 1.35)
 
     def covers(self, text: str) -> bool:
-        """Whether some font has every letter of the text."""
+        """Return whether every letter of the text has a font."""
         return all(_font_path(letter) for letter in text if not letter.isspace())
 
     def wrapped(self, text: str, width: int) -> list[str]:
-        """Lines of at most `width` pixels, broken at spaces or in too long a word; unknown letters are escaped."""
+        """Break a text into lines of at most `width` pixels, at spaces or in too long a word.
+
+        Letters without a font are written as escapes.
+        """
         lines, line = [], ""
         for word in self._escaped(text).split(" "):
             candidate = f"{line} {word}" if line else word
@@ -47,11 +47,11 @@ class Lettering:
                 line = line[cut:]
         return [*lines, line]
 
-    def write(self, pen: ImageDraw.ImageDraw, position: tuple[int, int], line: str, colour: Colour) -> None:
-        """Draw one line, its left upper corner at `position`; right-to-left scripts are joined and ordered."""
+    def write(self, pen: ImageDraw.ImageDraw, position: tuple[int, int], line: str, color: Color) -> None:
+        """Draw one line with its upper left corner at `position`; right-to-left scripts are joined and ordered."""
         x, y = float(position[0]), position[1]
         for font, run in self._runs(_visual(line)):
-            pen.text((x, y), run, font=font, fill=colour)
+            pen.text((x, y), run, font=font, fill=color)
             x += font.getlength(run)
 
     def _escaped(self, text: str) -> str:
@@ -73,10 +73,10 @@ class Lettering:
 
 
 def _visual(line: str) -> str:
-    """The line in the order that is drawn from left to right, Arabic letters in their joined forms."""
+    """Return the line in its order from left to right; a line without right-to-left letters stays as it is."""
     if not any(unicodedata.bidirectional(letter) in RTL for letter in line):
         return line
-    return str(get_display(arabic_reshaper.reshape(line), base_dir="L"))
+    return visual_order(line, "L")
 
 
 @cache
@@ -86,7 +86,7 @@ def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
 
 @cache
 def _font_path(letter: str) -> str | None:
-    """The first font with this letter: DejaVu, else any other on the machine."""
+    """Return the first font with this letter: DejaVu, else any other of the machine."""
     if ord(letter) in _letters(str(DEJAVU)):
         return str(DEJAVU)
     others = (entry.fname for entry in font_manager.fontManager.ttflist if PLACEHOLDER_FONT not in entry.fname)

@@ -89,9 +89,9 @@ def answer(
     batches = reader.held_out(settings.batch, limit, seed, partial(is_wanted, settings))
     own = list(answers(engine, batches, tokenizer, settings.max_new_tokens, trimmer(config), blind=True))
     samples = sorted(
-        gather_to_first(own if layout.is_replica_leader else [], layout.device), key=lambda sample: sample.place
+        gather_to_first(own if layout.is_replica_leader else [], layout.device), key=lambda sample: sample.index
     )
-    shown = [replace(sample, picture=reader.picture(sample.place, limit, seed)) for sample in selection(samples)]
+    shown = [replace(sample, image=reader.picture(sample.index, limit, seed)) for sample in selection(samples)]
     return restored[0], samples, shown
 
 

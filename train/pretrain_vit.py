@@ -26,9 +26,9 @@ from common.errors import ConfigurationError, RunStopped
 from data import fields
 from data.error_budget import Ledger
 from data.images import decode
-from data.objectives.base import Skip, one_record
 from data.objectives.detection import box_bins
 from data.shards.source import Record, ShardSource
+from data.skip import Skip, one_record
 from model.batch import MicroBatch
 from model.pali import PaLI, initialize, units
 from model.weights import logical_tensors

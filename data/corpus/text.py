@@ -10,8 +10,9 @@ from common.errors import ConfigurationError
 from data import fields, objectives
 from data.error_budget import Ledger
 from data.objectives import detection
-from data.objectives.base import SENTINEL, Skip, one_record
+from data.objectives.base import SENTINEL
 from data.shards.source import ShardSource
+from data.skip import Skip, one_record
 
 
 def corpus_texts(

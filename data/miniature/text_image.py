@@ -1,14 +1,11 @@
 """Draw the words of signs, in the DejaVu fonts that Matplotlib carries."""
 
 from functools import cache
-from pathlib import Path
 
-import arabic_reshaper  # type: ignore[import-untyped, unused-ignore]
-import matplotlib
-from bidi.algorithm import get_display  # type: ignore[import-untyped, unused-ignore]
 from PIL import Image, ImageDraw, ImageFont
 
-FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
+from common.glyphs import DEJAVU_BOLD, visual_order
+
 CAP_HEIGHT = 12 / 112  # capital letters, as fraction of the image
 ARABIC_SCALE = 1.35  # Arabic has no capitals; larger type keeps its letters as legible
 PADDING = 5 / 112  # between word and edge of the board
@@ -16,16 +13,11 @@ _DRAWN = 64  # font size in pixels at which a word is drawn before it is scaled;
 _CAP = 0.729 * _DRAWN
 
 
-def visual_order(word: str) -> str:
-    """Return the glyphs from left to right: Arabic letters joined and reversed, all other scripts as they are."""
-    return str(get_display(arabic_reshaper.reshape(word)))
-
-
 @cache
 def word_mask(word: str) -> Image.Image:
     """Draw the word as a mask (mode L), cut to its ink, at a font size of 64 pixels."""
     # Without Pillow's optional raqm the bytes are the same on every machine.
-    font = ImageFont.truetype(str(FONT), _DRAWN, layout_engine=ImageFont.Layout.BASIC)
+    font = ImageFont.truetype(str(DEJAVU_BOLD), _DRAWN, layout_engine=ImageFont.Layout.BASIC)
     text = visual_order(word)
     left, top, right, bottom = (round(value) for value in font.getbbox(text))
     mask = Image.new("L", (right - left, bottom - top))

@@ -1,8 +1,7 @@
 """Define the parts that all objectives share: examples, reasons to skip a record, options."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import NoneType, UnionType
 from typing import Any, Protocol, Self, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -11,8 +10,9 @@ import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.errors import ConfigurationError, ReadingStopped
+from common.errors import ConfigurationError
 from data import languages
+from data.skip import Skip
 
 SENTINEL = "<extra_id_0>"
 
@@ -27,33 +27,6 @@ class Example:
     image: bool = True
     input_ids: Sequence[int] | None = None
     target_ids: Sequence[int] | None = None
-
-
-class Skip(Exception):
-    """Report a record that an objective cannot use. A `defect` (broken data, not another kind of record) costs budget.
-
-    `cause` is counted, so there are few different ones; `detail` is logged, and may show a value of the record.
-    """
-
-    def __init__(self, cause: str, defect: bool = False, detail: str = ""):
-        super().__init__(f"{cause}: {detail}" if detail else cause)
-        self.cause = cause
-        self.defect = defect
-        self.detail = detail
-
-
-@contextmanager
-def one_record(use: str) -> Iterator[None]:
-    """Turn any exception of one record, while it is read and used, into a Skip, a defect of this record.
-
-    A list of exceptions would miss one, and a restart would end at the same record. Skip and ReadingStopped pass.
-    """
-    try:
-        yield
-    except (Skip, ReadingStopped):
-        raise
-    except Exception as error:
-        raise Skip(f"{type(error).__name__} in {use}", defect=True, detail=str(error)[:200]) from error
 
 
 @dataclass(frozen=True)

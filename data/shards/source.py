@@ -17,9 +17,9 @@ from common.errors import ConfigurationError, Notice
 from common.launcher import is_main_rank
 from data import fields
 from data.error_budget import Ledger
-from data.objectives.base import Skip
 from data.shards.index import CUT, DEFECTS, Indices, ShardIndex, index, scan, stamp_of, unreadable
 from data.shards.paths import SPLITS, Part, parts, shard_paths
+from data.skip import Skip
 from data.storage import PATIENCE_S, retry, storage_failed
 
 __all__ = ["SPLITS", "ReadOptions", "Record", "ShardSource", "SourceFacts", "index", "scan", "shard_paths"]

@@ -164,10 +164,10 @@ class WandbTracker:
     def _log_samples(self, step: int, samples: list[Sample]) -> None:
         import wandb
 
-        table = wandb.Table(columns=["picture", "objective", "language", "prompt", "reference", "prediction"])
-        for s in sorted(samples, key=lambda s: s.picture is None):  # the first row gives the column its type
-            picture = None if s.picture is None else wandb.Image(s.picture)
-            table.add_data(picture, s.objective, s.language, s.prompt, " / ".join(s.references), s.prediction)
+        table = wandb.Table(columns=["image", "objective", "language", "prompt", "reference", "prediction"])
+        for s in sorted(samples, key=lambda s: s.image is None):  # the first row gives the column its type
+            image = None if s.image is None else wandb.Image(s.image)
+            table.add_data(image, s.objective, s.language, s.prompt, " / ".join(s.references), s.prediction)
         self.run.log({"samples": table}, step=step)
 
     def alert(self, title: str, text: str) -> None:

@@ -41,7 +41,7 @@ def answers(
                 references=[info.target_text],
                 prediction=tokenizer.decode(seen[info.row]),
                 has_image=bool((rows["visual_index"][info.row] >= 0).any()),
-                place=info.place,
+                index=info.place,
                 component=info.component,
                 blind_prediction=tokenizer.decode(unseen[info.row]) if unseen is not None else None,
             )

@@ -92,8 +92,8 @@ class Validation:
         batches = self.reader.held_out(per_component, per_component)
         own = list(answers(engine, batches, self.tokenizer, self.settings.max_new_tokens, self.trim))
         found = gather_to_first(own if self.layout.is_replica_leader else [], self.layout.device)
-        shown = sorted(found, key=lambda sample: sample.place)[: self.settings.samples]
-        return [replace(sample, picture=self.reader.picture(sample.place, per_component)) for sample in shown]
+        shown = sorted(found, key=lambda sample: sample.index)[: self.settings.samples]
+        return [replace(sample, image=self.reader.picture(sample.index, per_component)) for sample in shown]
 
 
 def chosen(mixture: MixtureConfig, settings: EvaluationConfig) -> MixtureConfig:

@@ -7,7 +7,8 @@ import pytest
 
 from data import fields, languages, objectives
 from data.fields import Malformed
-from data.objectives.base import Example, Skip
+from data.objectives.base import Example
+from data.skip import Skip
 
 DEEP = 200_000
 SURROGATE = "a fine dog \ud83d"

@@ -11,7 +11,7 @@ from PIL import Image
 from common.errors import ConfigurationError
 from data.config import DataConfig
 from data.images import decode
-from data.objectives.base import Skip
+from data.skip import Skip
 from tests.unit.data.shards.test_source import write_tar
 from tests.unit.data.test_broken_records import stream
 

@@ -7,7 +7,8 @@ from common.errors import ConfigurationError
 from data import objectives
 from data.fields import Word
 from data.objectives import detection, object_vqa, ocr, split_captioning
-from data.objectives.base import Example, Skip
+from data.objectives.base import Example
+from data.skip import Skip
 from tests.unit.data.conftest import record
 
 

@@ -12,10 +12,10 @@ from common.errors import ConfigurationError, StorageFailed
 from data import storage
 from data.config import DataConfig
 from data.error_budget import Ledger
-from data.objectives.base import Skip
 from data.shards import index as shard_index
 from data.shards.source import ReadOptions, ShardSource
 from data.shards.writer import write_shard
+from data.skip import Skip
 from data.storage import read_file, retry
 from data.stream import Reader
 from tests.unit.data.conftest import png, record

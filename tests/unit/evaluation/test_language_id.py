@@ -30,7 +30,7 @@ IDENTIFY = LanguageIdentifier((language, text) for language, texts in REFERENCES
         ("赤い星", "ja"),
     ],
 )
-def test_captions_of_other_scenes_are_told_apart(text: str, language: str) -> None:
+def test_captions_of_other_scenes_are_distinguished(text: str, language: str) -> None:
     assert IDENTIFY(text) == language
 
 

@@ -10,20 +10,20 @@ from PIL import Image
 from data.config import ComponentConfig, MixtureConfig
 from evaluation.sample_sheet import COLUMNS, MOST_LINES, Sample, draw, drawable_first
 from evaluation.score import evaluation
-from evaluation.text_drawing import Lettering
+from evaluation.text_drawing import TextDrawer
 from train.config import RunConfig
 from train.evaluate import nothing_evaluated, report, selection, varied, without_examples
 
 
 def sample(objective: str = "vqa", language: str = "en", prediction: str = "red", **changes: object) -> Sample:
-    picture = np.full((28, 28, 3), 200, np.uint8)
+    image = np.full((28, 28, 3), 200, np.uint8)
     fields = {
         "source": "s",
         "key": "k",
         "prompt": "What?",
         "references": ["red"],
-        "picture": picture,
-        "has_image": changes.get("picture", picture) is not None,
+        "image": image,
+        "has_image": changes.get("image", image) is not None,
         "blind_prediction": "blue",
     }
     return Sample(objective=objective, language=language, prediction=prediction, **(fields | changes))  # type: ignore[arg-type]
@@ -31,7 +31,7 @@ def sample(objective: str = "vqa", language: str = "en", prediction: str = "red"
 
 @pytest.mark.parametrize("text", ["plain", "Привет", "Γειά", "مرحبا بك", "שלום"])
 def test_scripts_that_the_carried_font_has(text: str) -> None:
-    assert Lettering(14).covers(text)
+    assert TextDrawer(14).covers(text)
 
 
 def test_arabic_is_joined_and_runs_from_the_right() -> None:
@@ -43,25 +43,25 @@ def test_arabic_is_joined_and_runs_from_the_right() -> None:
 
 
 def test_lines_fit_and_lose_nothing() -> None:
-    lettering = Lettering(14)
+    drawer = TextDrawer(14)
     text = "a red circle above a blue square " + "x" * 80
-    lines = lettering.wrapped(text, 100)
-    assert all(lettering._length(line) <= 100 for line in lines)
+    lines = drawer.wrapped(text, 100)
+    assert all(drawer._length(line) <= 100 for line in lines)
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
-    assert lettering.wrapped("", 100) == [""]
+    assert drawer.wrapped("", 100) == [""]
 
 
 def test_a_long_word_is_measured_a_few_times_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of letters without a space, as an untrained model babbles, would stop the run for minutes."""
     measured: list[int] = []
-    length = Lettering._length
-    monkeypatch.setattr(Lettering, "_length", lambda self, line: measured.append(len(line)) or length(self, line))
-    lines = Lettering(14).wrapped("ab" * 1000, 100)
+    length = TextDrawer._length
+    monkeypatch.setattr(TextDrawer, "_length", lambda self, line: measured.append(len(line)) or length(self, line))
+    lines = TextDrawer(14).wrapped("ab" * 1000, 100)
     assert "".join(lines) == "ab" * 1000 and len(measured) < 20 * len(lines)
 
 
 def test_a_sheet_has_a_cell_for_every_sample(tmp_path: Path) -> None:
-    samples = [sample(prediction="خطأ"), sample(prompt="long " * 200), sample(picture=None), sample(prediction="")]
+    samples = [sample(prediction="خطأ"), sample(prompt="long " * 200), sample(image=None), sample(prediction="")]
     samples += [sample("detection", prediction="900 900 100 100 cat", references=["0 0 500 500 cat"])]
     draw(samples, tmp_path / "samples" / "sheet.png")
     with Image.open(tmp_path / "samples" / "sheet.png") as sheet:
@@ -71,7 +71,7 @@ def test_a_sheet_has_a_cell_for_every_sample(tmp_path: Path) -> None:
 
 def test_what_cannot_be_drawn_comes_last() -> None:
     unknown = sample(prediction="\U0001fae8")
-    assert not Lettering(14).covers(unknown.prediction)
+    assert not TextDrawer(14).covers(unknown.prediction)
     assert [s.prediction for s in drawable_first([unknown, sample()])] == ["red", "\U0001fae8"]
 
 
@@ -81,7 +81,7 @@ def test_the_sheet_mixes_objectives_and_languages() -> None:
         sample("vqa", "en"),
         sample("vqa", "de"),
         sample("ocr", "ru"),
-        sample("span_corruption", picture=None),
+        sample("span_corruption", image=None),
     ]
     assert [(s.objective, s.language) for s in selection(samples)] == [
         ("vqa", "en"),
@@ -92,7 +92,7 @@ def test_the_sheet_mixes_objectives_and_languages() -> None:
     assert [s.language for s in varied(samples[:3])] == ["en", "de", "en"]
 
 
-def test_scores_stand_beside_their_blind_ones_per_objective_and_language() -> None:
+def test_scores_lie_beside_their_blind_ones_per_objective_and_language() -> None:
     boxes = "100 100 500 500 cat 0 0 50 50 dog"
     scores = evaluation([
         sample("vqa", "en"), sample("vqa", "fr", prediction="blue"),
@@ -109,18 +109,16 @@ def test_scores_stand_beside_their_blind_ones_per_objective_and_language() -> No
     assert scores["captioning"]["references_in_asked_language"] == 1.0
 
 
-def test_the_report_writes_scores_and_picture_and_says_where(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_report_writes_files_and_prints_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     samples = [sample(), sample("ocr", "ru", prediction="half a pair: \ud83d")]
     report(tmp_path, "test", 7, samples, selection(samples))
     assert (tmp_path / "evaluation.json").exists() and (tmp_path / "samples.png").exists()
     answers = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [answer["language"] for answer in answers] == ["en", "ru"] and "picture" not in answers[0]
+    assert [answer["language"] for answer in answers] == ["en", "ru"] and "image" not in answers[0]
     assert answers[1]["prediction"] == "half a pair: \ud83d"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json", "predictions.jsonl", "samples.png"]
-    said = "".join(capsys.readouterr().out.split())
-    assert "samples.png" in said and "exactmatch" in said
+    printed = "".join(capsys.readouterr().out.split())
+    assert "samples.png" in printed and "exactmatch" in printed
 
 
 def test_a_page_weighs_more_than_a_word_in_the_error_rate() -> None:
@@ -145,8 +143,8 @@ def test_what_nothing_was_evaluated_of_is_named(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_score_with_nothing_to_earn_is_none_and_not_perfect(tmp_path: Path) -> None:
-    pictures = [sample("ocr", prediction="", references=[" "]), sample("detection", references=["no box"])]
-    scores = evaluation(pictures)
+    samples = [sample("ocr", prediction="", references=[" "]), sample("detection", references=["no box"])]
+    scores = evaluation(samples)
     assert scores["ocr"]["character_error_rate"]["score"] is None
     assert scores["detection"]["box_f1"]["score"] is None
-    report(tmp_path, "test", 7, pictures, [])
+    report(tmp_path, "test", 7, samples, [])

@@ -12,7 +12,7 @@ from train.saved_run import NAME, overridden, read_settings, saved_config
 
 
 def test_a_saved_run_with_what_the_command_line_names(tmp_path: Path) -> None:
-    config = RunConfig(data=DataConfig(root="shards", tokenizer="tokenizer.model"))
+    config = RunConfig(data=DataConfig("shards", "tokenizer.model", {}, 8, 4, 32, 16))
     (tmp_path / NAME).write_text(to_yaml(config), encoding="utf-8")
     composed = OmegaConf.create({"run": {"folder": str(tmp_path), "seed": 7, "steps": 9}})
     assert isinstance(composed, DictConfig)

@@ -12,10 +12,10 @@ import pytest
 from common.errors import ConfigurationError, Notice
 from data.config import DataConfig
 from data.error_budget import ErrorBudgetExceeded, Ledger, NothingUsable
-from data.objectives.base import Skip
 from data.shards.index import OTHER_KIND, TWICE
 from data.shards.source import ReadOptions, ShardSource, index, shard_paths
 from data.shards.writer import write_shard
+from data.skip import Skip
 from data.stream import Reader, Stream
 from tests.unit.data.conftest import IMAGE_SIZE, TOKENS_PER_IMAGE, mixture, png, record
 

@@ -53,7 +53,7 @@ def test_the_blind_pass_shows_the_same_rows_with_every_picture_grey() -> None:
     assert [(s.prediction, s.blind_prediction) for s in asked] == [
         ("answer 10", "answer 127"), ("answer 20", "answer 127"), ("answer 30", "answer 127"),
     ]  # fmt: skip
-    assert [(s.place, s.has_image, s.picture) for s in asked] == [(10, True, None), (20, True, None), (30, True, None)]
+    assert [(s.index, s.has_image, s.image) for s in asked] == [(10, True, None), (20, True, None), (30, True, None)]
 
 
 def test_without_a_blind_pass_the_model_is_asked_once() -> None:
@@ -67,7 +67,7 @@ def test_nothing_is_generated_where_no_rank_has_an_example_left(monkeypatch: pyt
     batches = [[reading(10), reading(), reading()], [reading(20), reading(30), reading()]]
 
     def ask(rank: int) -> list[int]:
-        return [s.place for s in answers(engines[rank], batches[rank], TOKENIZER, 1, lambda batch: batch)]
+        return [s.index for s in answers(engines[rank], batches[rank], TOKENIZER, 1, lambda batch: batch)]
 
     assert Ranks(2, monkeypatch).run(ask) == [[10], [20, 30]]
     assert [len(engine.given) for engine in engines] == [2, 2], "a collective: both ranks or none"
@@ -98,7 +98,7 @@ def test_the_first_rank_shows_the_same_samples_whatever_the_number_of_ranks(monk
         )
         engine: Any = Engine()
         shown = Validation.samples(validation, engine)
-        found = [(sample.place, int(sample.picture.max())) for sample in shown if sample.picture is not None]
+        found = [(sample.index, int(sample.image.max())) for sample in shown if sample.image is not None]
         assert read == [place for place, _ in found], "only pictures that are shown are read"
         return found
 
