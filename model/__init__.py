@@ -2,5 +2,5 @@
 
 import warnings
 
-# On import Megatron says that Transformer Engine and Apex are missing; nothing of them is used here.
+# On import Megatron warns that Transformer Engine and Apex are missing; neither is used here.
 warnings.filterwarnings("ignore", module=r"megatron\.")

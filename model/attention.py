@@ -15,9 +15,19 @@ from model.example_attention import Examples, Unpacking
 
 @dataclass
 class Mask:
-    """Who may attend to whom: equal segment ids, and the past alone if `causal`; padding (0) attends to padding.
+    """The keys that each query attends to: those with its segment id, and none after it if `causal`.
 
-    `queries` [B, Lq] and `keys` [B, Lk] are segment ids. Both forms are made once, for all layers.
+    `queries` [B, Lq] and `keys` [B, Lk] are segment ids. Each form of the mask is computed once, for all layers. One
+    row of two examples and padding (0), which attends to padding so that every softmax has a finite score:
+
+        encoder, 3 + 2 positions     decoder (causal), 2 + 2      decoder (rows) to encoder
+            1 1 1 2 2 0                  1 1 2 2 0                    1 1 1 2 2 0
+        1   # # # . . .              1   # . . . .                1   # # # . . .
+        1   # # # . . .              1   # # . . .                1   # # # . . .
+        1   # # # . . .              2   . . # . .                2   . . . # # .
+        2   . . . # # .              2   . . # # .                2   . . . # # .
+        2   . . . # # .              0   . . . . #                0   . . . . . #
+        0   . . . . . #
     """
 
     queries: Tensor
@@ -26,13 +36,13 @@ class Mask:
 
     @cached_property
     def allowed(self) -> Tensor:
-        """bool [B, 1, Lq, Lk]."""
+        """The mask as bool [B, 1, Lq, Lk]."""
         same = self.queries[:, :, None] == self.keys[:, None, :]
         return (same.tril() if self.causal else same).unsqueeze(1)
 
     @cached_property
     def blocks(self) -> BlockMask:
-        """The block-sparse form: blocks between two packed examples are never computed."""
+        """The mask in block-sparse form: blocks between two packed examples are never computed."""
 
         def may(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             same = self.queries[batch, query] == self.keys[batch, key]
@@ -43,25 +53,27 @@ class Mask:
 
     @cached_property
     def examples(self) -> Examples | None:
-        """What to take packed rows apart into where that is worth it: on a CPU. A GPU has `blocks`, and would have to
-        wait for the lengths."""
-        return None if self.queries.is_cuda else Examples.of(self.queries, self.keys)
+        """The examples to attend separately, or None where that does not save enough scores.
+
+        CPU only: a GPU uses `blocks`, and reading lengths would synchronize with it.
+        """
+        return None if self.queries.is_cuda else Examples.from_segments(self.queries, self.keys)
 
     @cached_property
     def unpacking(self) -> Unpacking | None:
-        """How to take them apart; None where it is not worth it."""
-        return Unpacking.of(self.examples) if self.examples else None
+        """The moves of positions from rows to single examples and back; None as `examples`."""
+        return Unpacking.from_examples(self.examples) if self.examples else None
 
     @cached_property
     def unpacked(self) -> "list[Mask]":
-        """Those of the examples taken apart, class by class."""
+        """The masks of the separate examples, one per length class."""
         assert self.unpacking is not None
         sides = zip(self.unpacking.queries.segments, self.unpacking.keys.segments, strict=True)
         return [Mask(queries, keys, self.causal) for queries, keys in sides]
 
     @property
     def num_scores(self) -> int:
-        """Scores of one head that are computed on a CPU."""
+        """Attention scores that one head computes on a CPU."""
         return self.examples.num_scores if self.examples else self.queries.numel() * self.keys.shape[1]
 
 
@@ -75,11 +87,11 @@ def relative_buckets(
     device: torch.device,
     first_query: int = 0,
 ) -> Tensor:
-    """Bucket of every distance from a query to a key, int64 [num_queries + num_keys - 1]: that of query i and key j
-    is number j - i + num_queries - 1.
+    """Return the bucket of every distance from a query to a key, int64 [num_queries + num_keys - 1].
 
-    T5X `_relative_position_bucket`: half of the buckets are exact distances, half grow logarithmically up to
-    `max_distance`. Distances count within a packed segment, because segments are contiguous.
+    The bucket of query i and key j is number j - i + num_queries - 1. T5X `_relative_position_bucket`: half of the
+    buckets are exact distances, half grow logarithmically up to `max_distance`. Distances count within a packed
+    segment, because segments are contiguous.
     """
     distance = torch.arange(1 - num_queries, num_keys, device=device) - first_query
     buckets = torch.zeros_like(distance)
@@ -98,9 +110,10 @@ def relative_buckets(
 def relative_bias(
     table: Tensor, config: MT5Config, num_queries: int, num_keys: int, bidirectional: bool, first_query: int = 0
 ) -> Tensor:
-    """T5 relative position bias, [heads, num_queries, num_keys], from a table [buckets, heads].
+    """Compute T5's relative position bias, [heads, num_queries, num_keys], from a table [buckets, heads].
 
-    The same along every diagonal: looked up once per distance. Its gradient is summed along the diagonals, in fp32.
+    The bias is constant along diagonals, so each distance is looked up once. Its gradient is summed along the
+    diagonals, in fp32.
     """
     buckets = relative_buckets(
         num_queries,
@@ -115,9 +128,9 @@ def relative_bias(
 
 
 def t5_attention(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, allowed: Tensor, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, allowed: Tensor, dropout_rate: float
 ) -> Tensor:
-    """softmax(q k^T + bias) v without 1/sqrt(d) scaling; masked scores are the least finite number.
+    """Compute softmax(q k^T + bias) v, without 1/sqrt(d) scaling; masked scores are the least finite number.
 
     query [Lq, B, H, D]; key, value [Lk, B, H, D]; bias [H, Lq, Lk] or None; allowed bool [B, 1, Lq, Lk].
     Returns [Lq, B, H * D]. Softmax sums in fp32 whatever the type.
@@ -126,17 +139,19 @@ def t5_attention(
     scores = q @ k.transpose(2, 3)
     if bias is not None:
         scores += bias
-    with torch.no_grad():  # a masked score has no weight, so softmax gives it no gradient: nothing to keep for later
+    with torch.no_grad():  # a masked score has weight 0, so its gradient is 0 and the mask need not be kept
         scores.masked_fill_(~allowed, torch.finfo(scores.dtype).min)
     weights = F.softmax(scores, dim=-1)
-    if dropout:  # one mask for all queries (T5X `broadcast_dropout`)
-        weights = weights * F.dropout(torch.ones_like(weights[:, :, :1]), dropout)
+    if dropout_rate:  # one mask for all queries (T5X `broadcast_dropout`)
+        weights = weights * F.dropout(torch.ones_like(weights[:, :, :1]), dropout_rate)
     return (weights @ v).permute(2, 0, 1, 3).flatten(2)
 
 
 def vit_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Full attention within each image, scaled by 1/sqrt(D): query [Nq, I, H, D], key and value [Nk, I, H, D] ->
-    [Nq, I, H * D]."""
+    """Attend fully within each image, scaled by 1/sqrt(D).
+
+    query [Nq, I, H, D], key and value [Nk, I, H, D] -> [Nq, I, H * D].
+    """
     q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
     return F.scaled_dot_product_attention(q, k, v).permute(2, 0, 1, 3).flatten(2)
 
@@ -150,7 +165,7 @@ def flex_t5_attention(
     bidirectional: bool,
     blocks: BlockMask,
 ) -> Tensor:
-    """`t5_attention` as one fused kernel: the bias is looked up inside it, so that [H, Lq, Lk] never exists."""
+    """Compute `t5_attention` as one fused kernel, which looks the bias up, so that [H, Lq, Lk] never exists."""
     q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
     score = None
     if table is not None:
@@ -173,18 +188,18 @@ def flex_t5_attention(
 
 @lru_cache(maxsize=1)
 def _compiled_flex():  # type: ignore[no-untyped-def]
-    # Each kind of attention and each shape is compiled anew; beyond the limit (8) torch falls back to all scores.
+    # Each kind of attention and each shape compiles anew; beyond the limit (8) torch would compute all scores.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     return torch.compile(flex_attention, dynamic=False)
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
-    """[L, B, H * D] -> [L, B, H, D]."""
+    """Reshape [L, B, H * D] -> [L, B, H, D]."""
     return x.unflatten(-1, (-1, head_dim))
 
 
-def dropout(x: Tensor, rate: float, module: nn.Module) -> Tensor:
-    """T5 dropout: one mask over the whole sequence (T5X `broadcast_dims=(-2,)`); x is [L, B, d]."""
-    if not (rate and module.training):
+def dropout(x: Tensor, dropout_rate: float, module: nn.Module) -> Tensor:
+    """Apply T5 dropout to x [L, B, d]: one mask over the whole sequence (T5X `broadcast_dims=(-2,)`)."""
+    if not (dropout_rate and module.training):
         return x
-    return x * F.dropout(torch.ones_like(x[:1]), rate)
+    return x * F.dropout(torch.ones_like(x[:1]), dropout_rate)

@@ -1,4 +1,4 @@
-"""What one forward pass reads: a micro-batch of packed rows, and the masks that follow from it."""
+"""The input of one forward pass: a micro-batch of packed rows, and the attention masks that follow from it."""
 
 from collections.abc import Mapping
 from copy import copy
@@ -28,7 +28,15 @@ ARRAYS = (
 class MicroBatch:
     """Packed rows; B rows, encoder length L, decoder length M, I image slots of S x S pixels.
 
-    Several examples may share a row; segment ids (1, 2, ... contiguous; 0 is padding) keep them apart.
+    Several examples may share a row; segment ids (1, 2, ... contiguous; 0 is padding) keep them apart. A row of two
+    examples, with 4 visual tokens per image; example 1 has the image of slot 2, example 2 has none:
+
+        encoder_tokens     0  0  0  0 17 23 42  8  0        decoder_tokens     0 31 64  0 90  0
+        visual_index       8  9 10 11 -1 -1 -1 -1 -1        decoder_targets   31 64  1 90  1  0
+        encoder_segments   1  1  1  1  1  1  2  2  0        decoder_segments   1  1  1  2  2  0
+                           image of 1  text  text pad                          text of 1   2   pad
+
+    Where `visual_index` is >= 0, the bridge places that visual token instead of the embedding of a text token.
     """
 
     images: Tensor  # uint8 [I, S, S, 3]; unused slots are zeros; beyond the first pipeline stage [I, S, S, 0]
@@ -39,41 +47,41 @@ class MicroBatch:
     decoder_targets: Tensor  # int64 [B, M]
     decoder_segments: Tensor  # int64 [B, M]
     objectives: Tensor  # int64 [B, M]: index of the objective a target token belongs to
-    target_positions: Tensor | None = None  # int64 [T]: where targets are, in the flattened [M, B] order
+    target_positions: Tensor | None = None  # int64 [T]: positions of the targets, in the flattened [M, B] order
 
     def __post_init__(self) -> None:
-        if self.target_positions is None:  # known on the host, so that the device never waits for a count
+        if self.target_positions is None:  # computed on the host: on a GPU, `nonzero` would wait for the device
             self.target_positions = (self.decoder_segments.t().reshape(-1) > 0).nonzero().squeeze(1)
 
     @classmethod
     def from_rows(cls, rows: Mapping[str, np.ndarray]) -> "MicroBatch":
-        """From the arrays that the data pipeline packs (same names)."""
+        """Make a micro-batch of the arrays that the data pipeline packs (same names)."""
         tensors = {name: torch.from_numpy(np.ascontiguousarray(rows[name])) for name in ARRAYS}
         return cls(*(t if name == "images" else t.long() for name, t in tensors.items()))  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """A copy on `device`; where that is where it is, it keeps the masks that were made already."""
+        """Return a copy on `device`; a copy on the same device keeps the masks that are computed already."""
         if self.encoder_segments.device == device:
             return copy(self)
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in (*ARRAYS, "target_positions")}
         return replace(self, **moved)
 
     def trimmed(self, tokens_per_image: int, multiple: int = 1) -> "MicroBatch":
-        """Without what no example uses: image slots (one stays), and positions behind the longest row.
+        """Remove unused image slots (one stays), and positions behind the longest row.
 
-        Lengths are rounded up to a `multiple`. For batches on the host, where counting makes no device wait.
+        Lengths are rounded up to a `multiple`. For batches on the host: on a GPU, counting would wait for the device.
         """
         encoder, decoder = (_longest(x, multiple) for x in (self.encoder_segments, self.decoder_segments))
         index = self.visual_index[:, :encoder]
         slot, token = index.clamp(min=0) // tokens_per_image, index % tokens_per_image
         used = slot[index >= 0].unique()
-        place = torch.zeros(len(self.images), dtype=torch.long)
-        place[used] = torch.arange(len(used))
+        new_slot = torch.zeros(len(self.images), dtype=torch.long)
+        new_slot[used] = torch.arange(len(used))
         return MicroBatch(
             self.images[used] if len(used) else self.images[:1],
             self.encoder_tokens[:, :encoder],
             self.encoder_segments[:, :encoder],
-            torch.where(index >= 0, place[slot] * tokens_per_image + token, -1),
+            torch.where(index >= 0, new_slot[slot] * tokens_per_image + token, -1),
             self.decoder_tokens[:, :decoder],
             self.decoder_targets[:, :decoder],
             self.decoder_segments[:, :decoder],
@@ -81,10 +89,16 @@ class MicroBatch:
         )
 
     def joined(self, multiple: int = 1) -> "MicroBatch":
-        """All rows as one without padding, its lengths rounded up to a `multiple`; example e is segment e + 1.
+        """Concatenate all rows into one without padding, its lengths rounded up to a `multiple`.
 
-        Itself where attention would then compute many more scores than that is worth (a quarter; padding costs all the
-        rest of a block). For batches on the host that go to a CPU.
+        Segments are numbered on, from 1:
+
+            row 1   1 1 1 2 2 0 0
+            row 2   1 1 0 0 0 0 0     ->    1 1 1 2 2 3 3 4 4 5 5 5
+            row 3   1 1 2 2 2 0 0
+
+        Returns the micro-batch itself if that adds over a quarter to the attention scores, which cost more than the
+        padding that goes. For batches on the host that go to a CPU.
         """
         in_row = torch.maximum(self.encoder_segments.amax(1), self.decoder_segments.amax(1))
         first = (in_row.cumsum(0) - in_row).unsqueeze(1)
@@ -104,7 +118,7 @@ class MicroBatch:
         return one if one.num_scores <= 1.25 * self.num_scores else self
 
     def padded(self, multiple: int) -> "MicroBatch":
-        """With both lengths rounded up to a multiple, by positions that belong to no example."""
+        """Round both lengths up to a multiple, by positions that belong to no example."""
         encoder, decoder = (-x.shape[1] % multiple for x in (self.encoder_segments, self.decoder_segments))
         if not (encoder or decoder):
             return self
@@ -120,16 +134,17 @@ class MicroBatch:
         )
 
     def emptied(self) -> "MicroBatch":
-        """As many rows and image slots, without an example."""
+        """Return a micro-batch of as many rows and image slots, without an example."""
         nothing = {name: torch.zeros_like(getattr(self, name)) for name in ARRAYS}
         return MicroBatch(**nothing | {"visual_index": nothing["visual_index"] - 1})
 
     def blanked(self) -> "MicroBatch":
-        """The same rows with every image mid-grey: what a blind model sees."""
+        """Return the same rows with every image mid-gray, the input of a blind model."""
         return replace(self, images=torch.full_like(self.images, 127))
 
     @property
     def num_rows(self) -> int:
+        """B."""
         return self.encoder_tokens.shape[0]
 
     @property
@@ -139,13 +154,13 @@ class MicroBatch:
 
     @property
     def num_targets(self) -> int:
-        """Target tokens of this micro-batch."""
+        """T, the target tokens of this micro-batch."""
         assert self.target_positions is not None
         return self.target_positions.numel()
 
     @property
     def num_scores(self) -> int:
-        """Scores of one head of a block of each kind, on a CPU."""
+        """Attention scores that one head of an encoder and a decoder block computes on a CPU."""
         return sum(mask.num_scores for mask in (self.encoder_mask, self.decoder_mask, self.cross_mask))
 
     def totals_by_example(self, statistics: Tensor) -> Tensor:
@@ -163,20 +178,22 @@ class MicroBatch:
 
     @cached_property
     def encoder_mask(self) -> Mask:
+        """Self-attention of the encoder, within a segment."""
         return Mask(self.encoder_segments, self.encoder_segments)
 
     @cached_property
     def decoder_mask(self) -> Mask:
+        """Self-attention of the decoder: the past of the same segment."""
         return Mask(self.decoder_segments, self.decoder_segments, causal=True)
 
     @cached_property
     def cross_mask(self) -> Mask:
-        """A decoder segment sees the encoder segment of the same number."""
+        """Cross-attention: a decoder segment attends to the encoder segment of the same number."""
         return Mask(self.decoder_segments, self.encoder_segments)
 
 
 def _longest(segments: Tensor, multiple: int) -> int:
-    """Positions up to the last that is used in any row of segment ids [B, S], rounded up, at most S."""
+    """Count positions up to the last that any row of segment ids [B, S] uses, rounded up, at most S."""
     used = (segments > 0).any(0).nonzero()
     length = int(used.amax()) + 1 if len(used) else 1
     return min(-(-length // multiple) * multiple, segments.shape[1])

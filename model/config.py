@@ -69,7 +69,7 @@ class MT5Config:
 
 @dataclass
 class ModelConfig:
-    """What joins the towers, and how the loss is taken.
+    """The choices that join the towers, and the loss.
 
     `attention` is "plain" (any device; on a CPU example by example), "flex" (torch flex_attention; needs CUDA to train)
     or "auto" (flex on CUDA without dropout, else plain). `dropout_rate` is mT5's; the ViT has none. `z_loss` multiplies

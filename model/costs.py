@@ -1,4 +1,4 @@
-"""What a unit costs: parameters, FLOPs, activation bytes. Each formula stands next to the unit it describes."""
+"""The cost of a unit: parameters, FLOPs, activation bytes. Each formula is next to the unit that it describes."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -26,46 +26,52 @@ class BatchShape:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one unit: parameters (count), forward FLOPs (2 per multiply-add), bytes kept for its backward pass.
-
-    Of those bytes, where a unit can be recomputed: its inputs, and what only attention keeps.
-    """
+    """The cost of one unit for one batch, before tensor parallelism."""
 
     parameters: int = 0
+    """Number of elements."""
     flops: float = 0.0
+    """FLOPs of the forward pass, 2 per multiply-add."""
     activation_bytes: float = 0.0
+    """Bytes kept for the backward pass without recomputation."""
     input_bytes: float = 0.0
+    """Bytes of the unit's inputs: all that is kept under recompute "block"."""
     attention_bytes: float = 0.0
+    """Bytes of attention weights among `activation_bytes`: not kept under recompute "attention"."""
 
 
 class Unit(nn.Module):
-    """One step of the forward pass that knows its price; what a pipeline cuts between.
+    """One step of the forward pass, with its cost; a pipeline cuts between units.
 
-    `recompute`: what is computed again in the backward pass instead of kept: "none", "attention" (scores and their
-    softmax, whose size is the square of the length), or "block" (everything but the unit's inputs).
+    Forward: (carry, batch) -> carry. `recompute` chooses the activations that the backward pass computes again instead
+    of keeping them: "none", "attention" (scores and their softmax, quadratic in the length), or "block" (all but the
+    unit's inputs).
     """
 
     recompute = "none"
 
     def attend(self, attention: Callable[..., Tensor], *inputs: object) -> Tensor:
-        """attention(*inputs), recomputed where that is asked."""
+        """Return attention(*inputs), recomputed in the backward pass under recompute "attention"."""
         if self.recompute == "attention" and torch.is_grad_enabled():
             return checkpoint(attention, *inputs, use_reentrant=False)
         return attention(*inputs)
 
     def cost(self, shape: BatchShape) -> Cost:
-        """Of the whole unit, on one tensor-parallel rank of one."""
+        """Return the cost of the whole unit, as one tensor-parallel rank of one."""
         raise NotImplementedError
 
     @property
     def trained(self) -> bool:
-        """Whether any of its parameters is."""
+        """True if any of its parameters is trained."""
         return any(parameter.requires_grad for parameter in self.parameters())
 
 
 @dataclass(frozen=True)
 class UnitCost:
-    """A unit's cost in its place: `training_flops` forward and backward, `kept_bytes` until the backward pass."""
+    """A unit's cost at its position in the model.
+
+    `training_flops` counts forward and backward pass, `kept_bytes` the activations kept until the backward pass.
+    """
 
     name: str
     unit: Unit
@@ -76,7 +82,10 @@ class UnitCost:
 
 
 def unit_costs(units: Iterable[tuple[str, Unit]], shape: BatchShape) -> Iterator[UnitCost]:
-    """The units in their order, frozen or not as they are now: what lies below everything trained keeps nothing."""
+    """Yield the costs of units in their order, frozen as they are now.
+
+    A frozen unit below everything trained keeps nothing.
+    """
     below_trained = False
     for name, unit in units:
         cost, trained = unit.cost(shape), unit.trained
@@ -86,7 +95,7 @@ def unit_costs(units: Iterable[tuple[str, Unit]], shape: BatchShape) -> Iterator
 
 
 def kept_bytes(cost: Cost, recompute: str) -> float:
-    """What is kept until the backward pass, where `Unit.recompute` says what is computed again then."""
+    """Return the bytes kept until the backward pass under a value of `Unit.recompute`."""
     return {
         "none": cost.activation_bytes,
         "attention": cost.activation_bytes - cost.attention_bytes,
@@ -95,24 +104,24 @@ def kept_bytes(cost: Cost, recompute: str) -> float:
 
 
 def batch_flops(units: Iterable[tuple[str, Unit]], shape: BatchShape) -> float:
-    """Forward and backward FLOPs of one batch of that shape, for the units as they are frozen now."""
+    """Sum forward and backward FLOPs of one batch of that shape, for the units as they are frozen now."""
     return sum(unit.training_flops for unit in unit_costs(units, shape))
 
 
 def linear_flops(tokens: int, d_in: int, d_out: int) -> float:
-    """A matrix product: 2 FLOPs per multiply-add."""
+    """Return the FLOPs of a matrix product, 2 per multiply-add."""
     return 2.0 * tokens * d_in * d_out
 
 
 def attention_flops(rows: int, queries: int, keys: int, inner: int) -> float:
-    """Scores and weighted sum, counted full (not causal): 4 Lq Lk inner per row."""
+    """Return the FLOPs of scores and weighted sum, counted in full (not causal): 4 Lq Lk inner per row."""
     return 4.0 * rows * queries * keys * inner
 
 
 def training_flops(forward: float, trained: bool, below_trained: bool) -> float:
-    """Forward and backward FLOPs of a unit.
+    """Return forward and backward FLOPs of a unit.
 
-    A trained unit pays the forward pass twice more (gradients of inputs and of weights); a frozen one above anything
-    trained once more (gradients of inputs); a frozen one below everything trained nothing.
+    The backward pass of a trained unit costs two forward passes (gradients of inputs and of weights), that of a frozen
+    unit above anything trained one (gradients of inputs), that of a frozen unit below everything trained nothing.
     """
     return forward * (3 if trained else 2 if below_trained else 1)

@@ -1,9 +1,10 @@
-"""Prints the units of a model: parameters, FLOPs, activation memory, what is trained, and the totals.
+"""Print the units of a model: parameters, FLOPs, activation memory, trained or frozen, and the totals.
 
     python -m model.describe model=pali_17b stage=frozen_224 input_tokens=32 target_tokens=32
 
-`input_tokens` and `target_tokens` are the text lengths of the example that is counted (one image, one row); all else
-overrides the run's configuration (conf/pretrain.yaml), of which `vit`, `mt5`, `model` and the stage's first phase
+The numbers are those of one example: one image and its text in a row of their own. `input_tokens` and `target_tokens`
+are the lengths of its text. Any other argument overrides the run's configuration (conf/pretrain.yaml); `vit`, `mt5`,
+`model` and the first phase of `stage` matter here, the other settings are ignored.
 """
 
 import sys
@@ -36,7 +37,7 @@ READS = ("vit", "mt5", "model", "stage", "experiment=")
 
 @dataclass
 class Frozen:
-    """The patterns of the phase that is described."""
+    """The freeze patterns of the phase to describe."""
 
     freeze: list[str]
 
@@ -122,7 +123,7 @@ def _plain(config: DictConfig, group: str) -> dict[str, Any]:
 
 
 def _sentence(error: Exception) -> str:
-    """Hydra's message on one line, with the choices where there are some."""
+    """Return Hydra's message on one line, with the choices if it has some."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group}={option} does not exist; choose one of {', '.join(error.options)}."
@@ -130,6 +131,7 @@ def _sentence(error: Exception) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Print the table; raises ConfigurationError for arguments that do not compose."""
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return

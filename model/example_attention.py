@@ -1,4 +1,11 @@
-"""Packed rows taken apart for attention: every example in a row of its own, no score between two of them."""
+"""Attention example by example, for CPUs: packed rows are split so that no score lies between two examples.
+
+    packed rows, segment ids            examples, one per row, in classes of similar length
+    1 1 1 1 2 2 0   (A, B)               A A A A     B B
+    1 1 2 2 2 2 2   (C, D)      ->       D D D D D   C C
+
+`Examples` decides whether that is worth it, `Unpacking` moves positions there and back.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,84 +13,90 @@ from typing import Any
 import torch
 from torch import Tensor
 
-WORTH_A_CLASS = 2**16  # scores; fewer cost less than the operators of one more class
+WORTH_A_CLASS = 2**16  # scores; a second class that saves fewer costs more in operator calls than it saves
 WIDTH = 8  # lengths are multiples of it: softmax, and products in bf16, are faster on whole vector registers
 
 
 @dataclass(frozen=True)
 class Move:
-    """Positions moved, all in one go: position i of the result comes from `source[i]` (int64) of a flattened [L, B].
+    """A copy of positions: position i of the result is position `source[i]` (int64) of a flattened [L, B].
 
-    Those at `empty` come from nowhere, and are zero.
+    The positions `empty` (int64) of the result are zero.
     """
 
     source: Tensor
     empty: Tensor
 
     @classmethod
-    def of(cls, length: int, source: Tensor, target: Tensor) -> "Move":
-        """From the positions `source` to the positions `target` of a result of that length."""
+    def from_positions(cls, length: int, source: Tensor, target: Tensor) -> "Move":
+        """Copy the positions `source` to the positions `target` of a result of that length."""
         sources = source.new_full((length,), -1)
         sources[target] = source
         return cls(sources.clamp(min=0), (sources < 0).nonzero().squeeze(1))
 
     def __call__(self, x: Tensor) -> Tensor:
+        """[L, B, ...] -> [length, ...]."""
         return x.flatten(0, 1).index_select(0, self.source).index_fill_(0, self.empty, 0)
 
 
 @dataclass(frozen=True)
 class Side:
-    """The queries or the keys of packed rows [L, B], there and back.
+    """The moves of queries, or of keys, from packed rows to single examples and back.
 
-    `segments` of each class of examples: int64 [E, longest], 1, or 0 where padded.
+    `segments` has one int64 [E, longest] per class of examples: 1, or 0 at padding. `rows` is (L, B).
     """
 
     segments: list[Tensor]
     rows: torch.Size
-    apart: Move
-    together: Move
+    to_examples: Move
+    to_rows: Move
 
     @classmethod
-    def of(cls, segments: Tensor, number: Tensor, classes: list[Tensor]) -> "Side":
-        """From segment ids [B, L]; `number` [B, L] is the place of a position's example in the order of the classes,
-        whose examples have the lengths `classes`."""
+    def from_segments(cls, segments: Tensor, number: Tensor, classes: list[Tensor]) -> "Side":
+        """Compute the moves from segment ids [B, L].
+
+        `number` [B, L] is the index of a position's example, counted class by class; `classes` has the lengths of the
+        examples of each class.
+        """
         packed = (segments.t().flatten() > 0).nonzero().squeeze(1)
         example = number.t().flatten()[packed]
         order = example.argsort(stable=True)
         packed, example = packed[order], example[order]
         lengths = torch.cat(classes)
-        place = torch.arange(len(example)) - (lengths.cumsum(0) - lengths)[example]
+        in_example = torch.arange(len(example)) - (lengths.cumsum(0) - lengths)[example]
 
-        alone, starts, steps, at = [], [], [], 0
+        separate, starts, steps, at = [], [], [], 0
         for each in classes:
             longest, count = _longest(each), len(each)
-            alone.append((torch.arange(longest) < each.unsqueeze(1)).long())
+            separate.append((torch.arange(longest) < each.unsqueeze(1)).long())
             starts.append(at + torch.arange(count))
             steps.append(torch.full_like(each, count))
             at += longest * count
-        target = torch.cat(starts)[example] + place * torch.cat(steps)[example]
-        there, back = Move.of(at, packed, target), Move.of(segments.numel(), target, packed)
-        return cls(alone, segments.t().shape, there, back)
+        target = torch.cat(starts)[example] + in_example * torch.cat(steps)[example]
+        to_examples = Move.from_positions(at, packed, target)
+        to_rows = Move.from_positions(segments.numel(), target, packed)
+        return cls(separate, segments.t().shape, to_examples, to_rows)
 
     def unpack(self, x: Tensor) -> list[Tensor]:
-        """[L, B, ...] -> [longest, E, ...] of each class."""
-        moved = _Moved.apply(x, self.apart, self.together)
+        """Split rows [L, B, ...] into examples: [longest, E, ...] of each class."""
+        moved = _Moved.apply(x, self.to_examples, self.to_rows)
         parts = moved.split([ids.numel() for ids in self.segments]) if len(self.segments) > 1 else [moved]  # type: ignore
         return [part.unflatten(0, ids.t().shape) for part, ids in zip(parts, self.segments, strict=True)]
 
     def repack(self, parts: list[Tensor]) -> Tensor:
-        """[longest, E, ...] of each class -> [L, B, ...], zeros where a row has no example."""
+        """Join examples [longest, E, ...] of each class into rows [L, B, ...], zeros at padding."""
         flat = [part.flatten(0, 1) for part in parts]
         whole = torch.cat(flat) if len(flat) > 1 else flat[0]
-        return _Moved.apply(whole.unsqueeze(1), self.together, self.apart).unflatten(0, self.rows)  # type: ignore
+        return _Moved.apply(whole.unsqueeze(1), self.to_rows, self.to_examples).unflatten(0, self.rows)  # type: ignore
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Which examples lie in packed rows, in one or two classes of about the same length.
+    """The examples of packed rows, in one or two classes of about the same length.
 
-    Of the queries and of the keys, or once where both are the same: `segments`, int64 [B, L]; `numbers`, int64 [B, L],
-    the place of a position's example in the order of the classes (padding: any); `lengths`, int64 [E] of each class.
+    Each list has an entry for the queries and one for the keys, or a single one where both are the same: `segments`,
+    int64 [B, L]; `numbers`, int64 [B, L], the index of a position's example, counted class by class (padding: any);
+    `lengths`, int64 [E] of each class.
     """
 
     segments: list[Tensor]
@@ -91,9 +104,11 @@ class Examples:
     lengths: list[list[Tensor]]
 
     @classmethod
-    def of(cls, queries: Tensor, keys: Tensor) -> "Examples | None":
-        """Of segment ids [B, Lq] and [B, Lk] on the host; None if taking them apart does not make the scores a quarter
-        fewer."""
+    def from_segments(cls, queries: Tensor, keys: Tensor) -> "Examples | None":
+        """Find the examples in segment ids [B, Lq] and [B, Lk] on the host.
+
+        Returns None if separate examples would not save a quarter of the scores.
+        """
         in_row = torch.maximum(queries.amax(1), keys.amax(1))
         count = int(in_row.sum())
         if count == 0:
@@ -103,41 +118,44 @@ class Examples:
         numbers = [(first + ids - 1).clamp(0, count - 1) for ids in segments]
         lengths = [n[ids > 0].bincount(minlength=count) for n, ids in zip(numbers, segments, strict=True)]
         classes = _classes(lengths[0], lengths[-1])
-        place = torch.empty(count, dtype=torch.long)
-        place[torch.cat(classes)] = torch.arange(count)
+        new_number = torch.empty(count, dtype=torch.long)
+        new_number[torch.cat(classes)] = torch.arange(count)
         by_class = [[length[each] for each in classes] for length in lengths]
-        examples = cls(segments, [place[number] for number in numbers], by_class)
+        examples = cls(segments, [new_number[number] for number in numbers], by_class)
         return examples if 0 < examples.num_scores <= 0.75 * queries.numel() * keys.shape[1] else None
 
     @property
     def num_scores(self) -> int:
-        """Of one head, where every example is as long as the longest of its class."""
+        """Scores of one head, with every example padded to the longest of its class."""
         pairs = zip(self.lengths[0], self.lengths[-1], strict=True)
         return sum(len(queries) * _longest(queries) * _longest(keys) for queries, keys in pairs)
 
 
 @dataclass(frozen=True)
 class Unpacking:
-    """The examples of packed rows, one per row, class by class."""
+    """The moves of queries and of keys from packed rows to single examples and back."""
 
     queries: Side
     keys: Side
 
     @classmethod
-    def of(cls, examples: Examples) -> "Unpacking":
-        """Where the queries are the keys, one side serves both."""
+    def from_examples(cls, examples: Examples) -> "Unpacking":
+        """Compute the moves; where the queries are the keys, one side serves both."""
         each = zip(examples.segments, examples.numbers, examples.lengths, strict=True)
-        sides = [Side.of(segments, number, lengths) for segments, number, lengths in each]
+        sides = [Side.from_segments(segments, number, lengths) for segments, number, lengths in each]
         return cls(sides[0], sides[-1])
 
 
 def _longest(lengths: Tensor) -> int:
-    """The longest, rounded up."""
+    """Return the longest length, rounded up to WIDTH."""
     return -(-int(lengths.amax()) // WIDTH) * WIDTH
 
 
 def _classes(queries: Tensor, keys: Tensor) -> list[Tensor]:
-    """Numbers of the examples of these lengths, cut once, between long and short, where that saves most scores."""
+    """Split the examples of these lengths once, between long and short, if that saves enough scores.
+
+    Returns the numbers of the examples of each class; the split saves as many scores as any.
+    """
     order = (queries * keys).argsort(descending=True, stable=True)
     q, k = queries[order], keys[order]
     longest = q.cummax(0).values * k.cummax(0).values  # of example i and all before it
@@ -150,13 +168,15 @@ def _classes(queries: Tensor, keys: Tensor) -> list[Tensor]:
 
 
 class _Moved(torch.autograd.Function):
-    """A position goes to one place at most, so its gradient just goes back: nothing is summed up."""
+    """A move whose gradient is the move back: each position has at most one target, so there is no scatter-add."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, there: Move, back: Move) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, move: Move, back: Move) -> Tensor:  # type: ignore[override]
+        """x [L, B, ...] -> move(x)."""
         ctx.back, ctx.shape = back, x.shape
-        return there(x)
+        return move(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        """Move the gradient back."""
         return ctx.back(grad.unsqueeze(1)).view(ctx.shape), None, None

@@ -1,4 +1,4 @@
-"""Find the numbers that are none: a weight that is NaN or infinite teaches nothing and spoils all that it reaches."""
+"""Find weights that are NaN or infinite, before they spread through the model or into a checkpoint."""
 
 from collections.abc import Iterable
 
@@ -12,8 +12,8 @@ def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Return whether every element is a number."""
+    """Return whether every element is finite."""
     if tensor.numel() == 0 or not tensor.is_floating_point():
         return True
-    least, largest = torch.aminmax(tensor.detach())  # NaN wins in both; one pass and no copy, unlike `isfinite`
+    least, largest = torch.aminmax(tensor.detach())  # NaN if there is one; no copy, unlike `isfinite`
     return bool(torch.isfinite(least) & torch.isfinite(largest))

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from model.batch import MicroBatch
 from model.layers import TensorParallel, whole_sequences
-from model.mt5 import Bridge, Cache, DecoderBlock, Head
+from model.mt5 import Bridge, Cache, Carry, DecoderBlock, Head
 from model.pali import PaLI
 
 PAD, EOS = 0, 1
 
 
 class Decoder:
-    """The units of a model as greedy search calls them: the encoder once, then one token after another."""
+    """The units of a model in the order of greedy search: the encoder once, then the decoder token by token."""
 
     def __init__(self, model: PaLI, batch: MicroBatch) -> None:
         self.model, self.batch, self.units = model, batch, dict(model.units())
@@ -24,33 +24,36 @@ class Decoder:
         self.caches: dict[str, Cache] = {}
 
     def start(self) -> None:
-        """Encode the batch, and take every decoder block's keys and values of it."""
+        """Encode the batch, and compute every decoder block's keys and values of it."""
         carry: tuple[Tensor, ...] = ()
         for name, unit in self.units.items():
             if name in self.blocks:
                 break
             carry = unit(carry, self.batch)
-        self.remember(carry)
+        self.fill_caches(Carry(*carry))
 
-    def remember(self, carry: tuple[Tensor, ...]) -> None:
-        memory, self.decoder_bias = carry[0], carry[3]
+    def fill_caches(self, carry: Carry) -> None:
+        """Start the caches of the decoder blocks from the carry after the encoder."""
+        self.decoder_bias = carry.decoder_bias
         self.cross_mask = (self.batch.encoder_segments == 1)[:, None, None, :]
-        self.caches = {name: _empty_cache(block, memory) for name, block in self.blocks.items()}
+        self.caches = {name: _empty_cache(block, carry.encoder) for name, block in self.blocks.items()}
 
     def next(self, token: Tensor) -> Tensor:
-        """The most probable token after `token` [B, 1] and those before it: int64 [B]."""
+        """Return the most probable token after `token` [B, 1] and those before it: int64 [B]."""
         return self.predict(self.decode(self.embed(token), list(self.blocks)))
 
     def embed(self, token: Tensor) -> Tensor:
+        """int64 [B, 1] -> [1, B, d]."""
         return cast(Bridge, self.units["bridge"]).embedding(token)
 
     def decode(self, x: Tensor, names: Sequence[str]) -> Tensor:
-        """Through these decoder blocks: [1, B, d]."""
+        """Run these decoder blocks: [1, B, d] -> [1, B, d]."""
         for name in names:
             x = self.blocks[name].decode(x, self.decoder_bias, self.caches[name], self.cross_mask)
         return x
 
     def predict(self, x: Tensor) -> Tensor:
+        """Return the most probable tokens: [1, B, d] -> int64 [B]."""
         head = cast(Head, self.units["head"])
         (logits,) = head.output(head.norm(x)[0])
         return _argmax(logits, head.parallel)
@@ -64,11 +67,11 @@ def generate(
     together: dist.ProcessGroup | None = None,
     decoder: Decoder | None = None,
 ) -> Tensor:
-    """The most probable next token, again and again: int64 [B, <= max_new_tokens], EOS included, then pad.
+    """Generate the most probable next token repeatedly: int64 [B, <= max_new_tokens], EOS included, then pad.
 
     One example per row of `batch` (segment 1 of the encoder); its decoder arrays are not read. `together`: ranks whose
-    parameters are sharded over each other must take the same number of steps; they stop when all are done. `decoder`
-    knows where the units are, if not all here. The model is left in evaluation mode.
+    parameters are sharded over each other; they take the same number of steps and stop when all are done. `decoder`:
+    the one of a pipeline, if this rank has only some units. The model is left in evaluation mode.
     """
     model.eval()
     decoder = decoder or Decoder(model, batch)
@@ -92,7 +95,7 @@ def _empty_cache(block: DecoderBlock, memory: Tensor) -> Cache:
 
 
 def _argmax(logits: Tensor, parallel: TensorParallel) -> Tensor:
-    """Of vocabulary-parallel logits [B, vocabulary / tensor]: the first rank with the largest value wins ties."""
+    """Return the largest index of vocabulary-parallel logits [B, vocabulary / tensor]; the lowest rank wins ties."""
     value, index = logits.max(dim=1)
     if parallel.size == 1:
         return index
@@ -102,7 +105,7 @@ def _argmax(logits: Tensor, parallel: TensorParallel) -> Tensor:
 
 
 def _gathered(x: Tensor, parallel: TensorParallel) -> Tensor:
-    """[B] on every rank -> [tensor, B]."""
+    """Gather [B] of every rank: [tensor, B]."""
     ranks = x.new_empty(parallel.size * x.shape[0])
     dist.all_gather_into_tensor(ranks, x, group=parallel.group)
     return ranks.view(parallel.size, -1)

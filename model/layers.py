@@ -1,8 +1,13 @@
 """The seam to Megatron-Core: the only file of `model/` that imports it.
 
-Layers know which *logical* tensors their parameters hold. A parameter is a stack of row blocks (`Part`), each the
-local block of one logical matrix: `ColumnLinear({"query": n, "key": n, "value": n})` is one matrix product, yet the
-optimizer, the checkpoint and the initial values see three matrices, whatever the tensor-parallel size.
+Each layer describes the *logical* tensors that its parameters hold. A parameter is a stack of row blocks (`Part`),
+each the local block of one logical matrix: `ColumnLinear({"query": n, "key": n, "value": n})` is one matrix product,
+yet optimizer, checkpoint and initial values work on three matrices, whatever the tensor-parallel size:
+
+    parameter of tensor-parallel rank 1 of 2       logical tensors, [n, d_in] each
+        rows 0 .. n/2    query, rows n/2 .. n          query.weight
+        rows n/2 .. n    key,   rows n/2 .. n          key.weight
+        rows n .. 3n/2   value, rows n/2 .. n          value.weight
 """
 
 import math
@@ -28,41 +33,49 @@ from torch import Generator, Tensor, nn
 from common.library_patches import let_megatron_use_cpus
 
 Initializer = Callable[[Tensor, Generator], object]
-AT_ONCE = 2**24  # elements; torch's truncated normal takes several times the memory of what it fills
+AT_ONCE = 2**24  # elements; torch's truncated normal takes several times the memory of its result
 
 let_megatron_use_cpus()
 
 
 class OneProcess:
-    """A tensor-parallel group of this process alone, which needs no torch.distributed.
+    """A tensor-parallel group of this process alone, without torch.distributed.
 
-    A layer that holds all of its matrix computes by itself: megatron-core 0.16.1 cannot before a group is started.
+    A layer that holds its matrix whole computes by itself, because megatron-core 0.16.1 needs a started group.
     """
 
     def size(self) -> int:
+        """Return 1."""
         return 1
 
     def rank(self) -> int:
+        """Return 0."""
         return 0
 
 
 @dataclass
 class TensorParallel:
-    """The tensor-parallel group that layers are built for; `sequence` splits what is between along the sequence."""
+    """The tensor-parallel group that layers are built for.
+
+    `sequence`: Megatron's sequence parallelism splits activations between the layers along the sequence.
+    """
 
     group: Any = field(default_factory=OneProcess)
     sequence: bool = False
 
     @property
     def size(self) -> int:
+        """Number of tensor-parallel ranks."""
         return self.group.size()
 
     @property
     def rank(self) -> int:
+        """This rank's number in the group."""
         return self.group.rank()
 
-    def megatron(self) -> ModelParallelConfig:
-        return ModelParallelConfig(
+    def megatron_options(self) -> dict[str, Any]:
+        """Return the options that every Megatron layer here takes; initial values come from `Part.initialize`."""
+        config = ModelParallelConfig(
             tensor_model_parallel_size=self.size,
             sequence_parallel=self.sequence,
             use_cpu_initialization=True,
@@ -70,17 +83,22 @@ class TensorParallel:
             params_dtype=torch.get_default_dtype(),
             gradient_accumulation_fusion=False,
         )
+        return {"config": config, "init_method": nn.init.zeros_, "tp_group": self.group}
 
     def padding(self, length: int) -> int:
-        """Positions that a sequence lacks to be split evenly over the ranks."""
+        """Return the positions that a sequence lacks to be split evenly over the ranks."""
         return -length % self.size if self.sequence else 0
 
     def scatter(self, x: Tensor) -> Tensor:
-        """[S, ...] on every rank -> this rank's [S / tensor, ...] under sequence parallelism."""
+        """Take this rank's [S / tensor, ...] of [S, ...] under sequence parallelism; else return x."""
         return scatter_to_sequence_parallel_region(x, group=self.group) if self.sequence else x
 
     def gather(self, x: Tensor, partial_gradient: bool) -> Tensor:
-        """Undo `scatter`; `partial_gradient`: ranks go on with different numbers, so gradients add up backwards."""
+        """Undo `scatter`: [S / tensor, ...] -> [S, ...].
+
+        `partial_gradient`: each rank computes a different part of the result from here on, so the backward pass sums
+        gradients over the ranks.
+        """
         if self.size == 1:
             return x
         if not self.sequence:
@@ -197,10 +215,7 @@ def parameter_parts(module: nn.Module, name: str = "") -> Iterator[tuple[nn.Para
 
 
 class ColumnLinear(ColumnParallelLinear):
-    """Several linear maps of one input in one matrix product, their outputs split over the tensor-parallel ranks.
-
-    Forward: [S, B, d_in] (under sequence parallelism [S / tensor, B, d_in]) -> one [S, B, d_out / tensor] per output.
-    """
+    """Several linear maps of one input in one matrix product, their outputs split over the tensor-parallel ranks."""
 
     def __init__(
         self,
@@ -215,12 +230,10 @@ class ColumnLinear(ColumnParallelLinear):
         super().__init__(
             d_in,
             sum(outputs.values()),
-            config=parallel.megatron(),
-            init_method=nn.init.zeros_,
             bias=bias,
             gather_output=False,
             skip_bias_add=True,
-            tp_group=parallel.group,
+            **parallel.megatron_options(),
         )
         self.whole = parallel.size == 1
         self.sizes = [size // parallel.size for size in outputs.values()]
@@ -253,20 +266,18 @@ class ColumnLinear(ColumnParallelLinear):
         describe_parameter(parameter, ParameterInfo(tuple(parts), split=True))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """[S, B, d_in] (under sequence parallelism [S / tensor, B, d_in]) -> one [S, B, d_out / tensor] per output."""
         if self.whole:
             y = F.linear(x, self.weight, self.bias)
         else:
             y, bias = super().forward(x)
-            if bias is not None:  # added here: megatron-core 0.16.1 forgets its gradient where the weight is frozen
+            if bias is not None:  # added here: megatron-core 0.16.1 loses the bias's gradient if the weight is frozen
                 y = y + bias
         return y.split(self.sizes, dim=-1)
 
 
 class RowLinear(RowParallelLinear):
-    """A linear map whose input is split over the tensor-parallel ranks: [S, B, d_in / tensor] -> [S, B, d_out].
-
-    Under sequence parallelism the result is reduce-scattered: [S / tensor, B, d_out].
-    """
+    """A linear map whose input is split over the tensor-parallel ranks; the output is summed over them."""
 
     def __init__(
         self,
@@ -282,12 +293,10 @@ class RowLinear(RowParallelLinear):
         super().__init__(
             d_in,
             d_out,
-            config=parallel.megatron(),
-            init_method=nn.init.zeros_,
             bias=bias,
             input_is_parallel=True,
             skip_bias_add=False,
-            tp_group=parallel.group,
+            **parallel.megatron_options(),
         )
         self.whole = parallel.size == 1
         describe_split(self.weight, f"{name}.weight", (d_out, d_in), 1, parallel, weight_init)
@@ -295,26 +304,26 @@ class RowLinear(RowParallelLinear):
             describe_replicated(self.bias, f"{name}.bias", bias_init or zeros, partial_gradient=parallel.sequence)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """[S, B, d_in / tensor] -> [S, B, d_out], or [S / tensor, B, d_out] under sequence parallelism."""
         return F.linear(x, self.weight, self.bias) if self.whole else super().forward(x)[0]
 
 
 class Embedding(VocabParallelEmbedding):
-    """Token embedding split by vocabulary: int64 [B, S] -> [S, B, d] on every rank."""
+    """Token embedding, split over the tensor-parallel ranks by vocabulary."""
 
     def __init__(self, vocab_size: int, d_model: int, parallel: TensorParallel, *, weight_init: Initializer) -> None:
-        super().__init__(
-            vocab_size, d_model, init_method=nn.init.zeros_, config=parallel.megatron(), tp_group=parallel.group
-        )
+        super().__init__(vocab_size, d_model, **parallel.megatron_options())
         self.whole = parallel.size == 1
         describe_split(self.weight, "weight", (vocab_size, d_model), 0, parallel, weight_init)
 
     def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
-        tokens = tokens.t().contiguous()  # so that what is looked up is too
+        """int64 [B, S] -> [S, B, d], whole on every rank."""
+        tokens = tokens.t().contiguous()  # makes the result contiguous
         return F.embedding(tokens, self.weight) if self.whole else super().forward(tokens)
 
 
 class Linear(nn.Linear):
-    """A linear map that every tensor-parallel rank holds whole; `partial_gradient` where applied to sequence shards."""
+    """A linear map that every tensor-parallel rank holds whole; `partial_gradient` if applied to sequence shards."""
 
     def __init__(self, d_in: int, d_out: int, *, weight_init: Initializer, partial_gradient: bool) -> None:
         super().__init__(d_in, d_out)
@@ -323,7 +332,7 @@ class Linear(nn.Linear):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer normalisation with eps 1e-6 (flax default, big_vision ViT)."""
+    """Layer normalization with eps 1e-6 (flax default, big_vision ViT)."""
 
     def __init__(self, width: int, parallel: TensorParallel) -> None:
         super().__init__(width, eps=1e-6)
@@ -340,15 +349,16 @@ class RMSNorm(nn.Module):
         describe_replicated(self.weight, "weight", ones, parallel.sequence)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> [..., width]."""
         return F.rms_norm(x, self.weight.shape, self.weight, 1e-6)
 
 
 @contextmanager
 def whole_sequences(model: nn.Module) -> Iterator[None]:
-    """Turn sequence parallelism off for a while: a decoding step has one token, which cannot be split."""
+    """Turn sequence parallelism off within the context: a decoding step has one token, which cannot be split."""
     layers = [m for m in model.modules() if isinstance(m, ColumnParallelLinear | RowParallelLinear)]
-    seen = (getattr(m, "parallel", None) for m in model.modules())
-    parallels = [parallel for parallel in seen if isinstance(parallel, TensorParallel)]
+    found = (getattr(m, "parallel", None) for m in model.modules())
+    parallels = [parallel for parallel in found if isinstance(parallel, TensorParallel)]
     was = any(layer.sequence_parallel for layer in layers)
 
     def switch(on: bool) -> None:
@@ -365,29 +375,35 @@ def whole_sequences(model: nn.Module) -> Iterator[None]:
 
 
 def zeros(x: Tensor, _: Generator) -> Tensor:
+    """Fill with zeros."""
     return x.zero_()
 
 
 def ones(x: Tensor, _: Generator) -> Tensor:
+    """Fill with ones."""
     return x.fill_(1.0)
 
 
 def normal(std: float) -> Initializer:
+    """Return an initializer that draws from a normal distribution of mean 0."""
     return lambda x, generator: x.normal_(0.0, std, generator=generator)
 
 
 def xavier_uniform(x: Tensor, generator: Generator) -> Tensor:
-    """flax `xavier_uniform`, which big_vision's ViT uses for every kernel."""
+    """Draw as flax `xavier_uniform`, which big_vision's ViT uses for every kernel."""
     return nn.init.xavier_uniform_(x, generator=generator)
 
 
 def fan_in_normal(x: Tensor, generator: Generator) -> Tensor:
-    """flax `variance_scaling(1.0, "fan_in", "normal")` of a [d_out, d_in] matrix (T5X attention kernels)."""
+    """Draw a [d_out, d_in] matrix as flax `variance_scaling(1.0, "fan_in", "normal")` (T5X attention kernels)."""
     return x.normal_(0.0, x.shape[1] ** -0.5, generator=generator)
 
 
 def fan_in_truncated(x: Tensor, generator: Generator) -> Tensor:
-    """flax `variance_scaling(1.0, "fan_in", "truncated_normal")`: cut at 2 sigma, unit variance (T5X MLP, logits)."""
+    """Draw as flax `variance_scaling(1.0, "fan_in", "truncated_normal")` (T5X MLP, logits).
+
+    Cut at 2 sigma, then scaled to the variance 1 / d_in.
+    """
     std = x.shape[1] ** -0.5 / 0.87962566103423978
     for rows in x.split(max(1, AT_ONCE // x.shape[1])):
         nn.init.trunc_normal_(rows, 0.0, std, -2 * std, 2 * std, generator=generator)

@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary of 250,112 without ever holding the logits of more than a chunk of tokens."""
+"""Cross-entropy over a vocabulary of 250,112; the logits of at most one chunk of tokens exist at a time."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,35 +7,34 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-ROWS_AT_ONCE = 2**15  # of the vocabulary, whose fp32 gradient of a chunk exists beside the sum
+ROWS_AT_ONCE = 2**15  # vocabulary rows; their fp32 gradient of one chunk exists beside the sum over chunks
 
 
 @dataclass
 class LossTotals:
-    """Sums over target tokens, one entry per objective; fp32 [num_objectives] each. `nll` and `z_loss` in nats."""
+    """Sums over target tokens, one entry per objective; fp32 [num_objectives] each."""
 
-    nll: Tensor
-    z_loss: Tensor
-    correct: Tensor
-    tokens: Tensor
+    nll: Tensor  # nats
+    z_loss: Tensor  # nats
+    correct: Tensor  # target tokens with the largest logit
+    tokens: Tensor  # target tokens
 
     @classmethod
     def from_tensor(cls, totals: Tensor) -> "LossTotals":
-        """From the [4, num_objectives] tensor that the head returns (and that ranks add up)."""
+        """Split the [4, num_objectives] tensor that the head returns, and that ranks add up."""
         return cls(*totals)
 
     @property
     def loss(self) -> Tensor:
-        """Mean over all target tokens, z-loss included; scalar."""
+        """The mean over all target tokens, z-loss included; scalar."""
         return (self.nll + self.z_loss).sum() / self.tokens.sum().clamp(min=1)
 
 
 class VocabularyLoss(torch.autograd.Function):
-    """Vocabulary-parallel softmax cross-entropy with z-loss, straight from hidden states.
+    """Vocabulary-parallel softmax cross-entropy with z-loss, from hidden states.
 
-    The gradients are taken in the same pass as the loss, chunk by chunk, so the logits are computed once and none
-    survive; backward only scales them. Formula: nll = log Z - logit[target], z = z_loss * (log Z)^2 (T5X
-    `losses.py`), in fp32.
+    Forward computes the gradients too, chunk by chunk, so the logits are computed once and none are kept; backward
+    only scales the gradients. Formula: nll = log Z - logit[target], z = z_loss * (log Z)^2 (T5X `losses.py`), in fp32.
     """
 
     @staticmethod
@@ -49,14 +48,18 @@ class VocabularyLoss(torch.autograd.Function):
         chunk: int,  # type: ignore[override]
         group: Any,
     ) -> tuple[Tensor, Tensor]:
-        """hidden [T, d], weight [vocabulary / tensor, d], targets int64 [T] -> (scaled sum, [3, T] nll, z, correct)."""
+        """Compute the scaled loss and the statistics of T target tokens.
+
+        hidden [T, d], weight [vocabulary / tensor, d], targets int64 [T] -> (scale * sum of nll + z-loss, fp32 [3, T]:
+        nll, z-loss, correct). `group`: the tensor-parallel ranks, which divide the vocabulary.
+        """
         shard = weight.shape[0]
         first = group.rank() * shard
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         several = targets.shape[0] > chunk
         grad_weight: Tensor | None = None
-        if need_weight:  # of one chunk it is written, of several summed up in fp32
+        if need_weight:  # written by a single chunk, or summed in fp32 over several
             new = torch.empty_like if 0 < targets.shape[0] <= chunk else torch.zeros_like
             grad_weight = new(weight, dtype=torch.float32 if several else weight.dtype)
         statistics = torch.empty(3, targets.shape[0], device=hidden.device)
@@ -95,6 +98,7 @@ class VocabularyLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Scale the gradients that forward has computed."""
         grad_hidden, grad_weight = ctx.gradients
         ctx.gradients = None
         # Scaled in place, on the device: a loop over one-element branches would wait for the GPU.
@@ -110,10 +114,10 @@ class VocabularyLoss(torch.autograd.Function):
 
 
 def logits_fp32(hidden: Tensor, weight: Tensor) -> Tensor:
-    """hidden @ weight^T in fp32, as T5X computes mT5's logits.
+    """Compute hidden @ weight^T in fp32, as T5X computes mT5's logits.
 
-    16-bit operands are multiplied exactly and summed in fp32. On a CPU 16-bit products come out rounded to 16 bits
-    (torch 2.13 has no other kernel there).
+    hidden [T, d], weight [V, d] -> fp32 [T, V]. A GPU multiplies 16-bit operands exactly and sums in fp32. A CPU rounds
+    the sums of 16-bit products to 16 bits (torch 2.13 has no other kernel there).
     """
     if hidden.dtype == torch.float32:
         return hidden @ weight.t()
@@ -123,7 +127,7 @@ def logits_fp32(hidden: Tensor, weight: Tensor) -> Tensor:
 
 
 def totals_by_objective(statistics: Tensor, objectives: Tensor, num_objectives: int) -> Tensor:
-    """Sum per-token (nll, z, correct) [3, T] and counts by objective int64 [T]: fp32 [4, num_objectives]."""
+    """Sum statistics [3, T] and counts by objective, int64 [T]: fp32 [4, num_objectives]."""
     values = torch.cat([statistics, torch.ones_like(statistics[:1])])
     return values.new_zeros(4, num_objectives).index_add_(1, objectives, values)
 
@@ -133,8 +137,8 @@ def _accumulate(total: Tensor, gradient: Tensor, hidden: Tensor, several: bool) 
         return torch.mm(gradient.t(), hidden, out=total)
     if not gradient.is_cuda or gradient.dtype == torch.float32:
         return total.addmm_(gradient.t().float(), hidden.float())
-    for some in range(0, total.shape[0], ROWS_AT_ONCE):  # on the matrix units, which fp32 operands would not reach
-        rows = slice(some, some + ROWS_AT_ONCE)
+    for start in range(0, total.shape[0], ROWS_AT_ONCE):  # 16-bit operands use the matrix units, fp32 ones would not
+        rows = slice(start, start + ROWS_AT_ONCE)
         total[rows] += torch.mm(gradient[:, rows].t(), hidden, out_dtype=torch.float32)
     return total
 

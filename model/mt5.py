@@ -1,7 +1,4 @@
-"""mT5 (T5 1.1) as units: bridge (embeddings), encoder blocks, the encoder's norm, decoder blocks, vocabulary head.
-
-What travels from unit to unit: (encoder [L, B, d], decoder [M, B, d], encoder_bias [buckets, heads], decoder_bias).
-"""
+"""mT5 (T5 1.1) as units: bridge (embeddings), encoder blocks, the encoder's norm, decoder blocks, vocabulary head."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -30,16 +27,29 @@ from model.layers import (
 )
 from model.loss import VocabularyLoss, logits_fp32, totals_by_objective
 
-Carry = tuple[Tensor, ...]
+Tensors = tuple[Tensor, ...]
+
+
+class Carry(NamedTuple):
+    """The tensors that units pass on, from the bridge to the last decoder block, and between pipeline stages.
+
+    B rows, L encoder positions, M decoder positions, d = d_model. Under sequence parallelism a rank has its share of
+    L and M.
+    """
+
+    encoder: Tensor  # [L, B, d]
+    decoder: Tensor  # [M, B, d]
+    encoder_bias: Tensor  # [buckets, heads / tensor]
+    decoder_bias: Tensor  # [buckets, heads / tensor]
 
 
 @dataclass
 class Cache:
-    """Keys and values that one decoder block has seen; each [length, B, heads, d_kv]."""
+    """Keys and values of one decoder block while it generates; each [length, B, heads / tensor, d_kv]."""
 
-    key: Tensor
+    key: Tensor  # of the tokens generated so far
     value: Tensor
-    cross_key: Tensor
+    cross_key: Tensor  # of the encoder
     cross_value: Tensor
 
 
@@ -52,19 +62,20 @@ class RelativeBias(nn.Module):
         self.weight = split_parameter("weight", shape, 1, parallel, xavier_uniform)
 
     def forward(self) -> Tensor:
-        return self.weight.clone()  # it travels on: under ZeRO-3 the parameter itself is gone after this call
+        """() -> [buckets, heads / tensor]."""
+        return self.weight.clone()  # later units need the table, but ZeRO-3 frees the parameter after this call
 
 
 class Bridge(Unit):
-    """Ends the ViT, begins the mT5: (vision [N, I, width],) -> (encoder, decoder, encoder_bias, decoder_bias).
+    """The end of the ViT and the begin of the mT5.
 
-    Visual tokens are normed, projected to d_model (one Linear, as PaLI-3 says) and placed in the encoder's rows;
-    decoder embeddings are looked up here too and ride along, so that no parameter is tied across pipeline stages.
+    Visual tokens are normed, projected to d_model (one Linear, as in PaLI-3) and placed in the encoder's rows.
+    Decoder embeddings are looked up here too and carried along, so that no parameter is tied across pipeline stages.
     """
 
     def __init__(self, vit: ViTConfig, mt5: MT5Config, model: ModelConfig, parallel: TensorParallel) -> None:
         super().__init__()
-        self.vit, self.mt5, self.rate, self.parallel = vit, mt5, model.dropout_rate, parallel
+        self.vit, self.mt5, self.dropout_rate, self.parallel = vit, mt5, model.dropout_rate, parallel
         self.tokens = vit.num_tokens(model.image_size)
         self.vit_norm = LayerNorm(vit.width, parallel)
         self.projection = Linear(
@@ -74,20 +85,21 @@ class Bridge(Unit):
         self.encoder_bias = RelativeBias(mt5, parallel)
         self.decoder_bias = RelativeBias(mt5, parallel)
 
-    def forward(self, carry: Carry, batch: MicroBatch) -> Carry:
+    def forward(self, carry: Tensors, batch: MicroBatch) -> Carry:
+        """(vision [N, I, width],) -> (encoder, decoder, encoder_bias, decoder_bias)."""
         visual = self.parallel.gather(self.projection(self.vit_norm(carry[0])), partial_gradient=False)
         visual = visual[: self.tokens].transpose(0, 1).flatten(0, 1)  # [I * tokens, d]
-        # One look-up for both, because each would make a dense gradient of the whole table.
+        # One look-up for both, because each would make a dense gradient as large as the table.
         words = self.embedding(torch.cat([batch.encoder_tokens, batch.decoder_tokens], dim=1))
         encoder, decoder = words.split([batch.encoder_tokens.shape[1], batch.decoder_tokens.shape[1]])
         decoder = decoder.clone()  # a view would keep the encoder's look-ups until the backward pass
         index = batch.visual_index.t().contiguous()
         encoder = torch.where((index >= 0).unsqueeze(-1), visual[index.clamp(min=0)], encoder)
-        encoder, decoder = (self.parallel.scatter(dropout(x, self.rate, self)) for x in (encoder, decoder))
-        return encoder, decoder, self.encoder_bias(), self.decoder_bias()
+        encoder, decoder = (self.parallel.scatter(dropout(x, self.dropout_rate, self)) for x in (encoder, decoder))
+        return Carry(encoder, decoder, self.encoder_bias(), self.decoder_bias())
 
     def cost(self, shape: BatchShape) -> Cost:
-        """Kept: the norm's input and output; per text position the ids, the visual index, and which it is."""
+        """See Unit.cost. Kept: the norm's input and output; per text position ids, visual index and kind."""
         w, d, tokens = self.vit.width, self.mt5.d_model, shape.images * shape.vision_tokens
         tables = 2 * self.mt5.relative_attention_num_buckets * self.mt5.num_heads
         return Cost(
@@ -98,14 +110,14 @@ class Bridge(Unit):
 
 
 class Block(Unit):
-    """What encoder and decoder blocks share: pre-norm sub-layers with dropout, self-attention, the gated MLP."""
+    """The common part of encoder and decoder blocks: pre-norm self-attention and gated MLP, with dropout."""
 
     bidirectional = True
 
     def __init__(self, mt5: MT5Config, model: ModelConfig, parallel: TensorParallel) -> None:
         super().__init__()
         d, inner = mt5.d_model, mt5.inner
-        self.mt5, self.rate = mt5, model.dropout_rate
+        self.mt5, self.dropout_rate = mt5, model.dropout_rate
         self.flex = model.attention == "flex" or (
             model.attention == "auto" and torch.cuda.is_available() and not model.dropout_rate
         )
@@ -120,54 +132,64 @@ class Block(Unit):
         self.mlp_out = RowLinear(mt5.d_ff, d, "out", parallel, bias=False, weight_init=fan_in_truncated)
 
     def project(self, x: Tensor) -> list[Tensor]:
+        """[L, B, d] -> query, key, value [L, B, heads / tensor, d_kv]."""
         return [split_heads(y, self.mt5.d_kv) for y in self.attention_in(self.attention_norm(x))]
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, table: Tensor | None, mask: Mask) -> Tensor:
+        """Attend in the way that fits the device: fused, example by example, or dense.
+
+        query [Lq, B, heads / tensor, d_kv], key and value [Lk, ...], table [buckets, heads / tensor] or None for no
+        bias -> [Lq, B, inner / tensor].
+        """
         if self.flex:
             return self.attend(flex_t5_attention, query, key, value, table, self.mt5, self.bidirectional, mask.blocks)
-        if apart := mask.unpacking:
-            queries, keys, values = apart.queries.unpack(query), apart.keys.unpack(key), apart.keys.unpack(value)
-            alone = zip(queries, keys, values, mask.unpacked, strict=True)
-            return apart.queries.repack([self.dense_attention(q, k, v, table, own) for q, k, v, own in alone])
+        if moves := mask.unpacking:
+            queries, keys, values = moves.queries.unpack(query), moves.keys.unpack(key), moves.keys.unpack(value)
+            classes = zip(queries, keys, values, mask.unpacked, strict=True)
+            return moves.queries.repack([self.dense_attention(q, k, v, table, own) for q, k, v, own in classes])
         return self.dense_attention(query, key, value, table, mask)
 
     def dense_attention(self, query: Tensor, key: Tensor, value: Tensor, table: Tensor | None, mask: Mask) -> Tensor:
+        """Compute all scores of every row; shapes as `attention`."""
         return self.attend(self.biased_attention, query, key, value, table, mask.allowed)
 
     def biased_attention(
         self, query: Tensor, key: Tensor, value: Tensor, table: Tensor | None, allowed: Tensor
     ) -> Tensor:
-        """Look the bias up and attend; in one function, so that recomputed attention keeps no bias per layer."""
+        """Look up the bias and attend: one function, so that recomputed attention keeps no bias per layer."""
         bias = None
         if table is not None:
             bias = relative_bias(table, self.mt5, query.shape[0], key.shape[0], self.bidirectional)
-        return t5_attention(query, key, value, bias, allowed, self.rate if self.training else 0.0)
+        return t5_attention(query, key, value, bias, allowed, self.dropout_rate if self.training else 0.0)
 
     def self_attention(self, x: Tensor, table: Tensor, mask: Mask) -> Tensor:
+        """[L, B, d] -> [L, B, d], with the residual."""
         query, key, value = self.project(x)
         attended = self.attention(query, key, value, table, mask)
-        return x + dropout(self.attention_out(attended), self.rate, self)
+        return x + dropout(self.attention_out(attended), self.dropout_rate, self)
 
     def kept_weights(self, shape: BatchShape, queries: int, keys: int) -> int:
-        """Bytes of attention weights kept: none if the attention is fused."""
+        """Return the bytes of attention weights kept: none if the attention is fused."""
         return 0 if self.flex else shape.element_bytes * shape.rows * self.mt5.num_heads * queries * keys
 
     def mlp(self, x: Tensor) -> Tensor:
+        """[L, B, d] -> [L, B, d], with the residual."""
         gate, up = self.mlp_in(self.mlp_norm(x))
-        hidden = dropout(F.gelu(gate, approximate="tanh") * up, self.rate, self)
-        return x + dropout(self.mlp_out(hidden), self.rate, self)
+        hidden = dropout(F.gelu(gate, approximate="tanh") * up, self.dropout_rate, self)
+        return x + dropout(self.mlp_out(hidden), self.dropout_rate, self)
 
 
 class EncoderBlock(Block):
     """Self-attention with bidirectional relative bias, then the MLP."""
 
-    def forward(self, carry: Carry, batch: MicroBatch) -> Carry:
-        encoder, decoder, encoder_bias, decoder_bias = carry
-        encoder = self.self_attention(encoder, encoder_bias, batch.encoder_mask)
-        return self.mlp(encoder), decoder, encoder_bias, decoder_bias
+    def forward(self, carry: Tensors, batch: MicroBatch) -> Carry:
+        """Carry -> Carry with a new `encoder` [L, B, d]."""
+        given = Carry(*carry)
+        encoder = self.self_attention(given.encoder, given.encoder_bias, batch.encoder_mask)
+        return given._replace(encoder=self.mlp(encoder))
 
     def cost(self, shape: BatchShape) -> Cost:
-        """Kept: two norms' inputs and outputs, q k v, attended, gate, its GELU, up, and their product."""
+        """See Unit.cost. Kept: two norms' inputs and outputs, q k v, attended, gate, its GELU, up, their product."""
         d, i, f, length = self.mt5.d_model, self.mt5.inner, self.mt5.d_ff, shape.encoder_tokens
         tokens = shape.rows * length
         flops = linear_flops(tokens, d, 4 * i + 3 * f) + attention_flops(shape.rows, length, length, i)
@@ -181,13 +203,16 @@ class EncoderNorm(Unit):
 
     def __init__(self, mt5: MT5Config, model: ModelConfig, parallel: TensorParallel) -> None:
         super().__init__()
-        self.mt5, self.rate = mt5, model.dropout_rate
+        self.mt5, self.dropout_rate = mt5, model.dropout_rate
         self.norm = RMSNorm(mt5.d_model, parallel)
 
-    def forward(self, carry: Carry, batch: MicroBatch) -> Carry:
-        return (dropout(self.norm(carry[0]), self.rate, self), *carry[1:])
+    def forward(self, carry: Tensors, batch: MicroBatch) -> Carry:
+        """Carry -> Carry with a new `encoder` [L, B, d]."""
+        given = Carry(*carry)
+        return given._replace(encoder=dropout(self.norm(given.encoder), self.dropout_rate, self))
 
     def cost(self, shape: BatchShape) -> Cost:
+        """See Unit.cost. Kept: the norm's input and output."""
         kept = shape.element_bytes * 2 * shape.rows * shape.encoder_tokens * self.mt5.d_model
         return Cost(self.mt5.d_model, 0.0, kept)
 
@@ -209,33 +234,39 @@ class DecoderBlock(Block):
         )
         self.cross_out = RowLinear(inner, d, "out", parallel, bias=False, weight_init=fan_in_normal)
 
-    def forward(self, carry: Carry, batch: MicroBatch) -> Carry:
-        encoder, decoder, encoder_bias, decoder_bias = carry
-        decoder = self.self_attention(decoder, decoder_bias, batch.decoder_mask)
-        key, value = self.memory(encoder)
-        attended = self.attention(self.cross_query_of(decoder), key, value, None, batch.cross_mask)
-        decoder = decoder + dropout(self.cross_out(attended), self.rate, self)
-        return encoder, self.mlp(decoder), encoder_bias, decoder_bias
+    def forward(self, carry: Tensors, batch: MicroBatch) -> Carry:
+        """Carry -> Carry with a new `decoder` [M, B, d]."""
+        given = Carry(*carry)
+        decoder = self.self_attention(given.decoder, given.decoder_bias, batch.decoder_mask)
+        key, value = self.memory(given.encoder)
+        attended = self.attention(self.project_cross(decoder), key, value, None, batch.cross_mask)
+        decoder = decoder + dropout(self.cross_out(attended), self.dropout_rate, self)
+        return given._replace(decoder=self.mlp(decoder))
 
-    def cross_query_of(self, x: Tensor) -> Tensor:
+    def project_cross(self, x: Tensor) -> Tensor:
+        """[M, B, d] -> the query of cross-attention [M, B, heads / tensor, d_kv]."""
         return split_heads(self.cross_query(self.cross_norm(x))[0], self.mt5.d_kv)
 
     def memory(self, encoder: Tensor) -> list[Tensor]:
+        """[L, B, d] -> key and value of cross-attention [L, B, heads / tensor, d_kv]."""
         return [split_heads(y, self.mt5.d_kv) for y in self.cross_memory(encoder)]
 
     def decode(self, x: Tensor, table: Tensor, cache: Cache, cross_mask: Tensor) -> Tensor:
-        """One token [1, B, d] after those in `cache`, which it extends; cross_mask bool [B, 1, 1, L]."""
+        """Decode one token [1, B, d] after those in `cache`, and extend it; cross_mask bool [B, 1, 1, L]."""
         query, key, value = self.project(x)
-        seen = cache.key.shape[0]
+        before = cache.key.shape[0]
         cache.key, cache.value = torch.cat([cache.key, key]), torch.cat([cache.value, value])
-        bias = relative_bias(table, self.mt5, 1, seen + 1, bidirectional=False, first_query=seen)
-        everything = torch.ones(1, 1, 1, seen + 1, dtype=torch.bool, device=x.device)
+        bias = relative_bias(table, self.mt5, 1, before + 1, bidirectional=False, first_query=before)
+        everything = torch.ones(1, 1, 1, before + 1, dtype=torch.bool, device=x.device)
         x = x + self.attention_out(t5_attention(query, cache.key, cache.value, bias, everything, 0.0))
-        attended = t5_attention(self.cross_query_of(x), cache.cross_key, cache.cross_value, None, cross_mask, 0.0)
+        attended = t5_attention(self.project_cross(x), cache.cross_key, cache.cross_value, None, cross_mask, 0.0)
         return self.mlp(x + self.cross_out(attended))
 
     def cost(self, shape: BatchShape) -> Cost:
-        """Cross-attention takes keys and values of every encoder token. Kept: as in the encoder, and the cross ones."""
+        """See Unit.cost. Cross-attention has keys and values of every encoder token.
+
+        Kept: as in the encoder, and the same tensors of cross-attention.
+        """
         d, i, f, n, m = self.mt5.d_model, self.mt5.inner, self.mt5.d_ff, shape.encoder_tokens, shape.decoder_tokens
         flops = (
             linear_flops(shape.rows * n, d, 2 * i)
@@ -256,15 +287,18 @@ class VocabularyOutput(nn.Module):
         self.model, self.parallel = model, parallel
         self.weight = split_parameter("weight", (mt5.vocab_size, mt5.d_model), 0, parallel, fan_in_truncated)
 
-    def forward(self, hidden: Tensor, targets: Tensor | None = None, scale: float = 1.0) -> tuple[Tensor, ...]:
-        """hidden [T, d] -> (this rank's fp32 logits,), or with targets -> (scale * summed loss, [3, T] statistics)."""
+    def forward(self, hidden: Tensor, targets: Tensor | None = None, loss_scale: float = 1.0) -> Tensors:
+        """Return (loss_scale * summed loss, statistics [3, T]) of hidden [T, d] and targets int64 [T].
+
+        Without targets, returns (logits,): fp32 [T, vocabulary / tensor].
+        """
         if targets is None:
             return (logits_fp32(hidden, self.weight),)
         weight: Tensor = self.weight
-        if not torch.is_grad_enabled():  # an autograd.Function is told that its inputs need gradients all the same
+        if not torch.is_grad_enabled():  # `needs_input_grad` of an autograd.Function is true even without autograd
             hidden, weight = hidden.detach(), weight.detach()
         return VocabularyLoss.apply(
-            hidden, weight, targets, scale, self.model.z_loss, self.model.loss_chunk, self.parallel.group
+            hidden, weight, targets, loss_scale, self.model.z_loss, self.model.loss_chunk, self.parallel.group
         )  # type: ignore
 
 
@@ -285,10 +319,10 @@ class Head(Unit):
         self.norm = RMSNorm(mt5.d_model, parallel)
         self.output = VocabularyOutput(mt5, model, parallel)
 
-    def forward(self, carry: Carry, batch: MicroBatch, loss_scale: float = 1.0) -> HeadOutput:
-        """Return loss, totals and statistics; `loss_scale` multiplies the summed loss."""
+    def forward(self, carry: Tensors, batch: MicroBatch, loss_scale: float = 1.0) -> HeadOutput:
+        """Carry -> (loss, totals, statistics); `loss_scale` multiplies the summed loss."""
         decoder = self.parallel.gather(
-            dropout(self.norm(carry[1]), self.model.dropout_rate, self), partial_gradient=True
+            dropout(self.norm(Carry(*carry).decoder), self.model.dropout_rate, self), partial_gradient=True
         )
         at = batch.target_positions
         assert at is not None
@@ -297,7 +331,7 @@ class Head(Unit):
         return HeadOutput(loss, totals, statistics)
 
     def cost(self, shape: BatchShape) -> Cost:
-        """Kept: the norm's input, the gradient of its output, and which tokens are targets; no logits."""
+        """See Unit.cost. Kept: the norm's input, the gradient of its output, and target positions; no logits."""
         d, tokens = self.mt5.d_model, shape.rows * shape.decoder_tokens
         kept = (shape.element_bytes * 2 * d + 12) * tokens
         return Cost(d + self.mt5.vocab_size * d, linear_flops(tokens, d, self.mt5.vocab_size), kept)

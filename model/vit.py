@@ -21,11 +21,7 @@ from model.layers import (
 
 
 class Patches(Unit):
-    """Images -> patch tokens with their position: (images of the batch) -> (vision [N, I, width],).
-
-    Under sequence parallelism zeros follow them, up to a multiple of the ranks: N is of all positions. Nobody attends
-    to those, and the bridge drops them.
-    """
+    """Patch tokens of the images, with their positions."""
 
     def __init__(self, config: ViTConfig, image_size: int, parallel: TensorParallel) -> None:
         super().__init__()
@@ -36,16 +32,22 @@ class Patches(Unit):
         describe_replicated(self.position, "position", normal(config.width**-0.5), resample=resample_position)
 
     def forward(self, carry: tuple[Tensor, ...], batch: MicroBatch) -> tuple[Tensor, ...]:
+        """() -> (vision,): [N, I, width] of N patch tokens per image and I image slots.
+
+        Under sequence parallelism zeros follow the tokens, up to a multiple of the ranks, and each rank has its share
+        of N. No token attends to the zeros, and the bridge drops them.
+        """
         weight = self.embedding.weight
         pixels = batch.images.to(weight.dtype) / 127.5 - 1.0  # [0, 255] -> [-1, 1]
         vision = self.embedding(patchify(pixels, self.config.patch_size)) + self.position
-        # Contiguous, or every block would go on in the transposed order and copy before each matrix product.
+        # Contiguous, or every block would keep the transposed order and copy before each matrix product.
         vision = vision.transpose(0, 1).contiguous()
         if padding := self.parallel.padding(self.tokens):
             vision = F.pad(vision, (0, 0, 0, 0, 0, padding))
         return (self.parallel.scatter(vision),)
 
     def cost(self, shape: BatchShape) -> Cost:
+        """See Unit.cost. Kept: the pixels of the patches."""
         d, tokens = self.config.width, shape.images * shape.vision_tokens
         pixels = self.config.patch_size**2 * 3
         kept = shape.element_bytes * tokens * pixels
@@ -53,7 +55,7 @@ class Patches(Unit):
 
 
 class ViTBlock(Unit):
-    """Pre-norm self-attention and MLP with tanh-GELU, biases everywhere: (vision,) -> (vision,)."""
+    """Pre-norm self-attention and MLP with tanh-GELU, biases everywhere."""
 
     def __init__(self, config: ViTConfig, image_size: int, parallel: TensorParallel) -> None:
         super().__init__()
@@ -73,6 +75,7 @@ class ViTBlock(Unit):
         )
 
     def forward(self, carry: tuple[Tensor, ...], batch: MicroBatch) -> tuple[Tensor, ...]:
+        """(vision,) -> (vision,): [N, I, width], or [N / tensor, I, width] under sequence parallelism."""
         (vision,) = carry
         head_dim = self.config.width // self.config.num_heads
         query, key, value = (split_heads(x, head_dim) for x in self.attention_in(self.attention_norm(vision)))
@@ -82,7 +85,7 @@ class ViTBlock(Unit):
         return (vision + self.mlp_out(F.gelu(hidden, approximate="tanh")),)
 
     def cost(self, shape: BatchShape) -> Cost:
-        """Kept: two norms' inputs and outputs, q k v, attended, MLP before and after GELU."""
+        """See Unit.cost. Kept: two norms' inputs and outputs, q k v, attended, MLP before and after GELU."""
         d, m, tokens = self.config.width, self.config.mlp_dim, shape.images * shape.vision_tokens
         flops = linear_flops(tokens, d, 4 * d + 2 * m) + attention_flops(
             shape.images, shape.vision_tokens, shape.vision_tokens, d
@@ -92,7 +95,10 @@ class ViTBlock(Unit):
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """[I, S, S, 3] -> [I, (S / patch)^2, patch * patch * 3], rows first; S is cut to a multiple of the patch."""
+    """Cut images [I, S, S, 3] into patches [I, (S / patch)^2, patch * patch * 3], row by row.
+
+    Pixels beyond a multiple of the patch size are dropped.
+    """
     rows = images.shape[1] // patch_size
     images = images[:, : rows * patch_size, : rows * patch_size]
     return (
@@ -105,7 +111,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 
 def resample_position(position: Tensor, num_tokens: int) -> Tensor:
-    """Bilinear resampling of a learned position embedding [N, width] to another square grid.
+    """Resample a learned position embedding [N, width] bilinearly to another square grid.
 
     Corners map to corners, as `scipy.ndimage.zoom(order=1)` does in big_vision `resample_posemb`.
     """

@@ -133,7 +133,7 @@ def messages(engine: Engine, sizes: CarrySizes, own_micro_batches: int) -> Bytes
         return Bytes()
 
     def after(stage: int) -> list[Tensor]:
-        return pipeline.travel.after(pipeline.stages[stage][-1], sizes, pipeline.dtype)
+        return pipeline.carry_plan.after(pipeline.stages[stage][-1], sizes, pipeline.dtype)
 
     last = len(pipeline.stages) - 1
     given = sum(x.nbytes for stage in pipeline.local_stages if stage < last for x in after(stage))

@@ -1,10 +1,10 @@
 """Checkpoints that any layout can read: logical names and shapes, fp32 weights; a crash cannot harm the last good one.
 
-A step is held up only while its state is copied to host memory; a thread of each rank writes the copies, and meets the
-threads of other ranks in a group of its own (`Layout.background_group`).
+A step waits only while its state is copied to host memory. A thread of each rank writes the copy; the threads
+communicate over a process group of their own (`Layout.background_group`).
 
 checkpoints/
-    latest                  the name of the newest whole checkpoint, for people and scripts; what counts are the folders
+    latest                  the name of the newest whole checkpoint, for people and scripts; loading lists the folders
     step_00000100/          PyTorch DCP files, manifest.json (size and SHA-256 of each), state.json (step, ages, ...)
     step_00000200.partial/  being written, or left by a crash
 """
@@ -32,20 +32,20 @@ from model.finite import first_not_finite
 from model.layers import parameter_parts
 from parallel.checkpoint.dcp_tensor import logical_tensors
 from parallel.checkpoint.folder import CheckpointFolder, raise_if_of_storage, write_json
-from parallel.checkpoint.host_buffer import Staging
+from parallel.checkpoint.host_buffer import HostBuffer
 from parallel.engine.base import Engine
 from parallel.layout import Layout
+from parallel.optimizer.base import StatePiece
 from parallel.shards import Rectangle
 
 T = TypeVar("T")
-Piece = tuple[str, Rectangle | torch.Size, Tensor]  # name, where it lies or the shape of what every rank holds, values
 
-SIGN_OF_LIFE_S = 1.0  # while a save is waited for
-LISTINGS = 5  # how often a folder is looked at anew whose run removes the checkpoint that is being read
+BEAT_EVERY_S = 1.0  # how often waiting for a save reports progress to the watchdog
+LISTINGS = 5  # how often to list the folder again if its run removes the checkpoint that is being read
 
 
 class SaveFailed(RuntimeError):
-    """A checkpoint could not be written, the same on every rank; the message is one sentence."""
+    """A checkpoint could not be written; every rank raises the same error, whose message is one sentence."""
 
 
 class SaveStalled(SaveFailed):
@@ -53,64 +53,58 @@ class SaveStalled(SaveFailed):
 
 
 class NotFinite(SaveFailed):
-    """A checkpoint was not written, because a number in it is not finite."""
+    """A checkpoint was not written because a number in it is not finite."""
 
 
 class _Pruned(Exception):
-    """The checkpoint that was being read is gone, and others are there."""
+    """The checkpoint that was being read is gone, and the folder has others."""
 
 
 class Checkpointer(CheckpointFolder):
-    """Saves and loads an engine's whole state in one folder.
+    """Save and load an engine's whole state in one folder.
 
-    The newest `keep_last` trusted checkpoints stay, and those whose step is a multiple of `keep_every` (0 = none).
+    The newest `keep_last` trusted checkpoints are kept, and those whose step is a multiple of `keep_every` (0 = none).
     """
 
     def __init__(self, folder: str | Path, keep_last: int = 2, keep_every: int = 0) -> None:
         super().__init__(folder, keep_last, keep_every)
-        self.staging, self.thread = Staging(), ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.buffer, self.thread = HostBuffer(), ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.writing: Future[None] | None = None
 
     def save(self, engine: Engine, step: int, extra: dict[str, Any], trusted: bool = True) -> None:
-        """Copy the state of `step`, and write it while training goes on; `extra` is anything JSON can hold.
+        """Copy the state of `step`, and write it while training continues; `extra` is anything JSON can hold.
 
-        One that is not `trusted` removes no other, and is not counted among `keep_last`. Waits for the save before it,
-        and raises SaveFailed if that one failed. A collective of all ranks.
+        A checkpoint that is not `trusted` removes no other, and does not count among `keep_last`. Waits for the save
+        before it, and raises SaveFailed if that one failed. A collective of all ranks.
         """
         self.wait()
         pieces = _pieces(engine, optimizer=True)
-        copies = self.staging.copy([values for *_, values in pieces])
-        state = _state([(name, where, copy) for (name, where, _), copy in zip(pieces, copies, strict=True)])
+        copies = self.buffer.copy([piece.values for piece in pieces])
+        copied = [piece._replace(values=copy) for piece, copy in zip(pieces, copies, strict=True)]
         frozen = [part.name for p, part in parameter_parts(engine.blueprint.plan) if not p.requires_grad]
         content = {"step": step, "extra": extra, "frozen": frozen, "ages": dict(engine.optimizer.ages)}
         content["trusted"] = trusted
-        named = [(name, copy) for (name, *_), copy in zip(pieces, copies, strict=True)]
-        self.writing = self.thread.submit(self._write, state, named, content, engine.layout.background_group)
+        self.writing = self.thread.submit(self._write, copied, content, engine.layout.background_group)
 
     @property
     def failed(self) -> bool:
-        """Whether this rank knows already that the last save failed; `wait` says why."""
+        """True if the last save has failed on this rank; `wait` raises the reason."""
         return self.writing is not None and self.writing.done() and self.writing.exception() is not None
 
     def wait(self) -> None:
-        """Until the last save is whole on disk; raises SaveFailed, once and on every rank, if it will never be.
+        """Wait until the last save is whole on disk; raises SaveFailed, once and on every rank, if it has failed.
 
-        Another RuntimeError is the group's: a rank has died.
+        The process group raises another RuntimeError if a rank has died.
         """
         writing, self.writing = self.writing, None
         if writing is not None:
-            while not wait([writing], timeout=SIGN_OF_LIFE_S).done:  # a peer that died is found by the writer's group
+            while not wait([writing], timeout=BEAT_EVERY_S).done:  # the writer's group detects a dead peer
                 beat(f"waiting for a checkpoint in {self.folder}")
             writing.result()
 
-    def _write(
-        self,
-        state: dict[str, Tensor],
-        named: list[tuple[str, Tensor]],
-        content: dict[str, Any],
-        group: dist.ProcessGroup,
-    ) -> None:
-        if (found := _anywhere(first_not_finite(named), group)) is not None:
+    def _write(self, pieces: list[StatePiece], content: dict[str, Any], group: dist.ProcessGroup) -> None:
+        not_finite = first_not_finite((piece.name, piece.values) for piece in pieces)
+        if (found := _anywhere(not_finite, group)) is not None:
             raise NotFinite(self._not_finite(content["step"], found))
         name, rank = f"step_{content['step']:08d}", group.rank()
         partial = self.folder / f"{name}.partial"
@@ -120,8 +114,9 @@ class Checkpointer(CheckpointFolder):
             partial.mkdir(parents=True)
 
         def write() -> None:
-            writer = dcp.FileSystemWriter(partial, sync_files=True, per_thread_copy_ahead=0)  # it is on the host
-            dcp.save(state, storage_writer=writer, process_group=group)
+            # Nothing to copy ahead: the state is on the host already.
+            writer = dcp.FileSystemWriter(partial, sync_files=True, per_thread_copy_ahead=0)
+            dcp.save(_state(pieces), storage_writer=writer, process_group=group)
             files = {f.name: _checksum(f) for f in partial.glob(f"__{rank}_*")}
             write_json(partial / f"rank_{rank}.json", {"files": files, "ages": content["ages"]})
 
@@ -134,23 +129,23 @@ class Checkpointer(CheckpointFolder):
             _together(group, prepare if rank == 0 else _nothing)
             _together(group, write)
             _together(group, publish if rank == 0 else _nothing)
-        except SaveFailed as error:  # not of the group: a peer that died ends the run as everywhere else
+        except SaveFailed as error:  # but not the group's error: a dead peer ends the run as everywhere else
             shutil.rmtree(partial, ignore_errors=True)
             raise type(error)(
                 f"The checkpoint of step {content['step']} could not be written to {self.folder} ({_one_line(error)}; "
-                f"{_room(self.folder)}); mend that and start the same command again: it goes on from "
-                "the checkpoint before."
+                f"{_free_space(self.folder)}); free the disk or choose another run.folder, then start the same command "
+                "again: it continues from the checkpoint before."
             ) from error
 
     def _publish(self, partial: Path, name: str, content: dict[str, Any], world_size: int) -> None:
-        """Join what the ranks wrote (a pipeline stage knows the ages of its own tensors only) and move `latest`."""
+        """Merge the ranks' manifests and ages (a pipeline stage has those of its own tensors) and move `latest`."""
         manifest, ages = {".metadata": _checksum(partial / ".metadata")}, {}
         for rank in range(world_size):
-            left = partial / f"rank_{rank}.json"
-            of_rank = json.loads(left.read_text(encoding="utf-8"))
-            manifest.update(of_rank["files"])
-            ages.update(of_rank["ages"])
-            left.unlink()
+            file = partial / f"rank_{rank}.json"
+            written = json.loads(file.read_text(encoding="utf-8"))
+            manifest.update(written["files"])
+            ages.update(written["ages"])
+            file.unlink()
         write_json(partial / "state.json", content | {"ages": ages})
         manifest["state.json"] = _checksum(partial / "state.json")
         write_json(partial / "manifest.json", manifest)
@@ -159,27 +154,27 @@ class Checkpointer(CheckpointFolder):
         self.write_latest(self.latest_step())
 
     def _not_finite(self, step: int, name: str) -> str:
-        kept = self.latest_step()
-        stays = "there is none before it" if kept is None else f"that of step {kept} stays the newest"
+        latest = self.latest_step()
+        newest = "there is none before it" if latest is None else f"that of step {latest} stays the newest"
         return (
-            f"The checkpoint of step {step} is not written to {self.folder}, because {name} is not finite ({stays}); "
-            "give a lower schedule.peak, or optimizer.gradient_clipping, and start again."
+            f"The checkpoint of step {step} is not written to {self.folder}, because {name} is not finite ({newest}); "
+            "set a lower schedule.peak, or optimizer.gradient_clipping, and start again."
         )
 
     def load_latest(self, engine: Engine, weights_only: bool = False) -> tuple[int, dict[str, Any]] | None:
         """Load the newest whole checkpoint, whatever layout wrote it; returns its step and `extra`, or None.
 
-        A file that is cut short or altered is reported by a warning, the checkpoint before is taken, and the damaged
-        one is put aside (`step_*.damaged`). `weights_only` leaves the optimizer, and the folder, as they are. Position
-        embeddings of another resolution are resampled. Waits for a save that is being written. Raises
-        ConfigurationError where the checkpoint is of another model, and where all are damaged: to start anew, and
-        write over what is left, must be asked for. A collective of all ranks.
+        A checkpoint with a file that is cut short or altered is reported by a warning and renamed `step_*.damaged`, and
+        the one before it is loaded. `weights_only` leaves the optimizer and the folder as they are. Position embeddings
+        of another resolution are resampled. Waits for a save that is being written. Raises ConfigurationError if the
+        checkpoint is of another model, or if all are damaged: starting anew, over the remains, is for the user to
+        decide. A collective of all ranks.
         """
         self.wait()
         for _ in range(LISTINGS):
             try:
                 return self._load_newest(engine, weights_only)
-            except _Pruned as pruned:  # by the run, which trains on while its checkpoints are read
+            except _Pruned as pruned:  # the run still trains, and has removed the checkpoint
                 last = pruned
         raise ConfigurationError(f"{last.args[0]} was removed while it was read; start again when the run has ended.")
 
@@ -200,7 +195,7 @@ class Checkpointer(CheckpointFolder):
                     self._raise_if_unreadable(f"{path} could not be read ({_one_line(error)}).", path, layout)
             self._raise_if_pruned(path, layout)
             if broken is not None:
-                then = "; taking the one before it" * (step > steps[0])
+                then = "; loading the one before it" * (step > steps[0])
                 warnings.warn(f"checkpoint {path} is damaged ({broken}){then}", Notice, stacklevel=2)
             if layout.rank == 0 and not weights_only:
                 shutil.rmtree(path.with_suffix(".damaged"), ignore_errors=True)
@@ -214,7 +209,7 @@ class Checkpointer(CheckpointFolder):
         return None
 
     def _read(self, path: Path, layout: Layout) -> tuple[Metadata, dict[str, Any]]:
-        """What is in the checkpoint, and `state.json`; fails on every rank where it fails on one."""
+        """Read the metadata and `state.json` of a checkpoint; raises on every rank if it fails on one."""
         mistake: str | None = None
         try:
             saved: Metadata = dcp.FileSystemReader(path).read_metadata()
@@ -225,7 +220,7 @@ class Checkpointer(CheckpointFolder):
         return saved, content
 
     def _raise_if_unreadable(self, mistake: str | None, path: Path, layout: Layout) -> None:
-        """Raise StorageFailed on every rank where the disk of one has failed."""
+        """Raise StorageFailed on every rank if the disk of one has failed."""
         if (found := _anywhere(mistake)) is not None:
             self._raise_if_pruned(path, layout)
             failed = StorageFailed(found)
@@ -269,37 +264,38 @@ class Checkpointer(CheckpointFolder):
 
 
 class _Planner(dcp.DefaultLoadPlanner):
-    """Says how far reading has come."""
+    """DCP's planner, with progress reports to the watchdog."""
 
     def resolve_tensor(self, read_item: dcp.planner.ReadItem) -> Tensor:
+        """Report progress, and return the tensor to read into."""
         beat(f"reading {read_item.dest_index.fqn}")
         return super().resolve_tensor(read_item)
 
 
-def _pieces(engine: Engine, optimizer: bool) -> list[Piece]:
-    """Everything that is saved; the values share the engine's memory, so loading fills them."""
-    pieces: list[Piece] = [(f"weights/{r.name}", r, values) for r, values in engine.held_weights()]
+def _pieces(engine: Engine, optimizer: bool) -> list[StatePiece]:
+    """Return all state to save; the values share the engine's memory, so loading fills them."""
+    pieces = [StatePiece(f"weights/{r.name}", r, values) for r, values in engine.held_weights()]
     if optimizer:
-        pieces += [(f"optimizer/{name}", where, values) for name, where, values in engine.optimizer.state_pieces()]
+        pieces += [piece._replace(name=f"optimizer/{piece.name}") for piece in engine.optimizer.state_pieces()]
     return pieces
 
 
-def _state(pieces: list[Piece]) -> dict[str, Tensor]:
-    """As DCP takes it: by logical name."""
+def _state(pieces: list[StatePiece]) -> dict[str, Tensor]:
+    """Return the pieces by logical name, as DCP takes them."""
     divided = [(name, where, values) for name, where, values in pieces if isinstance(where, Rectangle)]
     whole = {name: values for name, where, values in pieces if not isinstance(where, Rectangle)}
     return {**logical_tensors(divided), **whole}
 
 
 def _together(group: dist.ProcessGroup, work: Callable[[], None]) -> None:
-    """Do `work` on every rank, and wait for all of them; what went wrong on one is raised on each."""
+    """Do `work` on every rank, and wait for all; an error on one rank is raised on every rank."""
     mistake: tuple[str, bool] | None = None
     try:
         work()
-    except CheckpointException as error:  # of some rank, known to all
+    except CheckpointException as error:  # DCP raises the failures of all ranks on every rank
         rank, (cause, _) = min(error.failures.items(), key=lambda failure: failure[0])
         mistake = f"rank {rank}: {cause}", _is_of_storage(cause)
-    except Exception as error:  # whatever it is, the others must not wait for this rank
+    except Exception as error:  # any error: the other ranks must not wait for this one
         mistake = f"rank {group.rank()}: {error}", _is_of_storage(error)
     if (found := _anywhere(mistake, group)) is not None:
         text, may_pass = found
@@ -311,13 +307,13 @@ def _is_of_storage(error: BaseException) -> bool:
 
 
 def _anywhere(mistake: T | None, group: dist.ProcessGroup | None = None) -> T | None:
-    """Return on every rank the mistake of the first rank that has one; a collective of the group, or of all ranks."""
+    """Return on every rank the mistake of the lowest rank that has one; a collective of the group, or of all ranks."""
     everywhere: list[T | None] = [None] * dist.get_world_size(group)
     dist.all_gather_object(everywhere, mistake, group=group)
     return next(filter(None, everywhere), None)
 
 
-def _room(folder: Path) -> str:
+def _free_space(folder: Path) -> str:
     try:
         free = shutil.disk_usage(folder if folder.exists() else "/").free
     except OSError:
@@ -330,13 +326,13 @@ def _nothing() -> None:
 
 
 def _raise_anywhere(mistake: str | None) -> None:
-    """Raise on every rank the ConfigurationError of the first rank that has one: stages differ in what they hold."""
+    """Raise on every rank the ConfigurationError of the lowest rank that has one: stages hold different tensors."""
     if (found := _anywhere(mistake)) is not None:
         raise ConfigurationError(found)
 
 
 def _broken_file(path: Path, layout: Layout) -> str | None:
-    """The name of a file of this rank's share that is missing, cut short or altered; raises StorageFailed."""
+    """Return a file of this rank's share that is missing, cut short or altered; raises StorageFailed."""
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,5 +1,4 @@
-"""Logical tensors as PyTorch's distributed checkpoint (DCP) sees them: rectangles that this rank holds of a named
-whole."""
+"""Logical tensors for PyTorch's distributed checkpoint (DCP): the rectangles of a named whole that this rank has."""
 
 from typing import Any
 
@@ -12,15 +11,17 @@ from parallel.shards import Rectangle
 
 
 class LogicalTensor(Tensor):
-    """Looks like the whole tensor to DCP, but holds only rectangles of it; DCP reads and writes those in place.
+    """A tensor with the shape of the whole, but the memory of this rank's rectangles only.
 
-    It implements DCP's `_Checkpointable` protocol (torch >= 2.3) and no other operation.
+    DCP reads and writes those in place, through its `_Checkpointable` protocol (torch >= 2.3). No other operation
+    works.
     """
 
     pieces: dict[torch.Size, Tensor]
 
     @staticmethod
     def __new__(cls, pieces: list[tuple[Rectangle, Tensor]]) -> "LogicalTensor":
+        """Wrap this rank's (rectangle, values) of one logical tensor."""
         rectangle, values = pieces[0]
         whole: Any = torch.Tensor
         self = whole._make_wrapper_subclass(cls, rectangle.shape, dtype=values.dtype, device=values.device)
@@ -51,7 +52,7 @@ class LogicalTensor(Tensor):
 
 
 def logical_tensors(pieces: list[tuple[str, Rectangle, Tensor]]) -> dict[str, Tensor]:
-    """(name, rectangle, values) -> name -> logical tensor."""
+    """Group (name, rectangle, values) into logical tensors by name."""
     grouped: dict[str, list[tuple[Rectangle, Tensor]]] = {}
     for name, rectangle, values in pieces:
         grouped.setdefault(name, []).append((rectangle, values))

@@ -1,4 +1,4 @@
-"""The folder of a run's checkpoints: list them, name the newest, remove those that need not stay."""
+"""The folder of a run's checkpoints: list them, name the newest, remove old ones."""
 
 import json
 import os
@@ -15,9 +15,9 @@ FOLDER = re.compile(r"step_([0-9]{8,})")
 
 
 class CheckpointFolder:
-    """Checkpoints as folders `step_…`; which of them are there is the one answer to how far a run has come.
+    """Checkpoints as folders `step_…`; the newest of them is the step that a run continues from.
 
-    The newest `keep_last` trusted ones stay, and those whose step is a multiple of `keep_every` (0 = none).
+    The newest `keep_last` trusted ones are kept, and those whose step is a multiple of `keep_every` (0 = none).
     """
 
     def __init__(self, folder: str | Path, keep_last: int = 2, keep_every: int = 0) -> None:
@@ -47,11 +47,11 @@ class CheckpointFolder:
                 self.remove(saved)
 
     def prune(self) -> None:
-        """Remove what is older than the newest trusted checkpoint, but for those that must stay."""
+        """Remove checkpoints older than the newest trusted one, except those that must be kept."""
         for old in self._old():
             try:
                 self.remove(old)
-            except OSError as error:  # the new checkpoint is whole, and that is what counts
+            except OSError as error:  # only space is lost: the new checkpoint is whole
                 warnings.warn(f"checkpoint {self.path(old)} could not be removed ({error})", Notice, stacklevel=2)
 
     def _old(self) -> list[int]:
@@ -60,7 +60,7 @@ class CheckpointFolder:
             kept = {*trusted[-self.keep_last :], *(s for s in trusted if self.keep_every and s % self.keep_every == 0)}
             return [step for step in self.steps() if step < trusted[-1] and step not in kept]
         except (OSError, StorageFailed) as error:
-            warnings.warn(f"old checkpoints in {self.folder} could not be looked for ({error})", Notice, stacklevel=3)
+            warnings.warn(f"old checkpoints in {self.folder} could not be listed ({error})", Notice, stacklevel=3)
             return []
 
     def remove(self, step: int) -> None:
@@ -71,27 +71,27 @@ class CheckpointFolder:
         shutil.rmtree(removed)
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints in the folder, oldest first: the one answer to how far a run has come."""
+        """Return the steps of the checkpoints in the folder, oldest first."""
         try:
             with os.scandir(self.folder) as entries:
                 found = [(FOLDER.fullmatch(entry.name), entry) for entry in entries]
                 return sorted(int(name[1]) for name, entry in found if name and entry.is_dir())
         except (FileNotFoundError, NotADirectoryError):
             return []
-        except OSError as error:  # a folder that cannot be listed is no empty one: the run would begin anew
+        except OSError as error:  # not an empty list: the run would begin anew
             raise_if_of_storage(error, self.folder)
             raise
 
     def trusted_steps(self) -> list[int]:
-        """Steps of the checkpoints that were saved outside any row of skipped steps, oldest first."""
+        """Return the steps of the checkpoints that were saved outside any row of skipped steps, oldest first."""
         return [step for step in self.steps() if self._content(step).get("trusted", True)]
 
     def latest_step(self) -> int | None:
-        """The step of the newest checkpoint, or None where there is none."""
+        """Return the step of the newest checkpoint, or None if there is none."""
         return max(self.steps(), default=None)
 
     def named_latest(self) -> str | None:
-        """The text of `latest`, or None where there is no such file; it may name what is not there."""
+        """Return the text of `latest`, or None if there is no such file; it may name a missing checkpoint."""
         try:
             return (self.folder / "latest").read_text(encoding="utf-8", errors="replace").strip()
         except OSError as error:
@@ -99,7 +99,7 @@ class CheckpointFolder:
             return None
 
     def lost(self) -> str | None:
-        """The name of a checkpoint that was there, where none is left to load; None where that is not so."""
+        """Return the name of a checkpoint that is gone or damaged, if none is left to load; else None."""
         if self.steps():
             return None
         damaged = sorted(folder.name for folder in self.folder.glob("step_*.damaged"))
@@ -107,18 +107,18 @@ class CheckpointFolder:
         return damaged[-1] if damaged else named if named is None else named or "latest"
 
     def renamed(self) -> str | None:
-        """Describe the newest checkpoint where it holds another step than its name says; None where it does not."""
+        """Describe the newest checkpoint if it holds another step than that of its name; else return None."""
         step = self.latest_step()
         held = None if step is None else self._content(step).get("step", step)
         return None if held == step or step is None else f"{self.path(step)} holds the state of step {held}"
 
     def latest_extra(self) -> dict[str, Any]:
-        """What was saved with the newest checkpoint that can be read, {} where there is none; loads nothing."""
+        """Return `extra` of the newest checkpoint with a legible `state.json`, {} if there is none."""
         found = (self._content(step).get("extra") for step in reversed(self.steps()))
         return next((extra for extra in found if isinstance(extra, dict)), {})
 
     def _content(self, step: int) -> dict[str, Any]:
-        """`state.json` of a checkpoint, {} where it is damaged, which loading reports; raises StorageFailed."""
+        """Read `state.json` of a checkpoint: {} if it is damaged, which loading reports. Raises StorageFailed."""
         try:
             content = json.loads((self.path(step) / "state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -127,12 +127,12 @@ class CheckpointFolder:
         return content if isinstance(content, dict) else {}
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step lies."""
+        """Return the folder of a step's checkpoint."""
         return self.folder / f"step_{step:08d}"
 
 
 def raise_if_of_storage(error: Exception, path: Path) -> None:
-    """Raise StorageFailed for an error of the disk: it often passes, and does not say that a file is damaged."""
+    """Raise StorageFailed for an error of the disk, which often passes and is no sign of a damaged file."""
     if isinstance(error, OSError) and error.errno in OF_STORAGE:
         raise StorageFailed(f"{path} could not be read ({error.strerror}); start again when its storage is back.")
 

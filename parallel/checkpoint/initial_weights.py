@@ -1,4 +1,4 @@
-"""First weights from files: towers that were pretrained elsewhere, or by `train.pretrain_vit`."""
+"""Load first weights from files: towers pretrained elsewhere, or by `train.pretrain_vit`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +12,14 @@ from common.progress import beat
 from model.layers import parameter_parts
 from parallel.engine.base import Engine
 
-FLOATING = ("F64", "F32", "F16", "BF16")  # what is quantized means nothing without its scales
+FLOATING = ("F64", "F32", "F16", "BF16")  # quantized tensors are refused: their scales are not read
 
 
 def check_files(plan: nn.Module, files: Sequence[str | Path], key: str = "run.initial_weights") -> None:
-    """Raise ConfigurationError for a file that cannot be read, or holds what is no parameter of the model.
+    """Raise ConfigurationError for a file that cannot be read, or holds a tensor that is not one of the model's.
 
-    `plan`: all units, be it on `meta`; only the names and shapes in the files are read. `key`: the setting that names
-    the files.
+    Only names, shapes and types in the files are read. `plan`: all units, possibly on `meta`. `key`: the setting that
+    names the files.
     """
     parts = {part.name: part for _, part in parameter_parts(plan)}
     for file in files:
@@ -57,9 +57,10 @@ def names_in(file: str | Path) -> set[str]:
 
 @torch.no_grad()
 def load_files(engine: Engine, files: Sequence[str | Path]) -> None:
-    """Fill parameters from safetensors files of logical names (`vit_block_0.mlp_in.hidden.weight`); others stay.
+    """Fill parameters from safetensors files of logical names (`vit_block_0.mlp_in.hidden.weight`).
 
-    Each rank reads only its rectangles. Raises ConfigurationError as `check_files` does.
+    Parameters that no file names keep their values. Each rank reads only its rectangles. Raises ConfigurationError as
+    `check_files` does.
     """
     check_files(engine.blueprint.plan, files)
     parts, held = {part.name: part for _, part in parameter_parts(engine.blueprint.plan)}, engine.held_weights()

@@ -1,10 +1,10 @@
 """Adafactor exactly as T5X's (`t5x/adafactor.py`), on flat shards of tensor-parallel matrices.
 
-Second moments of a matrix are kept as the means of its rows and of its columns (Shazeer & Stern 2018), of the whole
-logical matrix: each rank sums its own elements, one all-reduce adds the sums of all matrices, a second one the sizes
-of the updates. What is too small to factor keeps all second moments, and is updated by few kernels over many tensors.
+Second moments of a matrix are kept as row means and column means (Shazeer & Stern 2018) of the whole logical matrix.
+Each rank sums its own elements; one all-reduce adds the sums of all matrices, a second one the squared updates. Tensors
+too small to factor keep all second moments, and few kernels update many of them.
 
-big_vision's variant (`optax.py::scale_by_adafactor`) is the same with a momentum and a bound on beta2.
+big_vision's variant (`optax.py::scale_by_adafactor`) adds momentum and an upper bound of beta2.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel.config import OptimizerConfig
-from parallel.optimizer.base import Piece, ShardedOptimizer
+from parallel.optimizer.base import ShardedOptimizer, StatePiece, Update
 from parallel.shards import Rectangle
 
 EPSILON = 1e-30  # added to every squared gradient (T5X epsilon1)
@@ -30,9 +30,10 @@ class Moments:
 
 
 class Adafactor(ShardedOptimizer):
-    """beta2_t = 1 - (t + 1)^-decay_exponent; step scaled by the RMS of the weights; update RMS clipped."""
+    """beta2_t = 1 - (t + 1)^-decay_exponent; the step is scaled by the RMS of the weights, the update RMS clipped."""
 
     def make_state(self) -> None:
+        """See ShardedOptimizer.make_state."""
         like = self.shards[0].weights
         self.index = {name: i for i, name in enumerate(self.shapes)}
         self.moments = {
@@ -45,31 +46,31 @@ class Adafactor(ShardedOptimizer):
         kept = held if self.config.momentum else []
         self.momenta = {r: self.zeros(r, like, torch.bfloat16) for r in kept}
 
-    def update(self, pieces: list[Piece]) -> None:
-        matrices = [piece for piece in pieces if piece[0].name in self.moments]
-        others = [piece for piece in pieces if piece[0].name not in self.moments]
+    def update(self, updates: list[Update]) -> None:
+        """Update moments and weights, with two all-reduces over the group."""
+        matrices = [update for update in updates if update.rectangle.name in self.moments]
+        others = [update for update in updates if update.rectangle.name not in self.moments]
 
         weight_sums, moment_sums = self._sum(matrices, others)
         factors = {name: self._update_moments(name, *sums) for name, sums in moment_sums.items()}
-        updates = self._updates(others)
+        scaled = self._scaled_gradients(others)
         update_sums = torch.zeros_like(weight_sums)
         for r, _, gradient in matrices:
             if r.once:
                 update_sums[self.index[r.name]] += _squared_update(r, gradient, *factors[r.name])
-        self._add(update_sums, [(r, u) for (r, _, _), u in zip(others, updates, strict=True)])
+        self._add(update_sums, [(r, u) for (r, _, _), u in zip(others, scaled, strict=True)])
         dist.all_reduce(update_sums, group=self.group)
 
         steps, clips = self._steps(weight_sums, update_sums)
-        for r, weights, _ in pieces:
+        for r, weights, _ in updates:
             if decay := self.decay(r):
-                weights.mul_(1 - self.rate(r.name) * decay)
+                weights.mul_(1 - self.learning_rate(r.name) * decay)
         for r, weights, gradient in matrices:
             self._apply(r, weights, gradient, *factors[r.name], steps[r.name], clips[r.name])
-        self._apply_all(others, updates, steps, clips)
+        self._apply_all(others, scaled, steps, clips)
 
-    def _sum(self, matrices: list[Piece], others: list[Piece]) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """Over all ranks: of every tensor the sum of squared weights; of matrices those of squared gradients by row and
-        by column."""
+    def _sum(self, matrices: list[Update], others: list[Update]) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """Sum over all ranks: squared weights of every tensor; squared gradients of matrices, by row and by column."""
         shapes = [shape for name, shape in self.shapes.items() if name in self.moments]
         sizes = [len(self.shapes), *(n for shape in shapes for n in shape)]
         buffer = torch.zeros(sum(sizes), device=self.shards[0].weights.device)
@@ -88,26 +89,26 @@ class Adafactor(ShardedOptimizer):
         return weight_sums, moment_sums
 
     def _add(self, sums: Tensor, values: list[tuple[Rectangle, Tensor]]) -> None:
-        """Add, for each tensor, the squares of the values that this rank counts."""
+        """Add to each tensor's sum the squares of the values that this rank counts."""
         counted = [(self.index[r.name], x) for r, x in values if r.once]
         if counted:
             index, tensors = zip(*counted, strict=True)
             sums.index_put_((torch.tensor(index, device=sums.device),), _squared_sums(tensors), accumulate=True)
 
     def _mixing(self, name: str) -> float:
-        """1 - beta2 of this step."""
+        """Return 1 - beta2 of this step."""
         return max((self.ages[name] + 1.0) ** -self.config.decay_exponent, 1 - self.config.beta2_cap)
 
     def _update_moments(self, name: str, row_sums: Tensor, column_sums: Tensor) -> tuple[Tensor, Tensor]:
-        """New moments, and the factors (of rows, of columns) by which a gradient is multiplied."""
+        """Update the moments, and return the factors (of rows, of columns) that scale a gradient."""
         num_rows, num_columns = self.shapes[name]
         moments, mixing = self.moments[name], self._mixing(name)
         moments.rows.lerp_(row_sums / num_columns + EPSILON, mixing)
         moments.columns.lerp_(column_sums / num_rows + EPSILON, mixing)
         return (moments.rows / moments.rows.mean()).rsqrt(), moments.columns.rsqrt()
 
-    def _updates(self, others: list[Piece]) -> list[Tensor]:
-        """New moments of the tensors that are not factored, and the gradients divided by their roots."""
+    def _scaled_gradients(self, others: list[Update]) -> list[Tensor]:
+        """Update the moments of tensors that are not factored, and return the gradients divided by their roots."""
         if not others:
             return []
         gradients = [gradient.float() for _, _, gradient in others]
@@ -115,15 +116,17 @@ class Adafactor(ShardedOptimizer):
         torch._foreach_add_(squared, EPSILON)
         moments = [self.full[r] for r, _, _ in others]
         torch._foreach_lerp_(moments, squared, [self._mixing(r.name) for r, _, _ in others])
-        updates = torch._foreach_rsqrt(moments)
-        torch._foreach_mul_(updates, gradients)
-        return list(updates)
+        scaled = torch._foreach_rsqrt(moments)
+        torch._foreach_mul_(scaled, gradients)
+        return list(scaled)
 
     def _steps(self, weight_sums: Tensor, update_sums: Tensor) -> tuple[dict[str, float], dict[str, float]]:
-        """Of every logical tensor: learning rate x max(RMS(weights), epsilon), and 1 / max(1, RMS(update) /
-        clipping)."""
+        """Return two factors of every logical tensor's update.
+
+        The step is learning rate x max(RMS(weights), epsilon), the clip 1 / max(1, RMS(update) / clipping).
+        """
         counts = weight_sums.new_tensor([shape.numel() for shape in self.shapes.values()])
-        steps = weight_sums.new_tensor([self.rate(name) for name in self.shapes])
+        steps = weight_sums.new_tensor([self.learning_rate(name) for name in self.shapes])
         clips = torch.ones_like(steps)
         if self.config.multiply_by_parameter_scale:
             steps *= (weight_sums / counts).sqrt().clamp(min=self.config.epsilon_scale)
@@ -152,42 +155,43 @@ class Adafactor(ShardedOptimizer):
             w.sub_(self._averaged(self.momenta[r][at : at + len(w)], update * column_factor), alpha=step)
 
     def _apply_all(
-        self, others: list[Piece], updates: list[Tensor], steps: dict[str, float], clips: dict[str, float]
+        self, others: list[Update], scaled: list[Tensor], steps: dict[str, float], clips: dict[str, float]
     ) -> None:
         if not others:
             return
-        names = [r.name for r, _, _ in others]
-        torch._foreach_mul_(updates, [clips[name] for name in names])
+        names = [update.rectangle.name for update in others]
+        torch._foreach_mul_(scaled, [clips[name] for name in names])
         if self.momenta:
-            updates = [self._averaged(self.momenta[r], u) for (r, _, _), u in zip(others, updates, strict=True)]
-        torch._foreach_mul_(updates, [-steps[name] for name in names])
-        torch._foreach_add_([weights for _, weights, _ in others], updates)
+            scaled = [self._averaged(self.momenta[r], s) for (r, _, _), s in zip(others, scaled, strict=True)]
+        torch._foreach_mul_(scaled, [-steps[name] for name in names])
+        torch._foreach_add_([update.weights for update in others], scaled)
 
     def _averaged(self, memory: Tensor, update: Tensor) -> Tensor:
-        """The update with those before (optax `ema` without debiasing), of which the memory keeps 16 bits."""
+        """Average an update with those before (optax `ema` without debiasing); `memory` keeps the mean in bf16."""
         mean = update.lerp(memory.float(), self.config.momentum)
         memory.copy_(mean)
         return mean
 
-    def state_pieces(self) -> Iterator[tuple[str, Rectangle | torch.Size, Tensor]]:
+    def state_pieces(self) -> Iterator[StatePiece]:
+        """See ShardedOptimizer.state_pieces."""
         for name, moments in self.moments.items():
-            yield f"{name}/rows", moments.rows.shape, moments.rows
-            yield f"{name}/columns", moments.columns.shape, moments.columns
+            yield StatePiece(f"{name}/rows", moments.rows.shape, moments.rows)
+            yield StatePiece(f"{name}/columns", moments.columns.shape, moments.columns)
         for r, values in self.full.items():
-            yield f"{r.name}/second_moment", r, values
+            yield StatePiece(f"{r.name}/second_moment", r, values)
         for r, values in self.momenta.items():
-            yield f"{r.name}/momentum", r, values
+            yield StatePiece(f"{r.name}/momentum", r, values)
 
 
 def factored(shape: torch.Size, config: OptimizerConfig) -> bool:
-    """Whether second moments are kept as row and column means."""
+    """Return whether second moments are kept as row and column means."""
     return len(shape) == 2 and min(shape) >= config.min_dim_size_to_factor
 
 
 def state_bytes(shapes: Mapping[str, torch.Size], config: OptimizerConfig) -> int:
-    """Adafactor's state of these logical tensors in bytes: fp32 second moments, bf16 momentum if there is any.
+    """Return the bytes of Adafactor's state of these logical tensors: fp32 second moments, bf16 momentum if any.
 
-    Moments of matrices, nearly all of it, are on every rank.
+    Every rank has the moments of all factored matrices.
     """
     moments = sum(sum(shape) if factored(shape, config) else shape.numel() for shape in shapes.values())
     return 4 * moments + (2 * sum(shape.numel() for shape in shapes.values()) if config.momentum else 0)
@@ -206,7 +210,7 @@ def _squared_update(r: Rectangle, gradient: Tensor, row_factor: Tensor, column_f
 def _squared_sums(tensors: tuple[Tensor, ...]) -> Tensor:
     if tensors[0].is_cuda:
         return torch.stack(torch._foreach_norm(tensors)).square()
-    return torch.stack([x.square().sum() for x in tensors])  # a CPU's norm adds one by one, and is off by 1e-5
+    return torch.stack([x.square().sum() for x in tensors])  # a CPU's norm sums one by one, with an error of 1e-5
 
 
 def _columns(r: Rectangle) -> slice:
@@ -214,7 +218,7 @@ def _columns(r: Rectangle) -> slice:
 
 
 def _chunks(r: Rectangle, weights: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """(logical rows, weights, gradient) of pieces small enough for a CPU's cache; a GPU takes larger ones."""
+    """Yield (logical rows, weights, gradient) of chunks that fit a CPU's cache; larger chunks on a GPU."""
     limit = 2**26 if weights.is_cuda else 2**17
     step = max(1, limit // r.size[-1])
     for at in range(0, r.size[0], step):

@@ -3,33 +3,34 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 from torch.optim.adamw import adamw
 
-from parallel.optimizer.base import Piece, ShardedOptimizer
-from parallel.shards import Rectangle
+from parallel.optimizer.base import ShardedOptimizer, StatePiece, Update
 
 
 class AdamW(ShardedOptimizer):
-    """First and second moments of every element, where its weights are."""
+    """AdamW, with first and second moments of every element next to its weights."""
 
     def make_state(self) -> None:
+        """See ShardedOptimizer.make_state."""
         everything = [(r, shard.weights) for shard in self.shards for r in shard.rectangles]
         self.first = {r: self.zeros(r, weights) for r, weights in everything}
         self.second = {r: self.zeros(r, weights) for r, weights in everything}
 
-    def update(self, pieces: list[Piece]) -> None:
-        alike: dict[tuple[float, float], list[Piece]] = {}
-        for piece in pieces:
-            alike.setdefault((self.rate(piece[0].name), self.decay(piece[0])), []).append(piece)
+    def update(self, updates: list[Update]) -> None:
+        """Update rectangles of the same learning rate and decay in one call."""
+        alike: dict[tuple[float, float], list[Update]] = {}
+        for update in updates:
+            r = update.rectangle
+            alike.setdefault((self.learning_rate(r.name), self.decay(r)), []).append(update)
         for (learning_rate, decay), chosen in alike.items():
             adamw(
-                [w for _, w, _ in chosen],
-                [g.float() for _, _, g in chosen],
-                [self.first[r] for r, _, _ in chosen],
-                [self.second[r] for r, _, _ in chosen],
+                [update.weights for update in chosen],
+                [update.gradient.float() for update in chosen],
+                [self.first[update.rectangle] for update in chosen],
+                [self.second[update.rectangle] for update in chosen],
                 [],
-                [torch.tensor(float(self.ages[r.name])) for r, _, _ in chosen],
+                [torch.tensor(float(self.ages[update.rectangle.name])) for update in chosen],
                 foreach=True,
                 amsgrad=False,
                 beta1=self.config.beta1,
@@ -40,8 +41,9 @@ class AdamW(ShardedOptimizer):
                 maximize=False,
             )
 
-    def state_pieces(self) -> Iterator[tuple[str, Rectangle | torch.Size, Tensor]]:
+    def state_pieces(self) -> Iterator[StatePiece]:
+        """See ShardedOptimizer.state_pieces."""
         for r, values in self.first.items():
-            yield f"{r.name}/first_moment", r, values
+            yield StatePiece(f"{r.name}/first_moment", r, values)
         for r, values in self.second.items():
-            yield f"{r.name}/second_moment", r, values
+            yield StatePiece(f"{r.name}/second_moment", r, values)

@@ -1,8 +1,8 @@
-"""Micro-batches through pipeline stages: the schedules of `torch.distributed.pipelining`, over any cut of the units.
+"""Send micro-batches through pipeline stages: schedules of `torch.distributed.pipelining`, over any cut of the units.
 
-Between stages travel (vision,) before the bridge and (encoder, decoder, encoder_bias, decoder_bias) after it, nothing
-else: every rank holds token ids, masks and targets, and finds them by the number of the micro-batch. Shapes and which
-of the tensors carry gradients are known beforehand, so stages never negotiate.
+Stages send the carry only: (vision,) before the bridge and `model.mt5.Carry` after it. Every rank has token ids, masks
+and targets, and finds them by the number of the micro-batch. `CarryPlan` computes beforehand the shapes of the tensors
+and the ones that need gradients, so stages never negotiate.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 
 from common.progress import beat
 from model.batch import MicroBatch
-from model.mt5 import Bridge, DecoderBlock, EncoderBlock, Head, HeadOutput
+from model.mt5 import Bridge, Carry, DecoderBlock, EncoderBlock, Head, HeadOutput
 from model.pali import PaLI
 from model.vit import Patches
 from parallel.layout import Layout
@@ -26,7 +26,7 @@ Backward = Callable[[Tensor], None]
 
 @dataclass(frozen=True)
 class CarrySizes:
-    """What the shapes of the travelling tensors follow from; lengths are of whole sequences."""
+    """The numbers that the shapes of a carry follow from; lengths are of whole sequences."""
 
     images: int
     rows: int
@@ -35,18 +35,19 @@ class CarrySizes:
 
     @classmethod
     def from_batch(cls, batch: MicroBatch) -> "CarrySizes":
+        """Return the sizes of a micro-batch."""
         rows, length = batch.encoder_tokens.shape
         return cls(batch.images.shape[0], rows, length, batch.decoder_tokens.shape[1])
 
 
 class Pipeline:
-    """This rank's stages, and the schedule that moves micro-batches through them."""
+    """This rank's stages, and the schedule that runs micro-batches through them."""
 
     def __init__(self, blueprint: Blueprint, model: PaLI, backward: Backward) -> None:
-        """`model` holds the units of this rank's stages; `backward` takes a scalar."""
+        """Take a model of the units of this rank's stages; `backward` is called with a scalar."""
         self.model, self.layout, self.backward = model, blueprint.layout, backward
         self.stages, self.local_stages = [stage.units for stage in blueprint.stages], blueprint.local_stages
-        self.travel, self.dtype = Travel(blueprint.plan, blueprint.layout), blueprint.dtype
+        self.carry_plan, self.dtype = CarryPlan(blueprint.plan, blueprint.layout), blueprint.dtype
         self.batches: list[MicroBatch] = []
         self.totals: list[Tensor] = []
         self.loss_scale = 1.0
@@ -54,24 +55,27 @@ class Pipeline:
         self.interleaved = len(self.stages) > self.layout.pipeline_group.size()
 
     def run(self, batches: Sequence[MicroBatch], train: bool, loss_scale: float = 1.0) -> list[Tensor]:
-        """Forward, and in training backward, of all micro-batches; the last stage returns their totals, others
-        nothing."""
+        """Run the forward pass of all micro-batches, and the backward pass if `train`.
+
+        The rank of the last stage returns the totals of the micro-batches, the others an empty list. A collective of
+        the pipeline group.
+        """
         self.batches, self.totals, self.loss_scale = list(batches), [], loss_scale
-        if self.interleaved:  # takes multiples of the pipeline's size only
+        if self.interleaved:  # this schedule takes multiples of the pipeline's size only
             self.batches += [batches[0].emptied()] * (-len(batches) % self.layout.pipeline_group.size())
         schedule = self._schedule(CarrySizes.from_batch(batches[0]), len(self.batches), train)
         numbers = torch.arange(len(self.batches))
         last = len(self.stages) - 1 in self.local_stages
-        loss = {"target": numbers, "losses": []} if last else {}  # a schedule takes the loss in evaluation too
+        loss = {"target": numbers, "losses": []} if last else {}  # the schedule computes the loss in evaluation too
         (schedule.step if train else schedule.eval)(number=numbers, return_outputs=False, **loss)
         return self.totals
 
     def _schedule(self, sizes: CarrySizes, number: int, train: bool) -> Any:
-        """The schedule for so many micro-batches; only the newest is kept, because each has buffers of its own."""
+        """Return the schedule for `number` micro-batches; only the newest is kept, because each has its own buffers."""
         made_for, schedule = self.schedules.get(train, (None, None))
         if made_for != (sizes, number):
             stages = [self._stage(index, sizes) for index in self.local_stages]
-            few = number < len(self.stages)  # too few for 1F1B, and then GPipe holds no more activations
+            few = number < len(self.stages)  # too few for 1F1B; GPipe then keeps no more activations than it would
             kind: Any = ScheduleGPipe if few or self.layout.config.schedule == "gpipe" else Schedule1F1B
             kind = ScheduleInterleaved1F1B if self.interleaved else kind
             schedule = kind(
@@ -91,14 +95,14 @@ class Pipeline:
             index,
             len(self.stages),
             self.layout.device,
-            input_args=self.travel.after(before, sizes, self.dtype),
-            output_args=self.travel.after(names[-1], sizes, self.dtype),
+            input_args=self.carry_plan.after(before, sizes, self.dtype),
+            output_args=self.carry_plan.after(names[-1], sizes, self.dtype),
             group=self.layout.pipeline_group,
         )
 
 
 class _Forward(nn.Module):
-    """A stage as the schedule calls it: what arrived, and the number of the micro-batch."""
+    """A stage as the schedule calls it: with the carry, and the number of the micro-batch."""
 
     def __init__(self, pipeline: Pipeline, names: Sequence[str]) -> None:
         super().__init__()
@@ -106,6 +110,7 @@ class _Forward(nn.Module):
         self.trained = any(unit.trained for name, unit in pipeline.model.units() if name in names)
 
     def forward(self, *carry: Tensor, number: Tensor) -> tuple[Tensor, ...]:
+        """Run the stage's units: carry -> carry, or (loss, totals) of the last stage."""
         pipeline = self.pipeline
         output = pipeline.model(carry, pipeline.batches[int(number)], self.names, pipeline.loss_scale)
         if isinstance(output, HeadOutput):
@@ -115,9 +120,10 @@ class _Forward(nn.Module):
         return tuple(x.contiguous() for x in output)  # only contiguous tensors can be sent
 
     def backward(self, output: Tensor) -> None:
-        """Through the engine, but for a frozen stage: gradients pass it, and none is the engine's to reduce.
+        """Run the backward pass through the engine, or through autograd alone if the stage is frozen.
 
-        DeepSpeed's ZeRO-1 and 2 reduce after every backward, and fail if it has reached none of their parameters.
+        A frozen stage passes gradients on and has none to reduce: DeepSpeed's ZeRO-1 and 2 reduce after every backward
+        pass, and fail if it has reached none of their parameters.
         """
         if self.trained:
             self.pipeline.backward(output)
@@ -126,15 +132,16 @@ class _Forward(nn.Module):
 
 
 class _Stage(PipelineStage):
-    """A stage whose backward runs through the data-parallel engine.
+    """A stage whose backward pass runs through the data-parallel engine.
 
-    An engine takes a scalar: sum(output * gradient) of what a stage passed on has its vector-Jacobian product as
-    gradient.
+    An engine takes a scalar, so a stage that is not the last gives it sum(output * gradient of the output): the
+    gradient of that scalar is the stage's vector-Jacobian product.
     """
 
     def backward_maybe_with_nosync(  # type: ignore[no-untyped-def]
         self, backward_type, bwd_kwargs, last_backward=False
     ):
+        """Run the stage's backward pass, and return the gradients of its inputs."""
         output, inputs = bwd_kwargs["stage_output"], bwd_kwargs["input_values"]
         if not self.is_last:
             pairs = zip(output, bwd_kwargs["output_grads"], strict=True)
@@ -149,14 +156,14 @@ class _Stage(PipelineStage):
 
 
 def _gradient(x: Tensor) -> Tensor | None:
-    """None for what needs no gradient; zeros for what needs one but was not used by this stage."""
+    """Return None if x needs no gradient, and zeros if it needs one but the stage does not use x."""
     if not x.requires_grad:
         return None
     return torch.zeros_like(x) if x.grad is None else x.grad.contiguous()
 
 
-class Travel:
-    """Shapes of the tensors that travel after each unit, and whether gradients come back for them."""
+class CarryPlan:
+    """The shapes of the carry after each unit, and whether its tensors need gradients."""
 
     def __init__(self, plan: PaLI, layout: Layout) -> None:
         patches, bridge, head = (plan.get_submodule(name) for name in ("patches", "bridge", "head"))
@@ -166,7 +173,7 @@ class Travel:
         self.num_objectives = head.num_objectives
         self.split_sequence = layout.config.tensor if layout.config.sequence else 1
         self.trained: dict[str, dict[str, bool]] = {}
-        now = dict.fromkeys(("vision", "encoder", "decoder", "encoder_bias", "decoder_bias"), False)
+        now = dict.fromkeys(("vision", *Carry._fields), False)
         for name, unit in plan.units():
             self._pass(unit, now)
             self.trained[name] = dict(now)
@@ -174,7 +181,7 @@ class Travel:
     def after(
         self, name: str | None, sizes: CarrySizes, dtype: torch.dtype, whole_sequences: bool = False
     ) -> tuple[Tensor, ...]:
-        """Empty tensors on `meta`, as they are after the unit `name`; none before the first."""
+        """Return the carry after the unit `name` as empty tensors on `meta`; () before the first unit."""
         if name is None:
             return ()
         if name == "head":
@@ -186,7 +193,7 @@ class Travel:
 
     @staticmethod
     def _pass(unit: nn.Module, trained: dict[str, bool]) -> None:
-        """What needs gradients after a unit, from what needed them before."""
+        """Update the names of the tensors that need gradients, from before a unit to after it."""
         if isinstance(unit, Bridge):
             words = unit.embedding.weight.requires_grad
             visual = trained["vision"] or any(
@@ -210,7 +217,7 @@ class Travel:
 
     def _shapes(self, sizes: CarrySizes, split: int) -> dict[str, tuple[int, ...]]:
         return {
-            "vision": (-(-self.vision_tokens // split), sizes.images, self.width),  # padded where it must be
+            "vision": (-(-self.vision_tokens // split), sizes.images, self.width),  # padded to a multiple of `split`
             "encoder": (sizes.encoder_length // split, sizes.rows, self.d_model),
             "decoder": (sizes.decoder_length // split, sizes.rows, self.d_model),
             "encoder_bias": self.table,

@@ -19,7 +19,7 @@ from parallel.distributed import launch
 from parallel.engine.base import Engine
 from parallel.engine.build import build_engine
 from parallel.layout import Layout
-from parallel.optimizer.base import Piece
+from parallel.optimizer.base import Update
 from tests.distributed.problem import (
     EPSILON,
     FROZEN_VIT,
@@ -159,7 +159,7 @@ def copies(parallel: dict[str, Any]) -> float:
     engine = Options({**ZERO3, **parallel}, {"gradient_clipping": None}, precision="bf16").engine()
     batch, found = micro_batches(0)[engine.layout.data_parallel_rank], []
 
-    def keep(pieces: list[Piece]) -> None:
+    def keep(pieces: list[Update]) -> None:
         found.append(torch.cat([gradient.float().flatten() for *_, gradient in pieces]))
 
     engine.optimizer.update = keep  # type: ignore[method-assign]

@@ -20,27 +20,27 @@ PALI = PaLIConfig(VIT, MT5, MODEL, NUM_OBJECTIVES)
 
 @dataclass
 class Example:
-    """Pictures (by seed), input and target token ids; the end-of-sequence id is added to the targets."""
+    """Images (by seed), input and target token ids; the end-of-sequence id is added to the targets."""
 
-    pictures: list[int] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
     objective: int = 0
 
     def encoder_length(self, tokens_per_image: int) -> int:
-        return len(self.pictures) * tokens_per_image + len(self.inputs)
+        return len(self.images) * tokens_per_image + len(self.inputs)
 
 
-def example(seed: int, pictures: int = 1, inputs: int = 5, targets: int = 4) -> Example:
+def example(seed: int, images: int = 1, inputs: int = 5, targets: int = 4) -> Example:
     generator = torch.Generator().manual_seed(seed)
 
     def ids(count: int) -> list[int]:
         return torch.randint(3, MT5.vocab_size, (count,), generator=generator).tolist()
 
-    return Example([100 * seed + i for i in range(pictures)], ids(inputs), ids(targets), seed % NUM_OBJECTIVES)
+    return Example([100 * seed + i for i in range(images)], ids(inputs), ids(targets), seed % NUM_OBJECTIVES)
 
 
-def picture(seed: int, size: int = MODEL.image_size) -> Tensor:
+def image(seed: int, size: int = MODEL.image_size) -> Tensor:
     return torch.randint(0, 256, (size, size, 3), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
 
 
@@ -55,18 +55,18 @@ def micro_batch(
     visual = VIT.num_tokens(image_size)
     encoder_length = max(encoder_length, *(sum(e.encoder_length(visual) for e in row) for row in rows), 1)
     decoder_length = max(decoder_length, *(sum(len(e.targets) + 1 for e in row) for row in rows), 1)
-    pictures: list[Tensor] = []
+    images: list[Tensor] = []
     encoder = torch.zeros(3, len(rows), encoder_length, dtype=torch.long)
     decoder = torch.zeros(4, len(rows), decoder_length, dtype=torch.long)
     encoder[2] = -1
     for b, row in enumerate(rows):
         at, out = 0, 0
         for segment, e in enumerate(row, start=1):
-            for seed in e.pictures:
-                slot = len(pictures) * visual
+            for seed in e.images:
+                slot = len(images) * visual
                 encoder[1, b, at : at + visual] = segment
                 encoder[2, b, at : at + visual] = torch.arange(slot, slot + visual)
-                pictures.append(picture(seed, image_size))
+                images.append(image(seed, image_size))
                 at += visual
             encoder[0, b, at : at + len(e.inputs)] = torch.tensor(e.inputs, dtype=torch.long)
             encoder[1, b, at : at + len(e.inputs)] = segment
@@ -79,12 +79,12 @@ def micro_batch(
             decoder[3, b, here] = e.objective
             out += len(targets)
     blank = torch.zeros(image_size, image_size, 3, dtype=torch.uint8)
-    pictures += [blank] * max(1 - len(pictures), image_slots - len(pictures), 0)
-    return MicroBatch(torch.stack(pictures), *encoder, *decoder)
+    images += [blank] * max(1 - len(images), image_slots - len(images), 0)
+    return MicroBatch(torch.stack(images), *encoder, *decoder)
 
 
 def small_model(seed: int = 0, model: ModelConfig = MODEL, vit: ViTConfig = VIT, mt5: MT5Config = MT5) -> PaLI:
-    """Randomly initialised; biases and norms too, so that none of them can go unnoticed."""
+    """Random initial values; biases and norms too, so that none of them can go unnoticed."""
     pali = build(PaLIConfig(vit, mt5, model, NUM_OBJECTIVES), seed)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in pali.named_parameters():

@@ -38,7 +38,7 @@ def test_every_query_and_key_get_the_bias_of_their_bucket(bidirectional: bool) -
 
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_fused_attention_equals_the_plain_one(bidirectional: bool) -> None:
-    batch = micro_batch([[example(1), example(2)], [example(3, pictures=2)]])
+    batch = micro_batch([[example(1), example(2)], [example(3, images=2)]])
     segments = batch.encoder_segments
     rows, length = segments.shape
     generator = torch.Generator().manual_seed(0)
@@ -54,7 +54,7 @@ def test_fused_attention_equals_the_plain_one(bidirectional: bool) -> None:
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_model_with_fused_attention_has_the_same_loss() -> None:
-    rows = [[example(1), example(2, pictures=0)], [example(3, pictures=2)]]
+    rows = [[example(1), example(2, images=0)], [example(3, images=2)]]
     batch = micro_batch(rows, encoder_length=50, decoder_length=16)
     with torch.no_grad():
         plain = small_model()((), batch).loss
@@ -99,7 +99,7 @@ def test_dropout_has_one_mask_for_a_whole_sequence() -> None:
 
 
 def test_dropout_of_attention_has_one_mask_for_all_queries() -> None:
-    """Scores are all equal, and values tell the keys apart: what a query gets is the mask over the keys."""
+    """Scores are all equal, and values differ by key: the output of a query is the mask over the keys."""
     length, rows, heads = 16, 3, 2
     nothing = torch.zeros(length, rows, heads, length)
     value = torch.eye(length)[:, None, None, :].expand(length, rows, heads, length)

@@ -34,8 +34,8 @@ def _run(pali: PaLI, batch: MicroBatch) -> tuple[Tensor, LossTotals, dict[str, T
 
 MIXED = [
     example(1),
-    example(2, pictures=0, inputs=9),
-    example(3, pictures=2),
+    example(2, images=0, inputs=9),
+    example(3, images=2),
     example(4, targets=11),
     example(5, inputs=0),
 ]
@@ -104,7 +104,7 @@ def test_totals_by_example_come_out_of_the_same_pass() -> None:
 def test_images_of_other_rows_do_not_matter() -> None:
     """A text-only example's loss is the same beside images, blank slots, or nothing."""
     pali = small_model()
-    text = example(2, pictures=0)
+    text = example(2, images=0)
     alone = _run(pali, micro_batch([[text]]))[1].nll[text.objective]
     for rows in ([[text], [example(3)]], [[example(3), text]]):
         totals = _run(pali, micro_batch(rows, image_slots=4))[1]
@@ -120,7 +120,7 @@ def test_order_of_several_images_matters() -> None:
 def test_batch_without_any_image_gives_every_parameter_a_gradient() -> None:
     """Ranks with and without images then run the same collectives."""
     _, _, found = _run(
-        pali := small_model(), micro_batch([[example(1, pictures=0)], [example(2, pictures=0)]], image_slots=2)
+        pali := small_model(), micro_batch([[example(1, images=0)], [example(2, images=0)]], image_slots=2)
     )
     assert found.keys() == _run(pali, micro_batch([[example(1)]]))[2].keys()
     assert all(torch.isfinite(g).all() for g in found.values())
@@ -185,7 +185,7 @@ def test_a_pattern_that_matches_nothing_is_an_error() -> None:
 
 
 def test_recomputing_changes_no_gradient_and_keeps_less() -> None:
-    batch = micro_batch([[example(1), example(2)], [example(3, pictures=2)]])
+    batch = micro_batch([[example(1), example(2)], [example(3, images=2)]])
     expected = _run(pali := small_model(), batch)[2]
 
     def kept() -> int:

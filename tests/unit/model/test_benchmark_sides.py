@@ -7,9 +7,9 @@ import torch
 from benchmarks.packing import row_examples
 from benchmarks.sides import Example, Setting, hugging_face, one_per_row, padded
 from model.batch import ARRAYS
-from tests.unit.model.examples import MODEL, PALI, TOKENS_PER_IMAGE, example, micro_batch, picture
+from tests.unit.model.examples import MODEL, PALI, TOKENS_PER_IMAGE, example, image, micro_batch
 
-ROWS = [[example(1), example(2, pictures=0)], [example(3, inputs=9, targets=1)], []]
+ROWS = [[example(1), example(2, images=0)], [example(3, inputs=9, targets=1)], []]
 
 
 def _examples() -> list[Example]:
@@ -21,8 +21,8 @@ def test_packed_rows_give_their_examples_back() -> None:
     expected = [e for row in ROWS for e in row]
     for found, e in zip(_examples(), expected, strict=True):
         assert (found.inputs, found.targets) == (e.inputs, [*e.targets, 1])
-        assert (found.image is None) == (not e.pictures)
-        assert found.image is None or torch.equal(found.image, picture(e.pictures[0]))
+        assert (found.image is None) == (not e.images)
+        assert found.image is None or torch.equal(found.image, image(e.images[0]))
 
 
 def test_one_example_per_row_is_what_the_packer_makes_of_single_rows() -> None:

@@ -51,7 +51,7 @@ def test_visual_tokens_are_whole_patches() -> None:
     assert [ViTConfig(patch_size=14).num_tokens(size) for size in (224, 237, 238, 588)] == [256, 256, 289, 1764]
 
 
-def test_what_is_not_said_is_t5xs_and_the_papers() -> None:
+def test_defaults_are_t5xs_and_the_papers() -> None:
     model = ModelConfig()
     assert (model.image_size, model.dropout_rate, model.z_loss, model.loss_reduction) == (224, 0.0, 1e-4, "mean")
     mt5 = MT5Config()

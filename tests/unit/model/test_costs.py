@@ -161,7 +161,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "named"),
     [
         ("vit.widht=3", "widht"),
         ("vit.width=wide", "wide"),
@@ -169,8 +169,8 @@ def test_a_mistake_is_one_sentence_and_exit_code_2() -> None:
         ("vit.num_heads=5", "multiple"),
     ],
 )
-def test_mistakes_name_what_is_wrong(override: str, said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+def test_mistakes_name_what_is_wrong(override: str, named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
         main([override])
 
 
@@ -190,7 +190,7 @@ def test_the_model_has_the_stages_image_size_and_freeze_patterns() -> None:
 
 
 class _FusedRMSNorm(torch.autograd.Function):
-    """Keeps what CUDA's kernel keeps (input and root mean square); torch's CPU form keeps the normalised input too."""
+    """Keeps what CUDA's kernel keeps (input and root mean square); torch's CPU form keeps the normalized input too."""
 
     @staticmethod
     def forward(ctx, x, shape, weight, eps):  # type: ignore[no-untyped-def]

@@ -11,11 +11,11 @@ from tests.unit.model.examples import TOKENS_PER_IMAGE, example, gradients, larg
 
 TOLERANCE = 1e-5
 ALIKE = [example(i, inputs=4 + i % 3, targets=2 + i % 4) for i in range(1, 8)]
-TEXT = example(8, pictures=0, inputs=18)
+TEXT = example(8, images=0, inputs=18)
 
 
 def packed() -> MicroBatch:
-    """Seven pictures with text and one text alone in rows with padding, and a row without anything."""
+    """Seven images with text and one text alone in rows with padding, and a row without anything."""
     rows = [ALIKE[:3], [TEXT, *ALIKE[3:5]], [], ALIKE[5:]]
     return micro_batch(rows, encoder_length=80, decoder_length=24, image_slots=9)
 
@@ -31,7 +31,7 @@ def trained(batch: MicroBatch) -> tuple[torch.Tensor, LossTotals, dict[str, torc
 def dense(monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, LossTotals, dict[str, torch.Tensor]]:
     batch = packed()
     with monkeypatch.context() as patched:
-        patched.setattr(Unpacking, "of", lambda *_: None)
+        patched.setattr(Unpacking, "from_examples", lambda *_: None)
         return trained(batch)
 
 
@@ -76,9 +76,9 @@ def test_long_examples_are_a_class_of_their_own() -> None:
     segments[0, :250] = 1
     for row in range(1, 8):
         segments[row, :231] = 1 + torch.arange(231) // 77
-    examples = Examples.of(segments, segments)
+    examples = Examples.from_segments(segments, segments)
     assert examples is not None
-    found = Unpacking.of(examples)
+    found = Unpacking.from_examples(examples)
     assert [tuple(ids.shape) for ids in found.queries.segments] == [(1, 256), (21, 80)]
     assert examples.num_scores == 256 * 256 + 21 * 80 * 80
     x = torch.randn(256, 8, 3)
@@ -89,9 +89,9 @@ def test_long_examples_are_a_class_of_their_own() -> None:
 def test_queries_and_keys_of_different_lengths() -> None:
     batch = packed()
     decoder, encoder = batch.decoder_segments, batch.encoder_segments
-    examples = Examples.of(decoder, encoder)
+    examples = Examples.from_segments(decoder, encoder)
     assert examples is not None
-    found = Unpacking.of(examples)
+    found = Unpacking.from_examples(examples)
     pairs = zip(found.queries.segments, found.keys.segments, strict=True)
     assert examples.num_scores == sum(q.numel() * k.shape[1] for q, k in pairs)
     for side, segments in ((found.queries, decoder), (found.keys, encoder)):

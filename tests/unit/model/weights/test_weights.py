@@ -89,7 +89,7 @@ def test_initial_values_have_the_spread_that_t5x_and_big_vision_give() -> None:
         found, count = whole[name], whole[name].numel()
         assert found.std().item() == pytest.approx(std, rel=min(4 / (2 * count) ** 0.5, 0.2)), name
         assert abs(found.mean().item()) < 4 * std / count**0.5, name
-        if found.dim() == 2:  # how far the largest is away tells normal, truncated and uniform ones apart
+        if found.dim() == 2:  # the largest value separates normal, truncated and uniform distributions
             most = found.abs().amax().item() / std
             uniform = name.startswith("vit_block") or "_bias" in name
             bound = 3**0.5 if uniform else 2 / 0.87962566 if name.startswith(TRUNCATED) else 6

@@ -137,7 +137,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_a_damaged_one_is_put_aside_for_the_one_before(saved: Saved, layout: Layout, kind: str) -> None:
     (damage, file), saver = DAMAGES[kind], Checkpointer(saved.folder)
     damage(saved.folder / "step_00000002")
-    with pytest.warns(Notice, match=rf"step_00000002 is damaged \({file}\); taking the one before it"):
+    with pytest.warns(Notice, match=rf"step_00000002 is damaged \({file}\); loading the one before it"):
         assert saver.load_latest(build(layout, 2)) == (1, {"seen": 10})
     assert (saved.folder / "latest").read_text(encoding="utf-8").strip() == "step_00000001"
     assert (saved.folder / "step_00000002.damaged").is_dir()

@@ -99,7 +99,7 @@ def test_a_disk_that_fails_is_no_empty_folder_and_no_damage(tmp_path: Path, code
     with patch.object(Path, "read_text", side_effect=error):
         with pytest.raises(StorageFailed, match=r"step_00000004 could not be read \(it fails\)"):
             checkpoints.latest_extra()
-        with pytest.warns(Notice, match="could not be looked for"):
+        with pytest.warns(Notice, match="could not be listed"):
             checkpoints.prune()
         with pytest.raises(StorageFailed):
             checkpoints.named_latest()

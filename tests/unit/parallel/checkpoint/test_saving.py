@@ -1,4 +1,4 @@
-"""Who waits for a checkpoint is alive, and says so."""
+"""Waiting for a checkpoint reports progress to the watchdog."""
 
 import threading
 from pathlib import Path
@@ -9,9 +9,9 @@ from common import progress
 from parallel.checkpoint import checkpointer as checkpoint
 
 
-def test_waiting_for_a_save_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_save_reports_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places: list[str] = []
-    written = threading.Event()  # as long as nobody has heard three signs
+    written = threading.Event()  # until three reports have arrived
 
     def listen(place: str) -> None:
         places.append(place)
@@ -19,7 +19,7 @@ def test_waiting_for_a_save_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             written.set()
 
     monkeypatch.setattr(progress, "listeners", [listen])
-    monkeypatch.setattr(checkpoint, "SIGN_OF_LIFE_S", 0.01)
+    monkeypatch.setattr(checkpoint, "BEAT_EVERY_S", 0.01)
     saver = checkpoint.Checkpointer(tmp_path)
     saver.writing = saver.thread.submit(written.wait, 60)
     saver.wait()

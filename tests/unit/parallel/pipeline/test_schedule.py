@@ -10,7 +10,7 @@ import torch
 from model.config import PaLIConfig
 from model.pali import PaLI, build, plan_on_meta
 from parallel.config import ParallelConfig
-from parallel.pipeline.schedule import CarrySizes, Travel, _Forward
+from parallel.pipeline.schedule import CarryPlan, CarrySizes, _Forward
 from tests.distributed.problem import MODEL, MT5, PALI, VIT, micro_batches
 
 # Of all parameters: those trained. What is passed on needs gradients from the first trained one on.
@@ -38,10 +38,10 @@ def freeze_all_but(pali: PaLI, patterns: list[str]) -> None:
         parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
-def travel_of(patterns: list[str], **parallel: Any) -> Travel:
+def travel_of(patterns: list[str], **parallel: Any) -> CarryPlan:
     planned = plan_on_meta(PaLIConfig(VIT, MT5, MODEL))
     freeze_all_but(planned, patterns)
-    return Travel(planned, SimpleNamespace(config=ParallelConfig(**parallel)))  # type: ignore[arg-type]
+    return CarryPlan(planned, SimpleNamespace(config=ParallelConfig(**parallel)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("patterns", TRAINED, ids=lambda patterns: patterns[0])
@@ -71,7 +71,7 @@ def test_the_backward_of_a_frozen_stage_is_not_the_engines(names: list[str], thr
 
 
 def test_the_head_gives_a_loss_and_totals() -> None:
-    loss, totals = Travel(plan_on_meta(PaLIConfig(VIT, MT5, MODEL)), SimpleNamespace(config=ParallelConfig())).after(  # type: ignore[arg-type]
+    loss, totals = CarryPlan(plan_on_meta(PaLIConfig(VIT, MT5, MODEL)), SimpleNamespace(config=ParallelConfig())).after(  # type: ignore[arg-type]
         "head", CarrySizes(2, 3, 16, 8), torch.bfloat16
     )
     assert (loss.shape, loss.dtype, loss.requires_grad) == ((), torch.float32, True)
