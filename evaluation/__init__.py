@@ -1,1 +1,1 @@
-"""Score predictions: strings, boxes and images in, numbers and pictures out. Uses no process group."""
+"""Score predictions: strings, boxes and images in, numbers and figures out. Uses no process group."""

@@ -44,7 +44,7 @@ class Sample:
 
     @property
     def correct(self) -> bool:
-        """Whether the prediction equals a reference."""
+        """True if the prediction equals a reference."""
         return exact_match(self.prediction, self.references) == 1.0
 
     @property

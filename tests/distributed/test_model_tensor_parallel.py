@@ -72,8 +72,8 @@ def _check_odd_images(tensor_parallel: TensorParallel) -> None:
 
 def _batches(image_size: int = MODEL.image_size) -> list[MicroBatch]:
     """Packed rows with several images and text alone; and rows without any image. Lengths divide by 4."""
-    mixed = [[example(1), example(2, pictures=0, inputs=9)], [example(3, pictures=2), example(4, targets=9)]]
-    text = [[example(5, pictures=0)], [example(6, pictures=0), example(7, pictures=0)]]
+    mixed = [[example(1), example(2, images=0, inputs=9)], [example(3, images=2), example(4, targets=9)]]
+    text = [[example(5, images=0)], [example(6, images=0), example(7, images=0)]]
     return [micro_batch(mixed, 60, 20, 0, image_size), micro_batch(text, 20, 16, 2, image_size)]
 
 
