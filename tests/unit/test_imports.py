@@ -18,8 +18,10 @@ MAY_IMPORT = {
     "train": {"common", "model", "data", "slurm", "parallel", "evaluation"},
     "hydra_plugins": {"common", "slurm", "train"},
     "benchmarks": {"common", "model", "data", "slurm", "parallel", "evaluation", "train"},
-    "tests": {"common", "model", "data", "slurm", "parallel", "evaluation", "train", "hydra_plugins", "benchmarks"},
-}
+    "examples": {"common", "model", "data", "parallel", "train"},
+    "tests": {"common", "model", "data", "slurm", "parallel", "evaluation", "train", "hydra_plugins", "benchmarks",
+              "examples"},
+}  # fmt: skip
 OPEN = [  # circles that are still to be opened
     ["parallel.engine.base", "parallel.engine.replicated", "parallel.engine.zero"],
 ]

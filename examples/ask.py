@@ -1,0 +1,93 @@
+"""Ask a trained model a question about an image, in one process.
+
+    python -m examples.ask run=runs/demo image=photo.jpg question="What color is the circle?"
+    python -m examples.ask run=runs/demo image=photo.jpg prompt="Generate the alt_text in DE at 0: <extra_id_0>"
+
+`run` is a run's folder; its newest checkpoint is read, under whatever layout it was saved.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import MISSING
+
+from common.command_line import parse
+from common.errors import ConfigurationError
+from common.terminal import use_utf8
+from data.examples import EncodedExample, ExampleInfo
+from data.images import decode
+from data.objectives import vqa
+from data.packing import RowShape, pack
+from data.tokenizer import EOS, Tokenizer
+from parallel.checkpoint.checkpointer import Checkpointer
+from parallel.config import ParallelConfig
+from parallel.distributed import launch
+from parallel.layout import Layout
+from train.build import build_phase_engine
+from train.config import to_run_config
+from train.phases import for_phase, span_of, spans
+from train.saved_run import read_settings
+from train.step.batch import as_tensors
+
+
+@dataclass
+class Options:
+    """Ask a trained model a question about an image."""
+
+    run: str = MISSING
+    """Folder of a run with a checkpoint."""
+    image: str = MISSING
+    """A JPEG, PNG or WebP file."""
+    question: str | None = None
+    """A question; the prompt is that of the vqa objective, with the answer in English."""
+    prompt: str | None = None
+    """A whole prompt, such as those in data/objectives/; instead of a question."""
+    max_new_tokens: int = 64
+    """Most tokens of the answer."""
+
+
+def ask(options: Options) -> str:
+    """Return the model's answer; raise ConfigurationError for a run without settings or checkpoint."""
+    settings = read_settings(Path(options.run))
+    if settings is None:
+        raise ConfigurationError(f"run={options.run} holds no run (no config.yaml); train one first.")
+    config = to_run_config(settings)
+    config.parallel = ParallelConfig()  # one process, whatever layout the run had
+    checkpointer = Checkpointer(Path(options.run, "checkpoints"))
+    step = checkpointer.latest_step()
+    if step is None:
+        raise ConfigurationError(f"run={options.run} holds no checkpoint yet; train the run first.")
+    phase = span_of(spans(config), step).phase
+    config = for_phase(config, phase)
+    engine = build_phase_engine(config, phase, Layout.start(config.parallel, launch()), restored=True)
+    checkpointer.load_latest(engine, weights_only=True)
+
+    tokenizer, size = Tokenizer(config.data.tokenizer), config.model.image_size
+    prompt = options.prompt or vqa.PROMPTS[0].format(language="EN", question=options.question)
+    pixels = decode(Path(options.image).read_bytes(), size)
+    encoder_ids = np.array([*tokenizer.encode_prompt(prompt), EOS], np.int32)
+    info = ExampleInfo("", "vqa", "", "", "en", prompt, "")
+    example = EncodedExample(encoder_ids, np.array([EOS], np.int32), pixels[None], info, closing=2)
+    tokens_per_image = config.pali.tokens_per_image
+    rows, _ = pack([example], RowShape(tokens_per_image + len(encoder_ids), 1, 1, size, tokens_per_image))
+    answer: torch.Tensor = engine.generate(as_tensors(rows), options.max_new_tokens)
+    return tokenizer.decode(answer[0].tolist())
+
+
+def main(options: Options) -> None:
+    """Print the answer."""
+    if (options.question is None) == (options.prompt is None):
+        raise ConfigurationError("question or prompt is missing, or both are given; give one of them.")
+    print(ask(options))
+
+
+if __name__ == "__main__":
+    use_utf8()
+    try:
+        main(parse(sys.argv[1:], Options))
+    except ConfigurationError as error:
+        print(f"Configuration: {error}", file=sys.stderr)
+        sys.exit(2)
