@@ -1,4 +1,4 @@
-"""Files written in one piece: beside their place, then renamed, so that nobody reads half of one."""
+"""Write files in one piece: to a partial file beside the final name, then renamed, so that no reader sees half of one."""
 
 import os
 import secrets
@@ -10,25 +10,26 @@ from typing import NoReturn
 
 @contextmanager
 def beside(path: Path, durable: bool = False) -> Iterator[Path]:
-    """Yield a path beside `path`, and rename it to `path` unless an error is raised.
+    """Yield a partial file beside `path`; rename it to `path` at the end, or remove it if an error is raised.
 
-    Its suffix is another one, so that nobody takes it for a shard or for weights.
-
-    `durable`: wait until it is on the disk, for what a later process needs to go on.
+    Its suffix is `.partial`, so that it is never read as a shard or as weights. `durable`: wait until file and name are
+    on the disk, for files that a later process needs to continue. Raises OSError with the name of `path`.
     """
-    scratch = _beside(path)
+    # Names have 255 bytes at most, and a character up to four.
+    partial = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.partial")
     try:
-        yield scratch
+        yield partial
         if durable:
-            _sync(scratch)
-        os.replace(scratch, path)
+            _sync(partial)
+        os.replace(partial, path)
         if durable:
             _sync(path.parent)
-    except OSError as error:
-        raise_with_name(error, path)
-    finally:
+    except BaseException as error:
         with suppress(OSError):
-            scratch.unlink()
+            partial.unlink()
+        if isinstance(error, OSError):
+            raise_with_name(error, path)
+        raise
 
 
 def write_text(path: Path, text: str, durable: bool = False) -> None:
@@ -38,20 +39,15 @@ def write_text(path: Path, text: str, durable: bool = False) -> None:
 
 def write_bytes(path: Path, content: bytes, durable: bool = False) -> None:
     """Write a file in one piece."""
-    with beside(path, durable) as scratch:
-        scratch.write_bytes(content)
+    with beside(path, durable) as partial:
+        partial.write_bytes(content)
 
 
 def raise_with_name(error: OSError, path: Path) -> NoReturn:
-    """Raise the error with the name of a file, which one of writing or syncing lacks: a user must find the disk."""
+    """Raise the error with the name of a file, which errors of writing and syncing lack."""
     if error.filename is not None or error.errno is None:
         raise error
     raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _beside(path: Path) -> Path:
-    # Names have 255 bytes at most, and a character up to four.
-    return path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.partial")
 
 
 def _sync(path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from common.errors import ConfigurationError
-from common.git import commit_text
+from common.git import SNAPSHOT, snapshot_text
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("common", "conf", "data", "evaluation", "hydra_plugins", "model", "parallel", "slurm", "train")
@@ -34,7 +34,7 @@ def take(folder: Path, files: Mapping[str, str], dry: bool = False) -> Path:
     code = {f"code/{path.relative_to(ROOT)}": content(path) for path in code_files()}
     beside = {
         name: text.encode()
-        for name, text in {**files, "commit.txt": commit_text(ROOT, [top.name for top in _tops()])}.items()
+        for name, text in {**files, SNAPSHOT: snapshot_text(ROOT, [top.name for top in _tops()])}.items()
     }
     everything = code | beside
     digest = hashlib.sha256()

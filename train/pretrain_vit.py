@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from common.errors import ConfigurationError, RunStopped
+from common.files import beside
 from data import fields
 from data.error_budget import Ledger
 from data.images import decode
@@ -35,7 +37,7 @@ from model.weights import logical_tensors
 from model.weights.files import write_tensors
 from train.config import RunConfig, to_run_config
 from train.entry import entry
-from train.run.kept_files import replace_file
+from train.run.kept_files import keep_old
 
 LOWER = "give a lower vit_pretraining.learning_rate"
 OF_DATA = ("data=", "data.root", "data.sources", "data.index_folder", "data.holdout")
@@ -85,11 +87,10 @@ def main(composed: DictConfig) -> None:
     output = Path(settings.output)
     if output.is_dir():
         raise ConfigurationError(f"vit_pretraining.output={output} is a folder; name a file in it.")
-    unfinished = output.with_name(f"{output.stem}.unfinished{output.suffix}")  # whoever finds `output` finds it whole
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.touch()
-        unfinished.unlink()
+        with TemporaryFile(dir=output.parent):  # an error now is better than one after the training
+            pass
     except OSError as error:
         raise ConfigurationError(
             f"vit_pretraining.output={output} cannot be written ({error.strerror}); choose another."
@@ -129,10 +130,12 @@ def main(composed: DictConfig) -> None:
         optimizer.step()
         right.append(share)
     try:
-        write_tensors(classifier.weights(), unfinished)
+        with beside(output) as unfinished:
+            write_tensors(classifier.weights(), unfinished)
+            kept = keep_old(output, unfinished)
     except ValueError as error:  # after the last update
         raise RunStopped(f"After step {settings.steps} {error.args[0].rstrip('.')}; {LOWER}.") from error
-    if (kept := replace_file(output, unfinished)) is not None:
+    if kept is not None:
         print(f"{kept}: the file that was there")
     print(f"{output}: all words right at {np.mean(right[-20:]):.1%} of the last patches")
 

@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from common.files import write_text
 from train.health.background import Errand
 
 MEMORY = Path("/dev/shm")
@@ -188,13 +189,9 @@ def parsed(text: str) -> Heartbeat | None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file beside its place and rename it; its folder is made where it is missing, and looked for only then."""
-    scratch = path.with_suffix(f"{path.suffix}.tmp")
+    """Write a file in one piece; make its folder where that is missing."""
     try:
-        file = scratch.open("w", encoding="utf-8")
-    except FileNotFoundError:
+        write_text(path, text)
+    except FileNotFoundError:  # checked only now, to spare a shared disk a look at each beat
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = scratch.open("w", encoding="utf-8")
-    with file:
-        file.write(text)
-    os.replace(scratch, path)
+        write_text(path, text)

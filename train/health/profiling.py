@@ -1,8 +1,6 @@
 """Looking inside a run: a trace of some of its steps, and what memory held when it was not enough."""
 
-import gzip
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,11 +65,7 @@ class Profiler:
         trace, self.trace = self.trace, None
         trace.stop()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        plain = self.path.with_suffix("")
-        trace.export_chrome_trace(str(plain))
-        with plain.open("rb") as read, gzip.open(self.path, "wb", compresslevel=3) as written:
-            shutil.copyfileobj(read, written)
-        plain.unlink()
+        trace.export_chrome_trace(str(self.path))
         return f"The trace is in {self.path}; open it at https://ui.perfetto.dev."
 
 

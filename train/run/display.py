@@ -1,9 +1,8 @@
-"""What the terminal shows of a run: a live table on a terminal, plain lines elsewhere (logs of batch jobs)."""
+"""Show a run to the user: a live table on a terminal, plain lines elsewhere (logs of batch jobs)."""
 
 import time
 from collections import Counter
 from datetime import timedelta
-from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
@@ -18,34 +17,21 @@ SHARE_TOLERANCE = 0.05  # relative: by which a component's share may miss the on
 PLAIN_FIRST_STEPS = 3  # printed whatever the time, so that a log shows at once that the run runs
 
 
-class Display(Protocol):
-    """What the run tells the user."""
+class Display:
+    """Show a run to the user; this base class shows nothing, and serves every rank but the main one."""
 
     def step(self, line: Line) -> None:
-        """A step has ended."""
+        """Show the metrics of a step."""
 
     def note(self, text: str) -> None:
-        """Something worth a line of its own."""
+        """Show one line of text."""
 
     def close(self) -> None:
-        """The run has ended."""
+        """End the display with the run."""
 
 
-class Silent:
-    """For every rank but the first."""
-
-    def step(self, line: Line) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class Progress:
-    """Knows how far the run is, and when it will be done at the pace of this process so far."""
+class Progress(Display):
+    """Compute the facts that displays show, with the time that is left at the pace of this process so far."""
 
     def __init__(self, name: str, total_steps: int) -> None:
         self.name, self.total_steps = name, total_steps
@@ -53,7 +39,7 @@ class Progress:
         self.skipped: Counter[str] = Counter()  # records by "<source>/<cause>" since this process began
 
     def left(self, step: int) -> str:
-        """Time to the end as h:mm:ss."""
+        """Return the time to the end as h:mm:ss."""
         if self.started is None:
             self.started = (time.monotonic(), step)
         began, first = self.started
@@ -62,7 +48,7 @@ class Progress:
         return str(timedelta(seconds=round((time.monotonic() - began) / (step - first) * (self.total_steps - step))))
 
     def facts(self, line: Line) -> list[tuple[str, str]]:
-        """(name, value with its unit) of what a user looks at."""
+        """Return (name, value with its unit) of what a user looks at."""
         step = line["step"]
         facts = [
             ("step", f"{step}/{self.total_steps}"),
@@ -86,7 +72,7 @@ class Progress:
         return facts
 
     def _skipped(self, line: Line) -> list[tuple[str, str]]:
-        """The records that were left out so far, with the causes counted most often."""
+        """Return the number of records skipped so far, with the most frequent causes."""
         for key, count in line.items():
             if key.startswith("skipped/"):
                 self.skipped[key.removeprefix("skipped/")] += count
@@ -99,7 +85,7 @@ class Progress:
 
 
 class Plain(Progress):
-    """Lines of text, at most one every PLAIN_EVERY_S seconds once the first steps are shown."""
+    """Print lines of text, at most one every PLAIN_EVERY_S seconds after the first steps."""
 
     def __init__(self, name: str, total_steps: int, console: Console) -> None:
         super().__init__(name, total_steps)
@@ -107,6 +93,7 @@ class Plain(Progress):
         self.shown, self.last = 0, 0.0
 
     def step(self, line: Line) -> None:
+        """See Display.step."""
         now = time.monotonic()
         facts = [*self.facts(line), *_parted(line)]
         due = now - self.last >= PLAIN_EVERY_S or self.shown < PLAIN_FIRST_STEPS
@@ -115,14 +102,12 @@ class Plain(Progress):
             self.note(" | ".join(f"{name} {value}" for name, value in facts))
 
     def note(self, text: str) -> None:
+        """See Display.note."""
         self.console.print(text, soft_wrap=True, markup=False, highlight=False)
-
-    def close(self) -> None:
-        pass
 
 
 class LiveTable(Progress):
-    """A table that is redrawn in place."""
+    """Redraw a table in place."""
 
     def __init__(self, name: str, total_steps: int, console: Console) -> None:
         super().__init__(name, total_steps)
@@ -131,6 +116,7 @@ class LiveTable(Progress):
         self.live.start()
 
     def step(self, line: Line) -> None:
+        """See Display.step."""
         self.validation |= {key: value for key, value in line.items() if key.startswith("validation/loss")}
         table = Table(title=self.name, show_header=False)
         for name, value in self.facts(line | self.validation):
@@ -145,22 +131,24 @@ class LiveTable(Progress):
         self.live.update(table)
 
     def note(self, text: str) -> None:
+        """See Display.note."""
         self.live.console.print(text, markup=False, highlight=False)
 
     def close(self) -> None:
+        """See Display.close."""
         self.live.stop()
 
 
 def open_display(name: str, total_steps: int, rank: int) -> Display:
-    """The display of this rank: only the first one speaks."""
+    """Return the display of this rank."""
     if rank != 0:
-        return Silent()
+        return Display()
     console = Console()
     return LiveTable(name, total_steps, console) if console.is_terminal else Plain(name, total_steps, console)
 
 
 def as_text(table: Table) -> str:
-    """A table as lines of text, for `note`."""
+    """Return a table as lines of text, for `note`."""
     console = Console(width=TABLE_WIDTH)
     with console.capture() as captured:
         console.print(table)
@@ -172,18 +160,18 @@ def _nats(loss: float | None) -> str:
 
 
 def _is_refused(line: Line) -> bool:
-    """Whether the guard skipped the step; one without any target is nothing that a user must look into at once."""
+    """Return whether the guard skipped the step; a step without any target needs no look at once."""
     return line["grad_norm"] is None and "empty_steps" not in line
 
 
 def _shares(line: Line) -> list[tuple[str, float, float | None]]:
-    """(component, asked, achieved) of each component of the mixture."""
+    """Return (component, asked, achieved) of each component of the mixture."""
     names = [key.removeprefix("share_asked/") for key in line if key.startswith("share_asked/")]
     return [(name, line[f"share_asked/{name}"], line[f"share/{name}"]) for name in names]
 
 
 def _parted(line: Line) -> list[tuple[str, str]]:
-    """The components whose achieved share is furthest from the one asked for, if any is far."""
+    """Return the components whose achieved share is furthest from the configured one, if any is far."""
     far = [(abs((got or 0.0) / asked - 1), name, asked, got or 0.0) for name, asked, got in _shares(line) if asked]
     worst = sorted((each for each in far if each[0] > SHARE_TOLERANCE), reverse=True)[:MOST_NAMED]
     listing = ", ".join(f"{name} {_percent(got)} of {_percent(asked)} asked" for _, name, asked, got in worst)
@@ -195,7 +183,7 @@ def _percent(fraction: float | None, what: str = "", before: str = "") -> str:
 
 
 def _slowest(line: Line) -> list[tuple[str, str]]:
-    """The rank that works longest in a step, where there are several."""
+    """Return the rank that works longest in a step, where there are several."""
     if not line.get("communication_wait_s"):
         return []
     busy, median = (1000 * line[name] for name in ("slowest_rank_busy_s", "median_rank_busy_s"))

@@ -40,17 +40,17 @@ class FolderLock:
         try:
             return self._wait(self._locked_by, min(WAIT_S, self.wait_s))
         except OSError as error:
-            self.give_back()
+            self.release()
             if error.errno not in NO_LOCKS:
                 raise OSError(error.errno, error.strerror, str(self.path)) from error
             return self._take_owner_file(error)
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """The run has ended."""
         if self.file is not None:
             self.file.close()
         if self.owner_file is not None:
-            self.owner_file.give_back()
+            self.owner_file.release()
 
     def _take_owner_file(self, error: OSError) -> str | None:
         self.owner_file = OwnerFile(self.path.with_name("lock.owner"), own_name())

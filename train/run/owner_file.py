@@ -33,7 +33,7 @@ class OwnerFile:
         threading.Thread(target=self._beat, name="owner-file", daemon=True).start()
         return None
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Remove the file, if it is still this process's."""
         self.ended.set()
         with suppress(OSError):

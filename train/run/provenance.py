@@ -1,43 +1,23 @@
-"""What a run was made with: the state of the code, the machines, the layout and what each pipeline stage holds."""
+"""Describe what a run is made with: the machines, the layout and the content of each pipeline stage."""
 
 import os
 import platform
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from common.git import commit_of, git
 from parallel.layout import Layout
 from parallel.plan.cut import StageCost
 
 STAGE_COLUMNS = [
     "stage", "first unit", "last unit", "units", "million parameters", "TFLOP per micro-batch", "memory GiB"
 ]  # fmt: skip
-CODE = Path(__file__).resolve().parent
-GIT_TIMEOUT_S = 20  # a repository on a slow network drive must not hold up the run
-
-
-def git_state(folder: Path = CODE) -> dict[str, Any]:
-    """`commit` and `dirty` (changes that are not committed) of the code; both None where it is in no repository.
-
-    A snapshot (slurm/code_snapshot.py) has them in a file: the checkout around it is another one by now.
-    """
-    kept = folder.parent.parent / "commit.txt"
-    if folder.parent.name == "code" and kept.is_file():
-        first, *changed = kept.read_text(encoding="utf-8").splitlines()
-        is_commit = len(first.split()) == 1
-        return {"commit": first if is_commit else None, "dirty": bool(changed) if is_commit else None}
-    commit, changes = commit_of(folder), git(folder, "status", "--porcelain")
-    if commit is None and git(folder, "rev-parse", "HEAD"):
-        changes = None  # they are of a checkout around the folder
-    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
 def hardware(device: torch.device, hosts: Sequence[str]) -> dict[str, Any]:
-    """The machines; `hosts`: that of every rank. What is of one machine is of the first rank's."""
+    """Describe the machines. `hosts` has one entry per rank; single-machine facts describe the main rank's host."""
     return {
         "hosts": list(dict.fromkeys(hosts)),
         "ranks_per_host": max(hosts.count(host) for host in set(hosts)),
@@ -53,7 +33,7 @@ def hardware(device: torch.device, hosts: Sequence[str]) -> dict[str, Any]:
 
 
 def degrees(layout: Layout) -> dict[str, Any]:
-    """How the world is divided."""
+    """Return the degrees of parallelism and the size of the world."""
     parallel = layout.config
     return {
         "world": layout.world_size,
@@ -67,7 +47,7 @@ def degrees(layout: Layout) -> dict[str, Any]:
 
 
 def stage_rows(stages: Sequence[StageCost]) -> list[list[Any]]:
-    """A row of STAGE_COLUMNS for each pipeline stage; memory is predicted, for a rank with all of its stages."""
+    """Return a row of STAGE_COLUMNS for each stage; memory is predicted, for a rank with all of its stages."""
     rows: list[list[Any]] = []
     for number, stage in enumerate(stages):
         size = [stage.parameters / 1e6, stage.flops / 1e12, stage.memory_bytes / 2**30]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from common.errors import ConfigurationError, Interrupted, RunStopped, StorageFailed
+from common.git import git_state
 from data.tokenizer import checksum
 from evaluation.sample_sheet import Sample, draw
 from model.finite import first_not_finite
@@ -23,10 +24,10 @@ from train.run.display import as_text, open_display
 from train.run.kept_files import replace_text
 from train.run.lock import FolderLock, of_this_job
 from train.run.metrics_file import Line, MetricsFile
-from train.run.provenance import degrees, git_state, hardware, stage_rows
+from train.run.provenance import degrees, hardware, stage_rows
 from train.run.resume import check_sources, note, note_sources
 from train.run.skipped_batches import LeftOut
-from train.run.tracking import NoTracker, Tracker, open_tracker
+from train.run.tracking import Tracker, open_tracker
 
 Extra = dict[str, Any]
 
@@ -51,7 +52,7 @@ class Run:
         self.checkpointer = Checkpointer.from_run(self.folder, keep.keep_last, keep.keep_every)
         self.display = open_display(config.run.name, config.run.steps, layout.rank)
         self.interrupt = Interrupt()
-        self.tracker: Tracker = NoTracker()
+        self.tracker = Tracker()
         self.metrics: MetricsFile | None = None
         self.sources: Facts = {}
         self.saved_at = time.monotonic()
@@ -259,7 +260,7 @@ class Run:
         self.tracker.close()
         self.display.close()
         self.interrupt.restore()
-        self.lock.give_back()
+        self.lock.release()
 
 
 def raise_ended(error: SaveFailed) -> NoReturn:

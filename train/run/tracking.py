@@ -1,4 +1,4 @@
-"""Weights & Biases: one rank talks to it, a resumed run stays the same run, its failing never stops training."""
+"""Track a run in Weights & Biases: a resumed run keeps its id, and a failure never stops training."""
 
 import os
 import secrets
@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -21,69 +21,51 @@ from train.run.provenance import STAGE_COLUMNS
 INIT_TIMEOUT_S = 60.0
 LOGGED_STEP, RUN_ID, FOLDER = "logged_step", "run_id", "folder"
 DATA_DIR = "WANDB_DATA_DIR"
-# What makes runs one curve, or branches of one. It is exported once and inherited by every later command, job and run
-# of a sweep; a run of ours is its folder, and has the id that lies there.
+# Variables that join runs into one curve, or branch one. An export is inherited by every later command, job and run of
+# a sweep, but the identity of a run here is its folder, which holds its id.
 IDENTITIES = ("WANDB_RUN_ID", "WANDB_RUN_NAME", "WANDB_NAME", "WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM",
               "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_SWEEP_URL")  # fmt: skip
 
 
-class Tracker(Protocol):
-    """Where metrics go besides `metrics.jsonl`."""
-
-    run_id: str | None
-
-    def stages(self, rows: list[list[Any]]) -> None:
-        """What each pipeline stage holds, in columns of `provenance.STAGE_COLUMNS`."""
-
-    def log(self, line: Line) -> None:
-        """One step's metrics."""
-
-    def samples(self, step: int, samples: list[Sample]) -> None:
-        """Generated answers with their pictures."""
-
-    def alert(self, title: str, text: str) -> None:
-        """Something that a user wants to be told of."""
-
-    def close(self) -> None:
-        """The run has ended."""
-
-
-class NoTracker:
-    """For tracker=none, and every rank but the first."""
+class Tracker:
+    """Send metrics to a service besides `metrics.jsonl`; this base class sends nothing (tracker=none, other ranks)."""
 
     run_id: str | None = None
 
     def stages(self, rows: list[list[Any]]) -> None:
-        pass
+        """Send a row for each pipeline stage, in columns of `provenance.STAGE_COLUMNS`."""
 
     def log(self, line: Line) -> None:
-        pass
+        """Send the metrics of one step."""
 
     def samples(self, step: int, samples: list[Sample]) -> None:
-        pass
+        """Send predictions with their images."""
 
     def alert(self, title: str, text: str) -> None:
-        pass
+        """Send a message that the user must see soon."""
 
     def close(self) -> None:
-        pass
+        """Send what is pending, at the end of the run."""
 
 
-class WandbTracker:
-    """Talks to wandb; after the first failure it warns once and stays silent."""
+class WandbTracker(Tracker):
+    """Send metrics to Weights & Biases; after the first failure warn once and send nothing more."""
 
     def __init__(self, config: RunConfig, folder: Path, run_id: str | None, facts: Mapping[str, Any]) -> None:
-        """`run_id`: of the run that a checkpoint came from, or None; `facts` are kept beside the configuration."""
+        """Start or resume a run of wandb.
+
+        `run_id`: its id in the restored checkpoint, or None; `facts` are sent beside the configuration.
+        """
         self.home = folder / "wandb"
         original = original_of(self.home)
         self.run_id = (
             None if original else run_id or _read(self.home / RUN_ID)
-        )  # it may die before its first checkpoint
+        )  # the file: a run may be killed before its first checkpoint
         self.run: Any = None
         self.gave_data_dir = False
-        # Steps that are run again after a crash are equal to those that were logged before it.
+        # Steps after a crash repeat those logged before it with equal values -> they are not sent twice.
         self.logged_step = int((self.run_id and _read(self.home / LOGGED_STEP)) or 0)
-        self.own_step = 0  # the last one that this process has logged
+        self.own_step = 0  # the last step that this process has logged
         if original:
             _notice(f"{folder} is a copy of {original}; it is tracked as a run of its own.")
         if ignored := forget_identities(os.environ):
@@ -97,7 +79,7 @@ class WandbTracker:
         if mode == "auto":
             mode = "online" if wandb.login(prompt=False) else "offline"
         self.home.mkdir(parents=True, exist_ok=True)
-        if DATA_DIR not in os.environ:  # pictures of tables wait here for `wandb sync`
+        if DATA_DIR not in os.environ:  # images of tables wait here for `wandb sync`
             os.environ[DATA_DIR], self.gave_data_dir = str(self.home), True
         self.run_id = self.run_id or secrets.token_hex(8)
         self._keep(RUN_ID, self.run_id)
@@ -112,9 +94,9 @@ class WandbTracker:
                 Notice,
                 stacklevel=2,
             )
-            wandb.teardown()  # its service holds the id of the attempt that failed, and would refuse it
+            wandb.teardown()  # else wandb's service refuses the id, which the failed attempt holds
             self.run = self._init(config, folder, facts, "offline")
-        if str(self.run.id) != self.run_id:  # an agent's
+        if str(self.run.id) != self.run_id:  # a wandb agent gave it another id
             self.run_id = str(self.run.id)
             self._keep(RUN_ID, self.run_id)
 
@@ -138,6 +120,7 @@ class WandbTracker:
         )
 
     def stages(self, rows: list[list[Any]]) -> None:
+        """See Tracker.stages."""
         if self.run is not None:
             self._try(lambda: self._stages(rows))
 
@@ -146,18 +129,20 @@ class WandbTracker:
 
         self.run.summary["stages"] = wandb.Table(
             columns=list(STAGE_COLUMNS), data=rows
-        )  # in the history it would be a step
+        )  # not in the history, where it would count as a step
 
     def log(self, line: Line) -> None:
+        """See Tracker.log."""
         if self.run is not None and line["step"] > self.logged_step:
             self._try(lambda: self._log(line))
 
     def _log(self, line: Line) -> None:
         self.logged_step = self.own_step = line["step"]
-        self._keep(LOGGED_STEP, str(self.logged_step))  # first: whoever dies here logs no step twice
+        self._keep(LOGGED_STEP, str(self.logged_step))  # before the log: a process killed in between logs no step twice
         self.run.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
 
     def samples(self, step: int, samples: list[Sample]) -> None:
+        """See Tracker.samples."""
         if self.run is not None and step == self.own_step:
             self._try(lambda: self._log_samples(step, samples))
 
@@ -171,13 +156,15 @@ class WandbTracker:
         self.run.log({"samples": table}, step=step)
 
     def alert(self, title: str, text: str) -> None:
+        """See Tracker.alert."""
         if self.run is not None:
             self._try(lambda: self.run.alert(title=title, text=text))
 
     def close(self) -> None:
+        """See Tracker.close."""
         if self.run is not None:
             self._try(self.run.finish)
-        if self.gave_data_dir:  # the next run of a sweep has its own
+        if self.gave_data_dir:  # the next run of a sweep has a folder of its own
             os.environ.pop(DATA_DIR, None)
 
     def _keep(self, name: str, text: str) -> None:
@@ -186,15 +173,16 @@ class WandbTracker:
     def _try(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except Exception as error:  # whatever it is, training goes on
+        except Exception as error:  # a tracker's errors must never stop training
             warnings.warn(f"wandb failed and is turned off for this run: {error}", Notice, stacklevel=3)
             self.run = None
 
 
 def forget_identities(environment: MutableMapping[str, str]) -> list[str]:
-    """Remove what would name a run from the environment, and return the names.
+    """Remove the variables that name a run of wandb, and return their names.
 
-    A wandb agent gives each process an id of its own, which is kept; not so the runs of a Hydra sweep in one process.
+    Those of a wandb agent are kept, because it gives each process an id of its own. A Hydra sweep makes all its runs in
+    one process, so there they are removed as well.
     """
     multirun = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if environment.get("WANDB_SWEEP_ID") and not multirun:
@@ -203,7 +191,7 @@ def forget_identities(environment: MutableMapping[str, str]) -> list[str]:
 
 
 def original_of(home: Path) -> str | None:
-    """Return the run's folder that this one was copied from, if that is still there with the same run."""
+    """Return the run folder that this one was copied from, if it still exists with the same wandb id."""
     folder = _read(home / FOLDER)
     if folder is None:
         return None
@@ -225,7 +213,10 @@ def _read(file: Path) -> str | None:
 def open_tracker(
     config: RunConfig, folder: Path, run_id: str | None, rank: int, facts: Mapping[str, Any] | None = None
 ) -> Tracker:
-    """The tracker of this rank; `facts`: what the run was made with, e.g. {"git": {"commit": …, "dirty": …}}."""
+    """Return the tracker of this rank.
+
+    `facts`: what the run was made with, e.g. {"git": {"commit": …, "dirty": …}}.
+    """
     if rank != 0 or config.tracker.name == "none":
-        return NoTracker()
+        return Tracker()
     return WandbTracker(config, folder, run_id, facts or {})

@@ -236,4 +236,4 @@ def test_a_rehearsal_does_everything_once_and_leaves_the_folder_as_it_was(
     monkeypatch.setattr(lock, "WAIT_S", 0.0)
     assert ended("pretrain", pretrain.main) == 2 and "is in use by process" in capsys.readouterr().err
     assert other.path.exists(), "that of another rehearsal"
-    other.give_back()
+    other.release()

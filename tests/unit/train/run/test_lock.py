@@ -30,7 +30,7 @@ def test_a_second_job_is_told_who_holds_the_folder(tmp_path: Path, monkeypatch: 
     first, second = FolderLock(tmp_path), FolderLock(tmp_path, wait_s=0)
     assert first.take() is None
     assert second.take() == f"process {os.getpid()} on {os.uname().nodename}"
-    first.give_back()
+    first.release()
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     third = FolderLock(tmp_path, wait_s=0)
     assert third.take() is None
@@ -47,7 +47,7 @@ def test_it_waits_as_long_as_it_may(
     def sleep(seconds: float) -> None:
         now[0] += seconds
         if now[0] >= 100 + free_after_s:
-            first.give_back()
+            first.release()
 
     monkeypatch.setattr("train.run.lock.time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
     assert first.take() is None
@@ -72,12 +72,12 @@ def test_a_file_stands_for_the_lock_where_there_are_none(
         assert first.take() is None
     with pytest.warns(Notice):
         assert second.take() == f"process {os.getpid()} on {os.uname().nodename} of Slurm job 7"
-    second.give_back()
+    second.release()
     assert (tmp_path / "lock.owner").exists(), "it is not the second one's"
-    first.give_back()
+    first.release()
     with pytest.warns(Notice):
         assert second.take() is None
-    second.give_back()
+    second.release()
     assert not (tmp_path / "lock.owner").exists()
 
 
@@ -104,8 +104,8 @@ def test_an_owner_that_is_dead_or_silent_is_replaced_by_one_process(tmp_path: Pa
     first._remove("what was read before the second one was there")
     assert first.take() == "the second", "a newer file is put back"
     assert [file.name for file in tmp_path.iterdir()] == ["lock.owner"]
-    first.give_back()
-    second.give_back()
+    first.release()
+    second.release()
     assert not path.exists()
 
 
