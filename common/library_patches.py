@@ -6,8 +6,36 @@ would convert silently) and parallel/communication_time.py (which wraps waits of
 restores them). parallel/engine/zero.py lists private names of DeepSpeed that it reads or sets on single objects.
 """
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 import torch.distributed as dist
+
+
+@contextmanager
+def without_compilers_and_loggers() -> Iterator[None]:
+    """Make torch.compile return functions as they are, and wandb missing, while Megatron is imported.
+
+    megatron-core 0.16.1 compiles functions as it is imported, which loads Dynamo, Inductor and sympy, and it imports
+    wandb. We call none of these functions -> without this, every process takes 2 s more CPU to start.
+    """
+    compiles, loaded = torch.compile, "wandb" in sys.modules
+
+    def as_it_is(function: Callable[..., Any] | None = None, **_: Any) -> Callable[..., Any]:
+        return function if function is not None else as_it_is
+
+    torch.compile = as_it_is  # type: ignore[assignment]
+    if not loaded:
+        sys.modules["wandb"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compiles
+        if not loaded:
+            del sys.modules["wandb"]
 
 
 def let_megatron_use_cpus() -> None:
@@ -18,6 +46,17 @@ def let_megatron_use_cpus() -> None:
     """
     if not torch.cuda.is_available():
         torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
+
+
+def skip_shared_memory_op() -> None:
+    """Keep DeepSpeed from compiling and loading its all-reduce in shared memory.
+
+    DeepSpeed 0.19.8 does so on CPUs as it starts: half a minute of a C++ compiler at the first time, and 66 MiB of
+    shared memory for each rank. Only its `inference_all_reduce` uses the op, and we do not call it.
+    """
+    import deepspeed  # slow to import, as below
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def confine_zero3_comparison(group: dist.ProcessGroup) -> None:

@@ -1,4 +1,4 @@
-"""The seam to Megatron-Core: the only file of `model/` that imports it.
+"""Layers over Megatron-Core's, whose parameters are described by logical tensors.
 
 Each layer describes the *logical* tensors that its parameters hold. A parameter is a stack of row blocks (`Part`),
 each the local block of one logical matrix: `ColumnLinear({"query": n, "key": n, "value": n})` is one matrix product,
@@ -19,23 +19,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core import ModelParallelConfig
-from megatron.core.tensor_parallel import (
+from torch import Generator, Tensor, nn
+
+from model.megatron import (
     ColumnParallelLinear,
+    ModelParallelConfig,
     RowParallelLinear,
     VocabParallelEmbedding,
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
     scatter_to_sequence_parallel_region,
 )
-from torch import Generator, Tensor, nn
-
-from common.library_patches import let_megatron_use_cpus
 
 Initializer = Callable[[Tensor, Generator], object]
 AT_ONCE = 2**24  # elements; torch's truncated normal takes several times the memory of its result
-
-let_megatron_use_cpus()
 
 
 class OneProcess:

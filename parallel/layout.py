@@ -9,12 +9,12 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 from torch import Tensor
 
 from common.errors import ConfigurationError
 from model.config import PaLIConfig
 from model.layers import TensorParallel
+from model.megatron import parallel_state
 from parallel.config import ParallelConfig
 from parallel.distributed import Launch, gather_objects, start
 

@@ -53,7 +53,7 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor, nn
 
-from common.library_patches import confine_zero3_comparison, set_secondary_group
+from common.library_patches import confine_zero3_comparison, set_secondary_group, skip_shared_memory_op
 from model.batch import MicroBatch
 from model.layers import Part, parameter_parts
 from model.loss import LossTotals
@@ -145,6 +145,7 @@ class ZeroEngine(Engine):
         """See Engine.prepare. Stage 3 shards units; the other stages leave them whole."""
         layout, config = blueprint.layout, _deepspeed_config(blueprint)
         os.environ.setdefault("LOCAL_RANK", "0")  # workaround 11
+        skip_shared_memory_op()
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
         confine_zero3_comparison(layout.stage_group)  # workaround 5
         nearby = _start_nearby_group(layout)

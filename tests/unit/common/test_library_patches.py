@@ -5,14 +5,21 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import deepspeed
 import megatron.core
 import pytest
 import torch
 import torch.distributed as dist
+from deepspeed.comm.torch import build_shm_op
 from deepspeed.runtime.zero import partition_parameters, partitioned_param_coordinator, stage3
 from deepspeed.utils import groups
 
-from common.library_patches import confine_zero3_comparison, set_secondary_group
+from common.library_patches import (
+    confine_zero3_comparison,
+    set_secondary_group,
+    skip_shared_memory_op,
+    without_compilers_and_loggers,
+)
 
 REDUCE_SCATTER = """
 import torch, torch.distributed as dist
@@ -38,6 +45,24 @@ def test_megatron_allocates_on_a_gpu_that_is_not_there() -> None:
         [sys.executable, "-c", REDUCE_SCATTER], capture_output=True, encoding="utf-8", timeout=120, check=True
     )
     assert done.stdout.strip() == "cpu"
+
+
+def test_decorators_return_functions_as_they_are_while_megatron_is_imported() -> None:
+    compiles = torch.compile
+    with without_compilers_and_loggers():
+        assert torch.compile(len) is len and torch.compile(dynamic=True)(len) is len
+        if "wandb" not in sys.modules or sys.modules["wandb"] is None:
+            with pytest.raises(ImportError):
+                import wandb  # noqa: F401
+    assert torch.compile is compiles and sys.modules.get("wandb", deepspeed) is not None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="DeepSpeed has this op on CPUs only")
+def test_deepspeed_would_compile_an_op_that_nobody_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert deepspeed.__version__.startswith("0.19."), "look at skip_shared_memory_op beside this DeepSpeed"
+    monkeypatch.setitem(deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm", True)
+    skip_shared_memory_op()
+    assert build_shm_op() is None
 
 
 def comparison(monkeypatch: pytest.MonkeyPatch, others: list[int]) -> Callable[[list[int]], None]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from megatron.core import parallel_state
 from torch import Tensor
 
 from common.errors import ConfigurationError, Notice, StorageFailed
 from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
+from model.megatron import parallel_state
 from model.vit import resample_position
 from parallel.checkpoint.checkpointer import Checkpointer, SaveFailed, SaveStalled
 from parallel.config import OptimizerConfig, ParallelConfig

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from megatron.core import parallel_state
 from safetensors.torch import save_file
 
 from common.errors import ConfigurationError
+from model.megatron import parallel_state
 from parallel.checkpoint.initial_weights import check_files, load_files
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import Launch
