@@ -1,8 +1,8 @@
-"""How long this rank waits for others: the seconds it stands in collectives and messages.
+"""Measure the seconds that this rank waits for others in collectives and messages.
 
-Under gloo a wait blocks the process, and a clock tells. Under NCCL it blocks a stream: events around it are read once
-they have passed, so that measuring never waits for the device; what another stream does meanwhile (ZeRO's prefetching)
-is no wait.
+Under gloo a wait blocks the process, so a clock measures it. Under NCCL it blocks a stream: events around it are read
+once they have passed, so that measuring never waits for the device. Work of another stream (ZeRO's prefetching) does
+not count.
 """
 
 import threading
@@ -15,13 +15,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# A collective under NCCL that is not asked to be asynchronous runs in the caller's stream, within these calls.
+# A synchronous collective under NCCL runs in the caller's stream, within these calls.
 NCCL_CALLS = ("allreduce", "_allgather_base", "allgather", "_reduce_scatter_base", "reduce_scatter", "reduce",
               "broadcast", "alltoall_base", "send", "recv")  # fmt: skip
 
 
 class CommunicationWait:
-    """Counts from when it is entered; `seconds` is what has been waited since it was last asked."""
+    """Count waits from `__enter__` on; `seconds` returns those since its last call."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.waited_s = device, 0.0
@@ -30,7 +30,7 @@ class CommunicationWait:
         self.original: dict[tuple[type, str], Callable[..., Any]] = {}
 
     def __enter__(self) -> "CommunicationWait":
-        """torch (2.13) tells nobody of its waits, so the methods that wait are wrapped, for the whole process."""
+        """Wrap the methods that wait, for the whole process: torch 2.13 has no hook for waits."""
         self.thread = threading.get_ident()
         self._wrap(dist.Work, "wait")
         if self.device.type == "cuda":
@@ -44,7 +44,10 @@ class CommunicationWait:
         self.original.clear()
 
     def seconds(self) -> float:
-        """Waited since the last call; on a GPU what had been passed when this is asked, the rest comes next time."""
+        """Return the seconds waited since the last call.
+
+        On a GPU, waits whose events have not passed yet count in the next call.
+        """
         while self.pending and self.pending[0][1].query():
             began, ended = self.pending.popleft()
             self.waited_s += began.elapsed_time(ended) / 1000
@@ -62,7 +65,7 @@ class CommunicationWait:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        if self.depth or self._aside():
+        if self.depth or self._is_beside_the_step():
             yield
             return
         self.depth += 1
@@ -80,8 +83,8 @@ class CommunicationWait:
         finally:
             self.depth -= 1
 
-    def _aside(self) -> bool:
-        """Whether this is not the work of the step: another thread's (a checkpoint's), or another stream's."""
-        if self.device.type == "cuda":  # where autograd has a thread of its own
+    def _is_beside_the_step(self) -> bool:
+        """Return whether the caller is another thread (a checkpoint's) or another stream than the step's."""
+        if self.device.type == "cuda":  # autograd has a thread of its own there -> the stream decides
             return torch.cuda.current_stream() != torch.cuda.default_stream()
         return threading.get_ident() != self.thread

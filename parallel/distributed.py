@@ -1,4 +1,4 @@
-"""Who am I, on which device, and how the ranks meet, whoever launched them."""
+"""Find this process's rank and device, and start the process group of all ranks, under any launcher."""
 
 import os
 import resource
@@ -14,19 +14,19 @@ import torch.distributed as dist
 
 from common.errors import ConfigurationError, PeersMissing
 from common.launcher import Place, place
-from parallel.rendezvous import meet
+from parallel.rendezvous import set_rendezvous
 
 Item = TypeVar("Item")
-NOTICE_S = 30.0  # peers of one job rarely start further apart
+NOTICE_S = 30.0  # ranks of one job rarely start further apart
 
 
 @dataclass(frozen=True)
 class Launch(Place):
-    """This process among its peers, with its device."""
+    """Hold this process's rank among its peers, and its device."""
 
     @property
     def device(self) -> torch.device:
-        """The CPU, or the GPU of the local rank, or the only one that the launcher shows to this rank.
+        """The CPU, the GPU of the local rank, or the only GPU that the launcher shows to this rank.
 
         Raises ConfigurationError where there are more ranks than GPUs.
         """
@@ -41,13 +41,16 @@ class Launch(Place):
 
 
 def launch(environment: Mapping[str, str] = os.environ) -> Launch:
-    """Read the launcher's variables; nothing is started. Raises ConfigurationError where they make no sense."""
+    """Read the launcher's variables and start nothing. Raises ConfigurationError where they contradict each other."""
     return Launch(**vars(place(environment)))
 
 
 def start(this: Launch, timeout_s: float) -> None:
-    """Meet the other ranks (NCCL on GPUs, gloo on CPUs); a collective that hears nothing for `timeout_s` seconds
-    fails."""
+    """Start the process group of all ranks, unless it is started: NCCL on GPUs, gloo on CPUs.
+
+    A collective of all ranks. A later collective fails when a rank is silent for `timeout_s` seconds. Raises
+    PeersMissing where some ranks do not come within `timeout_s`.
+    """
     if dist.is_initialized():
         return
     if this.device.type == "cuda":
@@ -57,9 +60,9 @@ def start(this: Launch, timeout_s: float) -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # gloo keeps a socket for every peer of every group
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # gloo keeps a socket per peer and group
     torch.set_num_threads(num_threads(this, os.environ, len(os.sched_getaffinity(0)), os.cpu_count() or 1))
-    meet(this, os.environ)
+    set_rendezvous(this, os.environ)
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     by_hand = this.launcher == "torchrun" and "TORCHELASTIC_RUN_ID" not in os.environ  # RANK may be stale
     notice = Timer(NOTICE_S, _warn_of_waiting, (this, where))
@@ -98,15 +101,15 @@ def gather_objects(items: list[Item]) -> list[Item]:
 
 
 def stop() -> None:
-    """Leave the other ranks."""
+    """Destroy the process group of all ranks, if it is started."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def num_threads(this: Place, environment: Mapping[str, str], allowed: int, cores: int) -> int:
-    """CPU threads of one rank of several: what was said, else its share of the machine.
+    """Return the CPU threads of one rank of several: as the environment sets them, else its share of the machine.
 
-    `allowed` of the machine's `cores` are this process's; fewer than all means that the launcher has bound it.
+    `allowed` of the machine's `cores` are this process's. Fewer than all mean that the launcher has bound it.
     """
     for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
         if environment.get(name, "").isdigit():

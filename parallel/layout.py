@@ -143,7 +143,7 @@ class Layout:
 
     @property
     def is_replica_leader(self) -> bool:
-        """Whether this is the first rank of its replica (`model_group`); it reads data and sends it to the others."""
+        """Whether this is rank 0 of its replica (`model_group`), which reads data and sends it to the others."""
         return self.model_group.rank() == 0
 
     @property
@@ -197,7 +197,7 @@ class Layout:
 def _end_previous_layout() -> None:
     """Destroy the groups of the layout before, if there is one: each gloo group polls in threads of its own."""
     if parallel_state.model_parallel_is_initialized():
-        _, *groups = parallel_state._global_process_group_list  # the first stands for the world
+        _, *groups = parallel_state._global_process_group_list  # the list begins with None, for the world's group
         for group in groups:
             with suppress(ValueError):  # the group has ended with its world
                 dist.destroy_process_group(group)

@@ -1,4 +1,4 @@
-"""Where the ranks meet: the first rank's address and a port, in the variables that torch and DeepSpeed read."""
+"""Set the rendezvous of all ranks: the main rank's address and a port, in the variables of torch and DeepSpeed."""
 
 import ipaddress
 import re
@@ -14,10 +14,11 @@ from common.launcher import PAUSES_S, Place, first_host, is_of_controller
 PORTS = range(12_000, 32_000)  # below Linux's range of ephemeral ports, above most services
 
 
-def meet(this: Place, environment: MutableMapping[str, str]) -> None:
-    """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT for the ranks of a step or of mpirun.
+def set_rendezvous(this: Place, environment: MutableMapping[str, str]) -> None:
+    """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for the ranks of an srun step or of mpirun.
 
-    Addresses that were set by hand stay. Raises ConfigurationError where the ranks could not find each other.
+    Addresses that were set by hand stay. torchrun sets all variables itself. Raises ConfigurationError where the ranks
+    could not find each other.
     """
     if this.launcher == "torchrun":
         missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
@@ -26,7 +27,7 @@ def meet(this: Place, environment: MutableMapping[str, str]) -> None:
                 f"RANK is set but {', '.join(missing)} not; start the ranks with torchrun or srun."
             )
         return
-    address, port = slurm_meeting_point(environment) if this.launcher == "srun" else mpi_meeting_point(this)
+    address, port = slurm_rendezvous(environment) if this.launcher == "srun" else mpi_rendezvous(this)
     environment.setdefault("MASTER_ADDR", address)
     environment.setdefault("MASTER_PORT", str(port))
     environment.update(RANK=str(this.rank), WORLD_SIZE=str(this.world_size), LOCAL_RANK=str(this.local_rank))
@@ -36,13 +37,16 @@ def meet(this: Place, environment: MutableMapping[str, str]) -> None:
             environment["GLOO_SOCKET_IFNAME"] = interface
 
 
-def slurm_meeting_point(environment: Mapping[str, str]) -> tuple[str, int]:
-    """(address of the step's first node, port) of an srun step; the port differs between steps and between restarts."""
+def slurm_rendezvous(environment: Mapping[str, str]) -> tuple[str, int]:
+    """Return (address of the first node, port) of an srun step.
+
+    The port differs between steps and between restarts, so that a process left over from another one is not reached.
+    """
     several = int(environment.get("SLURM_STEP_NUM_NODES", 1)) > 1
-    said = environment.get("MASTER_ADDR", "")
-    if several and said in ("localhost", "127.0.0.1", "::1"):
+    given = environment.get("MASTER_ADDR", "")
+    if several and given in ("localhost", "127.0.0.1", "::1"):
         raise ConfigurationError(
-            f"MASTER_ADDR={said} is another machine on each node of this step; unset it (the first node is found)."
+            f"MASTER_ADDR={given} is another machine on each node of this step; unset it (the first node is found)."
         )
     job, step, restarts = (
         int(environment.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
@@ -51,22 +55,22 @@ def slurm_meeting_point(environment: Mapping[str, str]) -> tuple[str, int]:
     if not several:
         return "127.0.0.1", port
     node = first_host(environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"])
-    return said or address_of(node), port
+    return given or node_address(node), port
 
 
-def address_of(node: str) -> str:
-    """The node's name where it can be looked up, else the address that Slurm knows it by.
+def node_address(node: str) -> str:
+    """Return the node's name where it resolves, else the address that Slurm has for it.
 
-    Names and controllers may be out of reach for a while, so both are tried again for two minutes.
+    Name servers and Slurm's controller may be out of reach for a while, so both are tried again for two minutes.
     """
     for pause in (*PAUSES_S, None):
         with suppress(OSError):
             socket.getaddrinfo(node, None)
             return node
-        said = _scontrol_show(node)
-        if found := re.search(r"NodeAddr=(\S+)", said):
+        answer = _scontrol_show(node)
+        if found := re.search(r"NodeAddr=(\S+)", answer):
             return found[1]
-        if pause is None or not is_of_controller(said):
+        if pause is None or not is_of_controller(answer):
             break
         time.sleep(pause)
     raise ConfigurationError(f"The address of the first node, {node}, cannot be found; set MASTER_ADDR to it.")
@@ -74,7 +78,7 @@ def address_of(node: str) -> str:
 
 def _scontrol_show(node: str) -> str:
     try:
-        asked = subprocess.run(
+        done = subprocess.run(
             ["scontrol", "--oneliner", "show", "node", node],
             capture_output=True,
             encoding="utf-8",
@@ -83,13 +87,13 @@ def _scontrol_show(node: str) -> str:
         )
     except subprocess.TimeoutExpired:
         return "timed out"
-    except OSError:  # none here
+    except OSError:  # no scontrol on this machine
         return ""
-    return asked.stdout + asked.stderr
+    return done.stdout + done.stderr
 
 
-def mpi_meeting_point(this: Place) -> tuple[str, int]:
-    """(address, free port) of mpirun's rank 0, which MPI tells the others; a collective of all ranks."""
+def mpi_rendezvous(this: Place) -> tuple[str, int]:
+    """Return (address, free port) of mpirun's rank 0, broadcast by MPI; a collective of all ranks."""
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -104,14 +108,14 @@ def mpi_meeting_point(this: Place) -> tuple[str, int]:
             "another MPI than mpirun's; set MPI4PY_MPIABI or use the mpirun beside your python."
         )
     host = socket.gethostname()
-    together = len(set(world.allgather(host))) == 1
-    point = ("127.0.0.1" if together else host, _free_port()) if this.rank == 0 else None
+    one_host = len(set(world.allgather(host))) == 1
+    point = ("127.0.0.1" if one_host else host, _free_port()) if this.rank == 0 else None
     address, port = world.bcast(point)
     return str(address), int(port)
 
 
 def own_name_is_an_address() -> bool:
-    """Whether this machine's name leads to an address that others can reach (gloo listens there by default)."""
+    """Return whether this host's name resolves to an address that others can reach, where gloo listens by default."""
     try:
         found = socket.getaddrinfo(socket.gethostname(), None)
     except OSError:
@@ -120,8 +124,8 @@ def own_name_is_an_address() -> bool:
 
 
 def interface_towards(address: str) -> str | None:
-    """The network interface whose address packets to `address` bear, e.g. "eth0"; None if that cannot be told."""
-    import psutil  # of DeepSpeed's
+    """Return the network interface that packets to `address` leave by, e.g. "eth0"; None where none is found."""
+    import psutil  # comes with DeepSpeed; only launchers without a reachable host name need it
 
     try:
         family, _, _, _, where = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]

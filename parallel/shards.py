@@ -1,8 +1,8 @@
-"""How the flat memory of a shard maps to logical tensors: as rectangles.
+"""Map the flat memory of a shard to rectangles of logical tensors.
 
-ZeRO hands the optimizer one-dimensional slices of tensor-parallel blocks. Elements that are consecutive in a row-major
-block are at most three rectangles of it: the rest of a row, whole rows, the beginning of a row. Optimizers and
-checkpoints see only these.
+ZeRO gives the optimizer one-dimensional slices of tensor-parallel blocks. Consecutive elements of a row-major block are
+at most three rectangles of it: the rest of a row, whole rows, the beginning of a row. Optimizers and checkpoints handle
+these rectangles alone, so they are independent of the layout.
 """
 
 from collections.abc import Iterable
@@ -16,10 +16,11 @@ from model.layers import Part, parameter_info
 
 @dataclass(frozen=True)
 class Rectangle:
-    """A contiguous piece of a flat tensor that is a rectangle of a logical tensor (1-D: a stretch of it).
+    """Place a contiguous part of a flat tensor in a logical tensor, as a rectangle (1-D: a range) of it.
 
-    Elements [start, start + numel) of the flat tensor are the `size` elements at `offset` of the logical tensor `name`
-    of `shape`. `once`: of all tensor-parallel ranks that hold these same elements, this one counts them in sums.
+    Elements [start, start + size.numel()) of the flat tensor are the `size` elements at `offset` of the logical tensor
+    `name` of `shape`. `counted`: this rank contributes the elements to sums over the tensor-parallel group; exactly one
+    of the ranks that hold the same elements does.
     """
 
     name: str
@@ -27,7 +28,7 @@ class Rectangle:
     offset: tuple[int, ...]
     size: torch.Size
     start: int
-    once: bool
+    counted: bool
 
     @property
     def slices(self) -> tuple[slice, ...]:
@@ -35,13 +36,15 @@ class Rectangle:
         return tuple(slice(start, start + size) for start, size in zip(self.offset, self.size, strict=True))
 
     def view(self, flat: Tensor) -> Tensor:
-        """The rectangle in a flat tensor (shares its memory)."""
+        """Return the rectangle as a view of the flat tensor."""
         return flat[self.start : self.start + self.size.numel()].view(self.size)
 
 
-def rectangles(parts: Iterable[Part], first: int, count: int, start: int, once: bool) -> list[Rectangle]:
-    """Elements [first, first + count) of a flattened parameter made of `parts`, which lie at `start` of a flat
-    tensor."""
+def rectangles(parts: Iterable[Part], first: int, count: int, start: int, counted: bool) -> list[Rectangle]:
+    """Return the rectangles of elements [first, first + count) of a flattened parameter that consists of `parts`.
+
+    The elements lie at `start` of a flat tensor.
+    """
     found = []
     for part in parts:
         at, end = max(first, part.start), min(first + count, part.start + part.block.numel())
@@ -52,12 +55,12 @@ def rectangles(parts: Iterable[Part], first: int, count: int, start: int, once: 
             size = (rows, columns) if rows else (1, min(columns - column, end - at))
             offset = tuple(o + i for o, i in zip(part.offset, (row, column)[-dimensions:], strict=True))
             found.append(
-                Rectangle(part.name, part.shape, offset, torch.Size(size[-dimensions:]), start + at - first, once)
+                Rectangle(part.name, part.shape, offset, torch.Size(size[-dimensions:]), start + at - first, counted)
             )
             at += found[-1].size.numel()
     return found
 
 
-def count_once(parameter: nn.Parameter, tensor_parallel_rank: int) -> bool:
-    """Whether this rank counts the parameter's elements in sums over the tensor-parallel group."""
+def is_counted(parameter: nn.Parameter, tensor_parallel_rank: int) -> bool:
+    """Return whether this rank contributes the parameter's elements to sums over the tensor-parallel group."""
     return parameter_info(parameter).split or tensor_parallel_rank == 0

@@ -15,7 +15,7 @@ from model.pali import PaLI
 from parallel.engine.base import Engine, make_optimizer
 from parallel.optimizer.base import Shard
 from parallel.plan.blueprint import Blueprint
-from parallel.shards import Rectangle, count_once, rectangles
+from parallel.shards import Rectangle, is_counted, rectangles
 
 BUCKET_ELEMENTS = 2**24  # an all-reduce takes at most this many elements (64 MiB of fp32)
 
@@ -55,8 +55,8 @@ class ReplicatedEngine(Engine):
         """List every parameter, in the model's order, with its rectangles."""
         found: dict[nn.Parameter, list[Rectangle]] = {}
         for p, part in parameter_parts(self.model):
-            once = count_once(p, self.layout.tensor_parallel_rank)
-            found.setdefault(p, []).extend(rectangles([part], 0, p.numel(), 0, once))
+            counted = is_counted(p, self.layout.tensor_parallel_rank)
+            found.setdefault(p, []).extend(rectangles([part], 0, p.numel(), 0, counted))
         return list(found.items())
 
     @torch.no_grad()
@@ -114,7 +114,7 @@ class ReplicatedEngine(Engine):
         """Return the norm of the whole model's gradient; each logical element counts once over tensor ranks."""
         squares = torch.zeros((), dtype=torch.float64, device=self.layout.device)
         for p, gradient in zip(self.trained, gradients, strict=True):
-            if count_once(p, self.layout.tensor_parallel_rank):
+            if is_counted(p, self.layout.tensor_parallel_rank):
                 squares += squared_norm(gradient)
         dist.all_reduce(squares, group=self.layout.model_group)
         return float(squares.sqrt())

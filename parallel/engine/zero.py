@@ -64,7 +64,7 @@ from parallel.file_backed import Disk
 from parallel.layout import Layout
 from parallel.optimizer.base import Shard
 from parallel.plan.blueprint import Blueprint, ShardUnit
-from parallel.shards import Rectangle, count_once, rectangles
+from parallel.shards import Rectangle, is_counted, rectangles
 
 WHOLE_MODEL = 10**15  # elements: larger than any model
 
@@ -124,7 +124,7 @@ class ZeroEngine(Engine):
         self.stage, self.sharing_group = self.layout.config.zero_stage, self.layout.stage_group
         self.gradient_scale = float(self.layout.data_parallel_size)  # workaround 2
         for parameter in model.parameters():  # workaround 3
-            parameter.model_parallel = count_once(parameter, self.layout.tensor_parallel_rank)  # type: ignore[attr-defined]
+            parameter.model_parallel = is_counted(parameter, self.layout.tensor_parallel_rank)  # type: ignore[attr-defined]
         trained = [p for p in model.parameters() if p.requires_grad]
         self.deepspeed_engine, self.zero_optimizer, _, _ = deepspeed.initialize(
             model=model,
@@ -235,7 +235,7 @@ class ZeroEngine(Engine):
         return found
 
     def _rectangles(self, parameter: nn.Parameter, part: Part, first: int, count: int, start: int) -> list[Rectangle]:
-        return rectangles([part], first, count, start, count_once(parameter, self.layout.tensor_parallel_rank))
+        return rectangles([part], first, count, start, is_counted(parameter, self.layout.tensor_parallel_rank))
 
     @torch.no_grad()
     def publish(self) -> None:

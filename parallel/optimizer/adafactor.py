@@ -56,7 +56,7 @@ class Adafactor(ShardedOptimizer):
         scaled = self._scaled_gradients(others)
         update_sums = torch.zeros_like(weight_sums)
         for r, _, gradient in matrices:
-            if r.once:
+            if r.counted:
                 update_sums[self.index[r.name]] += _squared_update(r, gradient, *factors[r.name])
         self._add(update_sums, [(r, u) for (r, _, _), u in zip(others, scaled, strict=True)])
         dist.all_reduce(update_sums, group=self.group)
@@ -77,7 +77,7 @@ class Adafactor(ShardedOptimizer):
         weight_sums, *rest = buffer.split(sizes)
         moment_sums = dict(zip(self.moments, zip(rest[::2], rest[1::2], strict=True), strict=True))
         for r, weights, gradient in matrices:
-            if r.once:
+            if r.counted:
                 row_sums, column_sums = moment_sums[r.name]
                 for rows, w, g in _chunks(r, weights, gradient):
                     squared = g.float().square()
@@ -90,7 +90,7 @@ class Adafactor(ShardedOptimizer):
 
     def _add(self, sums: Tensor, values: list[tuple[Rectangle, Tensor]]) -> None:
         """Add to each tensor's sum the squares of the values that this rank counts."""
-        counted = [(self.index[r.name], x) for r, x in values if r.once]
+        counted = [(self.index[r.name], x) for r, x in values if r.counted]
         if counted:
             index, tensors = zip(*counted, strict=True)
             sums.index_put_((torch.tensor(index, device=sums.device),), _squared_sums(tensors), accumulate=True)

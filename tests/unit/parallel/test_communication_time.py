@@ -1,4 +1,4 @@
-"""What a rank waits for its peers: real collectives between two processes, of which one comes late to each."""
+"""What a rank waits for its peers: real collectives between two processes, one of them late."""
 
 import time
 from pathlib import Path
@@ -101,7 +101,7 @@ class Event:
         return 1000.0 * (end.at - self.at)  # ms
 
 
-def test_on_a_gpu_events_tell_once_they_have_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_events_count_once_they_have_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measuring never waits for the device; what another stream does is no wait, and neither is what waits inside."""
     stream = {"current": "own", "default": "own"}
     monkeypatch.setattr(torch.cuda, "Event", Event)

@@ -1,4 +1,4 @@
-"""What does not combine is said in one sentence, before anything starts."""
+"""Settings that do not combine raise one sentence, before anything starts."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ ZERO3: dict[str, Any] = {"zero_stage": 3}
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"gather": "never"}, "choose micro_batch or step"),
         ({"zero_stage": 2, "gather": "step"}, r"set parallel.zero_stage=3 \(it is 2\)"),
@@ -28,19 +28,19 @@ ZERO3: dict[str, Any] = {"zero_stage": 3}
         (ZERO3 | {"quantized_gradients": True, "tensor": 2}, "set parallel.tensor=1"),
     ],
 )
-def test_impossible_on_their_own(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+def test_impossible_on_their_own(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         ParallelConfig(**options)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"hpz_partition_size": 3}, "does not divide the data-parallel size 4"),
     ],
 )
-def test_impossible_in_this_world(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+def test_impossible_in_this_world(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         check(ParallelConfig(**ZERO3, **options), PALI, 4)
 
 
@@ -91,7 +91,7 @@ def test_virtual_stages_need_a_pipeline_of_1f1b() -> None:
             ParallelConfig(virtual_stages=2, **options)
 
 
-def test_adafactor_is_t5xs_unless_told_otherwise() -> None:
+def test_adafactor_is_t5xs_by_default() -> None:
     """`t5x/adafactor.py` as T5 1.1 and mT5 are trained; no clipping of the global norm, no decay."""
     assert vars(OptimizerConfig()) | vars(OptimizerConfig("adafactor")) == vars(
         OptimizerConfig(

@@ -1,4 +1,4 @@
-"""Rank, world, machine and meeting point from the variables of every launcher; contradictions are one sentence."""
+"""Rank, world, machine and rendezvous from the variables of every launcher; contradictions are one sentence."""
 
 import os
 import socket
@@ -14,9 +14,9 @@ import torch
 
 from common.errors import ConfigurationError
 from common.launcher import Place, first_host, in_step, is_main_rank, place
-from parallel import rendezvous as meeting
+from parallel import rendezvous
 from parallel.distributed import gather_objects, launch, num_threads
-from parallel.rendezvous import PORTS, interface_towards, meet, slurm_meeting_point
+from parallel.rendezvous import PORTS, interface_towards, set_rendezvous, slurm_rendezvous
 from tests.unit.train.ranks import Ranks
 
 JOB = {"SLURM_JOB_ID": "41", "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_PROCID": "0",
@@ -45,7 +45,10 @@ PROXY = STEP | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS"
         (STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, Place(0, 1, 1, 2, "srun")),  # a step of one task
         (TORCHRUN, Place(5, 8, 1, 4, "torchrun")),
         (STEP | TORCHRUN, Place(5, 8, 1, 4, "torchrun")),  # one torchrun a node, started by srun
-        (STEP | {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, Place(3, 4, 1, 2, "torchrun")),  # said twice
+        (
+            STEP | {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"},
+            Place(3, 4, 1, 2, "torchrun"),
+        ),  # both agree
         (MPICH, Place(2, 4, 0, 2, "mpirun")),
         (OPEN_MPI, Place(2, 4, 0, 2, "mpirun")),
         (PROXY | MPICH, Place(2, 4, 0, 2, "mpirun")),
@@ -59,7 +62,7 @@ def test_places(environment: dict[str, str], expected: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "message"),
     [
         (JOB, "script of a Slurm job of 4 tasks, not one of its tasks; start them with `srun"),
         ({k: v for k, v in JOB.items() if k != "SLURM_NTASKS"}, "script of a Slurm job of 2 tasks"),
@@ -81,12 +84,12 @@ def test_places(environment: dict[str, str], expected: Place) -> None:
         ({"OMPI_COMM_WORLD_RANK": "1"}, "OMPI_COMM_WORLD_RANK is set but OMPI_COMM_WORLD_SIZE, .*LOCAL_RANK not"),
     ],
 )
-def test_contradictions(environment: dict[str, str], said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+def test_contradictions(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         place(environment)
 
 
-def test_who_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_main_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_main_rank()
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "n1"}.items():
         monkeypatch.setenv(name, value)
@@ -134,39 +137,39 @@ def test_first_hosts(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
 
 
-def met(environment: Mapping[str, str]) -> dict[str, str]:
+def started(environment: Mapping[str, str]) -> dict[str, str]:
     result = dict(environment)
-    meet(place(result), result)
+    set_rendezvous(place(result), result)
     return result
 
 
-def test_a_step_meets_at_its_first_node() -> None:
+def test_the_started_a_step_is_its_first_node() -> None:
     here = STEP | {"SLURM_STEP_NODELIST": f"{socket.gethostname()},n2"}
-    found = met(here)
+    found = started(here)
     assert found["MASTER_ADDR"] == socket.gethostname() and int(found["MASTER_PORT"]) in PORTS
     assert [found[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["3", "4", "1"]
-    assert met(here) == found
+    assert started(here) == found
     others = [
-        met(here | {name: "7"})["MASTER_PORT"] for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+        started(here | {name: "7"})["MASTER_PORT"] for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
     ]
     assert len({found["MASTER_PORT"], *others}) == 4
 
 
-def test_one_node_meets_at_home() -> None:
-    assert met(STEP | {"SLURM_STEP_NUM_NODES": "1"})["MASTER_ADDR"] == "127.0.0.1"
+def test_one_node_uses_the_loop_back() -> None:
+    assert started(STEP | {"SLURM_STEP_NUM_NODES": "1"})["MASTER_ADDR"] == "127.0.0.1"
 
 
 def test_what_was_set_by_hand_stays() -> None:
-    found = met(STEP | {"MASTER_ADDR": "n9", "MASTER_PORT": "5555", "GLOO_SOCKET_IFNAME": "ib0"})
+    found = started(STEP | {"MASTER_ADDR": "n9", "MASTER_PORT": "5555", "GLOO_SOCKET_IFNAME": "ib0"})
     assert [found[n] for n in ("MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME")] == ["n9", "5555", "ib0"]
 
 
 @pytest.mark.parametrize(
-    ("reachable", "interface", "said"),
+    ("reachable", "interface", "message"),
     [(True, "eth7", None), (False, "eth7", "eth7"), (False, None, None)],
 )
 def test_gloo_gets_an_interface_where_the_own_name_leads_to_the_loop_back(
-    reachable: bool, interface: str | None, said: str | None, monkeypatch: pytest.MonkeyPatch
+    reachable: bool, interface: str | None, message: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     towards: list[str] = []
 
@@ -174,9 +177,9 @@ def test_gloo_gets_an_interface_where_the_own_name_leads_to_the_loop_back(
         towards.append(address)
         return interface
 
-    monkeypatch.setattr(meeting, "own_name_is_an_address", lambda: reachable)
-    monkeypatch.setattr(meeting, "interface_towards", found)
-    assert met(STEP | {"MASTER_ADDR": "n9"}).get("GLOO_SOCKET_IFNAME") == said
+    monkeypatch.setattr(rendezvous, "own_name_is_an_address", lambda: reachable)
+    monkeypatch.setattr(rendezvous, "interface_towards", found)
+    assert started(STEP | {"MASTER_ADDR": "n9"}).get("GLOO_SOCKET_IFNAME") == message
     assert towards == [] if reachable else ["n9"]
 
 
@@ -188,7 +191,7 @@ def test_gloo_gets_an_interface_where_the_own_name_leads_to_the_loop_back(
         (["127.0.1.1"], False),  # Debian's entry for the own name
         (["10.0.0.7", "127.0.1.1"], False),
         (["::1"], False),
-        (None, False),  # a name that nobody knows
+        (None, False),  # a name without an address
     ],
 )
 def test_own_names(addresses: list[str] | None, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,10 +202,10 @@ def test_own_names(addresses: list[str] | None, expected: bool, monkeypatch: pyt
         return [(socket.AF_INET, 1, 6, "", (address, 0)) for address in addresses]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    assert meeting.own_name_is_an_address() == expected
+    assert rendezvous.own_name_is_an_address() == expected
 
 
-def test_a_node_that_only_slurm_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_that_only_slurm_resolves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(
         '#!/bin/sh\n[ "$*" = "--oneliner show node n1" ] && echo "NodeName=n1 NodeAddr=10.0.0.7 Port=1"\n',
@@ -211,14 +214,14 @@ def test_a_node_that_only_slurm_knows(tmp_path: Path, monkeypatch: pytest.Monkey
     scontrol.chmod(0o755)
     monkeypatch.setattr(socket, "getaddrinfo", Mock(side_effect=OSError))
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert meeting.address_of("n1") == "10.0.0.7"
+    assert rendezvous.node_address("n1") == "10.0.0.7"
     with pytest.raises(ConfigurationError, match="The address of the first node, n2, cannot be found"):
-        meeting.address_of("n2")
+        rendezvous.node_address("n2")
     monkeypatch.setattr(socket, "getaddrinfo", Mock(return_value=[]))
-    assert meeting.address_of("n1") == "n1"
+    assert rendezvous.node_address("n1") == "n1"
 
 
-def test_a_controller_that_is_busy_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_controller_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Code 2 would end the job for good."""
     answers = [
         "Unable to contact slurm controller (connect failure)",
@@ -227,20 +230,20 @@ def test_a_controller_that_is_busy_is_asked_again(tmp_path: Path, monkeypatch: p
     ]
     slept: list[float] = []
     monkeypatch.setattr(socket, "getaddrinfo", Mock(side_effect=OSError))
-    monkeypatch.setattr(meeting, "_scontrol_show", lambda node: answers.pop(0))
-    monkeypatch.setattr(meeting.time, "sleep", slept.append)
-    assert meeting.address_of("n1") == "10.0.0.7" and slept == [1, 2]
-    monkeypatch.setattr(meeting, "_scontrol_show", lambda node: "Unable to contact slurm controller")
+    monkeypatch.setattr(rendezvous, "_scontrol_show", lambda node: answers.pop(0))
+    monkeypatch.setattr(rendezvous.time, "sleep", slept.append)
+    assert rendezvous.node_address("n1") == "10.0.0.7" and slept == [1, 2]
+    monkeypatch.setattr(rendezvous, "_scontrol_show", lambda node: "Unable to contact slurm controller")
     with pytest.raises(ConfigurationError, match="n1, cannot be found"):
-        meeting.address_of("n1")
+        rendezvous.node_address("n1")
 
 
-def test_torchruns_meeting_point_is_its_own() -> None:
-    assert met(TORCHRUN) == TORCHRUN
+def test_torchrun_sets_its_own_rendezvous() -> None:
+    assert started(TORCHRUN) == TORCHRUN
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "message"),
     [
         (
             STEP | {"MASTER_ADDR": "localhost"},
@@ -253,14 +256,14 @@ def test_torchruns_meeting_point_is_its_own() -> None:
         ({"RANK": "0", "WORLD_SIZE": "2"}, "RANK is set but MASTER_ADDR, MASTER_PORT not"),
     ],
 )
-def test_nowhere_to_meet(environment: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_rendezvous(environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")  # no scontrol to ask
-    with pytest.raises(ConfigurationError, match=said):
-        meet(place(environment), dict(environment))
+    with pytest.raises(ConfigurationError, match=message):
+        set_rendezvous(place(environment), dict(environment))
 
 
 def test_localhost_is_fine_on_one_node() -> None:
-    assert slurm_meeting_point(STEP | {"SLURM_STEP_NUM_NODES": "1", "MASTER_ADDR": "localhost"})
+    assert slurm_rendezvous(STEP | {"SLURM_STEP_NUM_NODES": "1", "MASTER_ADDR": "localhost"})
 
 
 def test_interfaces() -> None:
@@ -281,7 +284,7 @@ def test_threads(environment: dict[str, str], allowed: int, expected: int) -> No
     assert num_threads(Place(1, 8, 1, 4), environment, allowed, 16) == expected
 
 
-def test_a_rank_whose_peers_do_not_come_says_where_it_waits() -> None:
+def test_a_rank_whose_peers_do_not_come_reports_where_it_waits() -> None:
     code = "from parallel import distributed; distributed.NOTICE_S = 0.2; distributed.start(distributed.launch(), 1.0)"
     alone = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What the first rank finds, or fails at, is what every rank gets."""
+"""Every rank gets the result, or the exception, of the main rank."""
 
 from types import SimpleNamespace
 
@@ -17,16 +17,16 @@ def ask(world: Ranks, answer) -> list[object]:  # type: ignore[no-untyped-def]
     return world.run(one)
 
 
-def test_the_first_rank_answers_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_rank_gets_the_main_rank_s_result(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ask(Ranks(3, monkeypatch), lambda rank: f"of {rank}") == ["of 0"] * 3
 
 
 @pytest.mark.parametrize("error", [ConfigurationError("in use"), RunStopped("full", True), OSError(5, "no", "/x")])
-def test_what_stops_the_first_rank_stops_all_and_is_printed_once(
+def test_an_error_of_the_main_rank_is_raised_on_all_and_printed_once(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fails(rank: int) -> None:
-        assert rank == 0, "nobody else is asked"
+        assert rank == 0, "only the main rank calls it"
         raise error
 
     raised = ask(Ranks(2, monkeypatch), fails)

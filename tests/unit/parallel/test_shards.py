@@ -17,7 +17,7 @@ def test_every_slice_of_a_stack_of_blocks_finds_its_place() -> None:
     for first in range(len(flat)):
         for count in range(1, len(flat) - first + 1):
             shard = flat[first : first + count]
-            found = rectangles(parts, first, count, 0, once=True)
+            found = rectangles(parts, first, count, 0, counted=True)
             assert sum(r.size.numel() for r in found) == count
             for r in found:
                 where = tuple(slice(o, o + n) for o, n in zip(r.offset, r.size, strict=True))
@@ -34,12 +34,12 @@ def test_column_blocks_keep_their_columns() -> None:
     whole = torch.arange(24.0).view(3, 8)
     part = Part("w", whole.shape, zeros, (0, 4), torch.Size((3, 4)), 0)
     flat = whole[:, 4:].flatten()
-    (r,) = rectangles([part], 4, 8, 0, once=True)
+    (r,) = rectangles([part], 4, 8, 0, counted=True)
     assert (r.offset, r.size) == ((1, 4), (2, 4))
     assert torch.equal(r.view(flat[4:12]), whole[1:3, 4:])
 
 
 def test_vectors() -> None:
     part = Part("v", torch.Size((10,)), zeros, (5,), torch.Size((5,)), 0)
-    (r,) = rectangles([part], 1, 3, 20, once=False)
-    assert (r.offset, tuple(r.size), r.start, r.once) == ((6,), (3,), 20, False)
+    (r,) = rectangles([part], 1, 3, 20, counted=False)
+    assert (r.offset, tuple(r.size), r.start, r.counted) == ((6,), (3,), 20, False)

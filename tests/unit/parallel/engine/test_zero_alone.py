@@ -1,6 +1,6 @@
 """ZeRO of every stage in one process trains, evaluates and answers as the replicated engine does.
 
-What several processes add is in tests/distributed; most of what the engine asks of DeepSpeed is asked here too.
+What several processes add is in tests/distributed; most calls into DeepSpeed are made here too.
 """
 
 from typing import Any
@@ -47,7 +47,7 @@ def trained(freeze: list[str], precision: str = "fp32", **parallel: Any) -> tupl
     engine = engine_of(freeze, precision, **parallel)
     curve = train(engine, range(2))
     engine.forward_backward(micro_batches(0)[:1], num_targets=1)
-    engine.discard()  # of which nothing is left in the next step
+    engine.discard()  # leaves nothing in the next step
     curve += train(engine, range(2, 3))
     answers = engine.generate(micro_batches(0)[0], 4)
     return [curve, validate(engine), answers], weights(engine)

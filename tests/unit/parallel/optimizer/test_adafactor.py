@@ -26,7 +26,7 @@ def make(parts: dict[str, Tensor], cuts: list[int], config: OptimizerConfig) -> 
         found, start = [], 0
         for name, values in parts.items():
             part = Part(name, values.shape, zeros, (0,) * values.dim(), values.shape, start)
-            found += rectangles([part], first, last - first, 0, once=True)
+            found += rectangles([part], first, last - first, 0, counted=True)
             start += values.numel()
         shards.append(Shard(flat[first:last].clone(), found))
     optimizer = Adafactor([torch.nn.Parameter(shard.weights) for shard in shards], config)
@@ -74,7 +74,7 @@ def test_a_tensor_that_several_ranks_hold_whole_counts_once(momentum: float, cli
     config = OptimizerConfig(update_clipping=clipping, momentum=momentum, min_dim_size_to_factor=3)
     alone, (one,) = make(whole, [], config)
     both, (first,) = make(whole, [], config)
-    copy = Shard(first.weights.clone(), [replace(r, once=False) for r in first.rectangles])
+    copy = Shard(first.weights.clone(), [replace(r, counted=False) for r in first.rectangles])
     both.param_groups[0]["params"].append(copy.weights)
     both.bind([first, copy], both.shapes, both.group)
     for optimizer in (alone, both):

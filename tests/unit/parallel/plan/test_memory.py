@@ -131,7 +131,7 @@ def test_interleaved_stages_keep_what_torchs_schedule_keeps(pipeline: int, virtu
         assert now == 0 and memory.kept(sizes, rank) == most
 
 
-def test_a_rank_is_told_the_sum_of_its_stages(pali_3b: PaLIConfig) -> None:
+def test_a_rank_takes_the_sum_of_its_stages(pali_3b: PaLIConfig) -> None:
     stages = stages_of(pali_3b, virtual_stages=2)
     assert [stage.memory_bytes for stage in stages[:4]] == [stage.memory_bytes for stage in stages[4:]]
     one = [stage.parameters * 10 for stage in stages]  # bytes, bf16 and Adafactor

@@ -1,4 +1,4 @@
-"""Recomputation marks the blocks that were asked for, keeps less the more they are, and changes no gradient."""
+"""Recomputation marks the chosen blocks, keeps less the more there are, and changes no gradient."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def marked(pali: PaLI, **options: object) -> set[str]:
     return {name for name, unit in pali.units() if unit.recompute != "none"}
 
 
-def test_marks_the_blocks_that_were_asked_for() -> None:
+def test_marks_the_chosen_blocks() -> None:
     def fresh() -> PaLI:
         return build(PALI)
 
