@@ -61,8 +61,8 @@ class Options:
 
 def models() -> dict[str, Setting]:
     """Return the models to time: one whole model of the paper, and a few blocks as wide as its largest."""
-    whole = Setting(*read_model(["model=pali_3b", "stage=frozen_224"]))
-    wide, frozen = read_model(["model=pali_17b", "stage=frozen_224"])
+    whole = Setting(*read_model(["model=pali_3b", "phases=frozen_224"]))
+    wide, frozen = read_model(["model=pali_17b", "phases=frozen_224"])
     blocks = replace(
         wide,
         vit=replace(wide.vit, depth=BLOCKS),
@@ -123,7 +123,7 @@ def timed(
 
 def attention(console: Console, repeats: int) -> None:
     """Print time and memory of mT5-XXL's self-attention, forward and backward, in packed rows of two examples."""
-    mt5 = read_model(["model=pali_17b", "stage=frozen_224"])[0].mt5
+    mt5 = read_model(["model=pali_17b", "phases=frozen_224"])[0].mt5
     table = Table(
         title=f"T5 attention, {mt5.num_heads} heads of {mt5.d_kv}, bf16, forward and backward, median of {repeats}"
     )

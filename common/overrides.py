@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -32,7 +33,7 @@ def check_choices(words: Sequence[str], folder: Path) -> None:
     parser = OverridesParser.create()
     for word in words:
         group = folder / _key(word)
-        if word.startswith(("-", "~")) or "=" not in word or not _key(word) or not group.is_dir():
+        if word.startswith(("-", "~", "++")) or "=" not in word or not _key(word) or not group.is_dir():
             continue
         try:
             value = parser.parse_override(word).value()
@@ -45,15 +46,14 @@ def check_choices(words: Sequence[str], folder: Path) -> None:
             raise ConfigurationError(f"{word} names no file of conf/{_key(word)}; {hint}")
 
 
-def open_names(words: Sequence[str], kinds: dict[str, Any]) -> list[str]:
-    """Begin a word with "++" where it names what no schema can: Hydra refuses keys that are not there yet.
+def open_names(words: Sequence[str], kinds: dict[str, Any], unseen: bool = False) -> list[str]:
+    """Rewrite words whose key lies in a mapping by name, as Hydra refuses names that are not there yet.
 
-    So names of the user's own, in a setting that maps names to values, are added or changed with or without a plus.
+    `data.sources.webli=x` becomes `++data.sources.webli=x`. An entry that is a dataclass is merged into its mapping:
+    `mixture.mine={…}` becomes `++mixture={mine: {…}}`. A field of such an entry (`mixture.ocr.weight=0`) stays as it
+    is, so that Hydra refuses a misspelt name. `unseen`: it is merged too, as Hydra does not see the entries.
     """
-    return [
-        f"++{word.lstrip('+')}" if "=" in word and word[0] not in "-~" and _is_name(_key(word), kinds) else word
-        for word in words
-    ]
+    return [_opened(word, kinds, unseen) if "=" in word and word[0] not in "-~" else word for word in words]
 
 
 @contextmanager
@@ -121,13 +121,26 @@ def _quoted(word: str, kinds: dict[str, Any], parser: OverridesParser) -> str:
     return word
 
 
-def _is_name(key: str, kinds: dict[str, Any]) -> bool:
-    """Whether the key is that of a setting that maps names to values, or lies in one."""
+def _opened(word: str, kinds: dict[str, Any], unseen: bool) -> str:
+    key, value = _key(word), word.partition("=")[2]
     for beginning, kind in kinds.items():
         path = _path(key[len(beginning) :]) if key.startswith(beginning) else []
-        if any(get_origin(type_at(kind, path[: end + 1])) is dict for end in range(len(path))):
-            return True
-    return False
+        mappings = [end for end in range(len(path)) if get_origin(type_at(kind, path[:end])) is dict]
+        if not mappings:
+            mapping = type_at(kind, path) if path else None
+            if get_origin(mapping) is dict and not is_dataclass(get_args(mapping)[-1]):
+                return f"++{word.lstrip('+')}"
+            continue
+        outer, inner = path[: mappings[0]], path[mappings[0] :]
+        if not is_dataclass(get_args(type_at(kind, outer))[-1]):
+            return f"++{word.lstrip('+')}"
+        is_field = len(inner) > 1 and len(mappings) == 1 and get_origin(type_at(kind, path)) is not dict
+        if is_field and not unseen:
+            return word
+        for name in reversed(inner):
+            value = f"{{{name}: {value}}}"
+        return f"++{beginning}{'.'.join(outer)}".rstrip(".") + f"={value}"
+    return word
 
 
 def _is_text(key: str, kinds: dict[str, Any]) -> bool:

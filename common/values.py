@@ -35,6 +35,12 @@ def typed(kind: type[Kind], plain: Any, where: str = "") -> Kind:
     return made
 
 
+def replacing(kind: type, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a phase's own settings that replace fields of the dataclass `kind`."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in own.items() if name in names and value is not None}
+
+
 def in_one_line(error: Exception, where: str = "") -> str:
     """Return an error of OmegaConf or Hydra on one line, behind the key it is about; `where` begins the key."""
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error

@@ -2,13 +2,15 @@
 
 import math
 import os
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import MISSING
 
 from common.errors import ConfigurationError
-from common.values import PATH
+from common.values import PATH, one_of
 from data import objectives
 from data.shards.source import ReadOptions
 
@@ -125,65 +127,94 @@ class DataConfig:
 
 @dataclass
 class ComponentConfig:
-    """One row of a mixture: `objective` asked of the records of `source`, in proportion to `weight`."""
+    """One component of a mixture: an objective applied to the records of a source."""
 
     source: str = MISSING
+    """Name of the source: a folder of `data.root`, or a name in `data.sources`. Required."""
     objective: str = MISSING
+    """Name of a module of `data/objectives`. Required."""
     weight: float = MISSING
+    """Share of the examples, relative to the other components; the paper's are millions of examples. 0 leaves the
+    component out. Required."""
     options: dict[str, Any] = field(default_factory=dict)
+    """Options of the objective: the fields of the `Options` dataclass of its module. Empty: its defaults."""
 
 
-@dataclass
-class MixtureConfig:
-    """The rows of a mixture. Weights are relative; the paper's are millions of examples."""
+Mixture = dict[str, ComponentConfig]
 
-    components: list[ComponentConfig] = field(default_factory=list)
 
-    def names(self) -> list[str]:
-        """Return each component's name: "source/objective", and "source/objective#2" where it comes again."""
-        met: dict[str, int] = {}
-        names = []
-        for component in self.components:
-            name = f"{component.source}/{component.objective}"
-            met[name] = met.get(name, 0) + 1
-            names.append(name if met[name] == 1 else f"{name}#{met[name]}")
-        return names
+def used(mixture: Mixture) -> Mixture:
+    """Return the components with a weight other than 0."""
+    return {name: component for name, component in mixture.items() if component.weight}
 
-    def weights(self) -> list[float]:
-        """Return the components' weights."""
-        return [component.weight for component in self.components]
 
-    def shares(self) -> list[float]:
-        """Return the share of all examples that each component is asked for; together 1."""
-        heaviest = max(self.weights(), default=1.0)
-        scaled = [weight / heaviest for weight in self.weights()]
-        return [each / sum(scaled) for each in scaled]
+def order_keys(mixture: Mixture) -> list[str]:
+    """Return the key that each component's order and random numbers derive from.
 
-    def check(self) -> None:
-        """Raises ConfigurationError for an empty mixture, an unknown objective or option, or a weight not above 0."""
-        if not self.components:
-            raise ConfigurationError("mixture.components is empty: name at least one (source, objective, weight).")
-        for component in self.components:
-            name = f"mixture component {component.source}/{component.objective}"
-            if not component.source.strip():
-                raise ConfigurationError(f"{name} has a blank source: name a folder of data.root.")
-            if component.objective not in objectives.NAMES:
-                raise ConfigurationError(
-                    f"{name}: there is no such objective; choose from {', '.join(objectives.NAMES)}."
-                )
-            if not 0 < component.weight < math.inf:
-                raise ConfigurationError(
-                    f"{name} has weight {component.weight}: leave it out, or set a weight above 0."
-                )
-            objectives.options(component.objective, component.options, f"mixture component {component.source}: ")
-        lightest, heaviest = min(self.weights()), max(self.weights())
-        if not heaviest / lightest < MOST_APART:
-            raise ConfigurationError(
-                f"mixture weights {lightest:g} and {heaviest:g} are too far apart to be mixed: make the smaller one "
-                "larger, or leave its component out."
-            )
+    The key is "source/objective", and "source/objective#2" where it comes again. So a component reads the same
+    examples whatever its name.
+    """
+    counts: Counter[str] = Counter()
+    keys = []
+    for component in mixture.values():
+        key = f"{component.source}/{component.objective}"
+        counts[key] += 1
+        keys.append(key if counts[key] == 1 else f"{key}#{counts[key]}")
+    return keys
 
-    def check_rows(self, encoder_length: int, decoder_length: int) -> None:
-        """Raises ConfigurationError for an option that asks for more than rows of these lengths hold."""
-        for component in self.components:
-            objectives.options(component.objective, component.options).for_rows(encoder_length, decoder_length)
+
+def shares(mixture: Mixture) -> dict[str, float]:
+    """Return the share of all examples that each component should have; together 1."""
+    heaviest = max((component.weight for component in mixture.values()), default=1.0)
+    scaled = {name: component.weight / heaviest for name, component in mixture.items()}
+    total = sum(scaled.values())
+    return {name: weight / total for name, weight in scaled.items()}
+
+
+def check_mixture(mixture: Mixture) -> None:
+    """Raise ConfigurationError for an empty mixture, an unknown objective or option, or a negative weight."""
+    for name, component in mixture.items():
+        if not component.source.strip():
+            raise ConfigurationError(f"mixture.{name}.source is blank; name a folder of data.root.")
+        one_of(f"mixture.{name}.objective", component.objective, objectives.NAMES)
+        if not 0 <= component.weight < math.inf:
+            raise ConfigurationError(f"mixture.{name}.weight={component.weight} must be at least 0 and finite.")
+        objectives.options(component.objective, component.options, f"mixture.{name}.options")
+    weights = [component.weight for component in used(mixture).values()]
+    if not weights:
+        raise ConfigurationError(
+            "mixture is empty; add a component: mixture.<name>={source: …, objective: …, weight: 1}."
+        )
+    if not max(weights) / min(weights) < MOST_APART:
+        raise ConfigurationError(
+            f"mixture weights {min(weights):g} and {max(weights):g} are too far apart to be mixed; raise the smaller "
+            "one, or set it to 0."
+        )
+
+
+def check_rows(mixture: Mixture, encoder_length: int, decoder_length: int) -> None:
+    """Raise ConfigurationError for an option that needs more than rows of these lengths hold."""
+    for component in used(mixture).values():
+        objectives.options(component.objective, component.options).for_rows(encoder_length, decoder_length)
+
+
+def for_objectives(mixture: Mixture, weights: Mapping[str, float], phase: str) -> Mixture:
+    """Return the used components of the objectives that `weights` names; without any, all used components.
+
+    The weight of an objective is divided among its components as in the mixture.
+    """
+    components = used(mixture)
+    if not weights:
+        return components
+    totals: defaultdict[str, float] = defaultdict(float)
+    for component in components.values():
+        totals[component.objective] += component.weight
+    if missing := sorted(set(weights) - set(totals)):
+        raise ConfigurationError(
+            f"phases.{phase}.objectives names {', '.join(missing)}; the mixture has only {', '.join(sorted(totals))}."
+        )
+    return {
+        name: replace(component, weight=weights[component.objective] * component.weight / totals[component.objective])
+        for name, component in components.items()
+        if component.objective in weights
+    }

@@ -1,40 +1,55 @@
-"""Prints one SHA-256 per step of the global batch: the same for any number of data-parallel ranks.
+"""Print one SHA-256 per step of the global batch: the same for any number of data-parallel ranks.
 
+    python -m data.digest mixture=miniature steps=1:21
     python -m data.digest mixture=miniature steps=1:21 data_parallel_size=4
+    python -m data.digest experiment=paper_3b data.root=/data/shards split=validation
 
-`steps`, `data_parallel_size` and `split` are this program's own; all else overrides the run's configuration
-(conf/pretrain.yaml), of which `data`, `mixture`, `run.seed`, and the first phase's image size are used.
+Any other argument overrides the run's configuration (conf/pretrain.yaml): `run.seed` and the groups `data`, `mixture`
+and `phases` (the first phase counts).
 """
 
 import hashlib
 import re
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from common.errors import ConfigurationError, ReadingStopped, StorageFailed
-from common.overrides import as_typed, check_choices, check_read, open_names, stored_schema
-from common.terminal import use_utf8
-from common.values import at_least, in_one_line, typed
-from data.config import DataConfig, MixtureConfig
+from common.command_line import PHASES, compose_groups, first_phase, run_command, split_own
+from common.errors import ConfigurationError
+from common.overrides import check_read
+from common.values import at_least, one_of, replacing, typed
+from data.config import ComponentConfig, DataConfig, for_objectives
 from data.error_budget import NothingUsable
 from data.packing import Rows, RowShape, take
 from data.shards.source import SPLITS
 from data.stream import Stream
 from data.tokenizer import Tokenizer
 
-CONFIGURATION = Path(__file__).parent.parent / "conf"
-SCHEMA = "run_schema"
 OF_NOTHING = hashlib.sha256(b"").hexdigest()  # the digest of a step without any row
-TEXT = {"data.": DataConfig, "mixture.": MixtureConfig}
-READS = ("data", "mixture", "stage", "vit", "run.seed", "model=", "experiment=")
+READS = ("data", "mixture", "phases", "vit", "run.seed", "model=", "experiment=")
+
+
+@dataclass
+class DigestConfig:
+    """Options of this command."""
+
+    steps: str = "1:2"
+    """First step and end, counted from 1 (`1:21` are steps 1 to 20). One step by default: it reads a whole batch."""
+    data_parallel_size: int = 1
+    """Ranks that the streams are divided among; the digests do not depend on it. 1 is the simplest."""
+    split: str = "train"
+    """Split of the sources: train, validation or test. Training reads "train"."""
+
+    def __post_init__(self) -> None:
+        found = re.fullmatch(r"(\d+):(\d+)", self.steps)
+        if found is None or not 1 <= int(found[1]) < int(found[2]):
+            raise ConfigurationError(
+                f"steps={self.steps} must be first:end, such as 1:21 for steps 1 to 20, with first at least 1."
+            )
+        at_least("", 1, data_parallel_size=self.data_parallel_size)
+        one_of("split", self.split, SPLITS)
 
 
 @dataclass
@@ -48,6 +63,13 @@ class Numbers:
     def __post_init__(self) -> None:
         at_least("", 1, image_size=self.image_size, patch_size=self.patch_size)
         at_least("run.", 0, seed=self.seed)
+
+
+@dataclass
+class Objectives:
+    """The objectives of the phase that is read."""
+
+    objectives: dict[str, float] = field(default_factory=dict)
 
 
 def step_digest(stream: Stream, step: int, data_parallel_size: int) -> str:
@@ -75,64 +97,39 @@ def row_digest(rows: Rows, row: int, shape: RowShape) -> bytes:
 
 
 def open_stream(overrides: Sequence[str], split: str) -> Stream:
-    """The stream of a run's configuration with these overrides."""
-    try:
-        check_choices(overrides, CONFIGURATION)
-        with stored_schema(SCHEMA, {"run": {"seed": 0}}), initialize_config_dir(str(CONFIGURATION), version_base=None):
-            config = compose("pretrain", open_names(as_typed(overrides, TEXT), TEXT))
-        mixture = typed(MixtureConfig, OmegaConf.to_container(config.mixture, resolve=True), "mixture")
-        if not config.stage.phases:
-            raise ConfigurationError("stage.phases is empty; give at least one phase (see conf/stage).")
-        for name in ("global_batch_size", "encoder_length", "decoder_length"):
-            config.data[name] = config.stage.phases[0].get(name) or config.data[name]
-        data = typed(DataConfig, OmegaConf.to_container(config.data, resolve=True), "data")
-        image_size, patch_size, seed = config.stage.phases[0].image_size, config.vit.patch_size, config.run.seed
-        read = typed(Numbers, {"image_size": image_size, "patch_size": patch_size, "seed": seed})
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigurationError(in_one_line(error)) from error
+    """Return the stream that the first phase of a run's configuration with these overrides reads."""
+    groups: dict[str, Any] = {"data": DataConfig, "mixture": dict[str, ComponentConfig], "phases": PHASES}
+    found = compose_groups(overrides, groups | {"vit": {}, "model": {"image_size": 224}, "run": {"seed": 0}})
+    name, phase = first_phase(found["phases"])
+    mixture = {key: typed(ComponentConfig, one, f"mixture.{key}") for key, one in found["mixture"].items()}
+    narrowed = for_objectives(
+        mixture, typed(Objectives, replacing(Objectives, phase), f"phases.{name}").objectives, name
+    )
+    data = typed(DataConfig, found["data"] | replacing(DataConfig, phase), "data")
+    image_size = phase.get("image_size") or found["model"]["image_size"]
+    numbers = {"image_size": image_size, "patch_size": found["vit"]["patch_size"], "seed": found["run"]["seed"]}
+    read = typed(Numbers, numbers, f"phases.{name}")
     tokens = (read.image_size // read.patch_size) ** 2
-    return Stream(data, mixture, Tokenizer(data.tokenizer), read.image_size, tokens, split, read.seed)
+    return Stream(data, narrowed, Tokenizer(data.tokenizer), read.image_size, tokens, split, read.seed)
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Print the digests of the steps."""
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
-    own = {"steps": "1:2", "data_parallel_size": "1", "split": "train"}
-    overrides = []
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key in own:
-            own[key] = value
-        else:
-            overrides.append(argument)
-    steps = re.fullmatch(r"(\d+):(\d+)", own["steps"])
-    if steps is None or not 1 <= int(steps[1]) < int(steps[2]):
-        raise ConfigurationError(
-            f"steps={own['steps']} must be first:end, such as 1:21 for steps 1 to 20, with first at least 1."
-        )
-    if not own["data_parallel_size"].isdecimal() or int(own["data_parallel_size"]) < 1:
-        raise ConfigurationError(f"data_parallel_size={own['data_parallel_size']} must be a number, at least 1.")
-    if own["split"] not in SPLITS:
-        raise ConfigurationError(f"split={own['split']} is unknown; choose one of {', '.join(SPLITS)}.")
+    own, overrides = split_own(arguments, DigestConfig)
     check_read(overrides, READS, "data.digest")
-    stream = open_stream(overrides, own["split"])
+    stream = open_stream(overrides, own.split)
+    first, end = map(int, own.steps.split(":"))
     digests = []
-    for step in range(int(steps[1]), int(steps[2])):
-        digests.append(step_digest(stream, step, int(own["data_parallel_size"])))
+    for step in range(first, end):
+        digests.append(step_digest(stream, step, own.data_parallel_size))
         print(step, digests[-1], flush=True)
     if set(digests) == {OF_NOTHING}:
         counted = ", ".join(f"{count} x {cause}" for cause, count in sorted(stream.ledger.drain().items()))
-        raise NothingUsable(f"steps={own['steps']} of the {own['split']} split hold no example ({counted}).")
+        raise NothingUsable(f"steps={own.steps} of the {own.split} split hold no example ({counted}).")
 
 
 if __name__ == "__main__":
-    use_utf8()
-    try:
-        main(sys.argv[1:])
-    except ConfigurationError as error:
-        print(f"Configuration: {error}", file=sys.stderr)
-        sys.exit(2)
-    except ReadingStopped as error:
-        print(error, file=sys.stderr)
-        sys.exit(75 if isinstance(error, StorageFailed) else 3)  # as of a run (train/entry.py)
+    run_command(main)

@@ -22,7 +22,7 @@ import grain  # noqa: E402
 
 from common.progress import beat  # noqa: E402
 from data import images, objectives  # noqa: E402
-from data.config import ComponentConfig, DataConfig, MixtureConfig  # noqa: E402
+from data.config import ComponentConfig, DataConfig, Mixture, check_mixture, order_keys  # noqa: E402
 from data.error_budget import Ledger, NothingUsable  # noqa: E402
 from data.examples import EncodedExample, ExampleInfo  # noqa: E402
 from data.label_pool import labels_of, names_nothing_absent  # noqa: E402
@@ -43,13 +43,14 @@ MOST_FIELDS = 8  # named in the refusal
 class Component:
     """One objective asked of the records of one source.
 
-    `name` is "source/objective", with "#2" and so on behind it where a mixture asks the same again. `required`: reading
-    ends with NothingUsable where the source has nothing for the objective.
+    `name` is its name in the mixture, `order_key` the key that its order derives from (`data.config.order_keys`).
+    `required`: reading ends with NothingUsable where the source has nothing for the objective.
     """
 
     def __init__(
         self,
         name: str,
+        order_key: str,
         config: ComponentConfig,
         source: ShardSource,
         tokenizer: Tokenizer,
@@ -59,6 +60,7 @@ class Component:
         required: bool = True,
     ):
         self.name = name
+        self.order_key = order_key
         self.objective = config.objective
         self.source = source
         self.weight = config.weight
@@ -103,19 +105,21 @@ class Component:
         return None
 
     def dataset(self, seed: int) -> grain.MapDataset:
-        """Return the endless examples: element i is a pure function of (seed, name, i)."""
+        """Return the endless examples: element i is a pure function of (seed, order_key, i)."""
         shuffle_seed, example_seed = np.random.SeedSequence([seed, self._number]).generate_state(2).tolist()
         records = grain.MapDataset.range(len(self.source)).shuffle(seed=shuffle_seed).repeat()
         return records.random_map(self.example_or_replacement, seed=example_seed)
 
     def held_out(self, number: int, seed: int) -> EncodedExample | None:
         """Make the example of record `number` that every evaluation with this seed makes."""
-        repeats = [self._number] if "#" in self.name else []  # the first asks what other objectives ask of the record
+        repeats = (
+            [self._number] if "#" in self.order_key else []
+        )  # the first asks what other objectives ask of the record
         return self.example(number, np.random.default_rng([seed, number, *repeats]))
 
     @property
     def _number(self) -> int:
-        return zlib.crc32(self.name.encode())
+        return zlib.crc32(self.order_key.encode())
 
     def _look_for_any(self) -> None:
         """Raise NothingUsable if the first tries gave nothing and no record of the source would.
@@ -152,10 +156,10 @@ class Component:
         most = sorted(fields, key=lambda name: (-fields[name], name))[:MOST_FIELDS]
         found = ", ".join(printable(name[:40]) for name in most) or "no field"
         return (
-            f"mixture component {self.name} gives nothing: none of {causes.total():,} records of source "
+            f"mixture.{self.name} gives nothing: none of {causes.total():,} records of source "
             f"{self.source.name} can be used ({count:,} x {cause}); {self.objective} needs the field "
-            f"{objectives.FIELDS[self.objective]}{wanted}, and they hold {found}: name another source or objective in "
-            "mixture.components, or leave it out."
+            f"{objectives.FIELDS[self.objective]}{wanted}, and they hold {found}; name another source or objective in "
+            f"mixture.{self.name}, or leave it out (mixture.{self.name}.weight=0)."
         )
 
     def _make(self, record: Record, rng: np.random.Generator) -> EncodedExample:
@@ -199,18 +203,18 @@ def _with_eos(ids: Sequence[int]) -> NDArray[np.int32]:
 
 
 def open_components(
-    data: DataConfig, mixture: MixtureConfig, tokenizer: Tokenizer, image_size: int, split: str, ledger: Ledger
+    data: DataConfig, mixture: Mixture, tokenizer: Tokenizer, image_size: int, split: str, ledger: Ledger
 ) -> list[Component]:
     """Return the mixture's components over one split, each source opened once.
 
     In training each must give something. Raises ConfigurationError if the mixture is wrong or a source has no shards.
     """
-    mixture.check()
-    names = dict.fromkeys(component.source for component in mixture.components)
+    check_mixture(mixture)
+    names = dict.fromkeys(component.source for component in mixture.values())
     sources = {name: ShardSource(name, data.location(name), split, ledger, data.read_options()) for name in names}
     return [
-        Component(name, component, sources[component.source], tokenizer, data, image_size, ledger, split == "train")
-        for name, component in zip(mixture.names(), mixture.components, strict=True)
+        Component(name, key, one, sources[one.source], tokenizer, data, image_size, ledger, split == "train")
+        for (name, one), key in zip(mixture.items(), order_keys(mixture), strict=True)
     ]
 
 

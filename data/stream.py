@@ -7,7 +7,7 @@ from itertools import islice
 
 from common.errors import ConfigurationError
 from common.progress import beat
-from data.config import DataConfig, MixtureConfig
+from data.config import DataConfig, Mixture
 from data.error_budget import Ledger
 from data.examples import EncodedExample, ExampleInfo
 from data.mixture import mix, open_components
@@ -27,7 +27,7 @@ class Stream:
     def __init__(
         self,
         data: DataConfig,
-        mixture: MixtureConfig,
+        mixture: Mixture,
         tokenizer: Tokenizer,
         image_size: int,
         tokens_per_image: int,

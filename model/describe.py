@@ -1,38 +1,30 @@
 """Print the units of a model: parameters, FLOPs, activation memory, trained or frozen, and the totals.
 
-    python -m model.describe model=pali_17b stage=frozen_224 input_tokens=32 target_tokens=32
+    python -m model.describe model=pali_17b phases=frozen_224
+    python -m model.describe vit=large mt5=base input_tokens=64 target_tokens=64
+    python -m model.describe experiment=paper_17b_stage2
 
-The numbers are those of one example: one image and its text in a row of their own. `input_tokens` and `target_tokens`
-are the lengths of its text. Any other argument overrides the run's configuration (conf/pretrain.yaml); `vit`, `mt5`,
-`model` and the first phase of `stage` matter here, the other settings are ignored.
+The numbers are those of one example: one image and its text in a row of their own. Any other argument overrides the
+run's configuration (conf/pretrain.yaml): the groups `vit`, `mt5`, `model` and `phases` (the first phase counts).
 """
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from common.errors import ConfigurationError
-from common.overrides import check_choices, check_read, stored_schema
-from common.terminal import use_utf8
-from common.values import in_one_line, typed
+from common.command_line import PHASES, compose_groups, first_phase, run_command, split_own
+from common.overrides import check_read
+from common.values import at_least, replacing, typed
 from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from model.costs import BatchShape, UnitCost, unit_costs
 from model.pali import plan_on_meta
 
-CONFIGURATION = Path(__file__).parent.parent / "conf"
-SCHEMA = "run_schema"
-OWN = {"input_tokens": 32, "target_tokens": 32}
-READS = ("vit", "mt5", "model", "stage", "experiment=")
+READS = ("vit", "mt5", "model", "phases", "experiment=")
 
 
 @dataclass
@@ -40,6 +32,19 @@ class Frozen:
     """The freeze patterns of the phase to describe."""
 
     freeze: list[str]
+
+
+@dataclass
+class DescribeConfig:
+    """Options of this command: one row with one image is counted."""
+
+    input_tokens: int = 32
+    """Tokens of the input text. A prompt has about as many."""
+    target_tokens: int = 32
+    """Tokens of the target text. A caption has about as many."""
+
+    def __post_init__(self) -> None:
+        at_least("", 1, input_tokens=self.input_tokens, target_tokens=self.target_tokens)
 
 
 def one_example(config: PaLIConfig, input_tokens: int, target_tokens: int) -> BatchShape:
@@ -102,57 +107,25 @@ def read_model(overrides: Sequence[str]) -> tuple[PaLIConfig, list[str]]:
 
     Raises ConfigurationError where they do not compose.
     """
-    groups = {"vit": ViTConfig(), "mt5": MT5Config(), "model": ModelConfig()}
-    try:
-        check_choices(overrides, CONFIGURATION)
-        with stored_schema(SCHEMA, groups), initialize_config_dir(str(CONFIGURATION), version_base=None):
-            config = compose("pretrain", list(overrides))
-        if not config.stage.phases:
-            raise ConfigurationError("stage.phases is empty; give at least one phase (see conf/stage).")
-        phase = config.stage.phases[0]
-        vit, mt5 = typed(ViTConfig, _plain(config, "vit"), "vit"), typed(MT5Config, _plain(config, "mt5"), "mt5")
-        model = typed(ModelConfig, _plain(config, "model") | {"image_size": phase.image_size}, "model")
-        return PaLIConfig(vit, mt5, model), typed(Frozen, {"freeze": phase.freeze}).freeze
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigurationError(_sentence(error)) from error
-
-
-def _plain(config: DictConfig, group: str) -> dict[str, Any]:
-    found = OmegaConf.to_container(config.get(group, OmegaConf.create()), resolve=True)
-    return cast(dict[str, Any], found)
-
-
-def _sentence(error: Exception) -> str:
-    """Return Hydra's message on one line, with the choices if it has some."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        return f"{group}={option} does not exist; choose one of {', '.join(error.options)}."
-    return in_one_line(error)
+    groups: dict[str, Any] = {"vit": ViTConfig, "mt5": MT5Config, "model": ModelConfig, "phases": PHASES}
+    found = compose_groups(overrides, groups)
+    name, phase = first_phase(found["phases"])
+    vit, mt5 = typed(ViTConfig, found["vit"], "vit"), typed(MT5Config, found["mt5"], "mt5")
+    model = typed(ModelConfig, found["model"] | replacing(ModelConfig, phase), "model")
+    frozen = typed(Frozen, {"freeze": phase.get("freeze") or []}, f"phases.{name}")
+    return PaLIConfig(vit, mt5, model), frozen.freeze
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the table; raises ConfigurationError for arguments that do not compose."""
+    """Print the table of a model."""
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
-    lengths, overrides = dict(OWN), []
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key not in lengths:
-            overrides.append(argument)
-        elif value.isdecimal() and int(value) > 0:
-            lengths[key] = int(value)
-        else:
-            raise ConfigurationError(f"{argument} is not a number of tokens; give at least 1.")
+    own, overrides = split_own(arguments, DescribeConfig)
     check_read(overrides, READS, "model.describe")
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(describe(*read_model(overrides), lengths["input_tokens"], lengths["target_tokens"]))
+    console.print(describe(*read_model(overrides), own.input_tokens, own.target_tokens))
 
 
 if __name__ == "__main__":
-    use_utf8()
-    try:
-        main(sys.argv[1:])
-    except ConfigurationError as error:
-        print(f"Configuration: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main)

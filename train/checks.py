@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from common.errors import ConfigurationError, Notice
 from common.launcher import is_main_rank
-from data.config import MixtureConfig
+from data.config import Mixture, check_mixture, check_rows, used
 from data.shards.paths import parts
 from data.tokenizer import Tokenizer, checksum
 from model.config import ModelConfig
@@ -40,8 +40,8 @@ def check(
     """
     _check_folder(config.run.folder)
     _check_image_size(config)
-    config.mixture.check()
-    plans = [_check_phase(for_phase(config, span.phase), span, world_size) for span in spans(config)]
+    check_mixture(config.mixture)
+    plans = [_check_phase(for_phase(config, span), span, world_size) for span in spans(config)]
     if config.schedule.cooldown_steps > config.run.steps:
         raise ConfigurationError(
             f"schedule.cooldown_steps={config.schedule.cooldown_steps} is longer than the run; "
@@ -62,7 +62,7 @@ def check_training_data(config: RunConfig, expected: Sequence[Path] = ()) -> Non
     """
     _warn_of_unread_sources(config)
     for span in spans(config):
-        mixture = for_phase(config, span.phase).mixture
+        mixture = for_phase(config, span).mixture
         check_sources(config, mixture, "train", expected)
         if config.evaluation.every_steps:
             check_sources(config, mixture, SPLIT, expected)
@@ -70,7 +70,7 @@ def check_training_data(config: RunConfig, expected: Sequence[Path] = ()) -> Non
 
 def _warn_of_unread_sources(config: RunConfig) -> None:
     """Names of sources that are not in the mixture may serve other mixtures; a misspelt one changes what is read."""
-    read = {component.source for component in config.mixture.components}
+    read = {component.source for component in used(config.mixture).values()}
     for name in set(config.data.sources) - read if is_main_rank() else ():
         if near := difflib.get_close_matches(name, read - set(config.data.sources), 1):
             warnings.warn(
@@ -81,10 +81,10 @@ def _warn_of_unread_sources(config: RunConfig) -> None:
             )
 
 
-def check_sources(config: RunConfig, mixture: MixtureConfig, split: str, expected: Sequence[Path] = ()) -> None:
+def check_sources(config: RunConfig, mixture: Mixture, split: str, expected: Sequence[Path] = ()) -> None:
     """Raise ConfigurationError for a mixture that cannot be, or a source of it that has no shards of a split."""
-    mixture.check()
-    for source in dict.fromkeys(component.source for component in mixture.components):
+    check_mixture(mixture)
+    for source in dict.fromkeys(component.source for component in used(mixture).values()):
         location = config.data.location(source)
         try:
             parts(location, split, config.data.holdout, config.data.retry_s)
@@ -98,12 +98,12 @@ def _check_phase(config: RunConfig, span: Span, world_size: int) -> PaLI:
     image_size, patch = config.model.image_size, config.vit.patch_size
     if image_size % patch:
         raise ConfigurationError(
-            f"phase {span.phase.name!r}: image_size={image_size} must be a multiple of vit.patch_size={patch}, "
+            f"phases.{span.name}: model.image_size={image_size} must be a multiple of vit.patch_size={patch}, "
             f"e.g. {max(1, round(image_size / patch)) * patch}."
         )
     config.data.check()
     config.data.check_images(config.vit.num_tokens(image_size))
-    config.mixture.check_rows(config.data.encoder_length, config.data.decoder_length)
+    check_rows(config.mixture, config.data.encoder_length, config.data.decoder_length)
     layout.check(config.parallel, config.pali, world_size)
     data_parallel_size = world_size // (config.parallel.tensor * config.parallel.pipeline)
     plan = plan_phase(config, span.phase, data_parallel_size)
@@ -116,13 +116,11 @@ def _check_phase(config: RunConfig, span: Span, world_size: int) -> PaLI:
 
 
 def _check_image_size(config: RunConfig) -> None:
-    """Each phase has its own; that of the model is never used."""
-    size, phases = config.model.image_size, [phase.image_size for phase in config.stage.phases]
-    if size not in (ModelConfig().image_size, *phases):
-        raise ConfigurationError(
-            f"model.image_size={size} is not what a phase is trained at; set image_size in stage.phases (now "
-            f"{', '.join(map(str, phases))})."
-        )
+    """Raise ConfigurationError for a resolution of the model that no phase uses, as each has its own."""
+    size, own = config.model.image_size, {name: phase.image_size for name, phase in config.phases.items()}
+    if None not in own.values() and size not in (ModelConfig().image_size, *own.values()):
+        shown = ", ".join(f"phases.{name}.image_size={value}" for name, value in own.items())
+        raise ConfigurationError(f"model.image_size={size} is used by no phase; set those of the phases ({shown}).")
 
 
 def _check_folder(folder: str) -> None:

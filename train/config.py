@@ -1,13 +1,14 @@
 """What a run is told: the settings of `train/`, joined with those of `model`, `parallel` and `data`."""
 
-from dataclasses import dataclass, field
-from typing import Any
+import difflib
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import Any, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from common.errors import ConfigurationError
 from common.values import PATH, at_least, one_of, typed
-from data.config import DataConfig, MixtureConfig
+from data.config import ComponentConfig, DataConfig
 from data.objectives import NAMES
 from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from parallel.config import OptimizerConfig, ParallelConfig
@@ -130,49 +131,55 @@ class ViTPretrainingConfig:
             raise ConfigurationError(f"vit_pretraining.learning_rate={self.learning_rate} must be greater than 0.")
 
 
+def _optional_settings(*kinds: type) -> Any:
+    """Make a dataclass of all fields of `kinds`, each None by default."""
+    made: dict[str, Any] = {}
+    for kind in kinds:
+        hints = get_type_hints(kind)
+        made |= {one.name: (hints[one.name] | None, field(default=None, metadata=one.metadata)) for one in fields(kind)}
+    described = [(name, kind, default) for name, (kind, default) in made.items()]
+    return make_dataclass("OptionalSettings", described, kw_only=True)
+
+
+_GROUPS = "process groups are made once for a run"
+# Settings that a phase cannot have of its own, with the reason.
+OF_THE_RUN = {
+    **{f"parallel.{name}": _GROUPS for name in (
+        "tensor", "pipeline", "virtual_stages", "sequence", "zero_stage", "hpz_partition_size", "timeout_s")},
+    "data.tokenizer": "a model learns the ids of one tokenizer",
+}  # fmt: skip
+
+_OptionalSettings: Any = _optional_settings(DataConfig, ParallelConfig, ModelConfig)
+
+
 @dataclass
-class Phase:
+class Phase(_OptionalSettings):
     """A stretch of a run at one resolution with one set of frozen parameters.
 
-    `steps` may be left out in one phase, which takes what `run.steps` leaves. `freeze` holds shell patterns of
-    parameter names (`vit_block_*`). `global_batch_size`, `encoder_length`, `decoder_length` (of `data`) and
-    `micro_batch_size` (of `parallel`) replace the run's where given; `objectives` keeps only these of the mixture, at
-    these weights.
+    Besides the fields below, a phase takes any key of `data`, `parallel` and `model` by its bare name, such as
+    `image_size`, `global_batch_size` or `dropout_rate`. It replaces the run's value (null: does not). Excepted are keys
+    that shape process groups, and the tokenizer.
     """
 
-    name: str = "phase"
     steps: int | None = None
-    image_size: int = 224
+    """Steps of the phase; null takes what the other phases leave of `run.steps`. Null in one phase at most."""
     freeze: list[str] = field(default_factory=list)
+    """Shell patterns of names of parameters that are not trained, such as `vit_block_*`. None by default."""
     learning_rate_factor: float = 1.0
-    global_batch_size: int | None = None
-    encoder_length: int | None = None
-    decoder_length: int | None = None
-    micro_batch_size: int | None = None
+    """Factor on the schedule's learning rate, for a phase that should learn more slowly."""
     objectives: dict[str, float] = field(default_factory=dict)
+    """Weights by objective: the phase reads only these objectives of the mixture. Empty: the whole mixture."""
 
-    def __post_init__(self) -> None:
-        where = f"phase {self.name!r}: "
-        at_least(where, 1, image_size=self.image_size)
-        for name in ("steps", "global_batch_size", "encoder_length", "decoder_length", "micro_batch_size"):
-            if (value := getattr(self, name)) is not None:
-                at_least(where, 1, **{name: value})
+    def check(self, where: str) -> None:
+        """Raise ConfigurationError for values that are impossible on their own; `where` begins the keys."""
+        if self.steps is not None:
+            at_least(where, 1, steps=self.steps)
         if self.learning_rate_factor <= 0:
             raise ConfigurationError(f"{where}learning_rate_factor={self.learning_rate_factor} must be greater than 0.")
-
-
-@dataclass
-class StageConfig:
-    """The phases of a run, in order; they share one step counter."""
-
-    phases: list[Phase] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if not self.phases:
-            raise ConfigurationError("stage.phases is empty; give at least one phase (see conf/stage).")
-        names = [phase.name for phase in self.phases]
-        if len(set(names)) < len(names):
-            raise ConfigurationError(f"stage.phases are named {', '.join(names)}; give each a name of its own.")
+        for key, why in OF_THE_RUN.items():
+            name = key.partition(".")[2]
+            if getattr(self, name) is not None:
+                raise ConfigurationError(f"{where}{name} cannot differ between phases, as {why}; set {key} instead.")
 
 
 @dataclass
@@ -293,9 +300,9 @@ class RunConfig:
     mt5: MT5Config = field(default_factory=MT5Config)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    mixture: dict[str, ComponentConfig] = field(default_factory=dict)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
-    stage: StageConfig = field(default_factory=lambda: StageConfig([Phase()]))
+    phases: dict[str, Phase] = field(default_factory=dict)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -304,6 +311,10 @@ class RunConfig:
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     vit_pretraining: ViTPretrainingConfig = field(default_factory=ViTPretrainingConfig)
+
+    def __post_init__(self) -> None:
+        for name, phase in self.phases.items():
+            phase.check(f"phases.{name}.")
 
     @property
     def pali(self) -> PaLIConfig:
@@ -326,16 +337,35 @@ def to_run_config(composed: DictConfig, weights: bool = True) -> RunConfig:
                     f"run.from_scratch=true and weights.{tower}=null)."
                 )
             composed.weights[tower] = None
-    return typed(RunConfig, OmegaConf.to_container(composed))  # plain: of typed values a merge takes keys added by `+`
+    plain = OmegaConf.to_container(composed)  # plain: of typed values a merge takes keys added by `+`
+    _check_components(plain.get("mixture") or {})  # type: ignore[union-attr]
+    if not plain.get("phases"):  # type: ignore[union-attr]
+        raise ConfigurationError("phases is empty; give at least one phase (see conf/phases).")
+    return typed(RunConfig, plain)
+
+
+def _check_components(mixture: dict[str, Any]) -> None:
+    """Raise ConfigurationError for a component that lacks a required key, as one of a misspelt name does."""
+    required = ("source", "objective", "weight")
+    given = {
+        name: [key for key in required if (one or {}).get(key, MISSING) == MISSING] for name, one in mixture.items()
+    }
+    for name, missing in given.items():
+        if missing:
+            near = difflib.get_close_matches(name, [other for other in mixture if not given[other]], 1)
+            hint = f"did you mean mixture.{near[0]}?" if near else f"give it, or leave mixture.{name} out."
+            raise ConfigurationError(f"mixture.{name}.{missing[0]} is not given; {hint}")
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The resolved settings as YAML, every default spelled out."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """Return the resolved settings as YAML, every default spelled out."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """The resolved settings as plain dictionaries and lists."""
-    plain = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(plain, dict)
+    """Return the resolved settings as plain dictionaries and lists; of a phase's own settings, those that are given."""
+    plain: Any = OmegaConf.to_container(OmegaConf.structured(config))
+    own = {one.name for one in fields(_OptionalSettings)}
+    for name, phase in plain["phases"].items():
+        plain["phases"][name] = {key: value for key, value in phase.items() if key not in own or value is not None}
     return {str(key): value for key, value in plain.items()}

@@ -5,23 +5,22 @@ error budget), 4 a run that hung or lost a rank (`train/health/watchdog.py`), 75
 and saved, or whose storage kept failing (start it again to go on).
 """
 
-import difflib
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass
 from errno import EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
+from common.command_line import CONF, sentence
 from common.errors import (
     EXIT_CONFIGURATION,
     EXIT_HUNG,
@@ -48,7 +47,6 @@ from train.config import RunConfig, WeightsConfig
 from train.health.memory import is_lack_of_memory
 from train.sweep import FailedRuns, Sweep, become_one_of, folder_name
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
 TEXT = {"": RunConfig, "cluster.": ClusterConfig, "hydra.launcher.cluster.": ClusterConfig}
 # What files and folders of the user's may do: (not) be what they should be, or take no more.
 OF_THE_USER = dict.fromkeys((EACCES, EPERM, EROFS, EEXIST, ENOTDIR, EISDIR, ENAMETOOLONG), EXIT_CONFIGURATION)
@@ -62,7 +60,7 @@ def entry(config_name: str, main: Callable[[DictConfig], None], reads: Sequence[
     """
     use_utf8()
     register()
-    in_one_sentence(lambda: _prepare_words(reads))
+    in_one_sentence(lambda: _prepare_words(reads, config_name == "evaluate"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing: the sentences below are ours
     warnings.formatwarning = _format_warning
     sweep = Sweep()
@@ -83,12 +81,16 @@ def entry(config_name: str, main: Callable[[DictConfig], None], reads: Sequence[
         leave()  # after all runs of a sweep: processes can meet only once
 
 
-def _prepare_words(reads: Sequence[str]) -> None:
+def _prepare_words(reads: Sequence[str], of_saved_run: bool) -> None:
+    """Check the words of the command line, and write those that Hydra would misread in another way.
+
+    `of_saved_run`: the entries of mappings are those of a saved run, which Hydra does not see.
+    """
     words = without_injected(sys.argv[1:])
     if reads:
         check_read(words, reads, f"train.{Path(sys.argv[0]).stem}", RunConfig)
     check_choices(words, CONF)
-    sys.argv[1:] = open_names(as_typed(words, TEXT), TEXT)
+    sys.argv[1:] = open_names(as_typed(words, TEXT), TEXT, of_saved_run)
 
 
 def in_one_sentence(work: Callable[[], None]) -> None:
@@ -124,7 +126,7 @@ def in_one_sentence(work: Callable[[], None]) -> None:
     except (RuntimeError, MemoryError) as error:
         if not is_lack_of_memory(error):
             raise
-        why = _one_line(str(error).partition("\n")[0]) or type(error).__name__
+        why = " ".join(str(error).partition("\n")[0].split()) or type(error).__name__
         stop(
             f"Out of memory ({why}); take a smaller parallel.micro_batch_size or evaluation.batch, a higher "
             "parallel.zero_stage, or more ranks.",
@@ -174,62 +176,3 @@ def stop(message: str, code: int, every_rank: bool = False) -> None:
     if every_rank or is_main_rank():
         print(message, file=sys.stderr, flush=True)
     sys.exit(code)
-
-
-def sentence(error: BaseException) -> str:
-    """What is wrong and what to change, on one line."""
-    chain = _causes(error)
-    for link in chain:
-        if isinstance(link, ConfigurationError):
-            return str(link)
-        if isinstance(link, MissingConfigException):
-            return _missing_option(link)
-        if isinstance(link, OverrideParseException):
-            return f"{link.override!r} cannot be read as key=value ({_one_line(str(link))})"
-    for link in chain:
-        if isinstance(link, MissingMandatoryValue):
-            return f"{link.full_key} is not given; set it on the command line."
-        if isinstance(link, OmegaConfBaseException) and link.full_key:
-            return _bad_key(link)
-    return _one_line(str(error))
-
-
-def _causes(error: BaseException | None) -> list[BaseException]:
-    """The error and what led to it, innermost first."""
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.insert(0, error)
-        error = error.__cause__ or error.__context__
-    return chain
-
-
-def _missing_option(error: MissingConfigException) -> str:
-    group, _, option = (error.missing_cfg_file or "").rpartition("/")
-    if option == "slurm_array":  # hydra_plugins/slurm_array.py registers it where submitit is installed
-        return "hydra/launcher=slurm needs the extra `slurm`: pip install '.[slurm]'."
-    if not option or not error.options:
-        return _one_line(str(error))
-    near = difflib.get_close_matches(option, error.options, 1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"{group}={option} does not exist; {hint}choose one of {', '.join(error.options)}."
-
-
-def _bad_key(error: OmegaConfBaseException) -> str:
-    what = _one_line(str(error.msg or error).split("full_key:")[0])
-    key = str(error.full_key)
-    if "not in" not in what:
-        return what if what.startswith(key) else f"{key}: {what}"
-    parent, _, leaf = key.rpartition(".")
-    schema = OmegaConf.structured(SubmitConfig if key.startswith(("cluster", "submit")) else RunConfig)
-    node = OmegaConf.select(schema, parent) if parent else schema
-    if is_dataclass(error.object_type):  # also of an item of a list, whose place OmegaConf does not tell
-        node = OmegaConf.structured(error.object_type)
-    known = [str(name) for name in node] if isinstance(node, DictConfig) else []
-    near = difflib.get_close_matches(leaf, known, 1)
-    prefix = f"{parent}." if parent else ""
-    hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(prefix + name for name in known)}."
-    return f"{key} is not a setting; {hint}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

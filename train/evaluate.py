@@ -29,7 +29,7 @@ from train.config import EvaluationConfig, Phase, RunConfig
 from train.entry import entry
 from train.facts import check_settings_of_ranks
 from train.health.watchdog import Watchdog
-from train.phases import for_phase, span_of, spans
+from train.phases import find_span, for_phase, spans
 from train.saved_run import saved_config
 from train.step.batch import trimmer
 from train.step.predict import answers
@@ -38,7 +38,7 @@ from train.step.reduction import gather_to_first
 from train.step.validation import chosen
 
 OF_TRAINING = ("every_steps", "steps", "samples")
-READS = ("run.folder", "run.seed", "run.precision", "data", "mixture", "stage", "parallel", "model.attention",
+READS = ("run.folder", "run.seed", "run.precision", "data", "mixture", "phases", "parallel", "model.attention",
          *(f"evaluation.{one.name}" for one in fields(EvaluationConfig) if one.name not in OF_TRAINING))  # fmt: skip
 PICTURED = 24  # samples on the sheet
 
@@ -56,8 +56,8 @@ def main(composed: DictConfig) -> None:
     if step is None:
         raise ConfigurationError(f"{config.run.folder} holds no checkpoint yet; train the run first.")
     check(config, this.world_size, trains=False)
-    phase = span_of(spans(config), step).phase
-    config = for_phase(config, phase)
+    span = find_span(spans(config), step)
+    config, phase = for_phase(config, span), span.phase
     check_sources(config, chosen(config.mixture, config.evaluation), config.evaluation.split)
     check_settings_of_ranks(config, this)
     layout = Layout.start(config.parallel, this)
@@ -103,7 +103,7 @@ def is_wanted(settings: EvaluationConfig, info: ExampleInfo) -> bool:
 def without_examples(config: RunConfig, samples: list[Sample]) -> list[str]:
     """The components to evaluate of which no record gave an example."""
     met = {sample.component for sample in samples}
-    return [name for name in chosen(config.mixture, config.evaluation).names() if name not in met]
+    return [name for name in chosen(config.mixture, config.evaluation) if name not in met]
 
 
 def nothing_evaluated(config: RunConfig) -> str:
@@ -112,7 +112,7 @@ def nothing_evaluated(config: RunConfig) -> str:
     wanted = f" in {', '.join(settings.languages)} (evaluation.languages)" if settings.languages else ""
     return (
         f"Nothing was evaluated: the first {settings.examples} records of the {settings.split} split give no example"
-        f"{wanted} of {', '.join(chosen(config.mixture, settings).names())}; choose other evaluation.components, "
+        f"{wanted} of {', '.join(chosen(config.mixture, settings))}; choose other evaluation.components, "
         "evaluation.languages or evaluation.split, or more evaluation.examples."
     )
 

@@ -82,7 +82,7 @@ def _check_frozen(config: RunConfig, phases: Sequence[PaLI], known: set[str]) ->
         if random:
             vit = any(name.startswith(OF_VIT) for name in random)
             raise ConfigurationError(
-                f"phase {span.phase.name!r} freezes {_some(random)}, whose first weights would be random: give them by "
+                f"phase {span.name!r} freezes {_some(random)}, whose first weights would be random: give them by "
                 f"weights.{'vit' if vit else 'mt5'}=<safetensors file>, run.initial_weights or run.initial, or set "
                 "run.from_scratch=true."
             )

@@ -1,81 +1,74 @@
-"""The phases of a run laid out on its step counter."""
+"""Lay out the phases of a run on its step counter."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from common.errors import ConfigurationError
-from data.config import MixtureConfig
+from common.values import replacing
+from data.config import DataConfig, for_objectives
+from model.config import ModelConfig
+from parallel.config import ParallelConfig
 from train.config import Phase, RunConfig
 
 
 @dataclass(frozen=True)
 class Span:
-    """A phase and the steps it takes: `first`..`last`, both included, counted from 1."""
+    """A phase and its steps: `first`..`last`, both included, counted from 1."""
 
+    name: str
     phase: Phase
     first: int
     last: int
 
 
 def spans(config: RunConfig) -> list[Span]:
-    """The run's phases with their steps; ConfigurationError if they do not add up to `run.steps`."""
-    return lay_out(config.stage.phases, config.run.steps)
+    """Return the run's phases with their steps; raise ConfigurationError if they do not add up to `run.steps`."""
+    return lay_out(config.phases, config.run.steps)
 
 
-def lay_out(phases: Sequence[Phase], total: int) -> list[Span]:
-    """Phases one after another on `total` steps; ConfigurationError if they do not add up."""
-    given = sum(phase.steps or 0 for phase in phases)
-    open_ended = [phase.name for phase in phases if phase.steps is None]
+def lay_out(phases: Mapping[str, Phase], total: int) -> list[Span]:
+    """Return the phases one after another on `total` steps; raise ConfigurationError if they do not add up."""
+    given = sum(phase.steps or 0 for phase in phases.values())
+    open_ended = [name for name, phase in phases.items() if phase.steps is None]
     if len(open_ended) > 1:
-        raise ConfigurationError(f"stage.phases: {' and '.join(open_ended)} leave steps out; only one phase may.")
+        raise ConfigurationError(
+            f"phases {' and '.join(open_ended)} have no steps; only one phase may take what the others leave."
+        )
     if open_ended and given >= total:
         raise ConfigurationError(
             f"run.steps={total} leaves no step for phase {open_ended[0]!r}; the others take {given}, so ask for more."
         )
     if not open_ended and given != total:
-        raise ConfigurationError(f"stage.phases take {given} steps; set run.steps={given} (it is {total}).")
+        raise ConfigurationError(f"The phases take {given} steps; set run.steps={given} (it is {total}).")
     laid_out, first = [], 1
-    for phase in phases:
+    for name, phase in phases.items():
         steps = phase.steps or total - given
-        laid_out.append(Span(phase, first, first + steps - 1))
+        laid_out.append(Span(name, phase, first, first + steps - 1))
         first += steps
     return laid_out
 
 
-def span_of(laid_out: list[Span], step: int) -> Span:
-    """The phase that step `step` (from 1) belongs to; the last phase for a step beyond the end."""
+def find_span(laid_out: list[Span], step: int) -> Span:
+    """Return the span of a step (from 1); the last one for a step beyond the end."""
     return next((span for span in laid_out if step <= span.last), laid_out[-1])
 
 
-def for_phase(config: RunConfig, phase: Phase) -> RunConfig:
-    """The run's settings as this phase sees them: its image size, batch and mixture in place."""
-    own = {
-        name: value
-        for name in ("global_batch_size", "encoder_length", "decoder_length")
-        if (value := getattr(phase, name))
-    }
-    return replace(
-        config,
-        model=replace(config.model, image_size=phase.image_size),
-        data=replace(config.data, **own),
-        parallel=replace(config.parallel, micro_batch_size=phase.micro_batch_size or config.parallel.micro_batch_size),
-        mixture=_narrowed(config.mixture, phase) if phase.objectives else config.mixture,
-    )
-
-
-def _narrowed(mixture: MixtureConfig, phase: Phase) -> MixtureConfig:
-    """The components of the phase's objectives; an objective's weight is shared out as in the mixture."""
-    totals: dict[str, float] = {}
-    for component in mixture.components:
-        totals[component.objective] = totals.get(component.objective, 0.0) + component.weight
-    missing = sorted(set(phase.objectives) - set(totals))
-    if missing:
-        raise ConfigurationError(
-            f"phase {phase.name!r} asks for {', '.join(missing)}; the mixture has only {', '.join(sorted(totals))}."
+def for_phase(config: RunConfig, span: Span) -> RunConfig:
+    """Return the run's settings with the phase's own in their place, and the mixture of its objectives."""
+    try:
+        return replace(
+            config,
+            model=_replaced(config.model, span.phase, ModelConfig),
+            data=_replaced(config.data, span.phase, DataConfig),
+            parallel=_replaced(config.parallel, span.phase, ParallelConfig),
+            mixture=for_objectives(config.mixture, span.phase.objectives, span.name),
         )
-    kept = [
-        replace(c, weight=phase.objectives[c.objective] * c.weight / totals[c.objective])
-        for c in mixture.components
-        if c.objective in phase.objectives
-    ]
-    return replace(mixture, components=kept)
+    except ConfigurationError as error:
+        impossible = str(error)
+    # Raised outside `except`: of a chain of errors the entry point prints the innermost one, which lacks the phase.
+    raise ConfigurationError(f"phases.{span.name}: {impossible}")
+
+
+def _replaced(config: Any, phase: Phase, kind: type) -> Any:
+    return replace(config, **replacing(kind, vars(phase)))

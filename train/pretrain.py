@@ -15,7 +15,7 @@ from train.config import RunConfig, to_run_config
 from train.entry import entry
 from train.facts import check_settings_of_ranks
 from train.health.watchdog import Watchdog
-from train.phases import Span, for_phase, span_of, spans
+from train.phases import Span, find_span, for_phase, spans
 from train.rehearsal import rehearse
 from train.run.restarts import stop_if_in_vain
 from train.run.run import Run
@@ -43,7 +43,7 @@ def main(composed: DictConfig) -> None:
         stop_if_in_vain(run)
         done = run.steps_done()
         while done < config.run.steps:
-            done = train_phase(run, span_of(spans(config), done + 1))
+            done = train_phase(run, find_span(spans(config), done + 1))
         run.settle()
         check_end(done, run.skipped_last(), folder)
         done_before = f"{done} steps are done; run.steps={config.run.steps} asks for no more."
@@ -53,7 +53,7 @@ def main(composed: DictConfig) -> None:
 
 def train_phase(run: Run, span: Span) -> int:
     """One phase, from the newest checkpoint to its last step; returns the steps of the run that are done."""
-    config = for_phase(run.config, span.phase)
+    config = for_phase(run.config, span)
     engine = build_phase_engine(config, span.phase, run.layout, run.restores())
     run.introduce(engine)
     done, extra = run.restore(engine)

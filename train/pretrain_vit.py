@@ -41,7 +41,7 @@ from train.run.kept_files import keep_old
 
 LOWER = "give a lower vit_pretraining.learning_rate"
 OF_DATA = ("data=", "data.root", "data.sources", "data.index_folder", "data.holdout")
-READS = ("vit", "vit_pretraining", "model=", "stage", "run.seed", "run.name", "run.folder", *OF_DATA)
+READS = ("vit", "vit_pretraining", "model=", "phases", "run.seed", "run.name", "run.folder", *OF_DATA)
 BINS = 12  # of each of a box's four coordinates
 BOX_WEIGHT = 0.25  # a coordinate's nat counts as much as a quarter of a word's
 
@@ -79,7 +79,7 @@ class Classifier(nn.Module):
 def main(composed: DictConfig) -> None:
     """Train, and write the weights to `vit_pretraining.output`."""
     config = to_run_config(composed, weights=False)
-    settings, size = config.vit_pretraining, config.stage.phases[0].image_size
+    settings, size = config.vit_pretraining, next(iter(config.phases.values())).image_size or config.model.image_size
     if config.run.rehearse:
         raise ConfigurationError("run.rehearse=true is for train.pretrain alone; leave it out here.")
     if size % config.vit.patch_size:

@@ -115,7 +115,7 @@ def in_scratch(config: RunConfig, folder: Path) -> RunConfig:
 
 def rehearse_phase(run: Run, span: Span, measuring: Measuring) -> None:
     """The first step of a phase, and what follows a step: a checkpoint, validation, an answer."""
-    config, step, name = for_phase(run.config, span.phase), span.first, span.phase.name
+    config, step, name = for_phase(run.config, span), span.first, span.name
     with measuring.part(name, "model and weights"):
         engine = build_phase_engine(config, span.phase, run.layout, run.restores())
         _, extra = run.restore(engine)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from common.errors import ConfigurationError
@@ -10,7 +11,7 @@ from common.values import expand_home
 from train.config import RunConfig, to_run_config
 
 NAME = "config.yaml"
-GROUPS = ("run", "vit", "mt5", "stage")  # the settings of every run have them
+GROUPS = ("run", "vit", "mt5", "phases")  # the settings of every run have them
 
 
 def read_settings(folder: Path) -> DictConfig | None:
@@ -45,8 +46,17 @@ def saved_config(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
 
 
 def overridden(settings: DictConfig, composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
-    """Return `settings` with the values of `composed` for the keys that `overrides` name."""
+    """Return `settings` with the values of `composed` for the keys that `overrides` name.
+
+    Components and phases are merged into those of `settings` (`common.overrides.open_names` made them dictionaries).
+    """
+    parser, names = OverridesParser.create(), list(settings.phases)
     for override in overrides:
-        key = override.split("=")[0].lstrip("+~")
-        OmegaConf.update(settings, key, OmegaConf.select(composed, key), merge=False)
+        key, value = override.split("=")[0].lstrip("+~"), parser.parse_override(override).value()
+        if key in ("mixture", "phases") and isinstance(value, dict):
+            settings[key] = OmegaConf.merge(settings[key], value)
+        else:
+            OmegaConf.update(settings, key, OmegaConf.select(composed, key), merge=False)
+    for name in set(settings.phases) - set(names):
+        raise ConfigurationError(f"phases.{name} is not a phase of this run; it has {', '.join(names)}.")
     return to_run_config(settings)

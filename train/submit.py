@@ -124,8 +124,7 @@ def _run(request: Request, site: SubmitConfig, config: RunConfig, expected: Sequ
     usable, tasks = usable_nodes(model_ranks, site, lambda ranks: check(config, ranks, expected, weights=weights))
     if request.kind == "evaluate":
         usable = usable[:1]
-        phase = spans(config)[-1].phase
-        mixture = chosen(for_phase(config, phase).mixture, config.evaluation)
+        mixture = chosen(for_phase(config, spans(config)[-1]).mixture, config.evaluation)
         check_sources(config, mixture, config.evaluation.split, expected)
     else:
         check_training_data(config, expected)

@@ -29,7 +29,7 @@ class Enough(Exception):
 def built(folder: Path, model: str) -> None:
     """Write this rank's peak memory while its shards are made, before ZeRO adds its buffers for training."""
     materialize, began = build.materialize, time.perf_counter()
-    config, _ = read_model([f"model={model}", "stage=full_224"])
+    config, _ = read_model([f"model={model}", "phases=full_224"])
     layout = Layout.start(ParallelConfig(zero_stage=3, timeout_s=1800), launch())
     before = process_bytes("VmRSS")
     reset_peak()

@@ -17,7 +17,7 @@ NAMES = (
     "detection",
 )
 
-# The field of a record that an objective cannot do without, as a message names it.
+# The field of a record that an objective requires, as a message names it.
 FIELDS = {
     "span_corruption": "text",
     "split_captioning": "alt_text",
@@ -31,10 +31,13 @@ FIELDS = {
 
 
 def load(name: str) -> Objective:
-    """The module of an objective: `make` asks, `read` reads an answer back."""
+    """Return the module of an objective: `make` makes an example, `read` parses a prediction."""
     return cast(Objective, import_module(f"data.objectives.{name}"))
 
 
-def options(name: str, values: Mapping[str, Any], where: str = "") -> AnyOptions:
-    """An objective's checked options; raises ConfigurationError, which begins with `where`, for a wrong one."""
-    return parse_options(f"{where}objective {name}", load(name).Options, values)
+def options(name: str, values: Mapping[str, Any], where: str = "options") -> AnyOptions:
+    """Return an objective's options, typed and checked; `where` is their key.
+
+    Raises ConfigurationError for an unknown option and a wrong value.
+    """
+    return parse_options(where, name, load(name).Options, values)

@@ -1,5 +1,6 @@
 """Define the parts that all objectives share: examples, reasons to skip a record, options."""
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -150,28 +151,33 @@ class Objective(Protocol):
 Chosen = TypeVar("Chosen", bound=AnyOptions)
 
 
-def parse_options(where: str, kind: type[Chosen], values: Mapping[str, Any]) -> Chosen:
-    """Make options of class `kind`; raise ConfigurationError, which begins with `where`, for a wrong name or value."""
+def parse_options(where: str, objective: str, kind: type[Chosen], values: Mapping[str, Any]) -> Chosen:
+    """Return `values` as the dataclass `kind`; `where` is the key of all of them.
+
+    Raises ConfigurationError for an unknown option and a wrong value.
+    """
     hints = get_type_hints(kind)
     for key, value in values.items():
         if key not in hints:
-            every = f"it has {', '.join(hints)}" if hints else "it has none"
-            raise ConfigurationError(f"{where} has no option {key!r}: {every}.")
-        _check_kind(f"{where}: option {key}", hints[key], value)
+            near = difflib.get_close_matches(str(key), hints, 1)
+            known = f"did you mean {near[0]}?" if near else f"known here: {', '.join(hints) or 'none'}."
+            raise ConfigurationError(f"{where}.{key} is not an option of {objective}; {known}")
+        _check_kind(f"{where}.{key}", hints[key], value)
     try:
         typed = OmegaConf.merge(OmegaConf.structured(kind), dict(values))
     except OmegaConfBaseException as error:
-        raise ConfigurationError(f"{where}: option {error.full_key}: {str(error).splitlines()[0]}.") from error
+        raise ConfigurationError(f"{where}.{error.full_key}: {str(error).splitlines()[0]}.") from error
     plain = cast(dict[str, Any], OmegaConf.to_container(typed))
     try:
         return kind(**plain)
     except ConfigurationError as error:
         impossible = str(error)
-    raise ConfigurationError(f"{where}: {impossible}")  # outside `except`: of a chain of errors only the first is shown
+    # Raised outside `except`: of a chain of errors the entry point prints the innermost one, which lacks the key.
+    raise ConfigurationError(f"{where}.{impossible}")
 
 
 def _check_kind(where: str, hint: Any, value: Any) -> None:
-    """Raise ConfigurationError for a value that YAML reads as another type than text, and for a number not finite."""
+    """Raise ConfigurationError for a value that YAML reads as another kind than text, and for an infinite number."""
     if get_origin(hint) is UnionType:
         if value is None:
             return
@@ -179,12 +185,12 @@ def _check_kind(where: str, hint: Any, value: Any) -> None:
     if get_origin(hint) is list:
         if not isinstance(value, list | tuple):
             raise ConfigurationError(f"{where}={value!r} must be a list, such as [{value}].")
-        for item in value:
-            _check_kind(f"{where} holds {item!r}, which", get_args(hint)[0], item)
+        for number, item in enumerate(value):
+            _check_kind(f"{where}[{number}]", get_args(hint)[0], item)
     elif hint is str and not isinstance(value, str):
         raise ConfigurationError(
-            f"{where if 'which' in where else f'{where}={value!r}'} must be text; YAML reads no, yes, on, off and "
-            "numbers otherwise, so write it in quotes, such as 'no'."
+            f"{where}={value!r} must be text; YAML reads no, yes, on, off and numbers otherwise, so write it in "
+            "quotes, such as 'no'."
         )
     elif hint in (int, float) and isinstance(value, bool):
         raise ConfigurationError(f"{where}={value!r} must be a number.")

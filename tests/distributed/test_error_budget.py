@@ -13,7 +13,7 @@ from data.shards.writer import write_shard
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ["experiment=equivalence", "data.global_batch_size=4", "data.num_streams=2", "parallel.micro_batch_size=2",
-       "mixture.components=[{source: vq2a, objective: vqa, weight: 1}]",
+       "~mixture", "mixture.vqa={source: vq2a, objective: vqa, weight: 1}",
        "data.error_budget=0", "data.error_budget_minimum=0"]  # fmt: skip
 
 

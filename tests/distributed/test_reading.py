@@ -16,7 +16,7 @@ import torch
 from benchmarks.world import results_file, run_world
 from common.errors import ConfigurationError
 from data import images
-from data.config import ComponentConfig, DataConfig, MixtureConfig
+from data.config import ComponentConfig, DataConfig
 from data.error_budget import ErrorBudgetExceeded
 from data.tokenizer import Tokenizer
 from parallel.config import ParallelConfig
@@ -43,7 +43,7 @@ def read_all(folder: Path, corpus: Path) -> None:
             encoder_length=300,
             decoder_length=32,
         ),
-        mixture=MixtureConfig([ComponentConfig("vq2a", "vqa", 1.0)]),
+        mixture={"vqa": ComponentConfig("vq2a", "vqa", 1.0)},
         parallel=ParallelConfig(tensor=2, pipeline=2, micro_batch_size=2, timeout_s=60),
     )
     this = launch()

@@ -18,7 +18,7 @@ from train.entry import entry
 STEPS = 2
 SMALL = (
     "experiment=equivalence", "vit=nano", "mt5=nano", f"run.steps={STEPS}", "data.global_batch_size=4",
-    "data.num_streams=1", "parallel.micro_batch_size=2", "stage.phases.0.image_size=28",
+    "data.num_streams=1", "parallel.micro_batch_size=2", "phases.mini.image_size=28",
     "data.encoder_length=96", "data.decoder_length=64",
 )  # fmt: skip
 OBJECTIVES = ("split_captioning", "captioning", "ocr", "vqa", "vqg", "object_vqa", "detection", "span_corruption")
@@ -27,11 +27,11 @@ OBJECTIVES = ("split_captioning", "captioning", "ocr", "vqa", "vqg", "object_vqa
 def command(rng: np.random.Generator, folder: Path, tokenizer: Path) -> list[str]:
     """Write mutated shards; return a command line that trains on them, half of the time with an odd setting."""
     shards.write_source(rng, folder / "data" / "source")
-    components = ",".join(f"{{source: source, objective: {objective}, weight: 1}}" for objective in OBJECTIVES)
+    mixture = [f"mixture.{name}={{source: source, objective: {name}, weight: 1}}" for name in OBJECTIVES]
     words = [settings.override(rng)] if rng.random() < 0.5 else []
     return [
         *SMALL, f"data.root={folder / 'data'}", f"data.tokenizer={tokenizer}", f"run.folder={folder / 'run'}",
-        f"mixture.components=[{components}]", *words,
+        "~mixture", *mixture, *words,
     ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import ConfigurationError, StorageFailed
-from data.config import ComponentConfig, DataConfig, MixtureConfig
+from data.config import ComponentConfig, DataConfig, Mixture
 from data.error_budget import ErrorBudgetExceeded
 from data.packing import Rows
 from data.shards.index import scan
@@ -119,7 +119,7 @@ def run(rng: np.random.Generator, folder: Path, tokenizer: Path) -> str:
         root=str(folder), tokenizer=str(tokenizer), global_batch_size=16, num_streams=2, encoder_length=96,
         decoder_length=64, images_per_row=3, num_threads=1, prefetch=0,
     )  # fmt: skip
-    mixture = MixtureConfig([ComponentConfig("source", objective, weight) for _, objective, weight in COMPONENTS])
+    mixture = {objective: ComponentConfig("source", objective, weight) for _, objective, weight in COMPONENTS}
     words = Tokenizer(data.tokenizer)
     try:
         stream = Stream(data, mixture, words, IMAGE_SIZE, TOKENS_PER_IMAGE, "train", seed=3)
@@ -155,7 +155,7 @@ def check_rows(rows: Rows, num_examples: int | None, vocab_size: int) -> None:
         assert sum(int(row.max(initial=0)) for row in segments) == num_examples
 
 
-def check_counts(data: DataConfig, mixture: MixtureConfig, words: Tokenizer) -> None:
+def check_counts(data: DataConfig, mixture: Mixture, words: Tokenizer) -> None:
     """Each record of each component is an example, or counted once under one cause."""
     whole = DataConfig(**{**vars(data), "error_budget": 1.0})
     stream = Stream(whole, mixture, words, IMAGE_SIZE, TOKENS_PER_IMAGE, "train", seed=3)

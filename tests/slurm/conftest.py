@@ -21,7 +21,7 @@ TINY = [
 CORPUS = ["scale=0.01", "languages=[en,de,ru,ja]"]
 SETTINGS = [
     "experiment=equivalence", *TINY, f"run.steps={STEPS}", "data.global_batch_size=4", "data.num_streams=2",
-    "data.encoder_length=128", "mixture.components.0.options.input_length=128", "data.images_per_row=1",
+    "data.encoder_length=128", "mixture.span_corruption.options.input_length=128", "data.images_per_row=1",
     "parallel.micro_batch_size=2", "checkpoint.every_steps=2",
 ]  # fmt: skip
 

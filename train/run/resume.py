@@ -14,13 +14,21 @@ from typing import Any
 from common.errors import ConfigurationError
 from train.config import Phase, RunConfig, ScheduleConfig, to_dict
 from train.facts import Facts, described
-from train.phases import Span, lay_out, span_of
+from train.phases import Span, find_span, lay_out
 from train.schedule import learning_rate
 
-SOURCES, PHASES, COMPONENTS = "data.sources", "stage.phases", "mixture.components"
-IN_A_PHASE = ("global_batch_size", "num_streams", "encoder_length", "decoder_length", "images_per_row")
-OF_A_RECORD = ("holdout", "exif_orientation", "max_megapixels", "max_member_mib")  # what becomes of it, and if
-FIXED = ("run.seed", *(f"data.{name}" for name in (*IN_A_PHASE, *OF_A_RECORD)), "mixture", "optimizer.name")
+SOURCES, PHASES, MIXTURE = "data.sources", "phases", "mixture"
+ROWS = (
+    *(
+        "data.global_batch_size",
+        "data.num_streams",
+        "data.encoder_length",
+        "data.decoder_length",
+        "data.images_per_row",
+    ),
+    *("data.holdout", "data.exif_orientation", "data.max_megapixels", "data.max_member_mib", "model.image_size"),
+)  # a phase may have each of them by its bare name
+FIXED = ("run.seed", *ROWS, MIXTURE, "optimizer.name")
 ALLOWABLE = (*FIXED, SOURCES, PHASES)
 MODEL = ("vit", "mt5")
 # What these say changes no step: names and places, what is shown of a run, and what is no part of it.
@@ -60,7 +68,9 @@ def changes(saved: Mapping[str, Any], config: RunConfig) -> list[Change]:
     for key in [*now, *(key for key in before if key not in now and _is_item(key))]:
         old, new = before.get(key, NOTHING if _is_item(key) else defaults.get(key)), now.get(key, NOTHING)
         known = key in before or key in defaults or _is_item(key)
-        same = _same(old, new) if _under(key, (COMPONENTS,)) else old == new
+        same = _same(old, new) if _under(key, (MIXTURE,)) else old == new
+        if key == MIXTURE and set(old or ()) != set(new):
+            continue  # the components that came and went are changes of their own; the order alone is not
         if known and not same and not _under(key, SILENT):
             found.append(Change(key, old, new))
     return found
@@ -75,13 +85,13 @@ def check_resume(saved: Mapping[str, Any], config: RunConfig, done: int) -> None
     check_same_model(saved, config)
     if not _under(PHASES, allowed):
         _check_phases(saved, config, done)
-    phase = span_of(lay_out(config.stage.phases, config.run.steps), done + 1).phase.name
-    of_phase = [f"{PHASES}.{phase}.{name}" for name in (*IN_A_PHASE, "image_size", "objectives")]
+    phase = find_span(lay_out(config.phases, config.run.steps), done + 1).name
+    of_phase = [*(_key_in_phase(phase, key) for key in ROWS), f"{PHASES}.{phase}.objectives"]
     if saved_phase(saved, done) != phase:  # its first step is to come
         of_phase = []
     now = to_dict(config)
-    same = [name for name in IN_A_PHASE if _in_phase(saved, phase, name) == _in_phase(now, phase, name)]
-    moved = [key for name in same for key in (f"data.{name}", f"{PHASES}.{phase}.{name}")]
+    same = [key for key in ROWS if _in_phase(saved, phase, key) == _in_phase(now, phase, key)]
+    moved = [either for key in same for either in (key, _key_in_phase(phase, key))]
     fixed = [c for c in found if _under(c.key, (*FIXED, *of_phase)) and c.key not in moved]
     refused = [c for c in fixed if not _under(c.key, allowed)]
     if refused:
@@ -154,33 +164,38 @@ def note_sources(saved: Mapping[str, Any] | None, facts: Facts, done: int) -> st
 def saved_phase(saved: Mapping[str, Any], step: int) -> str | None:
     """Return the name of a step's phase under the settings of a checkpoint, None where they are illegible."""
     laid_out = _saved_spans(saved)
-    return span_of(laid_out, step).phase.name if laid_out else None
+    return find_span(laid_out, step).name if laid_out else None
 
 
 def _check_phases(saved: Mapping[str, Any], config: RunConfig, done: int) -> None:
     """New steps belong to the last phase: those that are done keep theirs."""
-    laid_out = lay_out(config.stage.phases, config.run.steps)
+    laid_out = lay_out(config.phases, config.run.steps)
     for span in _saved_spans(saved):
         for step in {span.first, min(span.last, done)}:
-            now = span_of(laid_out, step)
-            if span.first <= done and now.phase.name != span.phase.name:
+            now = find_span(laid_out, step)
+            if span.first <= done and now.name != span.name:
                 raise ConfigurationError(
-                    f"{config.run.folder} holds a run whose step {step} was of phase {span.phase.name!r}; with "
-                    f"run.steps={config.run.steps} and these stage.phases it would be of {now.phase.name!r}: give all "
+                    f"{config.run.folder} holds a run whose step {step} was of phase {span.name!r}; with "
+                    f"run.steps={config.run.steps} and these phases it would be of {now.name!r}: give all "
                     "phases but the last the steps that they took, and leave those of the last one out, so that new "
                     "steps are of the last phase."
                 )
 
 
-def _in_phase(settings: Mapping[str, Any], phase: str, name: str) -> Any:
-    """Return a setting of `data` as a phase sees it, which may have its own."""
-    own = [item.get(name) for item in settings.get("stage", {}).get("phases", []) if item.get("name") == phase]
-    return next((value for value in own if value), settings.get("data", {}).get(name))
+def _key_in_phase(phase: str, key: str) -> str:
+    return f"{PHASES}.{phase}.{key.partition('.')[2]}"
+
+
+def _in_phase(settings: Mapping[str, Any], phase: str, key: str) -> Any:
+    """Return the value of a setting in a phase, which may have its own; the default where neither is saved."""
+    group, _, name = key.partition(".")
+    own = settings.get(PHASES, {}).get(phase, {}).get(name)
+    return settings.get(group, {}).get(name, _defaults().get(key)) if own is None else own
 
 
 def _saved_spans(saved: Mapping[str, Any]) -> list[Span]:
     try:
-        phases = [Phase(name=phase["name"], steps=phase["steps"]) for phase in saved["stage"]["phases"]]
+        phases = {name: Phase(steps=phase["steps"]) for name, phase in saved[PHASES].items()}
         return lay_out(phases, int(saved["run"]["steps"]))
     except (KeyError, TypeError, ValueError):  # also ConfigurationError: of another version
         return []
@@ -205,23 +220,24 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _items(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
+    if prefix == PHASES and isinstance(value, Mapping):
+        yield PHASES, list(value)
+        for name, phase in value.items():
+            yield from ((f"{PHASES}.{name}.{key}", item) for key, item in (vars(Phase()) | phase).items())
+    elif prefix == MIXTURE and isinstance(value, Mapping):
+        used = {name: component for name, component in value.items() if component.get("weight", 1)}
+        yield MIXTURE, list(used)
+        yield from ((f"{MIXTURE}.{name}", component) for name, component in used.items())
+    elif isinstance(value, Mapping) and value:
         for key, item in value.items():
             yield from _items(f"{prefix}.{key}" if prefix else str(key), item)
-    elif prefix == PHASES and isinstance(value, list):
-        yield PHASES, [phase.get("name") for phase in value]
-        for phase in value:
-            for key, item in phase.items():
-                yield f"{PHASES}.{phase.get('name')}.{key}", item
-    elif prefix == COMPONENTS and isinstance(value, list):
-        yield from ((f"{prefix}.{number}", item) for number, item in enumerate(value))
     else:
         yield prefix, value
 
 
 def _is_item(key: str) -> bool:
     """Whether it is of a list or a table of the user's, so that its absence is a value."""
-    return _under(key, ("mixture", SOURCES))
+    return _under(key, (MIXTURE, SOURCES))
 
 
 def _same(before: Any, now: Any) -> bool:

@@ -154,7 +154,8 @@ def read_run(folder: Path, score: Score) -> tuple[Trained, dict[str, Any]]:
     if done < steps:
         raise Unusable(f"it is at step {done} of {steps}")
     vit, mt5 = _tower(ViTConfig, config, "vit"), _tower(MT5Config, config, "mt5")
-    image_size = int(config["stage"]["phases"][-1]["image_size"])
+    phase = list(config["phases"].values())[-1]
+    image_size = int(phase.get("image_size") or config["model"]["image_size"])
     in_vit, in_mt5 = count_parameters(vit, mt5, image_size)
     run = Trained(
         folder.name, option_name("vit", vars(vit)), option_name("mt5", vars(mt5)), in_vit, in_mt5, arithmetic,

@@ -49,14 +49,14 @@ class Loop:
         """`config`: as this phase sees it (`phases.for_phase`); `extra`: what the restored checkpoint held."""
         self.config, self.span, self.run, self.engine = config, span, run, engine
         self.reader, self.validation, self.layout = reader, validation, run.layout
-        same_phase = extra.get("phase") == span.phase.name
+        same_phase = extra.get("phase") == span.name
         self.guard = Guard(config.run.guard, extra["guard"] if same_phase else (), extra.get("bad", ()))
         self.tokens_per_image = config.vit.num_tokens(config.model.image_size)
         self.join = joiner(config, self.layout.device)
         self.flops = FlopCounter(engine.blueprint.plan, config.pali.tokens_per_image)
         self.peak_tflops = peak_tflops(config, self.layout.device)
         self.waiting = CommunicationWait(self.layout.device)
-        self.shares = Shares(config.mixture, span.phase.name, extra.get("shares") if same_phase else None)
+        self.shares = Shares(config.mixture, span.name, extra.get("shares") if same_phase else None)
         self.empty_steps = int(extra.get("empty_steps", 0)) if same_phase else 0  # of the phase
         self.agreement = Agreement(
             self.layout.data_parallel_size, self.layout.device, len(NAMES), len(self.shares.names)
@@ -105,7 +105,7 @@ class Loop:
         replaces no other one.
         """
         beat(f"step {step}, its checkpoint")
-        state = {"guard": self.guard.state, "phase": self.span.phase.name} | self.counted
+        state = {"guard": self.guard.state, "phase": self.span.name} | self.counted
         self.run.save(self.engine, step, state | ({"bad": list(self.guard.bad)} if self.guard.bad else {}))
 
     def announce(self) -> None:
@@ -195,7 +195,7 @@ class Loop:
         if self.empty_steps == 10 ** (len(str(self.empty_steps)) - 1):
             self.run.alert(
                 "empty step",
-                f"Step {step} changes nothing: it has {NOTHING} (steps like it in phase {self.span.phase.name!r}: "
+                f"Step {step} changes nothing: it has {NOTHING} (steps like it in phase {self.span.name!r}: "
                 f"{self.empty_steps:,}); skipped/… in metrics.jsonl counts what was left out of it.",
             )
 

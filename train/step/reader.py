@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from common.errors import ConfigurationError, ReadingStopped
-from data.config import MixtureConfig
+from data.config import Mixture
 from data.examples import ExampleInfo
 from data.packing import Rows
 from data.stream import Reader, Statistics, Stream, evaluation_batches, held_out_example
@@ -52,7 +52,7 @@ class ReplicaReader:
         config: RunConfig,
         layout: Layout,
         tokenizer: Tokenizer,
-        mixture: MixtureConfig,
+        mixture: Mixture,
         split: str,
         prefetch: int | None = None,
     ) -> None:
@@ -152,7 +152,7 @@ def opened_by_all(open_one: Callable[[], Stream]) -> Stream:
     return stream
 
 
-def open_stream(config: RunConfig, tokenizer: Tokenizer, mixture: MixtureConfig, split: str) -> Stream:
+def open_stream(config: RunConfig, tokenizer: Tokenizer, mixture: Mixture, split: str) -> Stream:
     """One split of a mixture at the resolution of `config`; a read ends while the other ranks still wait for it."""
     tokens_per_image = config.vit.num_tokens(config.model.image_size)
     data = replace(config.data, retry_s=min(config.data.retry_s, config.parallel.timeout_s / 4))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data.config import MixtureConfig
+from data.config import Mixture, shares
 from train.run.display import SHARE_TOLERANCE
 from train.run.metrics_file import Line
 
@@ -14,10 +14,10 @@ ROUNDING = 2  # examples by which interleaving may miss a share at any moment
 class Shares:
     """Examples by component since the phase began; every rank counts those of all ranks and so sees the same."""
 
-    def __init__(self, mixture: MixtureConfig, phase: str, state: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, mixture: Mixture, phase: str, state: Mapping[str, Any] | None = None) -> None:
         """`state`: what the run's last checkpoint held, if it is of this phase; that of another mixture is no use."""
-        self.phase, self.names = phase, mixture.names()
-        self.asked = dict(zip(self.names, mixture.shares(), strict=True))
+        self.phase, self.names = phase, list(mixture)
+        self.asked = shares(mixture)
         self.due, self.counts = 0, dict.fromkeys(self.names, 0)
         if state is not None and state["asked"] == self.asked:
             self.due, self.counts = state["due"], dict(state["counts"])
@@ -48,7 +48,7 @@ class Shares:
             return None
         return (
             f"Phase {self.phase!r} asks for less than one example in its {steps:,} steps of {rare}; give it a larger "
-            "weight, or leave it out of mixture.components."
+            "weight (mixture.<name>.weight), or leave it out with 0."
         )
 
     def parted(self) -> list[str]:
@@ -70,5 +70,5 @@ class Shares:
         return (
             f"Shares of the mixture differ from what was asked by more than {SHARE_TOLERANCE:.0%} since phase "
             f"{self.phase!r} began: {listing}; too few records of a source serve its objective, so give it other "
-            "records, or another weight in mixture.components."
+            "records, or another weight (mixture.<name>.weight)."
         )

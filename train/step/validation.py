@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from common.progress import beat
-from data.config import ComponentConfig, MixtureConfig
+from data.config import ComponentConfig, Mixture, shares
 from data.objectives import NAMES
 from data.tokenizer import Tokenizer
 from evaluation.sample_sheet import Sample
@@ -31,9 +31,9 @@ class Validation:
     def __init__(self, config: RunConfig, layout: Layout, tokenizer: Tokenizer) -> None:
         """`config`: as the phase sees it. Nothing is opened where `evaluation.every_steps` is 0."""
         self.settings, self.layout, self.tokenizer = config.evaluation, layout, tokenizer
-        self.last_step, self.components = config.run.steps, config.mixture.names()
+        self.last_step, self.components = config.run.steps, list(config.mixture)
         num_examples = config.data.global_batch_size * self.settings.steps
-        self.due_examples = [share * num_examples for share in config.mixture.shares()]
+        self.due_examples = [share * num_examples for share in shares(config.mixture).values()]
         self.warnings: list[str] = []  # of the last validation
         self.trim, self.join = trimmer(config), joiner(config, layout.device)
         self.agreement = Agreement(layout.data_parallel_size, layout.device, len(NAMES), len(self.components))
@@ -96,15 +96,19 @@ class Validation:
         return [replace(sample, image=self.reader.picture(sample.index, per_component)) for sample in shown]
 
 
-def chosen(mixture: MixtureConfig, settings: EvaluationConfig) -> MixtureConfig:
-    """The components to evaluate: those that `evaluation.components` names, or all of the mixture, each once.
+def chosen(mixture: Mixture, settings: EvaluationConfig) -> Mixture:
+    """Return the components to evaluate: those that `evaluation.components` names, or all of the mixture, each once.
 
-    A source and objective that the mixture has several times, with other options, is evaluated as often.
+    A source and objective that the mixture has several times, with other options, is evaluated as often. One that the
+    mixture lacks is named "source/objective".
     """
-    wanted = settings.components or mixture.components
-    kept: list[ComponentConfig] = []
-    for pair in dict.fromkeys((each.source, each.objective) for each in wanted):
-        own = [each for each in mixture.components if (each.source, each.objective) == pair]
-        kept += [each for i, each in enumerate(own) if each.options not in [before.options for before in own[:i]]]
-        kept += [] if own else [ComponentConfig(*pair, weight=1.0, options={})]
-    return replace(mixture, components=kept)
+    pairs = [(each.source, each.objective) for each in settings.components or mixture.values()]
+    kept: Mixture = {}
+    for pair in dict.fromkeys(pairs):
+        own = {name: each for name, each in mixture.items() if (each.source, each.objective) == pair}
+        for name, each in own.items():
+            if each.options not in [kept[before].options for before in own if before in kept]:
+                kept[name] = each
+        if not own:
+            kept["/".join(pair)] = ComponentConfig(*pair, weight=1.0, options={})
+    return kept

@@ -1,6 +1,6 @@
 """Text stays what was typed, numbers are numbers, paths begin at a home folder: for every setting of every command."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from common.values import PATH, expand_home, type_at, typed
 from model.config import ModelConfig, MT5Config, ViTConfig
 from parallel.config import ParallelConfig
 from train import evaluate, pretrain, pretrain_vit
-from train.config import RunConfig
+from train.config import Phase, RunConfig
 from train.entry import CONF, TEXT
 
 
@@ -151,7 +151,8 @@ def test_home_folders(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_folder_and_file_of_a_run_is_a_path() -> None:
     """By name, so that a new one is not forgotten."""
     words = ("folder", "root", "output", "initial", "initial_weights", "tokenizer", "sources", "python")
-    for kind in {type_at(RunConfig, [group]) for group in OmegaConf.structured(RunConfig)} | {TEXT["cluster."]}:
+    kinds = {type_at(RunConfig, [group]) for group in OmegaConf.structured(RunConfig)} | {TEXT["cluster."], Phase}
+    for kind in filter(is_dataclass, kinds):
         for one in kind.__dataclass_fields__.values():
             if one.name.endswith(words):
                 assert "path" in one.metadata, f"{kind.__name__}.{one.name}"
@@ -211,7 +212,7 @@ def test_settings_of_other_commands_are_refused(reads: tuple[str, ...], word: st
 
 
 def test_settings_of_the_documented_commands_are_read() -> None:
-    check_read(["experiment=scaling", "vit=nano,micro", "-m", "stage=mini"], pretrain_vit.READS, "x", RunConfig)
+    check_read(["experiment=scaling", "vit=nano,micro", "-m", "phases=mini"], pretrain_vit.READS, "x", RunConfig)
     check_read(["run.folder=x", "evaluation.examples=8", "parallel=single"], evaluate.READS, "x", RunConfig)
     check_read(["experiment=demo", "run.steps=1", "weights.vit=x", "model=pali_3b"], pretrain.READS, "x", RunConfig)
 
@@ -231,7 +232,7 @@ def test_sizes_that_would_take_hours_to_check_are_refused(kind: type, setting: s
 
 
 @pytest.mark.parametrize(
-    "word", ["vit=7", "parallel=null", "stage={a: 1}", "+mt5=12e4567", "mixture=[paper,1]", "hydra=7"]
+    "word", ["vit=7", "parallel=null", "phases={a: 1}", "+mt5=12e4567", "mixture=[paper,1]", "hydra=7"]
 )
 def test_a_choice_that_is_no_text_is_refused_before_hydra(word: str) -> None:
     with pytest.raises(ConfigurationError, match=r"names no file of conf/\w+; (choose one of|leave it out)"):

@@ -7,9 +7,10 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import save_file
 
 from common.errors import ConfigurationError
+from common.overrides import as_typed, open_names
 from train.checks import check
 from train.config import RunConfig, WeightsConfig, to_run_config
-from train.entry import CONF, register
+from train.entry import CONF, TEXT, register
 from train.phases import for_phase, spans
 
 OTHERS = ("experiment", "cluster", "hydra")  # overlays, and the groups of train.submit and of Hydra itself
@@ -21,7 +22,8 @@ EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 def composed(*overrides: str) -> RunConfig:
     register()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return to_run_config(compose("pretrain", overrides=["data.root=corpus", "run.from_scratch=true", *overrides]))
+        words = ["data.root=corpus", "run.from_scratch=true", *overrides]
+        return to_run_config(compose("pretrain", open_names(as_typed(words, TEXT), TEXT)))
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}/{option}" for group, option in OPTIONS])
@@ -77,15 +79,20 @@ def test_chained_phases_share_the_steps_and_have_their_own_batch_and_mixture() -
     config = composed("experiment=paper_17b")
     frozen, full = spans(config)
     assert (frozen.first, frozen.last, full.first, full.last) == (1, 382325, 382326, 392325)
-    second = for_phase(config, full.phase)
+    second = for_phase(config, full)
     assert (second.model.image_size, second.data.global_batch_size, second.parallel.micro_batch_size) == (588, 1024, 1)
-    weights = {(c.source, c.objective): c.weight for c in second.mixture.components}
+    weights = {(c.source, c.objective): c.weight for c in second.mixture.values()}
     assert weights == {("webli", "ocr"): 1.0, ("cc3m_35l", "captioning"): 1.0, ("vq2a", "vqa"): 1.0}
-    assert for_phase(config, frozen.phase).data.global_batch_size == 4096
+    assert for_phase(config, frozen).data.global_batch_size == 4096
 
 
-def test_values_inside_lists_can_be_overridden() -> None:
-    assert composed("stage.phases.0.image_size=224").stage.phases[0].image_size == 224
+def test_entries_of_mappings_can_be_changed_added_and_removed() -> None:
+    config = composed(
+        "phases.mini.image_size=224", "phases.more={steps: 3, micro_batch_size: 2}", "~mixture.ocr",
+        "mixture.mine={source: s, objective: vqa, weight: 1}", "mixture.vqa.weight=0",
+    )  # fmt: skip
+    assert (config.phases["mini"].image_size, config.phases["more"].steps) == (224, 3)
+    assert "ocr" not in config.mixture and config.mixture["vqa"].weight == 0 and config.mixture["mine"].source == "s"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.config import ComponentConfig, DataConfig, MixtureConfig
+from data.config import ComponentConfig, DataConfig, Mixture, order_keys
 from data.corpus.text import corpus_texts
 from data.shards.writer import write_shard
 from data.stream import Stream
@@ -98,8 +98,10 @@ def data(corpus) -> DataConfig:
     )
 
 
-def mixture(*components: tuple[str, str, float]) -> MixtureConfig:
-    return MixtureConfig([ComponentConfig(*component, options={}) for component in components or COMPONENTS])
+def mixture(*components: tuple[str, str, float]) -> Mixture:
+    """Each component named by its source and objective."""
+    made = {str(number): ComponentConfig(*one, options={}) for number, one in enumerate(components or COMPONENTS)}
+    return dict(zip(order_keys(made), made.values(), strict=True))
 
 
 @pytest.fixture

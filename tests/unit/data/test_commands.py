@@ -41,13 +41,13 @@ def test_mistakes_of_the_tokenizer(corpus: Path, words: list[str], sentence: str
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [
-        ("data_parallel_size=0", "data_parallel_size=0 must be a number, at least 1"),
+        ("data_parallel_size=0", "data_parallel_size=0 must be at least 1."),
         ("data_parallel_size=3", "data.num_streams=4 is not a multiple of data_parallel_size=3"),
         ("steps=5:2", "steps=5:2 must be first:end, such as 1:21 for steps 1 to 20"),
         ("steps=0:20", "steps=0:20 must be first:end, such as 1:21 for steps 1 to 20, with first at least 1."),
         ("steps=x", "steps=x must be first:end"),
         ("steps=-3:0", "steps=-3:0 must be first:end"),
-        ("split=trian", "split=trian is unknown; choose one of train, validation, test"),
+        ("split=trian", "split='trian' is unknown; did you mean train?"),
         ("foo=1", "foo"),
         ("data.foo=1", "foo"),
         (
@@ -55,7 +55,7 @@ def test_mistakes_of_the_tokenizer(corpus: Path, words: list[str], sentence: str
             "data.global_batch_size: Value 'x' of type 'str' could not be converted to Integer",
         ),
         ("run.seed=-1", "run.seed=-1 must be at least 0"),
-        ("stage.phases=[]", "stage.phases is empty"),
+        ("~phases", "phases is empty"),
         ("data.root=/nowhere", "data.tokenizer=/nowhere/tokenizer.model does not exist"),
         ("data=web", "data.root"),
     ],
@@ -127,7 +127,7 @@ def test_a_digest_leaves_nothing_in_hydras_store(corpus: Path, monkeypatch: pyte
 def test_a_digest_of_a_broken_source_stops_as_a_run_does(corpus: Path, tmp_path: Path) -> None:
     write_shard(tmp_path / "vq2a" / "train-00000.tar", [(f"k{n}", record(n), None) for n in range(20)])
     settings = [f"data.root={tmp_path}", f"data.tokenizer={corpus}/tokenizer.model", "data.error_budget_minimum=0",
-                "mixture.components=[{source: vq2a, objective: vqa, weight: 1}]"]  # fmt: skip
+                "~mixture", "mixture.vqa={source: vq2a, objective: vqa, weight: 1}"]  # fmt: skip
     root = Path(__file__).resolve().parents[3]
     done = subprocess.run(
         [sys.executable, "-m", "data.digest", *settings], cwd=root, capture_output=True, encoding="utf-8"

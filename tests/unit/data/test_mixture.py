@@ -4,11 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from common.errors import ConfigurationError
+from common.values import typed
 from data import digest
-from data.config import ComponentConfig, MixtureConfig
+from data.config import ComponentConfig, Mixture, check_mixture, used
 from data.error_budget import ErrorBudgetExceeded
 from data.stream import Stream
 from tests.unit.data.conftest import IMAGE_SIZE, mixture
@@ -16,19 +18,16 @@ from tests.unit.data.conftest import IMAGE_SIZE, mixture
 CONF = Path(__file__).parents[3] / "conf"
 
 
-def load(name: str) -> MixtureConfig:
-    composed = OmegaConf.create(
-        {"data": {"encoder_length": 128}, "mixture": OmegaConf.load(CONF / f"mixture/{name}.yaml")}
-    )
-    plain = OmegaConf.to_container(composed.mixture, resolve=True)
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(MixtureConfig), plain))
-    assert isinstance(config, MixtureConfig)
-    config.check()
-    return config
+def load(name: str) -> Mixture:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose(f"mixture/{name}").mixture
+    mixture = {key: typed(ComponentConfig, OmegaConf.to_container(one), key) for key, one in composed.items()}
+    check_mixture(mixture)
+    return used(mixture)
 
 
 def weights(name: str) -> dict[str, float]:
-    return {component.objective: component.weight for component in load(name).components}
+    return {component.objective: component.weight for component in load(name).values()}
 
 
 PAPER = {
@@ -67,7 +66,7 @@ def test_the_papers_ablations(name, absent):
 def test_boxes_and_labels_of_objects_are_two_sources():
     """Open Images' image-level labels have no boxes; Visual Genome and Objects365 are asked for boxes alone."""
     for path in CONF.glob("mixture/*.yaml"):
-        sources = {each.objective: each.source for each in load(path.stem).components}
+        sources = {each.objective: each.source for each in load(path.stem).values()}
         if "detection" in sources and path.stem not in ("demo", "miniature"):
             assert sources["object_vqa"] == "open_images_labels"
             assert sources["detection"] == "open_images_vg_objects365"
@@ -77,7 +76,7 @@ def test_the_papers_ablations_of_languages():
     assert weights("only_webli") == weights("only_webli_en") == {"split_captioning": 1}
     assert weights("webli_en_and_rest") == PAPER
     for name, english in (("only_webli", False), ("only_webli_en", True), ("webli_en_and_rest", True)):
-        webli = [each.options.get("languages") for each in load(name).components if each.source == "webli"]
+        webli = [each.options.get("languages") for each in load(name).values() if each.source == "webli"]
         assert all(languages == (["en"] if english else None) for languages in webli), name
 
 
@@ -99,29 +98,33 @@ def test_impossible_data_settings(data, tokenizer, change, message):
 @pytest.mark.parametrize(
     ("components", "message"),
     [
-        ([("webli", "caption", 1)], "webli/caption: there is no such objective"),
-        ([(" ", "ocr", 1)], " /ocr has a blank source"),
-        ([("webli", "ocr", 0)], "webli/ocr has weight 0"),
-        ([("webli", "ocr", -1.0)], "webli/ocr has weight -1.0"),
-        ([("webli", "ocr", float("nan"))], "webli/ocr has weight nan"),
-        ([("webli", "ocr", float("inf"))], "webli/ocr has weight inf"),
+        ([("webli", "caption", 1)], "webli/caption.objective='caption' is unknown; did you mean captioning"),
+        ([(" ", "ocr", 1)], "mixture. /ocr.source is blank"),
+        ([("webli", "ocr", 0)], "mixture is empty"),
+        ([("webli", "ocr", -1.0)], "webli/ocr.weight=-1.0 must"),
+        ([("webli", "ocr", float("nan"))], "webli/ocr.weight=nan must"),
+        ([("webli", "ocr", float("inf"))], "webli/ocr.weight=inf must"),
         ([("webli", "ocr", 1e-200), ("vq2a", "vqa", 1e200)], "1e-200 and 1e\\+200 are too far apart"),
     ],
 )
 def test_impossible_mixtures(components, message):
     with pytest.raises(ConfigurationError, match=message):
-        mixture(*components).check()
-    with pytest.raises(ConfigurationError, match="components is empty"):
-        MixtureConfig().check()
+        check_mixture(mixture(*components))
+    with pytest.raises(ConfigurationError, match="mixture is empty"):
+        check_mixture({})
 
 
 def test_a_wrong_option_names_its_component():
-    config = MixtureConfig([ComponentConfig("norway", "captioning", 1.0, {"languages": [False]})])
-    with pytest.raises(ConfigurationError, match=r"^mixture component norway: objective captioning: option languages"):
-        config.check()
-    config.components[0].options = {"languages": []}
-    with pytest.raises(ConfigurationError, match=r"^mixture component norway: .* leaves none") as error:
-        config.check()
+    config = {"norway": ComponentConfig("web", "captioning", 1.0, {"languages": [False]})}
+    with pytest.raises(ConfigurationError, match=r"^mixture\.norway\.options\.languages\[0\]=False must be text"):
+        check_mixture(config)
+    config["norway"].options = {"langages": ["en"]}
+    sentence = r"^mixture\.norway\.options\.langages is not an option of captioning; did you mean languages\?"
+    with pytest.raises(ConfigurationError, match=sentence):
+        check_mixture(config)
+    config["norway"].options = {"languages": []}
+    with pytest.raises(ConfigurationError, match=r"^mixture\.norway\.options\.languages=\[\] leaves none") as error:
+        check_mixture(config)
     assert error.value.__cause__ is error.value.__context__ is None  # of a chain the innermost would be shown
 
 
@@ -139,21 +142,20 @@ def test_the_digest_command_is_independent_of_the_ranks(corpus, monkeypatch, cap
 
 def test_a_digest_of_nothing_is_none(corpus, monkeypatch):
     monkeypatch.setenv("PALI_CORPUS", str(corpus))
-    nothing = "mixture.components=[{source: text, objective: vqa, weight: 1.0, options: {languages: [xx]}}]"
+    nothing = ["~mixture", "mixture.none={source: text, objective: vqa, weight: 1.0, options: {languages: [xx]}}"]
     for split, message in (("validation", "steps=1:2 of the validation split hold no example .*no question"),
-                           ("train", "text/vqa gives nothing: .* vqa needs the field questions .* in xx")):  # fmt: skip
+                           ("train", "mixture.none gives nothing: .* needs the field questions .* in xx")):  # fmt: skip
         with pytest.raises(ErrorBudgetExceeded, match=message):
-            digest.main([nothing, f"split={split}", "data.global_batch_size=8", "data.num_streams=4"])
+            digest.main([*nothing, f"split={split}", "data.global_batch_size=8", "data.num_streams=4"])
 
 
 def test_a_digest_is_of_rows_as_the_first_phase_has_them(corpus, monkeypatch, capsys):
     monkeypatch.setenv("PALI_CORPUS", str(corpus))
     lengths = {"global_batch_size": 8, "encoder_length": 192}
     of_data = [f"data.{name}={value}" for name, value in lengths.items()]
-    of_phase = ", ".join(f"{name}: {value}" for name, value in lengths.items())
+    of_phase = [f"phases.mini.{name}={value}" for name, value in lengths.items()]
     printed = []
-    for arguments in ([*of_data, "stage.phases=[{name: a, image_size: 112}]"],
-                      [f"stage.phases=[{{name: a, image_size: 112, {of_phase}}}]"]):  # fmt: skip
+    for arguments in (of_data, of_phase):
         digest.main(["mixture=miniature", "steps=1:2", "data.num_streams=4", *arguments])
         printed.append(capsys.readouterr().out)
     assert printed[0] and printed[0] == printed[1]

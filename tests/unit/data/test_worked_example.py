@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.config import ComponentConfig, DataConfig, MixtureConfig
+from data.config import ComponentConfig, DataConfig
 from data.corpus.text import corpus_texts
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
@@ -24,7 +24,10 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> Stream:
         root=str(root), tokenizer=tokenizer.path, global_batch_size=STREAMS * EXAMPLES_PER_STREAM,
         num_streams=STREAMS, encoder_length=52, decoder_length=24, images_per_row=2,
     )  # fmt: skip
-    mixture = MixtureConfig([ComponentConfig("webli", "split_captioning", 3.0), ComponentConfig("vq2a", "vqa", 1.0)])
+    mixture = {
+        "webli/split_captioning": ComponentConfig("webli", "split_captioning", 3.0),
+        "vq2a/vqa": ComponentConfig("vq2a", "vqa", 1.0),
+    }
     return Stream(data, mixture, tokenizer, 56, 4, "train", seed=0)
 
 

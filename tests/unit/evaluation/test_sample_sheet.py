@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.config import ComponentConfig, MixtureConfig
+from data.config import ComponentConfig
 from evaluation.sample_sheet import COLUMNS, MOST_LINES, Sample, draw, drawable_first
 from evaluation.score import evaluation
 from evaluation.text_drawing import TextDrawer
@@ -132,14 +132,14 @@ def test_a_page_weighs_more_than_a_word_in_the_error_rate() -> None:
 
 def test_what_nothing_was_evaluated_of_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = RunConfig()
-    config.mixture = MixtureConfig([ComponentConfig("webli", "ocr", 1.0), ComponentConfig("vq2a", "vqa", 1.0)])
-    one = sample(component="vq2a/vqa")
-    assert without_examples(config, [one]) == ["webli/ocr"]
-    report(tmp_path, "test", 7, [one], [one], ["webli/ocr"])
-    assert json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))["without_examples"] == ["webli/ocr"]
-    assert "no example of webli/ocr: not evaluated" in capsys.readouterr().out
+    config.mixture = {"ocr": ComponentConfig("webli", "ocr", 1.0), "vqa": ComponentConfig("vq2a", "vqa", 1.0)}
+    one = sample(component="vqa")
+    assert without_examples(config, [one]) == ["ocr"]
+    report(tmp_path, "test", 7, [one], [one], ["ocr"])
+    assert json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))["without_examples"] == ["ocr"]
+    assert "no example of ocr: not evaluated" in capsys.readouterr().out
     config.evaluation.languages = ["xx"]
-    assert "no example in xx (evaluation.languages) of webli/ocr, vq2a/vqa" in nothing_evaluated(config)
+    assert "no example in xx (evaluation.languages) of ocr, vqa" in nothing_evaluated(config)
 
 
 def test_a_score_with_nothing_to_earn_is_none_and_not_perfect(tmp_path: Path) -> None:

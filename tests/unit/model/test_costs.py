@@ -41,13 +41,13 @@ TFLOP = {
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_parameters_of_the_presets(preset: str) -> None:
-    planned = plan_on_meta(*read_model([f"model={preset}", "stage=full_224"]))
+    planned = plan_on_meta(*read_model([f"model={preset}", "phases=full_224"]))
     assert round(sum(p.numel() for p in planned.parameters()) / 1e9, 3) == PRESETS[preset]
 
 
 @pytest.mark.parametrize("vit", VITS)
 def test_parameters_of_the_vits(vit: str) -> None:
-    planned = plan_on_meta(*read_model([f"vit={vit}", "mt5=mini", "stage=full_224"]))
+    planned = plan_on_meta(*read_model([f"vit={vit}", "mt5=mini", "phases=full_224"]))
     counted = {name: p.numel() for name, p in planned.named_parameters()}
     encoder = ("patches.", "vit_block_", "bridge.vit_norm.")
     assert sum(n for name, n in counted.items() if name.startswith(encoder)) / 1e6 == pytest.approx(VITS[vit], abs=0.05)
@@ -55,7 +55,7 @@ def test_parameters_of_the_vits(vit: str) -> None:
 
 @pytest.mark.parametrize("mt5", MT5S)
 def test_parameters_of_the_mt5s(mt5: str) -> None:
-    planned = plan_on_meta(*read_model(["vit=mini", f"mt5={mt5}", "stage=full_224"]))
+    planned = plan_on_meta(*read_model(["vit=mini", f"mt5={mt5}", "phases=full_224"]))
     counted = {name: p.numel() for name, p in planned.named_parameters()}
     vision = ("patches.", "vit_block_", "bridge.vit_norm.", "bridge.projection.")
     found = sum(n for name, n in counted.items() if not name.startswith(vision))
@@ -66,16 +66,16 @@ def test_parameters_of_the_mt5s(mt5: str) -> None:
     ("vit", "mt5"), [*((vit, "mini") for vit in VITS), *(("mini", mt5) for mt5 in MT5S), ("mini", "mini")]
 )
 def test_formulas_count_the_parameters_of_every_unit_of_every_size(vit: str, mt5: str) -> None:
-    config, _ = read_model([f"vit={vit}", f"mt5={mt5}", "stage=full_224"])
+    config, _ = read_model([f"vit={vit}", f"mt5={mt5}", "phases=full_224"])
     for unit in unit_costs(plan_on_meta(config).units(), one_example(config, 32, 32)):
         assert unit.cost.parameters == sum(p.numel() for p in unit.unit.parameters()), unit.name
 
 
-@pytest.mark.parametrize(("preset", "stage"), TFLOP)
-def test_training_flops_of_the_paper(preset: str, stage: str) -> None:
-    config, frozen = read_model([f"model={preset}", f"stage={stage}"])
+@pytest.mark.parametrize(("preset", "phases"), TFLOP)
+def test_training_flops_of_the_paper(preset: str, phases: str) -> None:
+    config, frozen = read_model([f"model={preset}", f"phases={phases}"])
     planned = plan_on_meta(config, frozen)
-    for tokens, printed in zip((16, 32, 64, 128), TFLOP[preset, stage], strict=True):
+    for tokens, printed in zip((16, 32, 64, 128), TFLOP[preset, phases], strict=True):
         found = batch_flops(planned.units(), one_example(config, tokens, tokens)) / 1e12
         digits = len(printed.split(".")[1])
         assert found == pytest.approx(float(printed), abs=0.5001 * 10**-digits), (tokens, printed)
@@ -83,14 +83,14 @@ def test_training_flops_of_the_paper(preset: str, stage: str) -> None:
 
 @pytest.mark.parametrize(("size", "gigaflops"), [("giant", 532), ("gigantic", 964), ("enormous", 1974)])
 def test_forward_flops_of_the_vits(size: str, gigaflops: float) -> None:
-    config, _ = read_model([f"vit={size}", "mt5=mini", "stage=full_224"])
+    config, _ = read_model([f"vit={size}", "mt5=mini", "phases=full_224"])
     priced = unit_costs(plan_on_meta(config).units(), one_example(config, 32, 32))
     vision = [u for u in priced if u.name.startswith(("patch", "vit"))]
     assert sum(u.cost.flops for u in vision) / 1e9 == pytest.approx(gigaflops, abs=0.5)
 
 
 def test_frozen_units_above_trained_ones_pay_for_the_gradient_of_their_input() -> None:
-    config, _ = read_model(["stage=full_224"])
+    config, _ = read_model(["phases=full_224"])
     planned, shape = plan_on_meta(config, ["encoder_block_1.*"]), one_example(config, 8, 8)
     priced = {u.name: u for u in unit_costs(planned.units(), shape)}
     assert priced["encoder_block_1"].training_flops == 2 * priced["encoder_block_1"].cost.flops
@@ -99,7 +99,7 @@ def test_frozen_units_above_trained_ones_pay_for_the_gradient_of_their_input() -
 
 
 def test_flops_of_a_batch_are_those_of_its_examples() -> None:
-    config, frozen = read_model(["model=pali_3b", "stage=frozen_224"])
+    config, frozen = read_model(["model=pali_3b", "phases=frozen_224"])
     planned, one = plan_on_meta(config, frozen), one_example(config, 32, 32)
     four = BatchShape(4, one.vision_tokens, 4, one.encoder_tokens, one.decoder_tokens)
     assert batch_flops(planned.units(), four) == pytest.approx(4 * batch_flops(planned.units(), one))
@@ -121,7 +121,7 @@ def test_counted_flops_are_what_torch_counts() -> None:
 
 
 def test_description_folds_equal_blocks_and_adds_up() -> None:
-    table = describe(*read_model(["model=pali_17b", "stage=frozen_224"]), 32, 32)
+    table = describe(*read_model(["model=pali_17b", "phases=frozen_224"]), 32, 32)
     lines = list(zip(*(column.cells for column in table.columns), strict=True))
     assert [line[0] for line in lines] == [
         "patches",
@@ -144,7 +144,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_command_line() -> None:
-    done = _run("model=pali_17b", "stage=frozen_224", "input_tokens=64", "target_tokens=64")
+    done = _run("model=pali_17b", "phases=frozen_224", "input_tokens=64", "target_tokens=64")
     assert done.returncode == 0, done.stderr
     assert "vit_block x 56" in done.stdout and "16.734 B" in done.stdout and "15.0" in done.stdout
 
@@ -185,7 +185,7 @@ def test_nothing_stays_in_hydras_store(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_model_has_the_stages_image_size_and_freeze_patterns() -> None:
-    config, frozen = read_model(["model=pali_3b", "stage=full_588"])
+    config, frozen = read_model(["model=pali_3b", "phases=full_588"])
     assert config.model.image_size == 588 and frozen == []
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigurationError, Notice
-from data.config import ComponentConfig, DataConfig, MixtureConfig
+from data.config import ComponentConfig, DataConfig
 from data.tokenizer import checksum, train_tokenizer
 from model.config import ModelConfig, MT5Config, ViTConfig
 from parallel.config import ParallelConfig
 from train.checks import check, check_training_data
-from train.config import Phase, RunConfig, RunSettings, ScheduleConfig, StageConfig, to_dict, to_run_config, to_yaml
-from train.phases import span_of, spans
+from train.config import Phase, RunConfig, RunSettings, ScheduleConfig, to_dict, to_run_config, to_yaml
+from train.phases import find_span, spans
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def config(tokenizer_path: Path, tmp_path: Path) -> RunConfig:
             encoder_length=128,
             decoder_length=32,
         ),
-        mixture=MixtureConfig([ComponentConfig("vq2a", "vqa", 1.0), ComponentConfig("webli", "ocr", 3.0)]),
-        stage=StageConfig([Phase("small", image_size=112)]),
+        mixture={"vqa": ComponentConfig("vq2a", "vqa", 1.0), "ocr": ComponentConfig("webli", "ocr", 3.0)},
+        phases={"small": Phase(image_size=112)},
     )
 
 
@@ -47,15 +47,18 @@ def test_a_good_configuration_passes_and_survives_its_file(config: RunConfig) ->
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"stage": StageConfig([Phase("odd", image_size=100)])}, "must be a multiple of vit.patch_size=14, e.g. 98."),
-        ({"stage": StageConfig([Phase("big", image_size=224)])}, "256 visual"),
+        ({"phases": {"odd": Phase(image_size=100)}}, "must be a multiple of vit.patch_size=14, e.g. 98."),
+        ({"phases": {"big": Phase(image_size=224)}}, "256 visual"),
         (
-            {"stage": StageConfig([Phase("a", 3, 112), Phase("b", 3, 112)])},
-            "stage.phases take 6 steps; set run.steps=6",
+            {"phases": {"a": Phase(3, image_size=112), "b": Phase(3, image_size=112)}},
+            "The phases take 6 steps; set run.steps=6",
         ),
-        ({"stage": StageConfig([Phase("a", None, 112), Phase("b", None, 112)])}, "only one phase may"),
-        ({"stage": StageConfig([Phase("a", None, 112), Phase("b", 10, 112)])}, "leaves no step for phase 'a'"),
-        ({"stage": StageConfig([Phase("a", image_size=112, objectives={"vqg": 1.0})])}, "asks for vqg"),
+        ({"phases": {"a": Phase(image_size=112), "b": Phase(image_size=112)}}, "only one phase may"),
+        ({"phases": {"a": Phase(image_size=112), "b": Phase(10, image_size=112)}}, "leaves no step for phase 'a'"),
+        (
+            {"phases": {"a": Phase(image_size=112, objectives={"vqg": 1.0})}},
+            "phases.a.objectives names vqg; the mixture has only ocr, vqa.",
+        ),
         ({"mt5": MT5Config(vocab_size=300)}, "more than mt5.vocab_size=300"),
         ({"parallel": ParallelConfig(tensor=3)}, "parallel.tensor=3"),
         ({"parallel": ParallelConfig(sequence=True)}, "sequence=true splits sequences over tensor-parallel ranks"),
@@ -68,11 +71,14 @@ def test_a_good_configuration_passes_and_survives_its_file(config: RunConfig) ->
             "virtual_stages=99 are more stages than the model's",
         ),
         (
-            {"stage": StageConfig([Phase("a", image_size=112, freeze=["vit_blok_*"])])},
+            {"phases": {"a": Phase(image_size=112, freeze=["vit_blok_*"])}},
             "'vit_blok_*' matches no parameter",
         ),
         ({"schedule": ScheduleConfig(cooldown_steps=11)}, "longer than the run"),
-        ({"model": ModelConfig(image_size=98)}, "image_size=98 is not what a phase is trained at; set image_size in"),
+        (
+            {"model": ModelConfig(image_size=98)},
+            "model.image_size=98 is used by no phase; set those of the phases (phases.small",
+        ),
         ({"run": RunSettings(folder=" ", steps=10)}, "run.folder is empty; name a folder"),
     ],
 )
@@ -95,11 +101,11 @@ def test_a_phase_s_own_rows_hold_what_its_mixture_asks_for(
     config: RunConfig, changes: dict[str, int], sentence: str
 ) -> None:
     text = ComponentConfig("text", "span_corruption", 1.0, {"input_length": 128})
-    config = replace(config, mixture=MixtureConfig([text]))
+    config = replace(config, mixture={"text": text})
     check(config, world_size=4)
-    phases = [Phase("first", 5, 112), replace(Phase("second", 5, 112), **changes)]
+    phases = {"first": Phase(5, image_size=112), "second": Phase(5, image_size=112, **changes)}
     with pytest.raises(ConfigurationError, match=re.escape(sentence)):
-        check(replace(config, stage=StageConfig(phases)), world_size=4)
+        check(replace(config, phases=phases), world_size=4)
 
 
 @pytest.mark.parametrize(
@@ -162,10 +168,10 @@ def test_a_folder_keeps_its_model(config: RunConfig) -> None:
 
 
 def test_phases_lie_one_after_another(config: RunConfig) -> None:
-    config.stage = StageConfig([Phase("a", 4, 112), Phase("b", None, 112), Phase("c", 1, 112)])
+    config.phases = {"a": Phase(4, image_size=112), "b": Phase(image_size=112), "c": Phase(1, image_size=112)}
     laid_out = spans(config)
-    assert [(s.phase.name, s.first, s.last) for s in laid_out] == [("a", 1, 4), ("b", 5, 9), ("c", 10, 10)]
-    assert [span_of(laid_out, step).phase.name for step in (1, 4, 5, 10, 11)] == ["a", "a", "b", "c", "c"]
+    assert [(s.name, s.first, s.last) for s in laid_out] == [("a", 1, 4), ("b", 5, 9), ("c", 10, 10)]
+    assert [find_span(laid_out, step).name for step in (1, 4, 5, 10, 11)] == ["a", "a", "b", "c", "c"]
 
 
 def write_sources(root: Path, *files: str) -> None:
@@ -196,7 +202,7 @@ def test_shards_must_exist_of_every_split_that_is_read(config: RunConfig, tmp_pa
 def test_only_the_sources_of_a_phase_are_asked_for(config: RunConfig, tmp_path: Path) -> None:
     config.data.root = str(tmp_path)
     config.evaluation.every_steps = 0
-    config.stage = StageConfig([Phase("questions", image_size=112, objectives={"vqa": 1.0})])
+    config.phases = {"questions": Phase(image_size=112, objectives={"vqa": 1.0})}
     write_sources(tmp_path, "vq2a/train-00000.tar")
     check_training_data(config)
 

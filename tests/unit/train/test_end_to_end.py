@@ -28,8 +28,9 @@ from train.step.loop import Loop
 
 FROZEN_THEN_ALL = (
     "run.from_scratch=true",
-    "stage.phases=[{name: low, image_size: 112, freeze: ['patches.*', 'vit_block_*', 'bridge.vit_norm.*']},"
-    "{name: high, steps: 2, image_size: 140, objectives: {vqa: 1, ocr: 1}}]",
+    "~phases",
+    "phases.low={image_size: 112, freeze: ['patches.*', 'vit_block_*', 'bridge.vit_norm.*']}",
+    "phases.high={steps: 2, image_size: 140, objectives: {vqa: 1, ocr: 1}}",
 )
 
 
@@ -160,7 +161,7 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_run_that_was_stays_on
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = [
-        "experiment=equivalence", f"data.root={corpus}", "run.steps=2", "stage.phases.0.image_size=56",
+        "experiment=equivalence", f"data.root={corpus}", "run.steps=2", "phases.mini.image_size=56",
         "data.global_batch_size=4", "data.num_streams=1", "checkpoint.every_steps=1", "run.folder=run",
     ]  # fmt: skip
     update, rates = Engine.update, []
@@ -208,14 +209,14 @@ def test_a_rehearsal_does_everything_once_and_leaves_the_folder_as_it_was(
     corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    low, high = "{name: low, image_size: 28, freeze: ['vit_block_*']}", "{name: high, steps: 1, image_size: 42}"
+    low, high = "phases.low={image_size: 28, freeze: ['vit_block_*']}", "phases.high={steps: 1, image_size: 42}"
     settings = [
         "experiment=equivalence", f"data.root={corpus}", "run.steps=90", "data.global_batch_size=4",
         "data.num_streams=1", "run.folder=runs/x", "evaluation.max_new_tokens=2", "tracker=wandb", "run.rehearse=true",
         "run.from_scratch=true",
     ]  # fmt: skip
-    for validates, phases in ((True, f"[{low}, {high}]"), (False, f"[{low}]")):
-        command(monkeypatch, *settings, f"evaluation.every_steps={30 * validates}", f"stage.phases={phases}")
+    for validates, phases in ((True, [low, high]), (False, [low])):
+        command(monkeypatch, *settings, f"evaluation.every_steps={30 * validates}", "~phases", *phases)
         entry("pretrain", pretrain.main)
         said = capsys.readouterr().out
         parts = ["model and weights", "step and update", "checkpoint", "load", *["validation"] * validates, "answers"]

@@ -11,7 +11,7 @@ from common.errors import ConfigurationError
 from model.config import MT5Config, PaLIConfig, ViTConfig
 from model.layers import parameter_parts
 from model.pali import PaLI, plan_on_meta
-from train.config import Phase, RunConfig, RunSettings, StageConfig, WeightsConfig
+from train.config import Phase, RunConfig, RunSettings, WeightsConfig
 from train.first_weights import OF_VIT, check_first_weights, first_files
 from train.phases import spans
 
@@ -21,9 +21,9 @@ FROZEN_VIT = ["patches.*", "vit_block_*", "bridge.vit_norm.*"]
 
 
 def a_run(folder: Path, *phases: list[str], **settings: object) -> RunConfig:
-    stage = StageConfig([Phase(f"phase{i}", 1, 112, freeze) for i, freeze in enumerate(phases)])
+    laid_out = {f"phase{i}": Phase(1, freeze, image_size=112) for i, freeze in enumerate(phases)}
     run = RunSettings(folder=str(folder / "run"), steps=len(phases), **settings)  # type: ignore[arg-type]
-    return RunConfig(run=run, vit=VIT, mt5=MT5, stage=stage)
+    return RunConfig(run=run, vit=VIT, mt5=MT5, phases=laid_out)
 
 
 def models(config: RunConfig) -> list[PaLI]:

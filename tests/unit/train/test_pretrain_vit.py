@@ -28,7 +28,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, corpus: Path, *settings: str) -> None:
-    small = ["stage.phases.0.image_size=56", "vit=nano", "vit_pretraining.steps=3", "vit_pretraining.batch=4"]
+    small = ["phases.mini.image_size=56", "vit=nano", "vit_pretraining.steps=3", "vit_pretraining.batch=4"]
     monkeypatch.setattr(sys, "argv", ["program", f"data.root={corpus}", *small, *settings])
     entry("pretrain", pretrain_vit.main)
 
@@ -70,7 +70,7 @@ def test_images_without_objects_have_a_loss() -> None:
         (["vit_pretraining.output=/proc/x/y"], "vit_pretraining.output=/proc/x/y cannot be written"),
         (["vit_pretraining.output=."], "vit_pretraining.output=. is a folder; name a file in it."),
         (["run.rehearse=true"], "run.rehearse=true is for train.pretrain alone; leave it out here."),
-        (["stage.phases.0.image_size=57"], "image_size=57 must be a multiple of vit.patch_size=14"),
+        (["phases.mini.image_size=57"], "image_size=57 must be a multiple of vit.patch_size=14"),
     ],
 )
 def test_mistakes(

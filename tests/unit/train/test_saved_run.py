@@ -6,13 +6,13 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from common.errors import ConfigurationError
-from data.config import DataConfig
-from train.config import RunConfig, to_yaml
+from data.config import ComponentConfig, DataConfig
+from train.config import Phase, RunConfig, to_dict, to_yaml
 from train.saved_run import NAME, overridden, read_settings, saved_config
 
 
 def test_a_saved_run_with_what_the_command_line_names(tmp_path: Path) -> None:
-    config = RunConfig(data=DataConfig("shards", "tokenizer.model", {}, 8, 4, 32, 16))
+    config = RunConfig(data=DataConfig("shards", "tokenizer.model", {}, 8, 4, 32, 16), phases={"low": Phase()})
     (tmp_path / NAME).write_text(to_yaml(config), encoding="utf-8")
     composed = OmegaConf.create({"run": {"folder": str(tmp_path), "seed": 7, "steps": 9}})
     assert isinstance(composed, DictConfig)
@@ -20,6 +20,21 @@ def test_a_saved_run_with_what_the_command_line_names(tmp_path: Path) -> None:
     assert (found.run.seed, found.run.steps) == (7, RunConfig().run.steps)
     settings = read_settings(tmp_path)
     assert settings is not None and overridden(settings, composed, ["++run.steps=9"]).run.steps == 9
+
+
+def test_phases_and_components_of_a_saved_run_are_changed_by_name(tmp_path: Path) -> None:
+    data = DataConfig("shards", "tokenizer.model", {}, 8, 4, 32, 16)
+    mixture = {"ocr": ComponentConfig("webli", "ocr", 1.0), "vqa": ComponentConfig("vq2a", "vqa", 1.0)}
+    config = RunConfig(data=data, mixture=mixture, phases={"low": Phase(freeze=["head"])})
+    settings = OmegaConf.create(to_dict(config))
+    words = ["++mixture={ocr: {weight: 0}}", "++mixture={mine: {source: s, objective: vqg, weight: 2}}"]
+    found = overridden(settings, OmegaConf.create(), [*words, "++phases={low: {micro_batch_size: 2}}"])
+    assert (found.mixture["ocr"].weight, found.mixture["ocr"].source, found.mixture["mine"].weight) == (0, "webli", 2)
+    assert (found.phases["low"].micro_batch_size, found.phases["low"].freeze) == (2, ["head"])
+    with pytest.raises(ConfigurationError, match=r"mixture\.orc\.source is not given; did you mean mixture\.ocr\?"):
+        overridden(OmegaConf.create(to_dict(config)), OmegaConf.create(), ["++mixture={orc: {weight: 0}}"])
+    with pytest.raises(ConfigurationError, match=r"phases\.lo is not a phase of this run; it has low"):
+        overridden(OmegaConf.create(to_dict(config)), OmegaConf.create(), ["++phases={lo: {steps: 2}}"])
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def test_a_component_that_gives_nothing_ends_reading_and_names_what_it_misses(tm
     with pytest.raises(NothingUsable) as error:
         for step in range(1, 11):
             opened.rows(step, range(1))
-    assert "mixture component webli/captioning gives nothing: none of 30 records of source webli" in str(error.value)
+    assert "mixture.webli/captioning gives nothing: none of 30 records of source webli" in str(error.value)
     assert "captioning needs the field captions, and they hold text, u\\nrl \\ud83d" in str(error.value)
     assert isinstance(error.value, ErrorBudgetExceeded)
     with pytest.raises(NothingUsable, match="30 x no caption"):

@@ -17,12 +17,12 @@ from parallel.plan.memory import MemoryModel, StepShape
 
 def costs(*frozen: str) -> list[UnitCost]:
     """The toy's units, as they are priced at 224 pixels."""
-    config, _ = read_model(["stage=full_224"])
+    config, _ = read_model(["phases=full_224"])
     return list(unit_costs(plan_on_meta(config, frozen).units(), one_example(config, 64, 32)))
 
 
 def memory(**parallel: object) -> MemoryModel:
-    step = StepShape(one_example(read_model(["stage=full_224"])[0], 64, 32), num_micro_batches=8)
+    step = StepShape(one_example(read_model(["phases=full_224"])[0], 64, 32), num_micro_batches=8)
     return MemoryModel(ParallelConfig(**parallel), OptimizerConfig(), step, data_parallel_size=1)  # type: ignore[arg-type]
 
 
@@ -45,7 +45,7 @@ def test_no_cut_has_a_faster_slowest_stage(number: int, frozen: tuple[str, ...])
 def test_every_limit_of_memory_is_kept_or_refused(virtual_stages: int) -> None:
     """The cut is the fastest of all whose stages take no more than an equal share of the limit each; long rows."""
     shape = BatchShape(images=64, vision_tokens=256, rows=64, encoder_tokens=512, decoder_tokens=64)
-    config = replace(read_model(["stage=full_224"])[0], mt5=MT5Config(vocab_size=1024))
+    config = replace(read_model(["phases=full_224"])[0], mt5=MT5Config(vocab_size=1024))
     priced = list(unit_costs(plan_on_meta(config).units(), shape))
     options = {"pipeline": 2, "virtual_stages": virtual_stages, "zero_stage": 1}
     free = replace(memory(**options), step=StepShape(shape, num_micro_batches=8))

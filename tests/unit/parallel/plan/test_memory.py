@@ -31,7 +31,7 @@ GIB = 2**30
 
 @pytest.fixture(scope="module")
 def pali_3b() -> PaLIConfig:
-    return read_model(["model=pali_3b", "stage=full_224"])[0]
+    return read_model(["model=pali_3b", "phases=full_224"])[0]
 
 
 def stages_of(

@@ -11,9 +11,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from common.errors import ConfigurationError
-from data.config import ComponentConfig, DataConfig, MixtureConfig
+from data.config import ComponentConfig, DataConfig
 from train.checks import check
-from train.config import Phase, RunConfig, RunSettings, ScheduleConfig, StageConfig, to_dict
+from train.config import Phase, RunConfig, RunSettings, ScheduleConfig, to_dict
 from train.rehearsal import in_scratch
 from train.run.kept_files import replace_text
 from train.run.resume import check_allowed, check_resume, check_sources, note, note_sources
@@ -27,8 +27,8 @@ def config(tmp_path: Path) -> RunConfig:
         run=RunSettings(folder=str(tmp_path), steps=4, seed=7),
         data=DataConfig(root="corpus", tokenizer="t.model", global_batch_size=16, num_streams=2, encoder_length=128,
                         decoder_length=32),
-        mixture=MixtureConfig([CAPTIONS, QUESTIONS]),
-        stage=StageConfig([Phase("low", image_size=56, freeze=["vit_block_*"]), Phase("high", 2, 112)]),
+        mixture={"captioning": CAPTIONS, "vqa": QUESTIONS},
+        phases={"low": Phase(image_size=56, freeze=["vit_block_*"]), "high": Phase(2, image_size=112)},
     )  # fmt: skip
 
 
@@ -59,11 +59,16 @@ def saved(config: RunConfig) -> dict[str, Any]:
         (lambda c: changed(c, "data.max_megapixels=1"), "data.max_megapixels=64.0, now it is 1.0"),
         (lambda c: changed(c, "data.max_member_mib=1"), "data.max_member_mib=64, now it is 1"),
         (lambda c: changed(c, "optimizer.name=adamw"), "optimizer.name=adafactor, now it is adamw"),
-        (lambda c: changed(c, mixture=MixtureConfig([CAPTIONS])), "objective: vqa"),
-        (lambda c: changed(c, mixture=MixtureConfig([CAPTIONS, replace(QUESTIONS, weight=2.0)])), "weight: 2.0"),
-        (lambda c: changed(c, mixture=MixtureConfig([CAPTIONS, QUESTIONS, QUESTIONS])), "=nothing, now it is {source"),
+        (lambda c: changed(c, mixture={"captioning": CAPTIONS}), "objective: vqa"),
+        (lambda c: changed(c, mixture={"captioning": CAPTIONS, "vqa": replace(QUESTIONS, weight=2.0)}), "weight: 2.0"),
         (
-            lambda c: changed(c, mixture=MixtureConfig([CAPTIONS, replace(QUESTIONS, options={"languages": ["de"]})])),
+            lambda c: changed(c, mixture={"captioning": CAPTIONS, "vqa": QUESTIONS, "again": QUESTIONS}),
+            "=nothing, now it is {source",
+        ),
+        (
+            lambda c: changed(
+                c, mixture={"captioning": CAPTIONS, "vqa": replace(QUESTIONS, options={"languages": ["de"]})}
+            ),
             "languages: [de]",
         ),
     ],
@@ -116,17 +121,17 @@ def test_what_changes_no_step_is_silent_and_all_else_is_noted_in_full(config: Ru
         config, "schedule.peak=1e-3", "run.precision=fp32", "parallel.tensor=2", "evaluation.every_steps=7",
         "data.root=elsewhere", "checkpoint.keep_last=5", "run.guard.roll_back=1",
     )  # fmt: skip
-    noted.stage.phases[1].freeze = ["head.*"]
+    noted.phases["high"].freeze = ["head.*"]
     check_resume(before, noted, 3)
     assert note(before, noted, 3) == (
         "Changed since step 3: run.precision: bf16 -> fp32; run.guard.roll_back: 0 -> 1; data.root: corpus -> "
-        'elsewhere; stage.phases.high.freeze: [] -> ["head.*"]; schedule.peak: 0.01 -> 0.001; parallel.tensor: 1 -> 2; '
+        'elsewhere; phases.high.freeze: [] -> ["head.*"]; schedule.peak: 0.01 -> 0.001; parallel.tensor: 1 -> 2; '
         "checkpoint.keep_last: 2 -> 5; evaluation.every_steps: 1000 -> 7; so step 4 learns at 4e-06 instead of 4e-05."
     ).replace('"head.*"', "head.*")
 
 
 def test_a_schedule_that_follows_the_number_of_steps_is_noted(config: RunConfig) -> None:
-    before = changed(config, schedule=ScheduleConfig("linear_decay", 1.0, 0), stage=StageConfig([Phase("one")]))
+    before = changed(config, schedule=ScheduleConfig("linear_decay", 1.0, 0), phases={"one": Phase()})
     longer = changed(before, "run.steps=8")
     check_resume(saved(before), longer, 4)
     assert note(saved(before), longer, 4) == (
@@ -141,29 +146,29 @@ def test_new_steps_belong_to_the_last_phase(config: RunConfig) -> None:
         with pytest.raises(ConfigurationError, match=sentence):
             check_resume(saved(config), changed(config, "run.steps=8"), done)
     check_resume(saved(config), changed(config, "run.steps=8"), 2)  # still in the first one
-    check_resume(saved(config), changed(config, "run.steps=8", "run.allow_changes=[stage.phases]"), 4)
+    check_resume(saved(config), changed(config, "run.steps=8", "run.allow_changes=[phases]"), 4)
     longer = changed(config, "run.steps=8")
-    longer.stage.phases = [replace(config.stage.phases[0], steps=2), replace(config.stage.phases[1], steps=None)]
+    longer.phases = {"low": replace(config.phases["low"], steps=2), "high": replace(config.phases["high"], steps=None)}
     check_resume(saved(config), longer, 4)
     named = changed(config)
-    named.stage.phases[0] = replace(config.stage.phases[0], name="other")
+    named.phases = {"other": config.phases["low"], "high": config.phases["high"]}
     with pytest.raises(ConfigurationError, match="step 1 was of phase 'low'"):
         check_resume(saved(config), named, 3)
 
 
 def test_rows_of_a_phase_may_change_before_it_begins_only(config: RunConfig) -> None:
     now = changed(config)
-    now.stage.phases[1] = replace(config.stage.phases[1], global_batch_size=8)
+    now.phases["high"] = replace(config.phases["high"], global_batch_size=8)
     check_resume(saved(config), now, 2)
-    with pytest.raises(ConfigurationError, match=r"stage\.phases\.high\.global_batch_size=null, now it is 8"):
+    with pytest.raises(ConfigurationError, match=r"phases\.high\.global_batch_size=null, now it is 8"):
         check_resume(saved(config), now, 3)
-    now.stage.phases[1] = replace(config.stage.phases[1], learning_rate_factor=0.5)
+    now.phases["high"] = replace(config.phases["high"], learning_rate_factor=0.5)
     check_resume(saved(config), now, 3)
 
 
 def test_settings_of_other_versions_are_taken_at_their_defaults(config: RunConfig) -> None:
     before = saved(config)
-    del before["data"]["images_per_row"], before["run"]["precision"], before["mixture"]["components"][0]["options"]
+    del before["data"]["images_per_row"], before["run"]["precision"], before["mixture"]["captioning"]["options"]
     before["data"]["no_longer"] = 3
     check_resume(before, config, 3)
     assert note(before, config, 3) is None
@@ -256,7 +261,7 @@ def test_a_rehearsal_of_a_run_that_has_begun_needs_no_first_weights(config: RunC
 
 def phased(config: RunConfig, **own: Any) -> RunConfig:
     """With these settings in the phase that is under way."""
-    return replace(config, stage=StageConfig([replace(config.stage.phases[0], **own), config.stage.phases[1]]))
+    return replace(config, phases=config.phases | {"low": replace(config.phases["low"], **own)})
 
 
 @pytest.mark.parametrize(
@@ -268,12 +273,12 @@ def test_a_phase_under_way_keeps_its_objectives(
 ) -> None:
     began = saved(phased(config, objectives=before))
     check_resume(began, phased(config, objectives=before), 1)
-    with pytest.raises(ConfigurationError, match=r"stage\.phases\.low\.objectives=\{"):
+    with pytest.raises(ConfigurationError, match=r"phases\.low\.objectives=\{"):
         check_resume(began, phased(config, objectives=now), 1)
 
 
 def test_a_phase_under_way_keeps_its_resolution(config: RunConfig) -> None:
-    with pytest.raises(ConfigurationError, match=r"stage\.phases\.low\.image_size=56, now it is 112"):
+    with pytest.raises(ConfigurationError, match=r"phases\.low\.image_size=56, now it is 112"):
         check_resume(saved(config), phased(config, image_size=112), 1)
 
 

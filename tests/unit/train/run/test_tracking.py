@@ -17,7 +17,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from common.errors import Notice
 from evaluation.sample_sheet import Sample
-from train.config import Phase, RunConfig, RunSettings, StageConfig, TrackerConfig
+from train.config import RunConfig, RunSettings, TrackerConfig
 from train.run import tracking
 from train.run.tracking import Tracker, WandbTracker, forget_identities, open_tracker, original_of
 
@@ -68,9 +68,7 @@ def history(folder: Path) -> list[dict[str, object]]:
 def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RunConfig:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
-    return RunConfig(
-        run=RunSettings(name="tracked"), stage=StageConfig([Phase()]), tracker=TrackerConfig(project="test")
-    )
+    return RunConfig(run=RunSettings(name="tracked"), tracker=TrackerConfig(project="test"))
 
 
 def test_an_offline_run_goes_on_under_its_id_and_logs_no_step_twice(config: RunConfig, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def loop(
     run.record = run.lines.append
     run.save = lambda engine, step, extra: run.saved.append((step, extra))
     validation = SimpleNamespace(due=lambda step: False)
-    span = Span(Phase("mini", image_size=112, learning_rate_factor=0.5), 1, steps)
+    span = Span("mini", Phase(image_size=112, learning_rate_factor=0.5), 1, steps)
     return Loop(config, span, run, engine, FakeReader(), validation, extra or {}), run  # type: ignore[arg-type]
 
 

@@ -4,21 +4,25 @@ import json
 
 import pytest
 
-from data.config import ComponentConfig, MixtureConfig
+from data.config import ComponentConfig
+from data.config import shares as shares_of
 from train.step.shares import Shares
 
-MIXTURE = MixtureConfig([ComponentConfig("webli", "ocr", 1.0), ComponentConfig("webli", "vqa", 1.0),
-                         ComponentConfig("webli", "ocr", 2.0)])  # fmt: skip
+MIXTURE = {
+    "ocr": ComponentConfig("webli", "ocr", 1.0),
+    "vqa": ComponentConfig("webli", "vqa", 1.0),
+    "more_ocr": ComponentConfig("webli", "ocr", 2.0),
+}
 
 
 def test_shares_are_of_all_examples_since_the_phase_began() -> None:
     shares = Shares(MIXTURE, "mini")
-    assert shares.metrics()["share/webli/ocr"] is None  # of nothing
+    assert shares.metrics()["share/ocr"] is None  # of nothing
     shares.add([1, 1, 2], due=4)
     shares.add([0, 2, 2], due=4)
     assert shares.metrics() == {
-        "share_asked/webli/ocr": 0.25, "share_asked/webli/vqa": 0.25, "share_asked/webli/ocr#2": 0.5,
-        "share/webli/ocr": 0.125, "share/webli/vqa": 0.375, "share/webli/ocr#2": 0.5,
+        "share_asked/ocr": 0.25, "share_asked/vqa": 0.25, "share_asked/more_ocr": 0.5,
+        "share/ocr": 0.125, "share/vqa": 0.375, "share/more_ocr": 0.5,
     }  # fmt: skip
 
 
@@ -28,12 +32,12 @@ def test_a_share_that_is_missed_is_named_once_and_not_too_early() -> None:
     assert shares.warning() is None
     shares.add([0, 0, 0], due=1)
     warning = shares.warning()
-    assert warning is not None and "webli/ocr 16.67% (asked 25.00%)" in warning and "'mini'" in warning
-    assert "webli/vqa 27.78% (asked 25.00%)" in warning and "more than 5%" in warning
+    assert warning is not None and "ocr 16.67% (asked 25.00%)" in warning and "'mini'" in warning
+    assert "vqa 27.78% (asked 25.00%)" in warning and "more than 5%" in warning
     assert shares.warning() is None
 
 
-@pytest.mark.parametrize(("counts", "parted"), [([238, 262, 500], []), ([237, 263, 500], ["webli/ocr", "webli/vqa"])])
+@pytest.mark.parametrize(("counts", "parted"), [([238, 262, 500], []), ([237, 263, 500], ["ocr", "vqa"])])
 def test_five_per_cent_are_relative(counts: list[int], parted: list[str]) -> None:
     shares = Shares(MIXTURE, "mini")
     shares.add(counts, due=1000)
@@ -41,19 +45,19 @@ def test_five_per_cent_are_relative(counts: list[int], parted: list[str]) -> Non
 
 
 def test_a_weight_that_asks_for_nothing_is_named() -> None:
-    tiny = MixtureConfig([ComponentConfig("webli", "ocr", 1e-12), ComponentConfig("webli", "vqa", 1.0)])
+    tiny = {"ocr": ComponentConfig("webli", "ocr", 1e-12), "vqa": ComponentConfig("webli", "vqa", 1.0)}
     told = Shares(tiny, "mini").too_rare(1000, 4096)
-    assert told is not None and "less than one example in its 1,000 steps of webli/ocr (4.1e-06)" in told
+    assert told is not None and "less than one example in its 1,000 steps of ocr (4.1e-06)" in told
     assert Shares(MIXTURE, "mini").too_rare(1, 4) is None
 
 
 def test_what_interleaving_cannot_divide_is_no_difference() -> None:
-    rare = MixtureConfig([ComponentConfig("webli", "ocr", 1.0), ComponentConfig("webli", "vqa", 999.0)])
+    rare = {"ocr": ComponentConfig("webli", "ocr", 1.0), "vqa": ComponentConfig("webli", "vqa", 999.0)}
     shares = Shares(rare, "mini")
     shares.add([2, 998], due=1000)
     assert shares.parted() == []
     shares.add([0, 9000], due=9000)
-    assert shares.parted() == ["webli/ocr"]
+    assert shares.parted() == ["ocr"]
 
 
 def test_a_resumed_run_counts_on_unless_the_mixture_is_another() -> None:
@@ -61,10 +65,10 @@ def test_a_resumed_run_counts_on_unless_the_mixture_is_another() -> None:
     shares.add([1, 1, 2], due=4)
     state = json.loads(json.dumps(shares.state))
     assert Shares(MIXTURE, "mini", state).metrics() == shares.metrics()
-    other = MixtureConfig([*MIXTURE.components, ComponentConfig("text", "span_corruption", 1.0)])
+    other = MIXTURE | {"text": ComponentConfig("text", "span_corruption", 1.0)}
     assert Shares(other, "mini", state).due == 0
 
 
 def test_weights_of_any_size_give_shares() -> None:
-    huge = MixtureConfig([ComponentConfig("webli", "ocr", 1e308), ComponentConfig("webli", "vqa", 1e308)])
-    assert huge.shares() == [0.5, 0.5]
+    huge = {"ocr": ComponentConfig("webli", "ocr", 1e308), "vqa": ComponentConfig("webli", "vqa", 1e308)}
+    assert shares_of(huge) == {"ocr": 0.5, "vqa": 0.5}

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data.config import ComponentConfig, MixtureConfig
+from data.config import ComponentConfig
 from train.config import Component, EvaluationConfig, RunConfig
 from train.step.validation import Validation, chosen
 
@@ -17,7 +17,7 @@ def validation(*weights: float) -> Validation:
     """Two batches of eight examples, of components with these weights."""
     config = RunConfig(evaluation=EvaluationConfig(every_steps=0, steps=2))
     config.data.global_batch_size = 8
-    config.mixture = MixtureConfig([ComponentConfig(f"s{i}", "ocr", weight) for i, weight in enumerate(weights)])
+    config.mixture = {f"s{i}/ocr": ComponentConfig(f"s{i}", "ocr", weight) for i, weight in enumerate(weights)}
     return Validation(config, LAYOUT, None)  # type: ignore[arg-type]
 
 
@@ -40,12 +40,12 @@ def test_components_without_examples_are_named(
 
 def test_components_to_evaluate() -> None:
     english, french = ({"languages": [code]} for code in ("en", "fr"))
-    mixture = MixtureConfig([
-        ComponentConfig("webli", "ocr", 1.0, english), ComponentConfig("vq2a", "vqa", 1.0),
-        ComponentConfig("webli", "ocr", 2.0, french), ComponentConfig("webli", "ocr", 3.0, english),
-    ])  # fmt: skip
+    mixture = {
+        "english": ComponentConfig("webli", "ocr", 1.0, english), "vqa": ComponentConfig("vq2a", "vqa", 1.0),
+        "french": ComponentConfig("webli", "ocr", 2.0, french), "again": ComponentConfig("webli", "ocr", 3.0, english),
+    }  # fmt: skip
     every = chosen(mixture, EvaluationConfig())
-    assert every.names() == ["webli/ocr", "webli/ocr#2", "vq2a/vqa"]
-    assert [each.options for each in every.components] == [english, french, {}]  # the same options once
+    assert list(every) == ["english", "french", "vqa"]
+    assert [each.options for each in every.values()] == [english, french, {}]  # the same options once
     named = EvaluationConfig(components=[Component("webli", "ocr"), Component("text", "span_corruption")])
-    assert chosen(mixture, named).names() == ["webli/ocr", "webli/ocr#2", "text/span_corruption"]
+    assert list(chosen(mixture, named)) == ["english", "french", "text/span_corruption"]
