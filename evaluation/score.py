@@ -48,7 +48,7 @@ def _boxes(prediction: str, references: Sequence[str]) -> dict[str, Points]:
     return {"box_f1": (2 * box_matches(predicted, reference), len(predicted) + len(reference))}
 
 
-SCORERS: dict[str, Scorer] = {
+SCORERS: dict[str, Scorer] = {  # by objective; token F1 for any other
     "span_corruption": _text,
     "split_captioning": _text,
     "captioning": _text,
@@ -95,7 +95,7 @@ def _scores(samples: Sequence[Sample], objective: str, identify: LanguageIdentif
 
 
 def _points(sample: Sample, prediction: str, objective: str, identify: LanguageIdentifier) -> dict[str, Points]:
-    points = SCORERS[objective](prediction, sample.references)
+    points = SCORERS.get(objective, _text)(prediction, sample.references)
     if objective in IN_ASKED_LANGUAGE:
         points["asked_language"] = (float(identify(prediction) == sample.language), 1)
     return points

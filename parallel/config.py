@@ -6,6 +6,7 @@ from common.errors import ConfigurationError
 from common.values import PATH, at_most, one_of
 
 STACKS = ("vit", "encoder", "decoder")
+OPTIMIZERS = {"adafactor": "Adafactor", "adamw": "AdamW"}  # optimizer.name -> class in parallel/optimizer/<name>.py
 RECOMPUTE = ("none", "block", "every_n", "attention")
 
 
@@ -172,7 +173,7 @@ class OptimizerConfig:
     groups: list[ParameterGroup] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        one_of("optimizer.name", self.name, ("adafactor", "adamw"))
+        one_of("optimizer.name", self.name, tuple(OPTIMIZERS))
         for name in ("decay_exponent", "epsilon", "epsilon_scale"):
             if getattr(self, name) <= 0:
                 raise ConfigurationError(f"optimizer.{name}={getattr(self, name)} must be greater than 0.")

@@ -16,10 +16,7 @@ from model.generation import generate
 from model.layers import parameter_info, parameter_parts
 from model.loss import LossTotals
 from model.pali import PaLI
-from parallel.config import OptimizerConfig
 from parallel.layout import Layout
-from parallel.optimizer.adafactor import Adafactor
-from parallel.optimizer.adamw import AdamW
 from parallel.optimizer.base import Shard, ShardedOptimizer
 from parallel.pipeline.decoder import PipelineDecoder
 from parallel.pipeline.schedule import Pipeline
@@ -147,11 +144,6 @@ class Engine(ABC):
         if self.layout.world_size > 1:  # over the world in one sum -> all ranks get the same bits and decide alike
             dist.all_reduce(summed)
         return LossTotals.from_tensor(summed / self.layout.config.tensor)
-
-
-def make_optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> ShardedOptimizer:
-    """Make the optimizer that `optimizer.name` chooses."""
-    return {"adafactor": Adafactor, "adamw": AdamW}[config.name](parameters, config)
 
 
 def reduce_partial_gradients(model: nn.Module, layout: Layout) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from model.layers import parameter_parts
 from model.pali import PaLI
-from parallel.engine.base import Engine, make_optimizer
-from parallel.optimizer.base import Shard
+from parallel.engine.base import Engine
+from parallel.optimizer.base import Shard, optimizer_class
 from parallel.plan.blueprint import Blueprint
 from parallel.shards import Rectangle, is_counted, rectangles
 
@@ -38,7 +38,7 @@ class ReplicatedEngine(Engine):
             weights.grad_dtype = None  # takes the 16-bit gradient of a step's only micro-batch as it is
         self.clipping = blueprint.optimizer.gradient_clipping
         self.accumulated: list[Tensor] | None = None
-        self.optimizer = make_optimizer(self.trained, blueprint.optimizer)
+        self.optimizer = optimizer_class(blueprint.optimizer)(self.trained, blueprint.optimizer)
         self.optimizer.param_groups[0]["params"] = self.weights
 
     def shards(self) -> list[Shard]:

@@ -59,10 +59,10 @@ from model.layers import Part, parameter_parts
 from model.loss import LossTotals
 from model.pali import PaLI
 from parallel.config import ParallelConfig
-from parallel.engine.base import Engine, make_optimizer
+from parallel.engine.base import Engine
 from parallel.file_backed import Disk
 from parallel.layout import Layout
-from parallel.optimizer.base import Shard
+from parallel.optimizer.base import Shard, optimizer_class
 from parallel.plan.blueprint import Blueprint, ShardUnit
 from parallel.shards import Rectangle, is_counted, rectangles
 
@@ -128,7 +128,7 @@ class ZeroEngine(Engine):
         trained = [p for p in model.parameters() if p.requires_grad]
         self.deepspeed_engine, self.zero_optimizer, _, _ = deepspeed.initialize(
             model=model,
-            optimizer=make_optimizer(trained, blueprint.optimizer),
+            optimizer=optimizer_class(blueprint.optimizer)(trained, blueprint.optimizer),
             model_parameters=trained,
             mpu=ModelParallelUnit(self.layout),
             config=_deepspeed_config(blueprint),

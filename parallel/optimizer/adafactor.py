@@ -32,6 +32,11 @@ class Moments:
 class Adafactor(ShardedOptimizer):
     """beta2_t = 1 - (t + 1)^-decay_exponent; the step is scaled by the RMS of the weights, the update RMS clipped."""
 
+    @staticmethod
+    def bytes_per_element(config: OptimizerConfig) -> float:
+        """See ShardedOptimizer.bytes_per_element: momentum in bf16; row and column means are negligible."""
+        return 2.0 * bool(config.momentum)
+
     def make_state(self) -> None:
         """See ShardedOptimizer.make_state."""
         like = self.shards[0].weights

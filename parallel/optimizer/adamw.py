@@ -5,11 +5,17 @@ from collections.abc import Iterator
 import torch
 from torch.optim.adamw import adamw
 
+from parallel.config import OptimizerConfig
 from parallel.optimizer.base import ShardedOptimizer, StatePiece, Update
 
 
 class AdamW(ShardedOptimizer):
     """AdamW, with first and second moments of every element next to its weights."""
+
+    @staticmethod
+    def bytes_per_element(config: OptimizerConfig) -> float:
+        """See ShardedOptimizer.bytes_per_element: two fp32 moments."""
+        return 8.0
 
     def make_state(self) -> None:
         """See ShardedOptimizer.make_state."""

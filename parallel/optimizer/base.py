@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel.config import OptimizerConfig
+from parallel.config import OPTIMIZERS, OptimizerConfig
 from parallel.file_backed import Disk
 from parallel.optimizer.parameter_groups import matching_group
 from parallel.shards import Rectangle
@@ -38,12 +39,23 @@ class Shard:
     rectangles: list[Rectangle]
 
 
+def optimizer_class(config: OptimizerConfig) -> "type[ShardedOptimizer]":
+    """Return the class that `optimizer.name` chooses."""
+    module = import_module(f"parallel.optimizer.{config.name}")
+    return cast("type[ShardedOptimizer]", getattr(module, OPTIMIZERS[config.name]))
+
+
 class ShardedOptimizer(torch.optim.Optimizer):
     """An optimizer over flat shards of logical tensors.
 
     An engine makes the shards, passes them to `bind`, sets `.grad` on them and calls `step`. `skip` makes steps do
     nothing. `ages` counts the updates of each logical tensor.
     """
+
+    @staticmethod
+    def bytes_per_element(config: OptimizerConfig) -> float:
+        """Return the bytes of state for each trained element, for the memory model; 0 where they are negligible."""
+        raise NotImplementedError
 
     def __init__(self, parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> None:
         super().__init__(list(parameters), {"lr": 0.0})

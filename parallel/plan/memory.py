@@ -16,6 +16,7 @@ from model.config import PaLIConfig
 from model.costs import BatchShape, UnitCost
 from model.layers import parameter_parts
 from parallel.config import OptimizerConfig, ParallelConfig
+from parallel.optimizer.base import optimizer_class
 
 FP32 = 4  # bytes
 TEXT_TOKENS = 32  # input and target text of an example of the paper's tables
@@ -74,7 +75,7 @@ class MemoryModel:
         config = self.parallel
         if config.offload_optimizer != "none":
             return 0.0
-        moments = 2 * FP32 if self.optimizer.name == "adamw" else 2 * bool(self.optimizer.momentum)
+        moments = optimizer_class(self.optimizer).bytes_per_element(self.optimizer)
         copy = FP32 if config.zero_stage or self.step.micro_batch.element_bytes < FP32 else 0
         return FP32 * self._share(from_stage=2) + (copy + moments) * self._share(from_stage=1)
 
