@@ -128,27 +128,27 @@ class Layout:
 
     @property
     def data_parallel_rank(self) -> int:
-        """This rank's number among the ranks that read different rows."""
+        """Return this rank's number among the ranks that read different rows."""
         return self.data_group.rank()
 
     @property
     def data_parallel_size(self) -> int:
-        """Number of replicas; each reads its own rows."""
+        """Return the number of replicas; each reads its own rows."""
         return self.data_group.size()
 
     @property
     def tensor_parallel_rank(self) -> int:
-        """This rank's number among those that hold blocks of the same tensors."""
+        """Return this rank's number among those that hold blocks of the same tensors."""
         return self.tensor_group.rank()
 
     @property
     def is_replica_leader(self) -> bool:
-        """Whether this is rank 0 of its replica (`model_group`), which reads data and sends it to the others."""
+        """Return whether this is rank 0 of its replica (`model_group`), which reads data and sends it to the others."""
         return self.model_group.rank() == 0
 
     @property
     def tensor_parallel(self) -> TensorParallel:
-        """The tensor-parallel group in the form that layers are built with."""
+        """Return the tensor-parallel group in the form that layers are built with."""
         return TensorParallel(self.tensor_group, self.config.sequence)
 
     def all_reduce_data(self, x: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:

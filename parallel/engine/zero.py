@@ -200,7 +200,7 @@ class ZeroEngine(Engine):
 
     @property
     def bf16_optimizer(self) -> bool:
-        """Whether DeepSpeed runs its own class for stage 1 with bf16 parameters and fp32 accumulation."""
+        """Return whether DeepSpeed runs its extra class for stage 1 with bf16 parameters and fp32 accumulation."""
         return isinstance(self.zero_optimizer, BF16_Optimizer)
 
     def _locate(self, parameter: Any) -> tuple[int, int, int, int] | None:
