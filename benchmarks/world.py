@@ -1,5 +1,6 @@
 """Start a world of processes on this machine and run a function in it, for benchmarks and tests."""
 
+import gc
 import os
 import socket
 import traceback
@@ -50,6 +51,7 @@ def _rank(rank: int, size: int, port: int, function: Callable[..., None], argume
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     torch.set_num_threads(1)
+    gc.freeze()  # DeepSpeed collects garbage for every engine, and what the server has imported would be searched too
     try:
         function(*arguments)
     except BaseException:
