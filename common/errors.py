@@ -10,7 +10,7 @@ EXIT_STOPPED = 3  # the run stopped itself: the same command would stop again
 EXIT_HUNG = 4  # a rank made no progress or was lost; the run resumes from its last checkpoint
 EXIT_INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: a signal, or failing storage; the same command continues the run
 
-# Errors of a disk, a file server or the network between: they often pass, and say nothing about the data.
+# Errors of a disk, a file server or the network between: they often pass, and are no defect of the data.
 STORAGE_NAMES = (
     *("EIO", "EREMOTEIO", "EBADMSG", "EUCLEAN", "ENODATA", "ENODEV"),  # the disk
     *("ESTALE", "ETIMEDOUT", "ENOLINK", "ECOMM", "EPROTO", "ENOTCONN", "ESHUTDOWN"),  # the server
@@ -22,11 +22,11 @@ OF_STORAGE = frozenset(getattr(errno, name) for name in STORAGE_NAMES if hasattr
 
 
 class ConfigurationError(ValueError):
-    """A setting that cannot work: the message is one sentence that says what to change (entry points exit with 2)."""
+    """A setting cannot work; the message is one sentence with the change to make (exit code 2)."""
 
 
 class ReadingStopped(RuntimeError):
-    """Data cannot be read on: what one rank raises of this kind, all ranks raise (`train/step/reduction.py`).
+    """Reading of data ended on one rank; the next reduction raises it on all ranks (`train/step/reduction.py`).
 
     `alone`: only this rank raises it, so that it prints the message itself.
     """
@@ -44,7 +44,7 @@ class StorageFailed(ReadingStopped):
 
 
 class PeersMissing(RuntimeError):
-    """The other processes of a run did not come; the message names where this one waited (exit code 4)."""
+    """The other processes of a run did not connect; the message names the rendezvous (exit code 4)."""
 
 
 class RunStopped(RuntimeError):
@@ -67,4 +67,4 @@ class PeerLost(RuntimeError):
 
 
 class Notice(UserWarning):
-    """What a user should know and the program can live with; the message is one sentence."""
+    """Warn the user of something that does not stop the program; the message is one sentence."""

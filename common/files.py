@@ -1,4 +1,4 @@
-"""Write files in one piece: to a partial file beside the final name, then renamed, so that no reader sees half of one."""
+"""Write files in one piece: to a partial file beside the final name, then renamed. No reader sees half of one."""
 
 import os
 import secrets

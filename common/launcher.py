@@ -1,6 +1,6 @@
-"""Who started this process, and with how many others: torchrun, mpirun, srun, or nobody.
+"""Find the launcher of this process (torchrun, mpirun, srun or none), its rank and its number of peers.
 
-The launchers' variables are read, nothing is started, and torch is not needed: corpus builders ask as well as trainers.
+Only the launchers' variables are read. Torch is not needed, because corpus builders use this module too.
 """
 
 import os
@@ -16,7 +16,7 @@ MPIRUN = (
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),  # MPICH and Intel MPI
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
 )
-PAUSES_S = (1, 2, 4, 8, 15, 30, 60)  # before Slurm is asked again for what it did not answer
+PAUSES_S = (1, 2, 4, 8, 15, 30, 60)  # before each retry of a command that Slurm's controller did not answer
 OF_CONTROLLER = ("Unable to contact", "timed out", "Connection refused", "Connection reset", "No route to host",
                  "Zero Bytes were transmitted", "emporarily un", "Communication connection failure",
                  "Transport endpoint", "not responding")  # fmt: skip
@@ -24,12 +24,12 @@ RESERVED_STEPS = 0xFFFFFFF0  # ids from here on are not of srun's steps: the bat
 
 
 class ScriptOfTasks(ConfigurationError):
-    """This process is the script, or the interactive shell, of a Slurm job of several tasks, not one of the tasks."""
+    """This process is the script, or the interactive shell, of a Slurm job of several tasks, and none of its tasks."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """This process among its peers; `local_rank` of `local_world_size` counts within the machine."""
+class Process:
+    """Hold the rank of this process among its peers; `local_rank` of `local_world_size` counts within the machine."""
 
     rank: int = 0
     world_size: int = 1
@@ -38,8 +38,8 @@ class Place:
     launcher: str = "none"
 
 
-def place(environment: Mapping[str, str] = os.environ) -> Place:
-    """Where this process stands, from its launcher's variables.
+def this_process(environment: Mapping[str, str] = os.environ) -> Process:
+    """Return the rank and peers of this process, from its launcher's variables.
 
     torchrun and mpirun come before srun, which may itself have started them. Raises ConfigurationError where variables
     contradict each other, and in a job script that was not started as one of the job's tasks.
@@ -60,35 +60,35 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
             f"This is the script of a Slurm job of {tasks} tasks, not one of its tasks; start them with "
             "`srun python -m …` (or one alone with `srun --ntasks=1 --nodes=1 python -m …`)."
         )
-    return Place()
+    return Process()
 
 
 def is_main_rank() -> bool:
-    """Whether this process prints for all; every process does where the launcher's variables show no peers."""
+    """Return whether this process prints for all; every process does where the launcher's variables show no peers."""
     try:
-        return place().rank == 0 or {"RANK", "MASTER_ADDR"} & set(os.environ) == {"RANK"}
+        return this_process().rank == 0 or {"RANK", "MASTER_ADDR"} & set(os.environ) == {"RANK"}
     except ConfigurationError:
         return True
 
 
 def in_step(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether srun started this process as a task; false in a job's script and in an interactive shell."""
+    """Return whether srun started this process as a task; false in a job's script and in an interactive shell."""
     return "SLURM_PROCID" in environment and 0 <= _integer(environment, "SLURM_STEP_ID", -1) < RESERVED_STEPS
 
 
 def first_host(nodes: str) -> str:
-    """The first of Slurm's list of nodes: `n[03-05,9],m1` begins with n03."""
+    """Return the first of Slurm's list of nodes: n03 of `n[03-05,9],m1`."""
     first = re.match(r"(?:\[[^]]*\]|[^,\[])*", nodes)
     assert first is not None
     return re.sub(r"\[([^],-]*)[^]]*\]", r"\1", first[0])
 
 
-def is_of_controller(said: str) -> bool:
-    """Return whether Slurm's controller or the network failed for a while, rather than what was asked of them."""
-    return any(sign in said for sign in OF_CONTROLLER)
+def is_of_controller(message: str) -> bool:
+    """Return whether an error of Slurm is one of its controller or the network, which passes, not of the request."""
+    return any(sign in message for sign in OF_CONTROLLER)
 
 
-def _srun(environment: Mapping[str, str]) -> Place:
+def _srun(environment: Mapping[str, str]) -> Process:
     size = _integer(environment, "SLURM_STEP_NUM_TASKS", _integer(environment, "SLURM_NTASKS", 1))
     per_node = environment.get("SLURM_STEP_TASKS_PER_NODE", "") or environment.get("SLURM_TASKS_PER_NODE", "")
     counts = [
@@ -99,7 +99,7 @@ def _srun(environment: Mapping[str, str]) -> Place:
     node, rank = _integer(environment, "SLURM_NODEID", 0), _integer(environment, "SLURM_PROCID", 0)
     if not 0 <= rank < size:
         raise ConfigurationError(_contradiction("SLURM_PROCID", rank, "SLURM_STEP_NUM_TASKS", size, "srun"))
-    return Place(
+    return Process(
         rank,
         size,
         _integer(environment, "SLURM_LOCALID", 0),
@@ -108,7 +108,7 @@ def _srun(environment: Mapping[str, str]) -> Place:
     )
 
 
-def _read(environment: Mapping[str, str], launcher: str, names: tuple[str, str, str, str]) -> Place:
+def _read(environment: Mapping[str, str], launcher: str, names: tuple[str, str, str, str]) -> Process:
     if missing := [name for name in names[:2] if name not in environment]:
         raise ConfigurationError(_one_without(names[0], missing))
     rank, size = _integer(environment, names[0], 0), _integer(environment, names[1], 1)
@@ -117,7 +117,7 @@ def _read(environment: Mapping[str, str], launcher: str, names: tuple[str, str, 
     for count, name, of, most in ((rank, names[0], size, names[1]), (local_rank, names[2], local_size, names[3])):
         if not 0 <= count < of:
             raise ConfigurationError(_contradiction(name, count, most, of, launcher))
-    return Place(rank, size, local_rank, local_size, launcher)
+    return Process(rank, size, local_rank, local_size, launcher)
 
 
 def _contradiction(name: str, rank: int, of: str, size: int, launcher: str) -> str:
@@ -142,8 +142,8 @@ def _check_incomplete(environment: Mapping[str, str]) -> None:
             raise ConfigurationError(_one_without(given[0], [name for name in names[:3] if name not in environment]))
 
 
-def _check_stale(environment: Mapping[str, str], found: Place) -> None:
-    """A RANK that was exported once and inherited since would make every task of a step the same rank."""
+def _check_stale(environment: Mapping[str, str], found: Process) -> None:
+    """Refuse a RANK that was exported once and inherited since: every task of a step would be the same rank."""
     if "TORCHELASTIC_RUN_ID" in environment or not in_step(environment):
         return
     task = _srun(environment)

@@ -1,4 +1,4 @@
-"""A sweep as one Slurm array of multi-rank jobs: `python -m train.pretrain -m hydra/launcher=slurm vit=base,large …`.
+"""Run a sweep as one Slurm array of jobs: `python -m train.pretrain -m hydra/launcher=slurm vit=base,large …`.
 
 Hydra imports every module of the namespace `hydra_plugins` at its start, of all commands, and registers the launchers
 in it. So this file imports `train` only inside its methods, and is empty of launchers without the extra `slurm`.
@@ -7,9 +7,9 @@ Four things differ from hydra-submitit-launcher 1.2.0 with submitit 1.5.4:
 1. Signals are the run's own (`train/health/signals.py`): submitit requeues at once, before anything is saved. A run
    that was interrupted and saved exits with 75, and the job's script has Slurm queue it again.
 2. A run that fails ends its job with the run's exit code; Hydra would turn it into a value, and the job into a success.
-   What becomes of the job then is ruled by slurm/job.sh, as for jobs of train.submit.
+   slurm/job.sh then decides whether the job is queued again, as for jobs of train.submit.
 3. Code and configuration are those of the submission, from a snapshot, also in a job that is queued again days later.
-4. The end of a job is learnt from squeue: submitit asks sacct, and without accounting waits for ever for a killed job.
+4. The end of a job is read from squeue: submitit calls sacct, and without accounting waits for ever for a killed job.
 """
 
 import os
@@ -53,9 +53,9 @@ RUNNING = "array"  # file: the id of the sweep's newest job
 
 @dataclass
 class SlurmArrayConf(SlurmQueueConf):
-    """`submitit_slurm`, and the site (conf/cluster), which gives what is null here.
+    """Extend `submitit_slurm` by the site (conf/cluster), whose values replace null here.
 
-    `wait` for the runs to end, asking squeue every `poll_s` seconds; `srun_args` are further options of srun.
+    `wait`: until the runs end, reading squeue every `poll_s` seconds. `srun_args`: further options of srun.
     """
 
     _target_: str = "hydra_plugins.slurm_array.SlurmArrayLauncher"
@@ -70,7 +70,7 @@ class SlurmArrayConf(SlurmQueueConf):
 
 
 class SlurmArrayLauncher(SlurmLauncher):
-    """Checks every run, submits them as one array, waits, and tells which failed."""
+    """Check every run, submit them as one array, wait, and report the runs that failed."""
 
     def __init__(self, cluster: DictConfig, wait: bool, poll_s: float, **params: Any) -> None:
         from train.entry import CONF
@@ -83,7 +83,7 @@ class SlurmArrayLauncher(SlurmLauncher):
         self.conf = str(CONF)
 
     def __call__(self, *arguments: Any) -> JobReturn:
-        """One task of a job: one rank of one run. Ends the process if the run fails or is interrupted."""
+        """Run one rank of one run, as a task of a job; end the process if the run fails or is interrupted."""
         from train.entry import register
 
         Plugins.instance()  # fills Hydra's registry of configuration sources, which the loader below reads
@@ -98,7 +98,10 @@ class SlurmArrayLauncher(SlurmLauncher):
         return JobReturn(overrides=done.overrides)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Raises ConfigurationError before anything is submitted, FailedRuns when all have ended and some failed."""
+        """Submit the runs, and wait for them if `wait` is set.
+
+        Raises ConfigurationError before anything is submitted, FailedRuns when all have ended and some failed.
+        """
         names = self._check(job_overrides)
         folder = Path(self.params["submitit_folder"]).absolute()
         self._check_not_running(folder)
@@ -120,7 +123,7 @@ class SlurmArrayLauncher(SlurmLauncher):
         return int(self.params["nodes"] * self.params["tasks_per_node"])
 
     def _check(self, job_overrides: Sequence[Sequence[str]]) -> list[str]:
-        """The runs' names, if all of them can work."""
+        """Return the runs' names; raise ConfigurationError if one of them cannot work."""
         if shutil.which("sbatch") is None:
             raise ConfigurationError("hydra/launcher=slurm finds no sbatch here; leave it out to train run after run.")
         for key in ("nodes", "tasks_per_node", "array_parallelism", "timeout_min"):
@@ -139,7 +142,7 @@ class SlurmArrayLauncher(SlurmLauncher):
         names = []
         for composed in runs:
             name = composed.hydra.job.override_dirname
-            if composed.hydra.job.config_name == "pretrain":  # what an evaluation is told lies with its run
+            if composed.hydra.job.config_name == "pretrain":  # an evaluation reads its settings from its run's folder
                 with open_dict(composed):
                     del composed["hydra"]
                 self._check_run(name, composed)
@@ -175,13 +178,13 @@ class SlurmArrayLauncher(SlurmLauncher):
                 check_training_data(config)
         except ConfigurationError as error:
             wrong = error
-        if wrong is not None:  # not inside the handler: of a chain of errors the first is the one that is told
+        if wrong is not None:  # outside `except`, or `__context__` would make entry.sentence report the inner error
             raise ConfigurationError(
                 f"{name}, with {self._ranks} ranks (hydra.launcher.nodes x tasks_per_node): {wrong}"
             )
 
     def _check_not_running(self, folder: Path) -> None:
-        """Two jobs may not write into the same runs."""
+        """Raise ConfigurationError where another job of this sweep is queued: both would write to the same runs."""
         earlier = folder / RUNNING
         if earlier.exists() and _queued(array := earlier.read_text(encoding="utf-8")):
             raise ConfigurationError(
@@ -214,17 +217,20 @@ class SlurmArrayLauncher(SlurmLauncher):
                     [Singleton.get_state() for _ in numbers],
                 )
             except (FailedJobError, FailedSubmissionError) as error:
-                said = " ".join(str(error).split())
-                if not is_of_controller(said):
-                    raise ConfigurationError(f"Slurm refused the sweep ({said}).") from error
-                if pause is None or "timed out" in said:
+                message = " ".join(str(error).split())
+                if not is_of_controller(message):
+                    raise ConfigurationError(f"Slurm refused the sweep ({message}).") from error
+                if pause is None or "timed out" in message:
                     raise Interrupted(
-                        f"Slurm did not answer in time ({said}); look with `squeue --me` whether it took the sweep, "
+                        f"Slurm did not answer in time ({message}); look with `squeue --me` whether it took the sweep, "
                         "and submit it again if not."
                     ) from error
                 time.sleep(pause)
             finally:
-                for file in (*folder.glob("*.pkl"), *folder.glob("*.sh")):  # they hold what the site's settings hold
+                for file in (
+                    *folder.glob("*.pkl"),
+                    *folder.glob("*.sh"),
+                ):  # they may hold keys
                     file.chmod(0o600)
         raise AssertionError("the last pause is None")
 
@@ -254,7 +260,7 @@ class SlurmArrayLauncher(SlurmLauncher):
 
 
 def with_site(params: dict[str, Any], site: ClusterConfig) -> dict[str, Any]:
-    """The launcher's settings, with the site's where they are null, and the site's own lines and options."""
+    """Return the launcher's settings, with the site's where they are null, and the site's own lines and options."""
     same = {
         "partition": site.partition,
         "account": site.account,
@@ -290,9 +296,9 @@ def with_site(params: dict[str, Any], site: ClusterConfig) -> dict[str, Any]:
 
 
 def _frame(folder: Path, snapshot: Path) -> tuple[list[str], list[str]]:
-    """Return the lines of the job's script before and after srun, whose rule is that of slurm/job.sh.
+    """Return the lines of the job's script before and after srun; slurm/job.sh decides about restarts.
 
-    How the run ended is kept in a file, from which the sweep's command reads it.
+    The exit code of the run is written to a file, which the sweep's command reads.
     """
     own, shared = shlex.quote(str(folder)), shlex.quote(str(snapshot / "code" / "slurm" / "job.sh"))
     file = f'{own}/"${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}_${{SLURM_ARRAY_TASK_ID:-0}}.exit"'
@@ -310,7 +316,7 @@ def _frame(folder: Path, snapshot: Path) -> tuple[list[str], list[str]]:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """While no step runs there is nothing to save."""
+    """End the process at once: while no step runs there is nothing to save."""
     sys.exit(EXIT_INTERRUPTED)
 
 
@@ -319,7 +325,7 @@ def _array_of(job: Any) -> str:
 
 
 def _queued(job: str) -> bool:
-    """Whether any run of the array still waits or runs; a controller that does not answer is asked again later."""
+    """Return whether any run of the array waits or runs; true while the controller does not answer."""
     asked = subprocess.run(
         ["squeue", "--noheader", "--jobs", job], capture_output=True, encoding="utf-8", errors="replace"
     )

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from common.errors import ConfigurationError, PeersMissing
-from common.launcher import Place, place
+from common.launcher import Process, this_process
 from parallel.rendezvous import set_rendezvous
 
 Item = TypeVar("Item")
@@ -21,7 +21,7 @@ NOTICE_S = 30.0  # ranks of one job rarely start further apart
 
 
 @dataclass(frozen=True)
-class Launch(Place):
+class Launch(Process):
     """Hold this process's rank among its peers, and its device."""
 
     @property
@@ -42,7 +42,7 @@ class Launch(Place):
 
 def launch(environment: Mapping[str, str] = os.environ) -> Launch:
     """Read the launcher's variables and start nothing. Raises ConfigurationError where they contradict each other."""
-    return Launch(**vars(place(environment)))
+    return Launch(**vars(this_process(environment)))
 
 
 def start(this: Launch, timeout_s: float) -> None:
@@ -106,7 +106,7 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def num_threads(this: Place, environment: Mapping[str, str], allowed: int, cores: int) -> int:
+def num_threads(this: Process, environment: Mapping[str, str], allowed: int, cores: int) -> int:
     """Return the CPU threads of one rank of several: as the environment sets them, else its share of the machine.
 
     `allowed` of the machine's `cores` are this process's. Fewer than all mean that the launcher has bound it.

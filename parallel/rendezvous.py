@@ -9,12 +9,12 @@ from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 
 from common.errors import ConfigurationError
-from common.launcher import PAUSES_S, Place, first_host, is_of_controller
+from common.launcher import PAUSES_S, Process, first_host, is_of_controller
 
 PORTS = range(12_000, 32_000)  # below Linux's range of ephemeral ports, above most services
 
 
-def set_rendezvous(this: Place, environment: MutableMapping[str, str]) -> None:
+def set_rendezvous(this: Process, environment: MutableMapping[str, str]) -> None:
     """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for the ranks of an srun step or of mpirun.
 
     Addresses that were set by hand stay. torchrun sets all variables itself. Raises ConfigurationError where the ranks
@@ -92,7 +92,7 @@ def _scontrol_show(node: str) -> str:
     return done.stdout + done.stderr
 
 
-def mpi_rendezvous(this: Place) -> tuple[str, int]:
+def mpi_rendezvous(this: Process) -> tuple[str, int]:
     """Return (address, free port) of mpirun's rank 0, broadcast by MPI; a collective of all ranks."""
     try:
         from mpi4py import MPI

@@ -1,4 +1,4 @@
-"""What `python -m train.submit` is told: the site (`conf/cluster`), and how a job is submitted to it."""
+"""Define the settings of `python -m train.submit`: the site (`conf/cluster`) and the submission."""
 
 import re
 from dataclasses import dataclass, field
@@ -63,14 +63,17 @@ class ClusterConfig:
             )
         if not TIME.fullmatch(self.time):
             raise ConfigurationError(
-                f'cluster.time={self.time!r} is no time of sbatch; write "24:00:00", "2-00" or minutes, in quotes.'
+                f'cluster.time={self.time!r} is not a time of sbatch; write "24:00:00", "2-00" or minutes, in quotes.'
             )
         for name in self.environment:
             if not re.fullmatch(r"[A-Za-z_]\w*", name):
-                raise ConfigurationError(f"cluster.environment: {name!r} is no name of a variable.")
+                raise ConfigurationError(
+                    f"cluster.environment: {name!r} is not a name of a variable; use letters, digits and _."
+                )
 
     @property
     def ranks_per_node(self) -> int:
+        """Ranks on each node: `tasks_per_node`, else one for each GPU, else one."""
         return self.tasks_per_node or max(1, self.gpus_per_node)
 
 
@@ -99,7 +102,7 @@ class SubmitSettings:
         if self.min_data_parallel is not None and self.min_data_parallel > self.data_parallel:
             raise ConfigurationError(
                 f"submit.min_data_parallel={self.min_data_parallel} is more than submit.data_parallel="
-                f"{self.data_parallel}; exchange them."
+                f"{self.data_parallel}; swap them."
             )
 
 

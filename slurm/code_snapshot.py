@@ -22,7 +22,7 @@ SUFFIXES = (".py", ".pyi", ".yaml", ".yml", ".toml", ".sbatch", ".sh",
 NOT_OURS = ("__pycache__", "site-packages", "node_modules", "runs", "wandb", "outputs", "multirun")
 MIB = 2**20
 FILE_MIB, TOTAL_MIB = 2, 20  # all code of ours takes 0.7 MiB, its largest file 0.03
-ENTRIES = 200_000  # names to look at: beyond it somebody's pictures lie among the code, and looking takes minutes
+ENTRIES = 200_000  # names to look at: beyond it images lie among the code, and the search takes minutes
 
 
 def take(folder: Path, files: Mapping[str, str], dry: bool = False) -> Path:

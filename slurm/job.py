@@ -1,4 +1,4 @@
-"""Jobs in Slurm's hands: the sbatch command of one, its submission, its state and its log. No shell is involved."""
+"""Submit a job to Slurm, and read its state and its log. No shell is involved."""
 
 import os
 import re
@@ -16,14 +16,14 @@ from common.errors import ConfigurationError, Interrupted
 from common.launcher import PAUSES_S, is_of_controller
 from slurm.cluster import ClusterConfig, SubmitConfig
 
-FORGOTTEN = "FORGOTTEN"  # by Slurm, some minutes after the job's end
+FORGOTTEN = "FORGOTTEN"  # Slurm drops a job some minutes after its end
 SETTLED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL",
            "DEADLINE", FORGOTTEN)  # fmt: skip
 
 
-PYTHONPATH = 'export PYTHONPATH="${BASH_SOURCE[0]%/*}/code"'  # of a file beside the snapshot's code
-MOST_PAUSE_S = 60.0  # between two questions to Slurm, of one who waits
-NAMES_GPUS = re.compile(r"-G|--gpus|--gres\b.*\bgpu|--tres-per")  # of sbatch's options
+PYTHONPATH = 'export PYTHONPATH="${BASH_SOURCE[0]%/*}/code"'  # in a script beside the snapshot's code
+MOST_PAUSE_S = 60.0  # longest pause between two calls of Slurm's commands while waiting
+NAMES_GPUS = re.compile(r"-G|--gpus|--gres\b.*\bgpu|--tres-per")  # options of sbatch that request GPUs
 SECRET = re.compile(
     r"""(?ix)(\b\w*(?:key|token(?!iz)|secret|passw|credential|netrc)\w*=)(?:'[^']*'|"[^"]*"|[^\s'";)])+"""
 )
@@ -31,38 +31,39 @@ SECRET = re.compile(
 
 @dataclass(frozen=True)
 class Job:
-    """One job, checked: its script is `slurm/<kind>.sbatch`, its arguments `words`; it makes or scores `makes`.
-
-    `usable`: numbers of nodes that it can run on, most first, each with `tasks` ranks. `config`: the resolved
-    configuration, as YAML.
-    """
+    """Hold a checked job: its script is `slurm/<kind>.sbatch`, its arguments are `words`."""
 
     kind: str
     words: tuple[str, ...]
     makes: Path
+    """The folder that it makes, or whose run it scores."""
     usable: tuple[int, ...]
+    """Numbers of nodes that it can run on, most first."""
     tasks: int
+    """Ranks on each node."""
     site: SubmitConfig
     config: str
+    """The resolved configuration, as YAML."""
 
     @property
     def title(self) -> str:
-        """What it is and how large, e.g. "pretrain runs/x: 2 to 4 nodes x 8 ranks"."""
+        """Kind, folder and size, e.g. "pretrain runs/x: 2 to 4 nodes x 8 ranks"."""
         least, most = self.usable[-1], self.usable[0]
         nodes = f"{most} node{'s' if most > 1 else ''}" if least == most else f"{least} to {most} nodes"
         return f"{self.kind} {self.makes}: {nodes} x {self.tasks} rank{'s' if self.tasks > 1 else ''}"
 
     @property
     def folder(self) -> Path:
-        """Where snapshot and log lie: a run's own folder; a corpus' folder is renamed into place as a whole."""
+        """The folder of snapshot and log: that of the run; beside that of a corpus, which is renamed as a whole."""
         return self.makes.with_name(f"{self.makes.name}.job") if self.kind == "corpus" else self.makes
 
     def log(self, number: str) -> Path:
+        """Return the log of the job with this id."""
         return self.folder / f"slurm-{self.kind}-{number}.log"
 
 
 def site_script(job: Job) -> str:
-    """What the job's script sources: the site's set-up, the interpreter, and the nodes it may take."""
+    """Return the file that the job's script sources: the site's set-up, the interpreter, the numbers of nodes."""
     cluster = job.site.cluster
     lines = [
         *set_up(cluster),
@@ -76,7 +77,7 @@ def site_script(job: Job) -> str:
 
 
 def set_up(cluster: ClusterConfig) -> list[str]:
-    """Return the shell lines before anything else: where the snapshot's code is, and the site's own words."""
+    """Return the first shell lines of a job: the path of the snapshot's code, and the site's own lines."""
     exports = [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
     return [PYTHONPATH, *exports, *cluster.setup]
 
@@ -87,7 +88,7 @@ def masked(text: str) -> str:
 
 
 def sbatch_command(job: Job, snapshot: Path, after: str | None) -> list[str]:
-    """The words of the sbatch command; `after`: the id of the job that must have succeeded."""
+    """Return the words of the sbatch command; `after`: the id of a job that must succeed first."""
     cluster, least, most = job.site.cluster, job.usable[-1], job.usable[0]
     options: dict[str, object] = {
         "job-name": f"{job.kind}-{job.makes.name}",
@@ -100,8 +101,8 @@ def sbatch_command(job: Job, snapshot: Path, after: str | None) -> list[str]:
         "exclude": cluster.exclude,
         "time": cluster.time,
         "nodes": most if least == most else f"{least}-{most}",
-        # A node is asked for as one task with all cores: given a number of tasks, Slurm takes no more nodes of a range
-        # than these need.
+        # One task with all cores for each node: given a number of tasks, Slurm would take only as many nodes of a range
+        # as these need.
         "cpus-per-task": job.tasks if job.kind == "corpus" else job.tasks * cluster.cpus_per_task,
         **(gpu_option(cluster, min(cluster.gpus_per_node, job.tasks)) if job.kind != "corpus" else {}),
         "mem": cluster.memory,
@@ -112,22 +113,22 @@ def sbatch_command(job: Job, snapshot: Path, after: str | None) -> list[str]:
     }
     given = [f"--{name}={value}" for name, value in options.items() if value]
     script = snapshot / "code" / "slurm" / f"{job.kind}.sbatch"
-    # Also as a word: some sites start jobs without the environment of who submitted them.
+    # Also as a word, because some sites start jobs without the environment of the submission.
     site = f"--site={(snapshot / 'site.sh').absolute()}"
     return ["sbatch", "--parsable", *given, *cluster.sbatch, str(script), site, *job.words]
 
 
 def gpu_option(cluster: ClusterConfig, gpus: int) -> dict[str, object]:
-    """Return sbatch's option for so many GPUs a node, as this site wants them asked for; none where it asks itself."""
+    """Return sbatch's option for so many GPUs a node; none where the site's own options request them."""
     if not gpus or cluster.gres == "none" or any(NAMES_GPUS.match(option) for option in cluster.sbatch):
         return {}
     return {"gres": f"{cluster.gres}:{gpus}"} if cluster.gres else {"gpus-per-node": gpus}
 
 
 def submit(command: list[str], snapshot: Path) -> str:
-    """Hand a job to Slurm; returns its id.
+    """Submit a job to Slurm; return its id.
 
-    Raises ConfigurationError with what sbatch says, and Interrupted where Slurm does not answer for two minutes.
+    Raises ConfigurationError with sbatch's message, and Interrupted where Slurm does not answer for two minutes.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_")) or k == "SLURM_CONF"}
     environment["PALI_SITE"] = str((snapshot / "site.sh").absolute())
@@ -138,15 +139,15 @@ def submit(command: list[str], snapshot: Path) -> str:
             raise ConfigurationError("There is no sbatch here; submit from a login node, or use --dry-run.") from None
         if not done.returncode:
             return done.stdout.strip().split(";")[0]
-        said = " ".join(done.stderr.split())
-        if not is_of_controller(said):
-            raise ConfigurationError(f"Slurm refuses the job: {said}")
+        message = " ".join(done.stderr.split())
+        if not is_of_controller(message):
+            raise ConfigurationError(f"Slurm refuses the job: {message}")
         if pause is None:
             break
         time.sleep(pause)
         if accepted := accepted_in_silence(str(snapshot)):
             return accepted
-    raise Interrupted(f"Slurm does not answer ({said}); submit again when it does.")
+    raise Interrupted(f"Slurm does not answer ({message}); submit again when it does.")
 
 
 def accepted_in_silence(snapshot: str) -> str | None:
@@ -164,7 +165,7 @@ def call(command: Sequence[str], environment: Mapping[str, str] | None = None) -
 
 
 def state(number: str) -> str:
-    """A job's state as Slurm names it, or FORGOTTEN; UNREACHABLE while Slurm does not answer."""
+    """Return a job's state as Slurm names it, or FORGOTTEN; UNREACHABLE while Slurm does not answer."""
     done = call(["scontrol", "--oneliner", "show", "job", number])
     found = re.search(r"JobState=(\w+)", done.stdout)
     if found:
@@ -173,7 +174,7 @@ def state(number: str) -> str:
 
 
 def _accounted(number: str) -> str:
-    """Return how a job ended by Slurm's accounts, where the site keeps them."""
+    """Return the last state of a job in Slurm's accounts, where the site keeps them."""
     with suppress(FileNotFoundError):
         done = call(["sacct", "--noheader", "--parsable2", "--allocations", "--format=State", "--jobs", number])
         states = done.stdout.split()
@@ -183,9 +184,10 @@ def _accounted(number: str) -> str:
 
 
 def follow(number: str, log: Path, every_s: float = 2.0) -> str:
-    """Print what comes into the log until the job has ended, over all its restarts; returns its last state.
+    """Print the log until the job has ended, over all its restarts; return its last state.
 
-    Slurm is asked every `every_s` seconds at first, and more and more seldom: thousands follow at a large site.
+    The state is read every `every_s` seconds at first, then more and more seldom, to spare the controller of a large
+    site.
     """
     read, decoder, pause = 0, getincrementaldecoder("utf-8")("replace"), every_s
     while True:
@@ -202,5 +204,5 @@ def follow(number: str, log: Path, every_s: float = 2.0) -> str:
 
 
 def slower(pause: float) -> float:
-    """Return how many seconds to wait after one has waited `pause` in vain."""
+    """Return the seconds of the next pause after one of `pause` seconds."""
     return max(pause, min(MOST_PAUSE_S, pause * 1.25))

@@ -1,21 +1,21 @@
-# Sourced by the scripts of all jobs: reads the site's words, and acts on the code that the ranks ended with.
-# A sweep's script (hydra_plugins/slurm_array.py) sources it too, so that one rule holds for all.
+# Sourced by the scripts of all jobs: reads the site's lines, and acts on the exit code of the ranks.
+# A sweep's script (hydra_plugins/slurm_array.py) sources it too, so that one rule applies to all.
 
 # Some sites start jobs, or the steps in them, without the environment they were submitted with.
 export SLURM_EXPORT_ENV=ALL
 if [ -n "${PALI_SITE-}" ]; then
-    set +u # what a site sources need not be written for it: conda's activate is not
+    set +u # a site's files may use unset variables, as conda's activate does
     source "$PALI_SITE"
     status=$?
     set +e -u
     if [ "$status" != 0 ]; then
-        # Going on would run whatever code and Python this node finds by itself.
+        # Without them the node would run another Python, or other code.
         echo "The site's words ($PALI_SITE) cannot be read, or end with code $status; correct cluster.setup, or" \
             "submit again where the nodes see this file." >&2
         exit 2
     fi
 fi
-unset SLURM_CPUS_PER_TASK SLURM_TRES_PER_TASK # a node's, and newer srun mind that theirs are another
+unset SLURM_CPUS_PER_TASK SLURM_TRES_PER_TASK # set for the whole node; srun >= 22.05 fails if its own value differs
 
 # A rank that stops the job alone (disk full, out of memory) writes its code and sentence into a note (train/exit_note.py):
 # its peers end with higher codes, lost or killed, and srun reports the highest. The note has its size beforehand, so
@@ -47,15 +47,16 @@ read_note() { # sets code to that of the note, if a rank wrote one
     fi
 }
 
-# Sets code to what the job ends with; returns 0 where the job is to be queued again.
-# 0: done. 2: a mistake in the configuration. 3: the run stopped itself. To start those again would change nothing.
-# All else goes on from the last checkpoint: a signal or failing storage (75), a hang (4), a rank that died (1, or from
-# 128). train/run/restarts.py ends a run that comes no further; what ends before it gets there is counted here.
+# Sets code to the exit code of the job; returns 0 where the job must be queued again.
+# 0: done. 2: a mistake in the configuration. 3: the run stopped itself. A restart would change nothing.
+# All other codes
+# continue from the last checkpoint: a signal or failing storage (75), a hang (4), a rank that died (1, or from
+# 128). train/run/restarts.py stops a run that makes no progress; ends before that check are counted here.
 judge() { # CODE
     code=$1
     read_note
     case $code in 0 | 2 | 3) return 1 ;; 75) return 0 ;; esac
-    local most=10 # a lost or killed rank may be the machine's doing
+    local most=10 # a lost or killed rank may be a fault of the machine
     [ "$code" != 1 ] || most=3
     if [ "$SECONDS" -lt 120 ] && [ "${SLURM_RESTART_COUNT:-0}" -ge "$most" ]; then
         echo "The ranks ended with exit code $code within $SECONDS s, and so may they have before: the job is not" \
@@ -64,15 +65,15 @@ judge() { # CODE
     fi
 }
 
-# The controller may be busy, or change over to its twin.
+# The controller may be busy, or be replaced by its backup.
 queue_again() {
-    local said='' wait
+    local message='' wait
     echo "The ranks ended with exit code $code; the job is requeued."
-    trap '' TERM # by which Slurm ends this script, and scontrol with it, once the job is queued
+    trap '' TERM # Slurm sends TERM to this script, and so to scontrol, once the job is queued
     for wait in 1 2 4 8 15 30 60 60 60 ''; do
-        said=$(exec scontrol requeue "$SLURM_JOB_ID" 2>&1) && exit 0
+        message=$(exec scontrol requeue "$SLURM_JOB_ID" 2>&1) && exit 0
         [ -z "$wait" ] || sleep "$wait"
     done
-    echo "Slurm did not queue the job again ($said); submit it once more, and it goes on from its last checkpoint."
+    echo "Slurm did not queue the job again ($message); submit it once more, and it goes on from its last checkpoint."
     exit "$code"
 }

@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 
 from common.errors import ConfigurationError
-from common.launcher import place
+from common.launcher import this_process
 
 JOB_SCRIPT = "PALI_NOTE"  # file that slurm/job.sh has made, with blanks for what is written here
 TORCHRUN = "TORCHELASTIC_ERROR_FILE"  # file of this rank, whose message torchrun prints
@@ -61,6 +61,6 @@ def _write(path: str, text: str) -> None:
 
 def _who() -> str:
     try:
-        return f"rank {place().rank} on {socket.gethostname()}"
+        return f"rank {this_process().rank} on {socket.gethostname()}"
     except ConfigurationError:
         return f"a process on {socket.gethostname()}"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from omegaconf import DictConfig
 
 from common.errors import ConfigurationError
-from common.launcher import place
+from common.launcher import this_process
 from train import exit_note as note
 
 FOLDER_NAME_LIMIT = 150  # characters; file systems allow 255
@@ -53,14 +53,14 @@ class Sweep:
         except SystemExit as end:
             error = end.__context__
             alone = getattr(error, "alone", isinstance(error, (OSError, MemoryError, RuntimeError)))
-            if end.code not in (2, 3) or (alone and place().world_size > 1):
+            if end.code not in (2, 3) or (alone and this_process().world_size > 1):
                 raise
             code = end.code
             note.withdraw()
         except Exception:
             traceback.print_exc()
             code = 1
-            if place().world_size > 1:
+            if this_process().world_size > 1:
                 sys.exit(code)
         self.failed[name] = int(code)
         return int(code)

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from common.errors import ConfigurationError
-from common.launcher import ScriptOfTasks, place
+from common.launcher import ScriptOfTasks, this_process
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -49,7 +49,7 @@ class Ranks:
 def ranks() -> Ranks:
     """Return the processes that were started together. Raises ConfigurationError if MPI sees another number."""
     try:
-        here = place()
+        here = this_process()
     except ScriptOfTasks:
         return Ranks()  # a job's script makes a corpus by itself
     if here.world_size == 1:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from common.launcher import place
+from common.launcher import this_process
 from tests.fuzz.shards import check_sentence
 from tests.fuzz.values import pick
 from train.checks import check, check_training_data
@@ -70,7 +70,7 @@ def checked(arguments: list[str]) -> tuple[int, str]:
 
     def main(composed: DictConfig) -> None:
         config = to_run_config(composed)
-        check(config, place().world_size)
+        check(config, this_process().world_size)
         check_training_data(config)
 
     before, printed, code = sys.argv, io.StringIO(), 0

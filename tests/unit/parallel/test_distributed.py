@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from common.errors import ConfigurationError
-from common.launcher import Place, first_host, in_step, is_main_rank, place
+from common.launcher import Process, first_host, in_step, is_main_rank, this_process
 from parallel import rendezvous
 from parallel.distributed import gather_objects, launch, num_threads
 from parallel.rendezvous import PORTS, interface_towards, set_rendezvous, slurm_rendezvous
@@ -36,28 +36,28 @@ PROXY = STEP | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS"
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({}, Place()),
-        ({"WORLD_SIZE": "1"}, Place()),
-        ({"PMI_RANK": "0", "PMI_SIZE": "1"}, Place()),
-        (STEP, Place(3, 4, 1, 2, "srun")),
-        (STEP | {"PMI_RANK": "3", "PMI_SIZE": "4", "PMI_FD": "11"}, Place(3, 4, 1, 2, "srun")),  # srun --mpi=pmi2
-        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "3,1", "SLURM_LOCALID": "0"}, Place(3, 4, 0, 1, "srun")),
-        (STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, Place(0, 1, 1, 2, "srun")),  # a step of one task
-        (TORCHRUN, Place(5, 8, 1, 4, "torchrun")),
-        (STEP | TORCHRUN, Place(5, 8, 1, 4, "torchrun")),  # one torchrun a node, started by srun
+        ({}, Process()),
+        ({"WORLD_SIZE": "1"}, Process()),
+        ({"PMI_RANK": "0", "PMI_SIZE": "1"}, Process()),
+        (STEP, Process(3, 4, 1, 2, "srun")),
+        (STEP | {"PMI_RANK": "3", "PMI_SIZE": "4", "PMI_FD": "11"}, Process(3, 4, 1, 2, "srun")),  # srun --mpi=pmi2
+        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "3,1", "SLURM_LOCALID": "0"}, Process(3, 4, 0, 1, "srun")),
+        (STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, Process(0, 1, 1, 2, "srun")),  # a step of one task
+        (TORCHRUN, Process(5, 8, 1, 4, "torchrun")),
+        (STEP | TORCHRUN, Process(5, 8, 1, 4, "torchrun")),  # one torchrun a node, started by srun
         (
             STEP | {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"},
-            Place(3, 4, 1, 2, "torchrun"),
+            Process(3, 4, 1, 2, "torchrun"),
         ),  # both agree
-        (MPICH, Place(2, 4, 0, 2, "mpirun")),
-        (OPEN_MPI, Place(2, 4, 0, 2, "mpirun")),
-        (PROXY | MPICH, Place(2, 4, 0, 2, "mpirun")),
-        (JOB | OPEN_MPI, Place(2, 4, 0, 2, "mpirun")),  # mpirun in a job's script
-        (JOB | {"SLURM_NTASKS": "1", "SLURM_NNODES": "1"}, Place()),  # the script of a job of one task
+        (MPICH, Process(2, 4, 0, 2, "mpirun")),
+        (OPEN_MPI, Process(2, 4, 0, 2, "mpirun")),
+        (PROXY | MPICH, Process(2, 4, 0, 2, "mpirun")),
+        (JOB | OPEN_MPI, Process(2, 4, 0, 2, "mpirun")),  # mpirun in a job's script
+        (JOB | {"SLURM_NTASKS": "1", "SLURM_NNODES": "1"}, Process()),  # the script of a job of one task
     ],
 )
-def test_places(environment: dict[str, str], expected: Place) -> None:
-    assert place(environment) == expected
+def test_places(environment: dict[str, str], expected: Process) -> None:
+    assert this_process(environment) == expected
     assert vars(launch(environment)) == vars(expected)
 
 
@@ -86,7 +86,7 @@ def test_places(environment: dict[str, str], expected: Place) -> None:
 )
 def test_contradictions(environment: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        place(environment)
+        this_process(environment)
 
 
 def test_the_main_rank(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ def test_first_hosts(nodes: str, first: str) -> None:
 
 def started(environment: Mapping[str, str]) -> dict[str, str]:
     result = dict(environment)
-    set_rendezvous(place(result), result)
+    set_rendezvous(this_process(result), result)
     return result
 
 
@@ -259,7 +259,7 @@ def test_torchrun_sets_its_own_rendezvous() -> None:
 def test_no_rendezvous(environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")  # no scontrol to ask
     with pytest.raises(ConfigurationError, match=message):
-        set_rendezvous(place(environment), dict(environment))
+        set_rendezvous(this_process(environment), dict(environment))
 
 
 def test_localhost_is_fine_on_one_node() -> None:
@@ -281,7 +281,7 @@ def test_interfaces() -> None:
     ],
 )
 def test_threads(environment: dict[str, str], allowed: int, expected: int) -> None:
-    assert num_threads(Place(1, 8, 1, 4), environment, allowed, 16) == expected
+    assert num_threads(Process(1, 8, 1, 4), environment, allowed, 16) == expected
 
 
 def test_a_rank_whose_peers_do_not_come_reports_where_it_waits() -> None:
