@@ -1,11 +1,16 @@
-"""A step number is the whole state: steps as rows, read ahead in the background, and held-out examples in order."""
+"""Read the examples of each step as packed rows, ahead in the background, and held-out examples in order.
 
+A step number is the whole state: the rows of a step depend on nothing that was read before.
+"""
+
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Generic, TypeVar
 
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, ReadingStopped
 from common.progress import beat
 from data.config import DataConfig, Mixture
 from data.error_budget import Ledger
@@ -15,13 +20,40 @@ from data.packing import Rows, RowShape, concatenate, micro_batches, pack
 from data.shards.source import SourceFacts
 from data.tokenizer import Tokenizer
 
+Batch = TypeVar("Batch")
+
+
+@dataclass
+class StepData(Generic[Batch]):
+    """One rank's data of one step, from the reader to the engine.
+
+    Micro-batches are arrays (`Rows`) as they are read, and tensors (`model.batch.MicroBatch`) once
+    `train/step/batch.py` has converted them.
+    """
+
+    micro_batches: list[Batch]
+    """At least one, unless reading has ended with an `error`."""
+    infos: list[ExampleInfo]
+    """One per example. As read, row r of an info lies in micro-batch r // micro_batch_size, at r % micro_batch_size."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Records that were skipped since the reader's last step, by "<source>/<cause>"."""
+    data_wait_s: float = 0.0
+    """Seconds that this rank waited for the data; 0 where the replica leader read them."""
+    error: ReadingStopped | None = None
+    """The error that ended reading. It is raised on all ranks together (`train/step/reduction.py`)."""
+
+    @property
+    def truncated(self) -> int:
+        """Count the examples whose text was cut to fit a row."""
+        return sum(info.truncated for info in self.infos)
+
 
 class Stream:
-    """Step t, counted from 1, is examples [(t-1)*N, t*N) of the mixture, N = data.global_batch_size.
+    """Pack the examples of each step of a mixture into rows.
 
-    They are dealt, as contiguous slices, to data.num_streams streams; each stream packs its own examples of the step
-    into rows. So the rows of a (step, stream) are a pure function of (configuration, seed), whoever reads them.
-    Raises ConfigurationError for a configuration that cannot work, and at any read ReadingStopped.
+    Step t, counted from 1, has examples [(t-1)*N, t*N) of the mixture, N = data.global_batch_size. They are dealt, as
+    contiguous slices, to data.num_streams streams, and each stream packs its own examples of the step into rows. So the
+    rows of a (step, stream) are a pure function of (configuration, seed), whatever rank reads them.
     """
 
     def __init__(
@@ -34,6 +66,7 @@ class Stream:
         split: str,
         seed: int,
     ):
+        """Open the shards of a split; raise ConfigurationError for a configuration that cannot work."""
         data.check()
         data.check_images(tokens_per_image)
         self.num_streams = data.num_streams
@@ -48,11 +81,14 @@ class Stream:
         self._threads = ThreadPoolExecutor(data.num_threads, thread_name_prefix="examples")
 
     def facts(self) -> dict[str, SourceFacts]:
-        """What was found of each source, by its name."""
+        """Return what each source holds, by its name."""
         return {component.source.name: component.source.facts for component in self.components}
 
     def rows(self, step: int, streams: range) -> tuple[Rows, list[ExampleInfo]]:
-        """The rows of these streams in this step, in order of stream; infos in order of example."""
+        """Return the rows of these streams in a step, in order of stream, and infos in order of example.
+
+        Raises ReadingStopped where records cannot be read, or too many of them are broken.
+        """
         size = self.examples_per_stream
         first = ((step - 1) * self.num_streams + streams.start) * size
         examples = list(self._threads.map(self._examples.__getitem__, range(first, first + len(streams) * size)))
@@ -67,21 +103,10 @@ class Stream:
         return concatenate([part for part, _ in packed], self.shape), infos
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """What one rank read in one step.
-
-    skipped: number per "source/cause" since the last step. truncated: examples whose text was cut to fit a row.
-    """
-
-    skipped: dict[str, int]
-    truncated: int
-
-
 class Reader:
-    """The micro-batches of one data-parallel rank, prepared `prefetch` steps ahead by a background thread.
+    """Read the micro-batches of one data-parallel rank, `prefetch` steps ahead in a background thread.
 
-    Rank r of D reads streams [r*S/D, (r+1)*S/D) of S. What goes wrong in the thread is raised by `read` of that step.
+    Rank r of D reads streams [r*S/D, (r+1)*S/D) of S. An error in the thread is raised by `read` of that step.
     """
 
     def __init__(
@@ -92,6 +117,10 @@ class Reader:
         micro_batch_size: int,
         prefetch: int | None = None,
     ):
+        """Prepare to read; `prefetch` None is that of the stream's configuration.
+
+        Raises ConfigurationError where the streams cannot be dealt evenly to the ranks.
+        """
         if stream.num_streams % data_parallel_size:
             raise ConfigurationError(
                 f"data.num_streams={stream.num_streams} cannot be dealt evenly to {data_parallel_size} data-parallel "
@@ -100,32 +129,31 @@ class Reader:
         share = stream.num_streams // data_parallel_size
         self._stream = stream
         self._streams = range(data_parallel_rank * share, (data_parallel_rank + 1) * share)
-        self._micro_batch = micro_batch_size
+        self._micro_batch_size = micro_batch_size
         self._prefetch = stream.prefetch if prefetch is None else prefetch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reader")
-        self._prepared: dict[int, Future[tuple[list[Rows], list[ExampleInfo], Statistics]]] = {}
+        self._prepared: dict[int, Future[StepData[Rows]]] = {}
 
-    def read(self, step: int) -> tuple[list[Rows], list[ExampleInfo], Statistics]:
-        """(micro-batches, infos, statistics) of a step; steps may be asked for in any order, fastest one after another.
-
-        Row r of an info lies in micro-batch r // micro_batch_size, at r % micro_batch_size.
-        """
+    def read(self, step: int) -> StepData[Rows]:
+        """Return the data of a step; any order of steps is possible, consecutive steps are the fastest."""
+        began = time.perf_counter()
         wanted = range(step, step + self._prefetch + 1)
         for stale in [ahead for ahead in self._prepared if ahead not in wanted]:
             self._prepared.pop(stale).cancel()
         for ahead in wanted:
             if ahead not in self._prepared:
                 self._prepared[ahead] = self._thread.submit(self._prepare, ahead)
-        return self._prepared.pop(step).result()
+        data = self._prepared.pop(step).result()
+        return replace(data, data_wait_s=time.perf_counter() - began)
 
     def close(self) -> None:
-        """Stops reading ahead."""
+        """Stop reading ahead."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _prepare(self, step: int) -> tuple[list[Rows], list[ExampleInfo], Statistics]:
+    def _prepare(self, step: int) -> StepData[Rows]:
         rows, infos = self._stream.rows(step, self._streams)
-        batches = micro_batches(rows, self._micro_batch, self._stream.shape)
-        return batches, infos, Statistics(self._stream.ledger.drain(), sum(info.truncated for info in infos))
+        batches = micro_batches(rows, self._micro_batch_size, self._stream.shape)
+        return StepData(batches, infos, skipped=self._stream.ledger.drain())
 
 
 def evaluation_batches(
@@ -136,32 +164,35 @@ def evaluation_batches(
     data_parallel_size: int = 1,
     seed: int = 0,
     keep: Callable[[ExampleInfo], bool] = lambda info: True,
-) -> Iterator[tuple[Rows, list[ExampleInfo]]]:
-    """Every component's records in order (the first `limit` of each), one example a row and one image slot a row.
+) -> Iterator[StepData[Rows]]:
+    """Yield every component's records in order (the first `limit` of each), one example and one image slot a row.
 
-    Yields equally many batches of exactly `micro_batch_size` rows on every rank; infos are those of the leading rows,
-    the rest is empty. Records that their objective skips, and examples that are not to `keep`, leave no gap: the last
-    batches are empty instead.
+    Every rank yields equally many single micro-batches of exactly `micro_batch_size` rows; infos are those of the
+    leading rows, the rest is empty. Records that their objective skips, and examples that `keep` rejects, leave no gap:
+    the last batches are empty instead.
     """
     shape = replace(stream.shape, images_per_row=1)
     num_places, stride = sum(_lengths(stream, limit)), micro_batch_size * data_parallel_size
-    mine = (
+    own = (
         place
         for start in range(data_parallel_rank * micro_batch_size, num_places, stride)
         for place in range(start, min(start + micro_batch_size, num_places))
     )
-    found = (held_out_example(stream, place, limit, seed) for place in mine)
+    found = (held_out_example(stream, place, limit, seed) for place in own)
     kept = (example for example in found if example is not None and keep(example.info))
     for _ in range(-(-num_places // stride)):
         packed = [pack([example], shape) for example in islice(kept, micro_batch_size)]
         infos = [replace(info, row=row) for row, (_, (info,)) in enumerate(packed)]
         empty = pack([], shape)[0]
-        (batch,) = micro_batches(concatenate([empty, *(rows for rows, _ in packed)], shape), micro_batch_size, shape)
-        yield batch, infos
+        rows = concatenate([empty, *(part for part, _ in packed)], shape)
+        yield StepData(micro_batches(rows, micro_batch_size, shape), infos)
 
 
 def held_out_example(stream: Stream, place: int, limit: int | None, seed: int) -> EncodedExample | None:
-    """The example of the held-out record at a place: the first `limit` records of a component, then the next one's."""
+    """Return the example of one held-out record, None where its objective skips the record.
+
+    `place` counts the first `limit` records of each component, one component after another.
+    """
     beat()
     number = place
     for component, length in zip(stream.components, _lengths(stream, limit), strict=True):
@@ -173,6 +204,6 @@ def held_out_example(stream: Stream, place: int, limit: int | None, seed: int) -
 
 
 def _lengths(stream: Stream, limit: int | None) -> list[int]:
-    """The number of held-out records of each component."""
+    """Return the number of held-out records of each component, at most `limit`."""
     lengths = [len(component.source) for component in stream.components]
     return lengths if limit is None else [min(length, limit) for length in lengths]

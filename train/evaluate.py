@@ -31,10 +31,9 @@ from train.facts import check_settings_of_ranks
 from train.health.watchdog import Watchdog
 from train.phases import find_span, for_phase, spans
 from train.saved_run import saved_config
-from train.step.batch import trimmer
-from train.step.predict import answers
+from train.step.predict import predictions
 from train.step.reader import ReplicaReader
-from train.step.reduction import gather_to_first
+from train.step.reduction import gather_to_main
 from train.step.validation import chosen
 
 OF_TRAINING = ("every_steps", "steps", "samples")
@@ -87,11 +86,11 @@ def answer(
     reader = ReplicaReader(config, layout, tokenizer, chosen(config.mixture, settings), settings.split)
     limit, seed = settings.examples, config.run.seed
     batches = reader.held_out(settings.batch, limit, seed, partial(is_wanted, settings))
-    own = list(answers(engine, batches, tokenizer, settings.max_new_tokens, trimmer(config), blind=True))
+    own = list(predictions(engine, batches, tokenizer, config, blind=True))
     samples = sorted(
-        gather_to_first(own if layout.is_replica_leader else [], layout.device), key=lambda sample: sample.index
+        gather_to_main(own if layout.is_replica_leader else [], layout.device), key=lambda sample: sample.index
     )
-    shown = [replace(sample, image=reader.picture(sample.index, limit, seed)) for sample in selection(samples)]
+    shown = [replace(sample, image=reader.image(sample.index, limit, seed)) for sample in selection(samples)]
     return restored[0], samples, shown
 
 

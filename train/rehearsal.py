@@ -26,9 +26,8 @@ from train.health.watchdog import Watchdog
 from train.phases import Span, for_phase, spans
 from train.run.display import as_text
 from train.run.run import Run
-from train.step.batch import trimmer
 from train.step.loop import Loop
-from train.step.predict import answers
+from train.step.predict import predictions
 from train.step.reader import ReplicaReader
 from train.step.validation import Validation
 
@@ -137,8 +136,7 @@ def rehearse_phase(run: Run, span: Span, measuring: Measuring) -> None:
             if config.evaluation.every_steps and config.evaluation.samples:
                 validation.samples(engine)
             else:  # the run itself asks for none; whoever evaluates it will
-                batches = reader.held_out(1, 1)
-                list(answers(engine, batches, tokenizer, config.evaluation.max_new_tokens, trimmer(config)))
+                list(predictions(engine, reader.held_out(1, 1), tokenizer, config))
 
 
 def table(found: list[Measured], device: torch.device) -> Table:

@@ -10,7 +10,6 @@ from typing import Any
 from parallel.engine.base import Engine
 from train import pretrain
 from train.entry import entry
-from train.step.batch import Share
 from train.step.loop import Loop
 
 batch = 0
@@ -20,9 +19,9 @@ def inject_nan() -> None:
     """Wrap the reading of a batch and the update of the weights."""
     wanted, read, update = int(os.environ["FAULT_NAN_BATCH"]), Loop.read, Engine.update
 
-    def reading(loop: Loop, step: int) -> Share:
+    def reading(loop: Loop, step: int) -> Any:
         global batch
-        batch = loop.run.left_out.batch_of(step)
+        batch = loop.run.skipped_batches.batch_number(step)
         return read(loop, step)
 
     def updating(engine: Engine, rate: float) -> Any:

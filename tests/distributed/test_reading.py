@@ -18,15 +18,17 @@ from common.errors import ConfigurationError
 from data import images
 from data.config import ComponentConfig, DataConfig
 from data.error_budget import ErrorBudgetExceeded
+from data.packing import Rows
+from data.stream import StepData
 from data.tokenizer import Tokenizer
 from parallel.config import ParallelConfig
 from parallel.distributed import launch
 from parallel.layout import Layout
 from train.config import RunConfig, RunSettings
 from train.facts import check_settings_of_ranks
-from train.step.batch import as_tensors
-from train.step.reader import Reading, ReplicaReader, read_once
-from train.step.reduction import together
+from train.step.batch import to_tensors
+from train.step.reader import ReplicaReader, read_and_broadcast
+from train.step.reduction import in_lockstep
 
 RANKS = 8
 REPLICAS = [(0, 1, 4, 5), (2, 3, 6, 7)]  # tensor next to each other, then data, then pipeline
@@ -60,8 +62,8 @@ def read_all(folder: Path, corpus: Path) -> None:
         held_out = list(reader.held_out(2, 5))
         reader.close()
     try:
-        broken = partial(read_once, over_budget if layout.data_parallel_rank else nothing, layout)
-        list(together(iter(broken, None), layout.device))
+        broken = partial(read_and_broadcast, over_budget if layout.data_parallel_rank else nothing, layout)
+        list(in_lockstep(iter(broken, None), layout.device))
         ended = ""
     except ErrorBudgetExceeded as error:
         ended = str(error)
@@ -78,10 +80,10 @@ def read_all(folder: Path, corpus: Path) -> None:
         {
             "differ": differ,
             "decoded": decode.call_count,
-            "step": [vars(as_tensors(rows)) for rows in step.rows],
+            "step": [vars(to_tensors(rows)) for rows in step.micro_batches],
             "examples": [(info.objective, info.row, info.segment) for info in step.infos],
             "texts": [(info.input_text, info.target_text, info.key) for info in step.infos],
-            "held out": [vars(as_tensors(rows)) for reading in held_out for rows in reading.rows],
+            "held out": [vars(to_tensors(rows)) for batch in held_out for rows in batch.micro_batches],
             "ended": ended,
         },
         results_file(folder, str(layout.rank)),
@@ -101,11 +103,11 @@ def broken_off(rank: int) -> None:
     raise ConfigurationError(f"rank {rank} cannot read left_out.json")
 
 
-def nothing() -> Reading:
-    return Reading([], [])
+def nothing() -> StepData[Rows]:
+    return StepData([], [])
 
 
-def over_budget() -> Reading:
+def over_budget() -> StepData[Rows]:
     raise ErrorBudgetExceeded("most are in shard x.tar")
 
 

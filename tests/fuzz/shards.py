@@ -126,8 +126,8 @@ def run(rng: np.random.Generator, folder: Path, tokenizer: Path) -> str:
         for step in (1, 2, 3):
             rows, infos = stream.rows(step, range(2))
             check_rows(rows, len(infos), words.vocab_size)
-        for batch, _ in evaluation_batches(stream, 4, limit=4):
-            check_rows(batch, None, words.vocab_size)
+        for batch in evaluation_batches(stream, 4, limit=4):
+            check_rows(batch.micro_batches[0], None, words.vocab_size)
     except OURS as error:
         check_sentence(str(error))
         ended = type(error).__name__

@@ -26,7 +26,7 @@ from train.run.lock import FolderLock, of_this_job
 from train.run.metrics_file import Line, MetricsFile
 from train.run.provenance import degrees, hardware, stage_rows
 from train.run.resume import check_sources, note, note_sources
-from train.run.skipped_batches import LeftOut
+from train.run.skipped_batches import SkippedBatches
 from train.run.tracking import Tracker, open_tracker
 
 Extra = dict[str, Any]
@@ -56,7 +56,9 @@ class Run:
         self.metrics: MetricsFile | None = None
         self.sources: Facts = {}
         self.saved_at = time.monotonic()
-        self.left_out: LeftOut = layout.broadcast_from_main(lambda: LeftOut.read(self.folder))
+        self.skipped_batches: SkippedBatches = layout.broadcast_from_main(
+            lambda: SkippedBatches.from_folder(self.folder)
+        )
         self.hosts: list[str] = layout.gather_objects([socket.gethostname()])
 
     def _take_folder(self) -> str | None:
@@ -233,11 +235,11 @@ class Run:
                 f"checkpoint of step {last_good} or before is in {self.checkpointer.folder} to go back to; bring one "
                 "back from a copy, or start again in another run.folder with a smaller checkpoint.every_steps."
             )
-        self.left_out.batches += bad
-        self.left_out.roll_backs += 1
+        self.skipped_batches.batches += bad
+        self.skipped_batches.roll_backs += 1
         if self.is_main_rank:
             self.checkpointer.forget_after(last_good)
-            self.left_out.write(self.folder)
+            self.skipped_batches.write(self.folder)
         self.layout.barrier()
         return self.steps_done()
 

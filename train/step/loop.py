@@ -1,14 +1,17 @@
-"""The loop: read, forward and backward, judge, update, measure, save. It knows nothing of how the model is divided."""
+"""Train the steps of one phase: read, forward and backward, judge, update, measure, save.
+
+The loop depends on nothing of how the model is divided over ranks.
+"""
 
 import math
 import time
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 
 from common.errors import Interrupted
 from common.progress import beat
-from data.objectives import NAMES
+from data.stream import StepData
+from model.batch import MicroBatch
 from model.loss import LossTotals
 from parallel.communication_time import CommunicationWait
 from parallel.engine.base import Engine
@@ -19,22 +22,22 @@ from train.health.stragglers import RankTimes, Stragglers
 from train.phases import Span
 from train.run.metrics_file import Line
 from train.run.run import Extra, Run
-from train.run.skipped_batches import NAME
+from train.run.skipped_batches import NAME, save_bad_batch
 from train.schedule import learning_rate
-from train.step.batch import Share, identities, joiner, read_or_stop, seed_generators
+from train.step.batch import identify, seed_generators
 from train.step.flops import FlopCounter, peak_tflops
-from train.step.metrics import step_line
-from train.step.reader import ReplicaReader
-from train.step.reduction import Agreed, Agreement, gather_to_first
+from train.step.metrics import StepMetrics
+from train.step.reader import ReplicaReader, StepReader
+from train.step.reduction import StepStats, gather_to_main
 from train.step.shares import Shares
-from train.step.spike_guard import Guard, save_bad_batch, stopped
+from train.step.spike_guard import SkippedSteps
 from train.step.validation import Validation
 
-NOTHING = "no target token"  # why a step is passed over: it is no bad step, and there is nothing to learn from
+NO_TARGET = "no target token"  # why a step changes nothing; it is not a bad step
 
 
 class Loop:
-    """The steps of one phase."""
+    """Train the steps of one phase."""
 
     def __init__(
         self,
@@ -46,54 +49,53 @@ class Loop:
         validation: Validation,
         extra: Extra,
     ) -> None:
-        """`config`: as this phase sees it (`phases.for_phase`); `extra`: what the restored checkpoint held."""
+        """`config`: that of the phase (`phases.for_phase`); `extra`: what the restored checkpoint held."""
         self.config, self.span, self.run, self.engine = config, span, run, engine
-        self.reader, self.validation, self.layout = reader, validation, run.layout
-        same_phase = extra.get("phase") == span.name
-        self.guard = Guard(config.run.guard, extra["guard"] if same_phase else (), extra.get("bad", ()))
-        self.tokens_per_image = config.vit.num_tokens(config.model.image_size)
-        self.join = joiner(config, self.layout.device)
-        self.flops = FlopCounter(engine.blueprint.plan, config.pali.tokens_per_image)
-        self.peak_tflops = peak_tflops(config, self.layout.device)
-        self.waiting = CommunicationWait(self.layout.device)
-        self.shares = Shares(config.mixture, span.name, extra.get("shares") if same_phase else None)
-        self.empty_steps = int(extra.get("empty_steps", 0)) if same_phase else 0  # of the phase
-        self.agreement = Agreement(
-            self.layout.data_parallel_size, self.layout.device, len(NAMES), len(self.shares.names)
+        self.validation, self.layout = validation, run.layout
+        of_phase: Extra = extra if extra.get("phase") == span.name else {}
+        self.reader = StepReader(config, run.layout, reader)
+        self.skipped = SkippedSteps(
+            config.run.guard, run.skipped_batches, run.folder, of_phase.get("guard", ()), extra.get("bad", ())
         )
+        flops = FlopCounter(engine.blueprint.plan, config.pali.tokens_per_image)
+        self.metrics = StepMetrics(flops, run.layout.world_size, peak_tflops(config, run.layout.device))
+        self.waiting = CommunicationWait(self.layout.device)
+        self.shares = Shares(config.mixture, span.name, of_phase.get("shares"))
+        self.empty_steps = int(of_phase.get("empty_steps", 0))
         self.stragglers = Stragglers(config.run.straggler)
         self.profiler = Profiler(config.profile, run.folder, self.layout.rank, self.layout.device)
         self.times: RankTimes | None = None  # of the step before
-        self.held: dict[int, Share] = {}  # the dry run's share, which the first step reads again
+        self.read_before: dict[int, StepData[MicroBatch]] = {}  # the dry run's data, by step
 
     def train(self, done: int) -> int:
-        """All steps of the phase after step `done`; returns the last one, or an earlier one if the run must go on from
-        an older checkpoint. Raises Interrupted and RunStopped.
+        """Train all steps of the phase after step `done`, and return the last step.
+
+        Returns an earlier step if the run must go on from an older checkpoint. Raises Interrupted and RunStopped.
         """
         memory = memory_told(self.config.profile, self.run.folder, self.layout.rank, self.layout.device)
         with self.waiting, memory, closing(self.profiler):
-            self.announce()
+            self.warn_of_rare_components()
             self.dry_run(done + 1)
             due = False
             for step in range(done + 1, self.span.last + 1):
                 self.profiler.begin(step)
-                agreed = self.step(step)
-                if (told := self.profiler.end(step)) is not None:
-                    self.run.display.note(told)
-                if self.guard.gives_up:
-                    return self.roll_back(step)
-                due = due or agreed.save or step % self.config.checkpoint.every_steps == 0
-                if agreed.stop or step == self.span.last or (due and not self.guard.bad):
+                stats = self.step(step)
+                if (note := self.profiler.end(step)) is not None:
+                    self.run.display.note(note)
+                if (trusted := self.skipped.roll_back_to(step)) is not None:
+                    return self.roll_back(step, trusted)
+                due = due or stats.save or step % self.config.checkpoint.every_steps == 0
+                if stats.stop or step == self.span.last or (due and not self.skipped.row):
                     self.save(step)
-                    due = bool(self.guard.bad)
-                if agreed.stop and step < self.config.run.steps:
+                    due = bool(self.skipped.row)
+                if stats.stop and step < self.config.run.steps:
                     self.run.settle()
                     raise Interrupted(
                         f"Interrupted after step {step}; it is saved, and the same command goes on from there."
                     )
-        if self.guard.bad and self.span.last == self.config.run.steps:
+        if self.skipped.row and self.span.last == self.config.run.steps:
             self.run.display.note(
-                f"The weights are those of step {self.span.last - len(self.guard.bad)}: all after it were skipped."
+                f"The weights are those of step {self.span.last - len(self.skipped.row)}: all after it were skipped."
             )
         return self.span.last
 
@@ -101,14 +103,15 @@ class Loop:
         """Begin the checkpoint of a step.
 
         Within a row of skipped steps the weights are those before it, but whether to go back is open. So a checkpoint
-        that cannot wait, at a signal or at the end of the phase, holds the row, which the next process counts on; it
-        replaces no other one.
+        that cannot wait, at a signal or at the end of the phase, holds the row, and the next process continues to count
+        it. Such a checkpoint replaces no other one.
         """
         beat(f"step {step}, its checkpoint")
-        state = {"guard": self.guard.state, "phase": self.span.name} | self.counted
-        self.run.save(self.engine, step, state | ({"bad": list(self.guard.bad)} if self.guard.bad else {}))
+        shares: Extra = {"shares": self.shares.state} if self.shares.names else {}
+        empty_steps: Extra = {"empty_steps": self.empty_steps} if self.empty_steps else {}
+        self.run.save(self.engine, step, {"phase": self.span.name} | self.skipped.state | shares | empty_steps)
 
-    def announce(self) -> None:
+    def warn_of_rare_components(self) -> None:
         """Report components of the mixture that the phase will not see."""
         if self.shares.names:
             steps = self.span.last - self.span.first + 1
@@ -117,132 +120,120 @@ class Loop:
                 self.run.alert("shares", rare)
 
     def dry_run(self, step: int) -> None:
-        """Forward and backward on the first batch, and forget it: what cannot work fails before the first step."""
-        share, agreed = self.agreed_share(step)
-        self.engine.forward_backward(share.filled(agreed.num_micro_batches), agreed.num_targets)
+        """Run forward and backward on the first batch and discard the gradients, so that errors come before step 1."""
+        data, stats = self.read(step)
+        self.engine.forward_backward(self.reader.fill(data, stats), stats.num_targets)
         self.engine.discard()
-        self.held = {step: replace(share, data_wait_s=0.0)}
+        self.read_before = {step: replace(data, data_wait_s=0.0)}
 
-    @property
-    def counted(self) -> Extra:
-        """What a checkpoint must hold for a resumed run to count on."""
-        shares: Extra = {"shares": self.shares.state} if self.shares.names else {}
-        return shares | ({"empty_steps": self.empty_steps} if self.empty_steps else {})
-
-    def step(self, step: int) -> Agreed:
-        """One step of all ranks, from data to the line of metrics."""
+    def step(self, step: int) -> StepStats:
+        """Run one step on all ranks, from its data to its line of metrics."""
         began = time.perf_counter()
-        self.waiting.seconds()  # what came before is not this step's
+        self.waiting.seconds()  # starts the sum anew -> it holds this step's waiting only
         seed_generators(self.config.run.seed, step, self.layout.data_parallel_rank)
-        share, agreed = self.agreed_share(step)
+        data, stats = self.read(step)
         beat(f"step {step}, forward and backward")
-        totals = self.engine.forward_backward(share.filled(agreed.num_micro_batches), agreed.num_targets)
+        totals = self.engine.forward_backward(self.reader.fill(data, stats), stats.num_targets)
         rate = learning_rate(self.config.schedule, step, self.config.run.steps) * self.span.phase.learning_rate_factor
         beat(f"step {step}, update")
         cause, grad_norm = self.update(totals, rate)
-        self.times = RankTimes(time.perf_counter() - began, self.waiting.seconds(), share.data_wait_s)
-        line = step_line(
-            step, totals, agreed, NAMES, grad_norm=grad_norm, lr=rate, seconds=self.times.step_s,
-            world_size=self.layout.world_size, peak_tflops=self.peak_tflops,
-            flops=self.flops.step(sum(agreed.examples), agreed.images, agreed.encoder_tokens, agreed.num_targets),
-        )  # fmt: skip
-        line |= self.count(agreed, cause)
-        if self.validation.due(step):
-            line |= self.validation.losses(self.engine)
-        self.run.record(line)
-        if self.validation.due(step):
-            self.run.show(step, self.validation.samples(self.engine))
-            for warning in self.validation.warnings:
-                self.run.alert("validation", warning)
-        if (parted := self.shares.warning()) is not None:
-            self.run.alert("shares", parted)
-        if (slow := self.stragglers.judge(agreed.times)) is not None:
-            self.run.alert("straggler", slow)
-        if cause == NOTHING:
-            self.pass_over(step)
+        self.times = RankTimes(time.perf_counter() - began, self.waiting.seconds(), data.data_wait_s)
+        line = self.metrics.line(
+            step, totals, stats, seconds=self.times.step_s, learning_rate=rate, grad_norm=grad_norm
+        )
+        self.report(step, stats, line | self.count(stats, cause))
+        if cause == NO_TARGET:
+            self.report_empty_step(step)
         elif cause is not None:
-            self.refuse(step, cause, share)
-        return agreed
+            self.skip(step, cause, data)
+        return stats
 
-    def count(self, agreed: Agreed, cause: str | None) -> Line:
-        """Count the step's examples, and the step if it has none: what is to be said of it in the metrics."""
-        if self.shares.names:
-            self.shares.add(agreed.components, self.config.data.global_batch_size)
-        line = self.shares.metrics() | ({} if cause is None else {"guard": cause})
-        if cause != NOTHING:
-            return line
-        self.empty_steps += 1
-        return line | {"empty_steps": self.empty_steps}
+    def read(self, step: int) -> tuple[StepData[MicroBatch], StepStats]:
+        """Return this rank's data of a step, and the statistics of all ranks; a collective.
+
+        Raises ReadingStopped on every rank where reading ended on one.
+        """
+        beat(f"step {step}, reading")
+        data = self.read_before.pop(step, None) or self.reader.read(self.run.skipped_batches.batch_number(step))
+        beat(f"step {step}, waiting for all ranks")
+        stats = self.reader.reduce(
+            data, times=self.times, memory_bytes=memory_bytes(self.layout.device),
+            stop=self.run.interrupt.asked, save=self.run.save_due(),
+        )  # fmt: skip
+        return data, stats
 
     def update(self, totals: LossTotals, rate: float) -> tuple[str | None, float | None]:
-        """Take the step, unless the loss or the gradient is not to be trusted: (why not, norm of the gradient)."""
-        if not totals.tokens.any():  # its loss would be 0, and an update would decay moments and weights
+        """Update the weights, unless the loss or the gradient cannot be trusted: (why not, norm of the gradient)."""
+        if not totals.tokens.any():  # the loss would be 0, and an update would decay moments and weights
             self.engine.discard()
-            return NOTHING, None
+            return NO_TARGET, None
         loss = totals.loss.item()
-        cause = self.guard.verdict(loss)
+        cause = self.skipped.guard.verdict(loss)
         if cause is not None:
             self.engine.discard()
             return cause, None
         norm = self.engine.update(rate)
         if not math.isfinite(norm):
             return "gradient is not finite", None
-        self.guard.accept(loss)
+        self.skipped.accept(loss)
         return None, norm
 
-    def pass_over(self, step: int) -> None:
-        """Report a step without any target: the first one, and each tenfold of them."""
+    def count(self, stats: StepStats, cause: str | None) -> Line:
+        """Count the step's examples, and the step if it has none; return what the metrics hold of it."""
+        if self.shares.names:
+            self.shares.add(stats.components, self.config.data.global_batch_size)
+        line = self.shares.metrics() | ({} if cause is None else {"guard": cause})
+        if cause != NO_TARGET:
+            return line
+        self.empty_steps += 1
+        return line | {"empty_steps": self.empty_steps}
+
+    def report(self, step: int, stats: StepStats, line: Line) -> None:
+        """Write the step's metrics, validate if it is time, and alert the user of what looks wrong."""
+        validates = self.validation.due(step)
+        self.run.record(line | (self.validation.losses(self.engine) if validates else {}))
+        if validates:
+            self.run.show(step, self.validation.samples(self.engine))
+            for warning in self.validation.warnings:
+                self.run.alert("validation", warning)
+        if (parted := self.shares.warning()) is not None:
+            self.run.alert("shares", parted)
+        if (slow := self.stragglers.judge(stats.times)) is not None:
+            self.run.alert("straggler", slow)
+
+    def report_empty_step(self, step: int) -> None:
+        """Alert the user of a step without any target: of the first one, and of each tenfold of them."""
         if self.empty_steps == 10 ** (len(str(self.empty_steps)) - 1):
             self.run.alert(
                 "empty step",
-                f"Step {step} changes nothing: it has {NOTHING} (steps like it in phase {self.span.name!r}: "
+                f"Step {step} changes nothing: it has {NO_TARGET} (steps like it in phase {self.span.name!r}: "
                 f"{self.empty_steps:,}); skipped/… in metrics.jsonl counts what was left out of it.",
             )
 
-    def refuse(self, step: int, cause: str, share: Share) -> None:
-        """Keep the ids of a skipped step's examples; stop the run if there were too many in a row."""
-        own = identities(share.infos) if self.layout.is_replica_leader else []
-        examples = gather_to_first(own, self.layout.device)
+    def skip(self, step: int, cause: str, data: StepData[MicroBatch]) -> None:
+        """Count a skipped step and write the ids of its examples; a collective."""
+        self.skipped.skip(step, cause)
+        own = identify(data.infos) if self.layout.is_replica_leader else []
+        examples = gather_to_main(own, self.layout.device)
         if self.run.is_main_rank:
             path = save_bad_batch(self.run.folder, step, cause, examples)
             self.run.alert("skipped step", f"Step {step} is skipped: the {cause}; its examples are in {path}.")
-        self.guard.refuse(self.run.left_out.batch_of(step))
-        if self.guard.gives_up and self.run.left_out.roll_backs >= self.config.run.guard.roll_back:
-            raise stopped(step, len(self.guard.bad), cause, self.run.folder)
 
-    def roll_back(self, step: int) -> int:
-        """Go back to before the bad steps that ended with `step`; returns the step to go on after.
+    def roll_back(self, step: int, trusted: int) -> int:
+        """Go back from `step` to the newest checkpoint of step `trusted` or before; return its step.
 
-        Where the update before them made weights that are not finite, its batch is left out too: learned from again, it
-        would make the same.
+        Where the update of step `trusted` made weights that are not finite, its batch is left out too: training on it
+        again would make the same weights.
         """
-        bad = self.guard.bad
-        trusted, why = step - len(bad), f"{len(bad)} steps in a row were skipped"
+        batches, why = self.skipped.row, f"{len(self.skipped.row)} steps in a row were skipped"
         beat(f"step {step}, going back")
         if trusted and (name := self.run.not_finite(self.engine)) is not None:
             why += f", after step {trusted} had made {name} not finite"
-            bad, trusted = [self.run.left_out.batch_of(trusted), *bad], trusted - 1
-        good = self.run.roll_back(trusted, bad)
+            batches, trusted = [self.run.skipped_batches.batch_number(trusted), *batches], trusted - 1
+        good = self.run.roll_back(trusted, batches)
         self.run.alert(
             "roll-back",
             f"The run goes back from step {step} to step {good}: {why}; their batches are left out from now on "
-            f"(batches {bad[0]} to {bad[-1]}; {self.run.folder}/{NAME}).",
+            f"(batches {batches[0]} to {batches[-1]}; {self.run.folder}/{NAME}).",
         )
         return good
-
-    def read(self, step: int) -> Share:
-        """This rank's share; step 1 is the first of the mixture."""
-        if step in self.held:
-            return self.held.pop(step)
-        return Share.of(self.reader.read(self.run.left_out.batch_of(step)), self.join)
-
-    def agreed_share(self, step: int) -> tuple[Share, Agreed]:
-        """This rank's share, and what all ranks agree on; raises ReadingStopped on all if it stops one."""
-        beat(f"step {step}, reading")
-        share = read_or_stop(partial(self.read, step), self.agreement)
-        beat(f"step {step}, meeting all ranks")
-        local = share.facts(self.tokens_per_image, self.shares.names)
-        local.times = self.times
-        local.memory_bytes = memory_bytes(self.layout.device)
-        local.stop, local.save = self.run.interrupt.asked, self.run.save_due()
-        return share, self.agreement.agree(local)

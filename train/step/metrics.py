@@ -1,62 +1,79 @@
-"""Compute what is measured in a step: losses, speeds, counts."""
+"""Compute what is measured in a step: losses, counts and speeds."""
 
 from collections.abc import Sequence
 
+from data.objectives import NAMES
 from model.loss import LossTotals
 from train.health.memory import GIB
 from train.health.stragglers import summary
 from train.run.metrics_file import Line
-from train.step.reduction import Agreed
+from train.step.flops import FlopCounter
+from train.step.reduction import StepStats
 
 
-def step_line(
-    step: int,
-    totals: LossTotals,
-    agreed: Agreed,
-    objectives: Sequence[str],
-    *,
-    grad_norm: float | None,
-    lr: float,
-    seconds: float,
-    flops: float,
-    world_size: int,
-    peak_tflops: float | None,
-) -> Line:
-    """One step's line of metrics, for the global batch unless a unit says otherwise.
+class StepMetrics:
+    """Compute the line of metrics of each step of a phase, for the global batch unless a unit states otherwise."""
 
-    Losses are in nats per target token, z-loss included. `tokens_per_s` counts real encoder (visual ones too) and
-    decoder tokens; `padding_fraction` is the share of positions that are computed (after `data.trim_multiple`) without
-    holding one, `truncated` the examples whose text was cut to fit a row. `tflop` is the step's model arithmetic.
-    `data_wait_s` is of the slowest rank, `memory_gib` of the fullest one. `mfu` is null where the peak is unknown.
-    `step_s`, `compute_s`, `communication_wait_s` and `…rank…` are of the step before (`rank_times.summary`): ranks tell
-    each other once a step. `added_micro_batches` hold no example: ranks compute them because another one has more.
-    """
-    real = agreed.encoder_tokens + agreed.num_targets
-    tflops = flops / seconds / world_size / 1e12
-    line: Line = {"step": step, **losses(totals, objectives)}
-    line |= {f"examples/{name}": count for name, count in zip(objectives, agreed.examples, strict=True)}
-    line |= {
-        "grad_norm": grad_norm,
-        "lr": lr,
-        "examples_per_s": sum(agreed.examples) / seconds,
-        "tokens_per_s": real / seconds,
-        "tflop": flops / 1e12,
-        "tflops_per_device": tflops,
-        "mfu": tflops / peak_tflops if peak_tflops else None,
-        "padding_fraction": 1.0 - real / agreed.positions,
-        "truncated": agreed.truncated,
-        "added_micro_batches": agreed.added_micro_batches,
-        "data_wait_s": agreed.data_wait_s,
-        "memory_gib": agreed.memory_bytes / GIB,
-        **summary(agreed.times),
-    }
-    return line | {f"skipped/{cause}": count for cause, count in agreed.skipped.items()}
+    def __init__(self, flops: FlopCounter, world_size: int, peak_tflops: float | None) -> None:
+        """`peak_tflops`: of one device, None where it is unknown."""
+        self.flops, self.world_size, self.peak_tflops = flops, world_size, peak_tflops
+
+    def line(
+        self,
+        step: int,
+        totals: LossTotals,
+        stats: StepStats,
+        *,
+        seconds: float,
+        learning_rate: float,
+        grad_norm: float | None,
+    ) -> Line:
+        """Return one step's metrics; `seconds` of all of it, `grad_norm` None where the step was skipped.
+
+        `data_wait_s` is that of the slowest rank, `memory_gib` of the fullest one. `step_s`, `compute_s`,
+        `communication_wait_s` and `…rank…` are of the step before, because ranks exchange their times once a step
+        (`train.health.stragglers.summary`). `added_micro_batches` hold no example: ranks compute them because another
+        one has more.
+        """
+        return {
+            "step": step,
+            **losses(totals, NAMES),
+            **{f"examples/{name}": count for name, count in stats.examples.items()},
+            "grad_norm": grad_norm,
+            "lr": learning_rate,
+            **self.speeds(stats, seconds),
+            "truncated": stats.truncated,
+            "added_micro_batches": stats.added_micro_batches,
+            "data_wait_s": stats.data_wait_s,
+            "memory_gib": stats.memory_bytes / GIB,
+            **summary(stats.times),
+            **{f"skipped/{cause}": count for cause, count in stats.skipped.items()},
+        }
+
+    def speeds(self, stats: StepStats, seconds: float) -> Line:
+        """Return throughput and efficiency of a step.
+
+        `tokens_per_s` counts real encoder tokens (visual ones too) and decoder tokens. `tflop` is the arithmetic of the
+        model in the step. `mfu` is null where the device's peak is unknown. `padding_fraction` is the share of computed
+        positions (after `data.trim_multiple`) that hold no token.
+        """
+        examples, tokens = sum(stats.examples.values()), stats.encoder_tokens + stats.num_targets
+        tflop = self.flops.step(examples, stats.images, stats.encoder_tokens, stats.num_targets) / 1e12
+        tflops_per_device = tflop / seconds / self.world_size
+        return {
+            "examples_per_s": examples / seconds,
+            "tokens_per_s": tokens / seconds,
+            "tflop": tflop,
+            "tflops_per_device": tflops_per_device,
+            "mfu": tflops_per_device / self.peak_tflops if self.peak_tflops else None,
+            "padding_fraction": 1.0 - tokens / stats.positions,
+        }
 
 
 def losses(totals: LossTotals, objectives: Sequence[str], prefix: str = "") -> Line:
-    """`loss` and `z_loss` per target token; `loss/<objective>` and `accuracy/<objective>` of tokens where it occurs.
+    """Return `loss` and `z_loss`, and `loss/<objective>` and `accuracy/<objective>` of objectives with targets.
 
-    Without any target token there is no loss: null, not 0.
+    Losses are in nats per target token, z-loss included. Without any target token there is no loss: null, not 0.
     """
     nll, z_loss, correct, tokens = (
         part.double().tolist() for part in (totals.nll, totals.z_loss, totals.correct, totals.tokens)

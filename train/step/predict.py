@@ -1,37 +1,34 @@
-"""What the model answers: greedy generation over batches, seeing and blind."""
+"""Predict the text of each held-out example: greedy generation, with its image and with a blank one."""
 
 from collections.abc import Iterable, Iterator
 
 from common.progress import beat
+from data.packing import Rows
+from data.stream import StepData
 from data.tokenizer import Tokenizer
 from evaluation.sample_sheet import Sample
 from parallel.engine.base import Engine
-from train.step.batch import Trim, as_tensors
-from train.step.reader import Reading
-from train.step.reduction import together
+from train.config import RunConfig
+from train.step.batch import to_tensors, trim
+from train.step.reduction import in_lockstep
 
 
-def answers(
-    engine: Engine,
-    batches: Iterable[Reading],
-    tokenizer: Tokenizer,
-    max_new_tokens: int,
-    trim: Trim,
-    blind: bool = False,
+def predictions(
+    engine: Engine, batches: Iterable[StepData[Rows]], tokenizer: Tokenizer, config: RunConfig, blind: bool = False
 ) -> Iterator[Sample]:
-    """One sample per example, without its picture, of readings of one micro-batch with one example a row. With `blind`,
-    asked again with every image blanked.
+    """Yield a sample for each example of batches of one micro-batch, one example a row; a collective of all ranks.
 
-    A collective: all ranks must hold equally many batches (`ReplicaReader.held_out` sees to it). Raises
-    ReadingStopped on every rank where reading raises it on one.
+    All ranks must have equally many batches (`ReplicaReader.held_out`). `blind`: generate once more with every image
+    blanked. Samples are without their image. Raises ReadingStopped on every rank where reading ended on one.
     """
-    for number, reading in enumerate(together(batches, engine.layout.device, is_empty), 1):
-        beat(f"answers to batch {number}")
-        (rows,) = reading.rows
-        batch = trim(as_tensors(rows))
-        seen = engine.generate(batch, max_new_tokens).tolist()
-        unseen = engine.generate(batch.blanked(), max_new_tokens).tolist() if blind else None
-        for info in reading.infos:
+    max_new_tokens = config.evaluation.max_new_tokens
+    for number, data in enumerate(in_lockstep(batches, engine.layout.device), 1):
+        beat(f"predictions, batch {number}")
+        (rows,) = data.micro_batches
+        batch = trim(to_tensors(rows), config)
+        seeing = engine.generate(batch, max_new_tokens).tolist()
+        unseeing = engine.generate(batch.blanked(), max_new_tokens).tolist() if blind else None
+        for info in data.infos:
             yield Sample(
                 source=info.source,
                 objective=info.objective,
@@ -39,14 +36,9 @@ def answers(
                 language=info.language,
                 prompt=info.input_text,
                 references=[info.target_text],
-                prediction=tokenizer.decode(seen[info.row]),
+                prediction=tokenizer.decode(seeing[info.row]),
                 has_image=bool((rows["visual_index"][info.row] >= 0).any()),
                 index=info.place,
                 component=info.component,
-                blind_prediction=tokenizer.decode(unseen[info.row]) if unseen is not None else None,
+                blind_prediction=tokenizer.decode(unseeing[info.row]) if unseeing is not None else None,
             )
-
-
-def is_empty(reading: Reading) -> bool:
-    """Whether a reading holds no example."""
-    return not reading.infos

@@ -1,13 +1,13 @@
-"""A replica, the ranks of one data-parallel rank, reads as one: its first rank reads, and tells the others.
+"""Read a step's data once per replica, convert it for the engine, and reduce its statistics over all ranks.
 
-So a picture is fetched and decoded once a replica. Who only read the texts could not know the rows: an unreadable
-picture changes them. Token ids are sent to all; pixels to the first pipeline stage, elsewhere pictures have no
-channels. The first rank alone keeps the texts, which it writes to files.
+A replica is the ranks of one data-parallel rank. Its leader reads and broadcasts, so an image is fetched and decoded
+once a replica. The other ranks cannot pack rows from the texts alone, because an unreadable image drops its example.
+Token ids are sent to all; pixels to the first pipeline stage only (elsewhere `images` has 0 channels). Texts, which the
+leader writes to files, are sent to no rank.
 """
 
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -19,32 +19,20 @@ from common.errors import ConfigurationError, ReadingStopped
 from data.config import Mixture
 from data.examples import ExampleInfo
 from data.packing import Rows
-from data.stream import Reader, Statistics, Stream, evaluation_batches, held_out_example
+from data.stream import Reader, StepData, Stream, evaluation_batches, held_out_example
 from data.tokenizer import Tokenizer
+from model.batch import MicroBatch
 from parallel.layout import Layout
 from train.config import RunConfig
 from train.facts import facts_of_all
-from train.step.reduction import raise_everywhere
-
-
-@dataclass
-class Reading:
-    """Micro-batches of packed rows, their examples, and what was left out of them.
-
-    `data_wait_s`: how long this rank waited for it itself; 0 where another one read.
-    """
-
-    rows: list[Rows]
-    infos: list[ExampleInfo]
-    statistics: Statistics = field(default_factory=lambda: Statistics({}, 0))
-    data_wait_s: float = 0.0
+from train.step.batch import compact, rank_stats, to_tensors
+from train.step.reduction import SkipCauses, StepStats, raise_everywhere, reduce_stats
 
 
 class ReplicaReader:
-    """One split of a mixture, for every rank of a replica; each read is a collective of the replica.
+    """Read one split of a mixture, for every rank of a replica; each read is a collective of the replica.
 
-    Every rank opens the shards, and all raise what one of them raises, or where their shards differ; `facts` are what
-    the sources hold. A read raises ReadingStopped on all of the replica where its first rank meets it.
+    Every rank opens the shards. `facts` are what the sources hold.
     """
 
     def __init__(
@@ -56,91 +44,124 @@ class ReplicaReader:
         split: str,
         prefetch: int | None = None,
     ) -> None:
-        """`config`: as the phase sees it; `prefetch`: steps to read ahead, else as `config.data` says."""
+        """Open the shards; a collective of all ranks. `config`: that of the phase.
+
+        `prefetch`: steps to read ahead, by default `data.prefetch`. Raises on every rank what one rank raises, and
+        ConfigurationError where their shards differ.
+        """
         self.layout, self.micro_batch_size, self.prefetch = layout, config.parallel.micro_batch_size, prefetch
-        self.stream = opened_by_all(partial(open_stream, config, tokenizer, mixture, split))
+        self.stream = open_on_all_ranks(partial(open_stream, config, tokenizer, mixture, split))
         self.facts = facts_of_all(self.stream, config, layout, split)
         if layout.data_parallel_rank:
-            self.stream.ledger.drain()  # every rank has found the same in opening; one replica tells it
+            self.stream.ledger.drain()  # every rank counted the same in opening -> one replica reports it
 
     @cached_property
     def reader(self) -> Reader:
-        """Only of the first rank of a replica."""
+        """Start the reader of a replica leader."""
         rank, size = self.layout.data_parallel_rank, self.layout.data_parallel_size
         return Reader(self.stream, rank, size, self.micro_batch_size, self.prefetch)
 
-    def read(self, step: int) -> Reading:
-        """The replica's share of a step."""
-        return cast(Reading, read_once(partial(self._step, step), self.layout))
+    def read(self, step: int) -> StepData[Rows]:
+        """Return the replica's data of a step; where reading ends, only its `error`."""
+        data = read_and_broadcast(lambda: self.reader.read(step), self.layout)
+        assert data is not None
+        return data
 
     def held_out(
         self, batch: int, limit: int | None, seed: int = 0, keep: Callable[[ExampleInfo], bool] = lambda info: True
-    ) -> Iterator[Reading]:
-        """Every component's records in order, as `data.stream.evaluation_batches` gives them: equally many on every
-        rank, one example a row."""
+    ) -> Iterator[StepData[Rows]]:
+        """Yield every component's records in order, one example a row; equally many batches on every rank.
+
+        `batch`: rows of each. See `data.stream.evaluation_batches`. Where reading ends, the last one is its `error`.
+        """
         rank, size = self.layout.data_parallel_rank, self.layout.data_parallel_size
         batches = evaluation_batches(self.stream, batch, limit, rank, size, seed, keep)
+        while (data := read_and_broadcast(lambda: next(batches, None), self.layout)) is not None:
+            yield data
 
-        def read() -> Reading | None:
-            found = next(batches, None)
-            return found and Reading([found[0]], found[1])
-
-        while (reading := read_once(read, self.layout)) is not None:
-            yield reading
-
-    def picture(self, place: int, limit: int | None, seed: int = 0) -> np.ndarray | None:
-        """The picture of a held-out example, uint8 [S, S, 3], read once more; None where that cannot be done."""
+    def image(self, place: int, limit: int | None, seed: int = 0) -> np.ndarray | None:
+        """Read the image of a held-out example once more, uint8 [S, S, 3]; None where that fails."""
         try:
             example = held_out_example(self.stream, place, limit, seed)
         except ReadingStopped:
-            return None  # nobody else reads now, and a picture is worth no run
+            return None  # no other rank reads at the same time -> an error could not be raised on all
         return example.images[0] if example is not None and len(example.images) else None
 
     def close(self) -> None:
-        """Stops reading ahead."""
+        """Stop reading ahead."""
         if self.layout.is_replica_leader:
             self.reader.close()
 
-    def _step(self, step: int) -> Reading:
-        began = time.perf_counter()
-        rows, infos, statistics = self.reader.read(step)
-        return Reading(rows, infos, statistics, time.perf_counter() - began)
+
+class StepReader:
+    """Read the micro-batches of each step of one split, and reduce their statistics over all ranks."""
+
+    def __init__(self, config: RunConfig, layout: Layout, reader: ReplicaReader) -> None:
+        """`config`: that of the phase."""
+        self.config, self.layout, self.reader = config, layout, reader
+        self.causes = SkipCauses()
+        self.empty: MicroBatch | None = None  # without examples; the same in every step
+
+    def read(self, step: int) -> StepData[MicroBatch]:
+        """Return this rank's data of a step; where reading ends, only its `error`, which `reduce` raises."""
+        data = self.reader.read(step)
+        batches = [to_tensors(rows) for rows in data.micro_batches]
+        if self.empty is None and batches:
+            self.empty = self._compact(batches[0].emptied())
+        return StepData(list(map(self._compact, batches)), data.infos, data.skipped, data.data_wait_s, data.error)
+
+    def reduce(self, data: StepData[MicroBatch], **own: Any) -> StepStats:
+        """Return the step's statistics over all ranks; a collective. `own`: more fields of this rank's `RankStats`.
+
+        Raises ReadingStopped on every rank where reading ended on one.
+        """
+        return reduce_stats(replace(rank_stats(data, self.empty, self.config), **own), self.causes, self.layout)
+
+    def fill(self, data: StepData[MicroBatch], stats: StepStats) -> list[MicroBatch]:
+        """Return the micro-batches, with empty ones added until this rank has as many as every other."""
+        assert self.empty is not None
+        return data.micro_batches + [self.empty] * (stats.num_micro_batches - len(data.micro_batches))
+
+    def _compact(self, batch: MicroBatch) -> MicroBatch:
+        return compact(batch, self.config, self.layout.device)
 
 
-def read_once(read: Callable[[], Reading | None], layout: Layout) -> Reading | None:
-    """What `read` gives on the first rank of a replica, on all of them."""
-    if layout.model_group.size() == 1:
-        return read()
-    found, stopped = None, None
+def read_and_broadcast(read: Callable[[], StepData[Rows] | None], layout: Layout) -> StepData[Rows] | None:
+    """Call `read` on the replica leader and return its result on every rank of the replica; a collective of them.
+
+    An error that ends reading becomes the `error` of the result: all ranks of the run raise it together, later.
+    """
+    data = None
     if layout.is_replica_leader:
         try:
-            found = read()
+            data = read()
         except ReadingStopped as error:
-            stopped = error
-    message: list[Any] = [stopped, found and _for_the_others(found)]
+            data = StepData([], [], error=error)
+    if layout.model_group.size() == 1:
+        return data
+    message: list[Any] = [data and _without_texts_and_pixels(data)]
     dist.broadcast_object_list(message, group=layout.model_group, group_src=0, device=torch.device("cpu"))
-    if message[0] is not None:
-        raise message[0]
-    reading: Reading | None = found or message[1]
-    if reading is not None and layout.pipeline_group.rank() == 0 and layout.tensor_group.size() > 1:
-        for rows in reading.rows:  # the first rank of this tensor-parallel group is the replica's
+    if not layout.is_replica_leader:
+        data = message[0]
+    if data is not None and layout.pipeline_group.rank() == 0 and layout.tensor_group.size() > 1:
+        for rows in data.micro_batches:  # the replica leader is the first rank of this tensor-parallel group
             if not layout.is_replica_leader:
                 rows["images"] = np.empty((*rows["images"].shape[:-1], 3), np.uint8)
             dist.broadcast(torch.from_numpy(rows["images"]), group=layout.tensor_group, group_src=0)
-    return reading
+    return data
 
 
-def _for_the_others(reading: Reading) -> Reading:
-    """What a replica's other ranks need: pictures without channels, and examples that are counted but never shown."""
-    rows = [cast(Rows, {**each, "images": each["images"][..., :0]}) for each in reading.rows]
-    infos = [replace(info, key="", shard="", input_text="", target_text="") for info in reading.infos]
-    return Reading(rows, infos, reading.statistics)
+def _without_texts_and_pixels(data: StepData[Rows]) -> StepData[Rows]:
+    """Return what the other ranks of a replica need: images without channels, and infos that are only counted."""
+    rows = [cast(Rows, {**each, "images": each["images"][..., :0]}) for each in data.micro_batches]
+    infos = [replace(info, key="", shard="", input_text="", target_text="") for info in data.infos]
+    return StepData(rows, infos, data.skipped, error=data.error)
 
 
-def opened_by_all(open_one: Callable[[], Stream]) -> Stream:
-    """What `open_one` returns, on every rank; a collective.
+def open_on_all_ranks(open_one: Callable[[], Stream]) -> Stream:
+    """Return what `open_one` returns; a collective.
 
-    Where it raises on one rank, whose disk is another than the others', all raise the same: none waits for it.
+    Where it raises on one rank, whose disk may differ from the others', every rank raises the same.
     """
     stream, found = None, None
     try:
@@ -153,7 +174,10 @@ def opened_by_all(open_one: Callable[[], Stream]) -> Stream:
 
 
 def open_stream(config: RunConfig, tokenizer: Tokenizer, mixture: Mixture, split: str) -> Stream:
-    """One split of a mixture at the resolution of `config`; a read ends while the other ranks still wait for it."""
+    """Open one split of a mixture at the resolution of `config`.
+
+    Reads are retried for a quarter of the time-out at most, so that they end while the other ranks still wait.
+    """
     tokens_per_image = config.vit.num_tokens(config.model.image_size)
     data = replace(config.data, retry_s=min(config.data.retry_s, config.parallel.timeout_s / 4))
     return Stream(data, mixture, tokenizer, config.model.image_size, tokens_per_image, split, config.run.seed)

@@ -1,6 +1,6 @@
 """Asked and achieved shares of a mixture's components: what cannot be used of a source is missing from its share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from data.config import Mixture, shares
@@ -28,11 +28,11 @@ class Shares:
         """What a checkpoint must hold for a resumed run to count on."""
         return {"asked": self.asked, "due": self.due, "counts": dict(self.counts)}
 
-    def add(self, counts: Sequence[int], due: int) -> None:
+    def add(self, counts: Mapping[str, int], due: int) -> None:
         """Count a step's examples by component, of `due` that were asked for."""
         self.due += due
-        for name, count in zip(self.names, counts, strict=True):
-            self.counts[name] += count
+        for name in self.names:
+            self.counts[name] += counts[name]
 
     def metrics(self) -> Line:
         """`share_asked/<component>`, and `share/<component>` of all examples since the phase began, in 0 … 1."""

@@ -1,6 +1,8 @@
-"""Steps that are not trusted: a loss that is not finite, or that spikes, is skipped; many in a row end the run."""
+"""Skip steps that cannot be trusted, and decide whether a run that skips many goes back or stops.
 
-import json
+A loss that is not finite, or that spikes, is skipped on all ranks alike, because every rank sees the same losses.
+"""
+
 import math
 import statistics
 from collections import deque
@@ -9,80 +11,89 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import RunStopped
-from common.files import write_text
 from train.config import GuardConfig
+from train.run.skipped_batches import MOST_FILES, SkippedBatches
 
-MOST_BATCHES = 20  # files of skipped steps; a global batch of 4096 examples takes some 3 MB
 
+class SpikeGuard:
+    """Judge each loss by the losses of the accepted steps before it."""
 
-class Guard:
-    """Judges each step's loss by the losses before it. Every rank sees the same losses, so every rank judges alike."""
-
-    def __init__(self, settings: GuardConfig, recent: Sequence[float] = (), bad: Sequence[int] = ()) -> None:
-        """`recent`, `bad`: the losses and the row that the guard of the run's last checkpoint remembered."""
-        self.settings = settings
-        self.recent: deque[float] = deque(recent, maxlen=settings.window)
-        self.bad: list[int] = list(bad)  # the batches of the steps in a row that were skipped
-
-    @property
-    def state(self) -> list[float]:
-        """What a checkpoint must hold for a resumed run to judge as this one would."""
-        return list(self.recent)
+    def __init__(self, config: GuardConfig, recent: Sequence[float] = ()) -> None:
+        """`recent`: the losses that the restored checkpoint holds."""
+        self.config = config
+        self.recent: deque[float] = deque(recent, maxlen=config.window)
 
     def verdict(self, loss: float) -> str | None:
-        """Why this loss must not be learned from, or None."""
+        """Return why the step of this loss must be skipped, None where it can be trusted."""
         if not math.isfinite(loss):
             return "loss is not finite"
-        if len(self.recent) < self.settings.window:
+        if len(self.recent) < self.config.window:
             return None
         median = statistics.median(self.recent)
-        limit = max(median * self.settings.spike_factor, median + self.settings.spike_margin)
+        limit = max(median * self.config.spike_factor, median + self.config.spike_margin)
         return f"loss spikes to {loss:.3g} (median {median:.3g})" if loss > limit else None
 
-    def accept(self, loss: float) -> None:
-        """The step was taken."""
-        self.recent.append(loss)
-        self.bad.clear()
 
-    def refuse(self, batch: int) -> None:
-        """The step that was to learn from this batch was skipped."""
-        self.bad.append(batch)
+class SkippedSteps:
+    """Count the steps in a row that are skipped, and answer after each step whether the run continues.
+
+    It owns the judge of losses (`SpikeGuard`), the row of skipped steps, and the file of batches that a roll-back left
+    out (`SkippedBatches`).
+    """
+
+    def __init__(
+        self,
+        config: GuardConfig,
+        batches: SkippedBatches,
+        folder: Path,
+        recent: Sequence[float] = (),
+        row: Sequence[int] = (),
+    ) -> None:
+        """`recent`, `row`: the accepted losses, and the batches of the row of skipped steps, of the last checkpoint."""
+        self.config, self.batches, self.folder = config, batches, folder
+        self.guard = SpikeGuard(config, recent)
+        self.row: list[int] = list(row)  # the batches of the steps that were skipped since the last accepted one
+        self.cause = "loss or the gradient could not be trusted"  # of the last skipped step
 
     @property
-    def gives_up(self) -> bool:
-        """Whether so many steps in a row were skipped that the run cannot go on from here."""
-        return len(self.bad) >= self.settings.max_in_a_row
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold for a resumed run to judge and count as this one would."""
+        return {"guard": list(self.guard.recent)} | ({"bad": list(self.row)} if self.row else {})
+
+    def accept(self, loss: float) -> None:
+        """Count a step whose update was made."""
+        self.guard.recent.append(loss)
+        self.row.clear()
+
+    def skip(self, step: int, cause: str) -> None:
+        """Count a step that was skipped because of `cause`."""
+        self.row.append(self.batches.batch_number(step))
+        self.cause = cause
+
+    def roll_back_to(self, step: int) -> int | None:
+        """Return the step that the run must go back to after `step`, None where it continues.
+
+        Raises RunStopped where it must go back once more than `guard.roll_back` allows.
+        """
+        if len(self.row) < self.config.max_in_a_row:
+            return None
+        if self.batches.roll_backs >= self.config.roll_back:
+            raise RunStopped(
+                f"The run stopped at step {step}: {len(self.row)} steps in a row were skipped (the last because the "
+                f"{self.cause}); the ids of their examples (of the newest {MOST_FILES} steps at most) are in "
+                f"{self.folder}/bad_batch_step_*.json."
+            )
+        return step - len(self.row)
 
 
-def save_bad_batch(folder: Path, step: int, cause: str, examples: list[dict[str, Any]]) -> Path:
-    """Write the ids of a skipped step's examples, so that the cause can be looked for in the data.
+def check_end(step: int, row: Sequence[int], folder: Path) -> None:
+    """Raise RunStopped where a run of `step` steps ends in a row of two or more skipped ones.
 
-    The newest `MOST_BATCHES` of these files stay in the folder.
+    One bad batch may come last. Two in a row may mean that the update before them spoiled the weights.
     """
-    path = folder / f"bad_batch_step_{step:08d}.json"
-    write_text(path, json.dumps({"step": step, "cause": cause, "examples": examples}, indent=1, ensure_ascii=False))
-    written = sorted(folder.glob("bad_batch_step_*.json"), key=lambda file: (file != path, -file.stat().st_mtime_ns))
-    for file in written[MOST_BATCHES:]:
-        file.unlink(missing_ok=True)
-    return path
-
-
-def check_end(step: int, bad: Sequence[int], folder: Path) -> None:
-    """Raise RunStopped where a run of `step` steps ends in a row of skipped ones (`bad`), of two or more.
-
-    One bad batch may come last. Where two do, nothing has judged the update before them.
-    """
-    if len(bad) > 1:
+    if len(row) > 1:
         raise RunStopped(
-            f"All {step} steps of {folder} are done, but the last {len(bad)} were skipped in a row, so the weights may "
-            f"be spoiled since step {step - len(bad)}: see {folder}/bad_batch_step_*.json, and train anew with a lower "
+            f"All {step} steps of {folder} are done, but the last {len(row)} were skipped in a row, so the weights may "
+            f"be spoiled since step {step - len(row)}: see {folder}/bad_batch_step_*.json, and train anew with a lower "
             "schedule.peak, or go on with more run.steps."
         )
-
-
-def stopped(step: int, in_a_row: int, cause: str, folder: Path) -> RunStopped:
-    """What the user is told when the run gives up."""
-    return RunStopped(
-        f"The run stopped at step {step}: {in_a_row} steps in a row were skipped (the last because the {cause}); "
-        f"the ids of their examples (of the newest {MOST_BATCHES} steps at most) are in {folder}/bad_batch_step_*.json."
-    )

@@ -1,10 +1,9 @@
-"""While training: the loss on the validation split, and answers to look at."""
+"""Validate while training: the loss on the validation split, and predictions to look at."""
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 
 from common.progress import beat
 from data.config import ComponentConfig, Mixture, shares
@@ -16,93 +15,92 @@ from parallel.engine.base import Engine
 from parallel.layout import Layout
 from train.config import EvaluationConfig, RunConfig
 from train.run.metrics_file import Line
-from train.step.batch import Share, joiner, read_or_stop, trimmer
 from train.step.metrics import losses
-from train.step.predict import answers
-from train.step.reader import ReplicaReader
-from train.step.reduction import Agreement, gather_to_first
+from train.step.predict import predictions
+from train.step.reader import ReplicaReader, StepReader
+from train.step.reduction import gather_to_main
 
 SPLIT = "validation"
 
 
 class Validation:
-    """The same examples every time, so that losses of different steps can be compared."""
+    """Validate on the same examples every time, so that losses of different steps can be compared."""
 
     def __init__(self, config: RunConfig, layout: Layout, tokenizer: Tokenizer) -> None:
-        """`config`: as the phase sees it. Nothing is opened where `evaluation.every_steps` is 0."""
-        self.settings, self.layout, self.tokenizer = config.evaluation, layout, tokenizer
-        self.last_step, self.components = config.run.steps, list(config.mixture)
-        num_examples = config.data.global_batch_size * self.settings.steps
-        self.due_examples = [share * num_examples for share in shares(config.mixture).values()]
+        """Open the validation split, unless `evaluation.every_steps` is 0; `config`: that of the phase."""
+        self.run_config, self.config = config, config.evaluation
+        self.layout, self.tokenizer = layout, tokenizer
+        self.components = list(config.mixture)
+        num_examples = config.data.global_batch_size * self.config.steps
+        self.due_examples = {name: share * num_examples for name, share in shares(config.mixture).items()}
         self.warnings: list[str] = []  # of the last validation
-        self.trim, self.join = trimmer(config), joiner(config, layout.device)
-        self.agreement = Agreement(layout.data_parallel_size, layout.device, len(NAMES), len(self.components))
-        self.tokens_per_image = config.vit.num_tokens(config.model.image_size)
-        if self.settings.every_steps:
+        if self.config.every_steps:
             self.reader = ReplicaReader(config, layout, tokenizer, config.mixture, SPLIT, prefetch=0)
+            self.step_reader = StepReader(config, layout, self.reader)
 
     def due(self, step: int) -> bool:
-        """Whether to validate after this step."""
-        every = self.settings.every_steps
-        return every > 0 and (step % every == 0 or step == self.last_step)
-
-    def read(self, step: int) -> Share:
-        """This rank's share of a validation step."""
-        return Share.of(self.reader.read(step), self.join)
+        """Return whether to validate after this step."""
+        every = self.config.every_steps
+        return every > 0 and (step % every == 0 or step == self.run_config.run.steps)
 
     def losses(self, engine: Engine) -> Line:
-        """`validation/loss`, and per objective `validation/loss/<objective>` and `validation/accuracy/<objective>`.
+        """Return `validation/loss`, and `validation/loss/<objective>` and `validation/accuracy/<objective>`.
 
-        What has no example has no loss: null, with a warning that names it.
+        A loss without any example is null; `warnings` names the component.
         """
-        sums: list[LossTotals] = []
-        examples, skipped = [0] * len(self.components), Counter[str]()
-        for step in range(1, self.settings.steps + 1):
-            beat(f"validation loss, batch {step} of {self.settings.steps}")
-            share = read_or_stop(partial(self.read, step), self.agreement)
-            agreed = self.agreement.agree(share.facts(self.tokens_per_image, self.components))
-            examples = [before + new for before, new in zip(examples, agreed.components, strict=True)]
-            skipped.update(agreed.skipped)
-            sums.append(engine.evaluate(share.filled(agreed.num_micro_batches)))
+        totals: list[LossTotals] = []
+        examples, skipped = Counter[str](), Counter[str]()
+        for step in range(1, self.config.steps + 1):
+            beat(f"validation loss, batch {step} of {self.config.steps}")
+            data = self.step_reader.read(step)
+            stats = self.step_reader.reduce(data)
+            examples.update(stats.components)
+            skipped.update(stats.skipped)
+            totals.append(engine.evaluate(self.step_reader.fill(data, stats)))
         self.warnings = self.without_examples(examples, skipped)
-        parts = ([totals.nll, totals.z_loss, totals.correct, totals.tokens] for totals in sums)
-        return losses(LossTotals(*(sum(each[1:], each[0]) for each in zip(*parts, strict=True))), NAMES, "validation/")
+        return losses(add(totals), NAMES, "validation/")
 
-    def without_examples(self, examples: Sequence[int], skipped: Counter[str]) -> list[str]:
-        """A sentence that names the components without any example, though two or more were due; or none.
+    def without_examples(self, examples: Mapping[str, int], skipped: Counter[str]) -> list[str]:
+        """Return a sentence that names the components without any example though two or more were due, or none.
 
-        `skipped`: records by "<source>/<cause>".
+        `examples`: by component. `skipped`: records by "<source>/<cause>".
         """
-        due = zip(self.components, self.due_examples, examples, strict=True)
-        missing = [name for name, asked, found in due if asked >= 2 and not found]
-        if not missing and any(examples):
+        any_examples = any(examples.values())
+        missing = [name for name, expected in self.due_examples.items() if expected >= 2 and not examples[name]]
+        if not missing and any_examples:
             return []
-        what = f"example of {', '.join(missing)}" if any(examples) else f"example (of {', '.join(self.components)})"
+        what = f"example of {', '.join(missing)}" if any_examples else f"example (of {', '.join(self.components)})"
         causes = "".join(f" ({count:,} x {cause})" for cause, count in skipped.most_common(1))
         return [
-            f"Validation has no {what} in {self.settings.steps} batches of the {SPLIT} split, so that no loss of it is "
+            f"Validation has no {what} in {self.config.steps} batches of the {SPLIT} split, so that no loss of it is "
             f"measured{causes}; check what its records hold, or set evaluation.every_steps=0."
         ]
 
     def samples(self, engine: Engine) -> list[Sample]:
-        """Answers to `evaluation.samples` validation examples of all components, on the first rank; others get none."""
-        if not self.settings.samples:
+        """Return predictions for `evaluation.samples` examples of all components, on the main rank; a collective."""
+        if not self.config.samples:
             return []
-        per_component = math.ceil(self.settings.samples / len(self.components))
+        per_component = math.ceil(self.config.samples / len(self.components))
         batches = self.reader.held_out(per_component, per_component)
-        own = list(answers(engine, batches, self.tokenizer, self.settings.max_new_tokens, self.trim))
-        found = gather_to_first(own if self.layout.is_replica_leader else [], self.layout.device)
-        shown = sorted(found, key=lambda sample: sample.index)[: self.settings.samples]
-        return [replace(sample, image=self.reader.picture(sample.index, per_component)) for sample in shown]
+        own = list(predictions(engine, batches, self.tokenizer, self.run_config))
+        found = gather_to_main(own if self.layout.is_replica_leader else [], self.layout.device)
+        shown = sorted(found, key=lambda sample: sample.index)[: self.config.samples]
+        return [replace(sample, image=self.reader.image(sample.index, per_component)) for sample in shown]
 
 
-def chosen(mixture: Mixture, settings: EvaluationConfig) -> Mixture:
-    """Return the components to evaluate: those that `evaluation.components` names, or all of the mixture, each once.
+def add(totals: list[LossTotals]) -> LossTotals:
+    """Add the totals of several batches."""
+    parts = ([each.nll, each.z_loss, each.correct, each.tokens] for each in totals)
+    return LossTotals(*(sum(part[1:], part[0]) for part in zip(*parts, strict=True)))
+
+
+def chosen(mixture: Mixture, config: EvaluationConfig) -> Mixture:
+    """Return a mixture of the components to evaluate, each once: `evaluation.components`, or all of the mixture.
 
     A source and objective that the mixture has several times, with other options, is evaluated as often. One that the
     mixture lacks is named "source/objective".
     """
-    pairs = [(each.source, each.objective) for each in settings.components or mixture.values()]
+    pairs = [(each.source, each.objective) for each in config.components or mixture.values()]
     kept: Mixture = {}
     for pair in dict.fromkeys(pairs):
         own = {name: each for name, each in mixture.items() if (each.source, each.objective) == pair}

@@ -46,8 +46,8 @@ def counted_by_everyone(opened: Stream, number: int = 10) -> None:
     assert len(infos) == 20 and f"{BAD:03d}" not in {info.key for info in infos}
     (cause, count), *rest = opened.ledger.drain().items()
     assert count >= 2 and not rest
-    (_, infos), *_ = evaluation_batches(opened, micro_batch_size=number)
-    assert [info.key for info in infos] == [f"{each:03d}" for each in range(number) if each != BAD]
+    batch, *_ = evaluation_batches(opened, micro_batch_size=number)
+    assert [info.key for info in batch.infos] == [f"{each:03d}" for each in range(number) if each != BAD]
     assert opened.ledger.drain() == {cause: 1}
 
 

@@ -94,7 +94,7 @@ def test_a_component_that_comes_again_has_an_order_and_draws_of_its_own(data, to
 def test_evaluation_draws_anew_for_a_component_that_comes_again(data, tokenizer):
     twice = mixture(("vq2a", "vqa", 1), ("vq2a", "vqa", 1))
     stream = Stream(data, twice, tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE, "validation", 0)
-    infos = [info for _, infos in evaluation_batches(stream, 5) for info in infos]
+    infos = [info for batch in evaluation_batches(stream, 5) for info in batch.infos]
     assert [info.key for info in infos[:5]] == [info.key for info in infos[5:]]
     assert [info.input_text for info in infos[:5]] != [info.input_text for info in infos[5:]]
 
@@ -116,11 +116,12 @@ def test_readers_of_all_ranks_read_the_step(stream):
     keys = []
     for rank in range(2):
         reader = Reader(stream, rank, 2, micro_batch_size=2)
-        batches, infos, statistics = reader.read(6)
+        found = reader.read(6)
         reader.close()
+        batches, infos = found.micro_batches, found.infos
         keys += [info.key for info in infos]
         assert all(batch["encoder_tokens"].shape == (2, 96) and batch["images"].shape[0] == 6 for batch in batches)
-        assert len(infos) == 12 and statistics.truncated == sum(info.truncated for info in infos)
+        assert len(infos) == 12 and found.truncated == sum(info.truncated for info in infos)
         for info in infos:
             batch = batches[info.row // 2]
             assert info.segment in batch["decoder_segments"][info.row % 2]
@@ -131,9 +132,9 @@ def test_reading_may_begin_and_go_on_anywhere(stream):
     straight, resumed = Reader(stream, 0, 1, 2), Reader(stream, 0, 1, 2, prefetch=0)
     expected = {step: straight.read(step) for step in (1, 2, 3, 4)}
     for step in (3, 4, 2):
-        batches, infos, _ = resumed.read(step)
-        assert infos == expected[step][1]
-        assert all(equal(*pair) for pair in zip(batches, expected[step][0], strict=True))
+        found = resumed.read(step)
+        assert found.infos == expected[step].infos
+        assert all(equal(*pair) for pair in zip(found.micro_batches, expected[step].micro_batches, strict=True))
 
 
 def test_an_error_of_the_background_thread_is_raised_by_read(stream, monkeypatch):
@@ -155,9 +156,9 @@ def test_evaluation_is_one_example_a_row_in_order_and_even_over_ranks(data, toke
     validation = Stream(data, both, tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE, "validation", 0)
     ranks = [list(evaluation_batches(validation, 2, 5, rank, 2)) for rank in range(2)]
     assert len(ranks[0]) == len(ranks[1]) == 3
-    keys = [info.key for batches in zip(*ranks, strict=True) for _, infos in batches for info in infos]
+    keys = [info.key for batches in zip(*ranks, strict=True) for batch in batches for info in batch.infos]
     assert keys == [f"vq2a{n:04d}" for n in range(5)] + [f"objects{n:04d}" for n in range(5)]
-    for rows, infos in (batch for batches in ranks for batch in batches):
+    for (rows,), infos in ((batch.micro_batches, batch.infos) for batches in ranks for batch in batches):
         assert rows["encoder_tokens"].shape == (2, 96) and rows["images"].shape[0] == 2
         for row, info in enumerate(infos):
             assert info.row == row and info.segment == 1
@@ -176,9 +177,11 @@ def test_what_is_evaluated_is_chosen_before_it_is_batched_and_does_not_depend_on
     ranks = [list(evaluation_batches(validation, 2, 5, rank, size, 0, third)) for rank in range(size)]
     assert {len(batches) for batches in ranks} == {-(-10 // (2 * size))}
     for batches in ranks:  # without a gap, so that batches behind the last example are empty
-        sizes = [len(infos) for _, infos in batches]
-        assert sizes == sorted(sizes, reverse=True) and all(rows["images"].shape[0] == 2 for rows, _ in batches)
-    found = sorted((info.place, info.key) for batches in ranks for _, infos in batches for info in infos)
+        sizes = [len(batch.infos) for batch in batches]
+        assert sizes == sorted(sizes, reverse=True) and all(
+            batch.micro_batches[0]["images"].shape[0] == 2 for batch in batches
+        )
+    found = sorted((info.place, info.key) for batches in ranks for batch in batches for info in batch.infos)
     assert found == [(1, "vq2a0001"), (4, "vq2a0004"), (6, "objects0001"), (9, "objects0004")]
 
 
@@ -186,8 +189,8 @@ def test_a_held_out_example_is_found_again_by_its_place(data, tokenizer):
     both = mixture(("vq2a", "vqa", 1), ("objects", "detection", 1))
     validation = Stream(data, both, tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE, "validation", 0)
     (batch,) = list(evaluation_batches(validation, 10, 5))
-    rows, infos = batch
-    for info in infos:
+    (rows,) = batch.micro_batches
+    for info in batch.infos:
         again = held_out_example(validation, info.place, 5, 0)
         assert (again.info.key, again.info.target_text) == (info.key, info.target_text)
         assert np.array_equal(again.images[0], rows["images"][info.row])

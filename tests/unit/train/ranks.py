@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -69,3 +70,10 @@ class Ranks:
         everyone = list(self.sent)
         self.barrier.wait(DEADLINE_S)
         return everyone
+
+
+def layout(rank: int = 0, world_size: int = 1, replicas: int | None = None) -> Any:
+    """A rank's layout, as far as a reduction reads it; by default each rank is a replica."""
+    return SimpleNamespace(
+        rank=rank, world_size=world_size, data_parallel_size=replicas or world_size, device=torch.device("cpu")
+    )

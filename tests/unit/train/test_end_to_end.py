@@ -97,7 +97,7 @@ def test_trained_resumed_and_evaluated(
         "validation/loss/vqa", "validation/loss/ocr",
     }  # fmt: skip
     assert (tmp_path / "straight" / "samples" / "step_00000004.png").exists()
-    told = {"making patches", "making head", "validation loss, batch 1 of 1", "answers to batch 1"}
+    told = {"making patches", "making head", "validation loss, batch 1 of 1", "predictions, batch 1"}
     told |= {f"step {step}, {what}" for step in (1, 2, 3, 4) for what in ("reading", "update", "its checkpoint")}
     assert told <= set(places) and any(place.startswith("indexing ") for place in places)
 
@@ -146,7 +146,7 @@ def test_trained_resumed_and_evaluated(
     assert result["step"] == 4 and result["split"] == "validation"
     assert {"score", "blind"} == result["objectives"]["vqa"]["exact_match"].keys()
     assert (tmp_path / "resumed" / "samples.png").exists()
-    assert "answers to batch 1" in places
+    assert "predictions, batch 1" in places
     assert list((tmp_path / "resumed" / "evaluation" / "heartbeats").glob("*_rank_00000.jsonl")), "it was watched over"
 
 

@@ -206,10 +206,10 @@ CAUSES = ["broken JSON", "unreadable image", "empty caption", "missing image", "
 def test_a_broken_record_is_skipped_counted_and_replaced(tmp_path, tokenizer, cause):
     spoil(tmp_path / "cc3m_35l", cause)
     reader = Reader(stream(tmp_path, tokenizer, ("cc3m_35l", "captioning", 1)), 0, 1, 2)
-    _, infos, statistics = reader.read(1)  # 20 examples of 10 records: two epochs
-    assert len(infos) == 20 and {info.objective for info in infos} == {"captioning"}
-    assert all(int(info.key) >= 2 for info in infos)
-    assert statistics.skipped.keys() == {f"cc3m_35l/{cause}"} and statistics.skipped[f"cc3m_35l/{cause}"] >= 4
+    found = reader.read(1)  # 20 examples of 10 records: two epochs
+    assert len(found.infos) == 20 and {info.objective for info in found.infos} == {"captioning"}
+    assert all(int(info.key) >= 2 for info in found.infos)
+    assert found.skipped.keys() == {f"cc3m_35l/{cause}"} and found.skipped[f"cc3m_35l/{cause}"] >= 4
 
 
 @pytest.mark.parametrize("cause", CAUSES)

@@ -13,7 +13,8 @@ import torch
 from common.errors import Interrupted, RunStopped, StorageFailed
 from data.examples import ExampleInfo
 from data.objectives import NAMES
-from data.packing import RowShape, pack
+from data.packing import Rows, RowShape, micro_batches, pack
+from data.stream import StepData
 from model.batch import MicroBatch
 from model.loss import LossTotals
 from model.pali import plan_on_meta
@@ -21,9 +22,8 @@ from parallel.checkpoint.checkpointer import Checkpointer, NotFinite, SaveFailed
 from train.config import CheckpointConfig, GuardConfig, Phase, RunConfig, RunSettings, ScheduleConfig
 from train.phases import Span
 from train.run.run import Run
-from train.run.skipped_batches import NAME, LeftOut
+from train.run.skipped_batches import NAME, SkippedBatches
 from train.step.loop import Loop
-from train.step.reader import Reading
 
 SHAPE = RowShape(80, 16, 1, 112, 64)
 
@@ -50,12 +50,10 @@ class FakeEngine:
 
 
 class FakeReader:
-    def read(self, step: int) -> Reading:
+    def read(self, step: int) -> StepData[Rows]:
         rows, _ = pack([], SHAPE)
-        from data.packing import micro_batches
-
         info = ExampleInfo("vq2a", "vqa", f"key{step}", "shard", "en", "What?", "red", step)
-        return Reading(micro_batches(rows, 2, SHAPE), [info])
+        return StepData(micro_batches(rows, 2, SHAPE), [info])
 
 
 def loop(
@@ -83,7 +81,7 @@ def loop(
             device=torch.device("cpu"),
         ),
     )  # fmt: skip
-    run.left_out = LeftOut()
+    run.skipped_batches = SkippedBatches()
     run.alert = lambda title, text: run.alerts.append(title)
     run.record = run.lines.append
     run.save = lambda engine, step, extra: run.saved.append((step, extra))
@@ -110,9 +108,9 @@ def test_the_dry_run_fails_before_anything_is_recorded_and_reads_nothing_twice(t
         trained.train(0)
     assert not run.lines and not run.saved and not broken.calls
     trained, run = loop(FakeEngine([9.0, 5.0, 4.0]), tmp_path, steps=2)
-    read = trained.reader.read
+    read = trained.reader.reader.read
     steps: list[int] = []
-    trained.reader.read = lambda step: steps.append(step) or read(step)  # type: ignore
+    trained.reader.reader.read = lambda step: steps.append(step) or read(step)  # type: ignore
     trained.train(0)
     assert steps == [1, 2]
 
@@ -141,7 +139,7 @@ def test_a_step_without_any_target_changes_nothing_and_is_counted(tmp_path: Path
     assert [line["loss"] for line in run.lines] == [5.0, None, None, 3.0]
     assert [line.get("empty_steps") for line in run.lines] == [None, 1, 2, None]
     assert run.lines[1]["guard"] == "no target token" and run.lines[1]["grad_norm"] is None
-    assert run.alerts == ["empty step"] and trained.guard.state == [5.0, 3.0]
+    assert run.alerts == ["empty step"] and trained.skipped.state == {"guard": [5.0, 3.0]}
     assert run.saved[-1][1]["empty_steps"] == 2 and not list(tmp_path.glob("bad_batch*"))
 
 
@@ -166,14 +164,14 @@ def test_many_bad_steps_in_a_row_send_the_run_back_as_often_as_it_may(tmp_path: 
     assert trained.train(0) == 0
     assert went == [(2, [3, 4])] and run.alerts == ["skipped step", "skipped step", "roll-back"]
     trained, run = loop(FakeEngine(losses), tmp_path, steps=9, max_in_a_row=2, roll_back=1)
-    run.left_out.roll_backs = 1
+    run.skipped_batches.roll_backs = 1
     with pytest.raises(RunStopped, match="stopped at step 4: 2 steps in a row"):
         trained.train(0)
 
 
 def test_the_batch_whose_update_spoiled_the_weights_is_left_out_too(tmp_path: Path) -> None:
     trained, run = loop(FakeEngine([9.0, 5.0, 4.0] + [math.nan] * 9), tmp_path, steps=9, max_in_a_row=2, roll_back=1)
-    run.left_out.batches = [1]
+    run.skipped_batches.batches = [1]
     run.not_finite = lambda engine: "patches.kernel"
     went: list[tuple[int, list[int]]] = []
     said: list[str] = []
@@ -185,7 +183,7 @@ def test_the_batch_whose_update_spoiled_the_weights_is_left_out_too(tmp_path: Pa
 
 def test_left_out_batches_are_passed_over(tmp_path: Path) -> None:
     trained, run = loop(FakeEngine([9.0, 5.0, math.nan]), tmp_path, steps=2)
-    run.left_out.batches = [2, 3]
+    run.skipped_batches.batches = [2, 3]
     trained.train(0)
     assert '"key4"' in (tmp_path / "bad_batch_step_00000002.json").read_text(encoding="utf-8")
 
@@ -238,7 +236,7 @@ def test_without_a_good_checkpoint_the_run_stops_with_nothing_forgotten(
     for step in kept:
         checkpointer.path(step).mkdir()
     run = SimpleNamespace(
-        checkpointer=checkpointer, folder=tmp_path, left_out=LeftOut(), is_main_rank=True,
+        checkpointer=checkpointer, folder=tmp_path, skipped_batches=SkippedBatches(), is_main_rank=True,
         settle=lambda: Run.settle(run),  # type: ignore[arg-type]
         layout=SimpleNamespace(broadcast_from_main=lambda ask: ask(), barrier=lambda: None),
         steps_done=lambda: checkpointer.latest_step() or 0,
@@ -248,7 +246,9 @@ def test_without_a_good_checkpoint_the_run_stops_with_nothing_forgotten(
             RunStopped, match=r"stopped at step 9: 2 steps in a row.* no checkpoint of step 7 or before"
         ):
             Run.roll_back(run, 7, [8, 9])  # type: ignore[arg-type]
-        assert checkpointer.steps() == kept and run.left_out == LeftOut() and not (tmp_path / NAME).exists()
+        assert (
+            checkpointer.steps() == kept and run.skipped_batches == SkippedBatches() and not (tmp_path / NAME).exists()
+        )
         assert Run.roll_back(run, 0, [1, 2]) == 0, "where nothing was trained before, it begins anew"  # type: ignore
     else:
         for failed, raised in ((SaveFailed("the disk"), RunStopped), (SaveStalled("the disk"), StorageFailed)):
@@ -259,4 +259,4 @@ def test_without_a_good_checkpoint_the_run_stops_with_nothing_forgotten(
             assert not getattr(ended.value, "alone")  # noqa: B009
         checkpointer.writing = Future()
         checkpointer.writing.set_exception(NotFinite("the checkpoint of step 8 is not written"))
-        assert Run.roll_back(run, 7, [8, 9]) == goes_to and run.left_out == LeftOut([8, 9], 1)  # type: ignore
+        assert Run.roll_back(run, 7, [8, 9]) == goes_to and run.skipped_batches == SkippedBatches([8, 9], 1)  # type: ignore

@@ -1,33 +1,33 @@
 """What a line of metrics holds."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
+from data.objectives import NAMES
 from model.loss import LossTotals
+from tests.unit.train.ranks import layout
 from train.health.memory import GIB
 from train.health.stragglers import RankTimes
-from train.step.metrics import losses, step_line
-from train.step.reduction import Agreed, Agreement, Local
+from train.step.metrics import StepMetrics, losses
+from train.step.reduction import RankStats, SkipCauses, StepStats, reduce_stats
 
 OBJECTIVES = ("ocr", "vqa", "vqg")
 TOTALS = LossTotals(*torch.tensor([[4.0, 6.0, 0.0], [0.4, 0.2, 0.0], [1.0, 3.0, 0.0], [4.0, 6.0, 0.0]]))
-AGREED = Agreed(
-    num_micro_batches=2, num_targets=10, encoder_tokens=90, images=3, examples=[1, 2, 0], data_wait_s=0.25,
-    memory_bytes=3 * GIB, stop=False, save=False, skipped={"webli/broken image": 2},
-    positions=200,
+STATS = StepStats(
+    num_micro_batches=2, num_targets=10, encoder_tokens=90, images=3, examples={"ocr": 1, "vqa": 2, "vqg": 0},
+    data_wait_s=0.25, memory_bytes=3 * GIB, stop=False, save=False, skipped={"webli/broken image": 2}, positions=200,
 )  # fmt: skip
 
 
-def line(**changes: object) -> dict[str, object]:
-    settings = {
-        "grad_norm": 1.5,
-        "lr": 0.1,
-        "seconds": 2.0,
-        "flops": 8e12,
-        "world_size": 2,
-        "peak_tflops": 100.0,
-    }
-    return step_line(7, TOTALS, AGREED, OBJECTIVES, **(settings | changes))  # type: ignore[arg-type]
+def line(peak_tflops: float | None = 100.0) -> dict[str, object]:
+    flops: Any = SimpleNamespace(step=lambda examples, images, encoder_tokens, decoder_tokens: 8e12)
+    metrics = StepMetrics(flops, world_size=2, peak_tflops=peak_tflops)
+    return metrics.line(
+        7, LossTotals(*torch.zeros(4, len(NAMES))), STATS, seconds=2.0, learning_rate=0.1, grad_norm=1.5
+    )
 
 
 def test_losses_are_weighted_by_target_tokens() -> None:
@@ -59,13 +59,13 @@ def test_speeds_and_sizes_carry_their_units() -> None:
 
 
 def test_one_process_agrees_with_itself() -> None:
-    local = Local(3, 10, 90, 3, [1, 2, 0], truncated=2, data_wait_s=0.5, memory_bytes=7, stop=True, skipped={"a/b": 1})
-    agreed = Agreement(1, torch.device("cpu"), num_objectives=3).agree(local)
-    assert agreed == Agreed(3, 10, 90, 3, [1, 2, 0], 0.5, 7, True, False, {"a/b": 1}, truncated=2)
-    assert agreed.times.shape == (0, 3)
+    examples = {"ocr": 1, "vqa": 2, "vqg": 0}
+    own = RankStats(3, 10, 90, 3, examples, truncated=2, data_wait_s=0.5, memory_bytes=7, stop=True, skipped={"a/b": 1})
+    stats = reduce_stats(own, SkipCauses(), layout())
+    assert stats == StepStats(3, 10, 90, 3, examples, 0.5, 7, True, False, {"a/b": 1}, truncated=2)
+    assert stats.times.shape == (0, 3)
 
 
-def test_times_of_all_ranks_travel_in_whole_microseconds() -> None:
-    local = Local(1, 1, 1, 1, [1], times=RankTimes(1.5, 0.25, 0.125))
-    found = Agreement(1, torch.device("cpu"), num_objectives=1).agree(local).times
-    assert found.tolist() == [[1.5, 0.25, 0.125]]
+def test_times_of_all_ranks_are_sent_in_whole_microseconds() -> None:
+    own = RankStats(1, 1, 1, 1, {"ocr": 1}, times=RankTimes(1.5, 0.25, 0.125))
+    assert reduce_stats(own, SkipCauses(), layout()).times.tolist() == [[1.5, 0.25, 0.125]]

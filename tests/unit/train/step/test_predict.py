@@ -9,15 +9,18 @@ import torch
 
 from data.examples import ExampleInfo
 from data.packing import Rows, RowShape, empty_rows
+from data.stream import StepData
 from model.batch import MicroBatch
 from tests.unit.train.ranks import Ranks
 from train.evaluate import is_wanted
-from train.step.predict import answers
-from train.step.reader import Reading
+from train.step.predict import predictions
 from train.step.validation import Validation
 
 SHAPE = RowShape(encoder_length=64, decoder_length=16, images_per_row=1, image_size=28, tokens_per_image=4)
 TOKENIZER: Any = SimpleNamespace(decode=lambda ids: f"answer {ids[0]}")
+CONFIG: Any = SimpleNamespace(
+    data=SimpleNamespace(trim_multiple=0), evaluation=SimpleNamespace(max_new_tokens=1, samples=3)
+)
 
 
 class Engine:
@@ -32,7 +35,7 @@ class Engine:
         return batch.images.reshape(batch.num_rows, -1)[:, :max_new_tokens].long()
 
 
-def reading(*brightness: int) -> Reading:
+def reading(*brightness: int) -> StepData[Rows]:
     """Two rows; the leading ones hold an example each."""
     rows: Rows = empty_rows(2, SHAPE)
     infos = []
@@ -40,12 +43,12 @@ def reading(*brightness: int) -> Reading:
         rows["images"][row] = value
         rows["visual_index"][row, :4] = np.arange(4)
         infos.append(ExampleInfo("vq2a", "vqa", f"k{value}", "s", "en", "What?", "red", row=row, place=value))
-    return Reading([rows], infos)
+    return StepData([rows], infos)
 
 
 def test_the_blind_pass_shows_the_same_rows_with_every_picture_grey() -> None:
     engine: Any = Engine()
-    asked = list(answers(engine, [reading(10, 20), reading(30)], TOKENIZER, 1, lambda batch: batch, blind=True))
+    asked = list(predictions(engine, [reading(10, 20), reading(30)], TOKENIZER, CONFIG, blind=True))
     seeing, blind, *_ = engine.given
     assert len(engine.given) == 4 and sorted(seeing.images.unique().tolist()) == [10, 20]
     assert blind.images.shape == seeing.images.shape and bool((blind.images == 127).all())
@@ -58,7 +61,7 @@ def test_the_blind_pass_shows_the_same_rows_with_every_picture_grey() -> None:
 
 def test_without_a_blind_pass_the_model_is_asked_once() -> None:
     engine: Any = Engine()
-    (asked,) = answers(engine, [reading(10)], TOKENIZER, 1, lambda batch: batch)
+    (asked,) = predictions(engine, [reading(10)], TOKENIZER, CONFIG)
     assert len(engine.given) == 1 and asked.blind_prediction is None
 
 
@@ -67,7 +70,7 @@ def test_nothing_is_generated_where_no_rank_has_an_example_left(monkeypatch: pyt
     batches = [[reading(10), reading(), reading()], [reading(20), reading(30), reading()]]
 
     def ask(rank: int) -> list[int]:
-        return [s.index for s in answers(engines[rank], batches[rank], TOKENIZER, 1, lambda batch: batch)]
+        return [s.index for s in predictions(engines[rank], batches[rank], TOKENIZER, CONFIG)]
 
     assert Ranks(2, monkeypatch).run(ask) == [[10], [20, 30]]
     assert [len(engine.given) for engine in engines] == [2, 2], "a collective: both ranks or none"
@@ -83,17 +86,19 @@ def test_languages_are_chosen_by_what_the_example_says() -> None:
 def test_the_first_rank_shows_the_same_samples_whatever_the_number_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two ranks, whose batches interleave, and of a rank alone that only counts for its replica."""
 
-    def samples(rank: int, batches: list[list[Reading]], is_replica_leader: bool = True) -> list[tuple[int, int]]:
+    def samples(
+        rank: int, batches: list[list[StepData[Rows]]], is_replica_leader: bool = True
+    ) -> list[tuple[int, int]]:
         read: list[int] = []
         validation: Any = SimpleNamespace(
-            settings=SimpleNamespace(samples=3, max_new_tokens=1),
+            config=CONFIG.evaluation,
+            run_config=CONFIG,
             components=["vqa", "ocr"],
             tokenizer=TOKENIZER,
-            trim=lambda batch: batch,
             layout=SimpleNamespace(is_replica_leader=is_replica_leader, device=torch.device("cpu")),
             reader=SimpleNamespace(
                 held_out=lambda batch, limit: batches[rank],
-                picture=lambda place, limit: read.append(place) or np.full((28, 28, 3), place, np.uint8),
+                image=lambda place, limit: read.append(place) or np.full((28, 28, 3), place, np.uint8),
             ),
         )
         engine: Any = Engine()

@@ -15,11 +15,16 @@ MIXTURE = {
 }
 
 
+def counts(*numbers: int) -> dict[str, int]:
+    """Examples by component of MIXTURE."""
+    return dict(zip(MIXTURE, numbers, strict=True))
+
+
 def test_shares_are_of_all_examples_since_the_phase_began() -> None:
     shares = Shares(MIXTURE, "mini")
     assert shares.metrics()["share/ocr"] is None  # of nothing
-    shares.add([1, 1, 2], due=4)
-    shares.add([0, 2, 2], due=4)
+    shares.add(counts(1, 1, 2), due=4)
+    shares.add(counts(0, 2, 2), due=4)
     assert shares.metrics() == {
         "share_asked/ocr": 0.25, "share_asked/vqa": 0.25, "share_asked/more_ocr": 0.5,
         "share/ocr": 0.125, "share/vqa": 0.375, "share/more_ocr": 0.5,
@@ -28,19 +33,19 @@ def test_shares_are_of_all_examples_since_the_phase_began() -> None:
 
 def test_a_share_that_is_missed_is_named_once_and_not_too_early() -> None:
     shares = Shares(MIXTURE, "mini")
-    shares.add([150, 250, 500], due=999)
+    shares.add(counts(150, 250, 500), due=999)
     assert shares.warning() is None
-    shares.add([0, 0, 0], due=1)
+    shares.add(counts(0, 0, 0), due=1)
     warning = shares.warning()
     assert warning is not None and "ocr 16.67% (asked 25.00%)" in warning and "'mini'" in warning
     assert "vqa 27.78% (asked 25.00%)" in warning and "more than 5%" in warning
     assert shares.warning() is None
 
 
-@pytest.mark.parametrize(("counts", "parted"), [([238, 262, 500], []), ([237, 263, 500], ["ocr", "vqa"])])
-def test_five_per_cent_are_relative(counts: list[int], parted: list[str]) -> None:
+@pytest.mark.parametrize(("numbers", "parted"), [([238, 262, 500], []), ([237, 263, 500], ["ocr", "vqa"])])
+def test_five_percent_are_relative(numbers: list[int], parted: list[str]) -> None:
     shares = Shares(MIXTURE, "mini")
-    shares.add(counts, due=1000)
+    shares.add(counts(*numbers), due=1000)
     assert shares.parted() == parted
 
 
@@ -54,15 +59,15 @@ def test_a_weight_that_asks_for_nothing_is_named() -> None:
 def test_what_interleaving_cannot_divide_is_no_difference() -> None:
     rare = {"ocr": ComponentConfig("webli", "ocr", 1.0), "vqa": ComponentConfig("webli", "vqa", 999.0)}
     shares = Shares(rare, "mini")
-    shares.add([2, 998], due=1000)
+    shares.add({"ocr": 2, "vqa": 998}, due=1000)
     assert shares.parted() == []
-    shares.add([0, 9000], due=9000)
+    shares.add({"ocr": 0, "vqa": 9000}, due=9000)
     assert shares.parted() == ["ocr"]
 
 
 def test_a_resumed_run_counts_on_unless_the_mixture_is_another() -> None:
     shares = Shares(MIXTURE, "mini")
-    shares.add([1, 1, 2], due=4)
+    shares.add(counts(1, 1, 2), due=4)
     state = json.loads(json.dumps(shares.state))
     assert Shares(MIXTURE, "mini", state).metrics() == shares.metrics()
     other = MIXTURE | {"text": ComponentConfig("text", "span_corruption", 1.0)}

@@ -34,7 +34,9 @@ def validation(*weights: float) -> Validation:
 def test_components_without_examples_are_named(
     weights: tuple[float, ...], examples: list[int], warning: str | None
 ) -> None:
-    found = validation(*weights).without_examples(examples, Counter({"s1/ocr: no OCR text": 7}))
+    found = validation(*weights).without_examples(
+        dict(zip(("s0/ocr", "s1/ocr"), examples, strict=True)), Counter({"s1/ocr: no OCR text": 7})
+    )
     assert not found if warning is None else warning in found[0]
 
 
