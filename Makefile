@@ -47,7 +47,7 @@ test: setup slurm
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/unit --numprocesses 2
-	$(BIN)/python -m pytest tests/distributed tests/slurm
+	$(BIN)/python -m pytest tests/distributed tests/slurm --numprocesses 2 --dist loadgroup
 
 clean:
 	rm -rf .venv runs

@@ -38,6 +38,8 @@ from tests.distributed.problem import (
     weights,
 )
 
+# The first test waits for the worlds of all layouts.
+pytestmark = pytest.mark.timeout(1800)
 # Relative; of losses, gradient norms and each weight's distance. In bf16 rounding decides the direction of small
 # updates: weights were up to 2.6e-3 apart (benchmarks/README.md). It also decides near ties between tokens.
 TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from common import progress
 from common.errors import ConfigurationError, Notice, StorageFailed
 from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from model.megatron import parallel_state
 from model.vit import resample_position
+from parallel.checkpoint import checkpointer as checkpoint
 from parallel.checkpoint.checkpointer import Checkpointer, SaveFailed, SaveStalled
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import Launch
@@ -216,3 +219,20 @@ def test_a_save_that_the_disk_fails_may_pass_and_a_full_disk_not(
     with pytest.raises(SaveFailed, match=r"step 3 could not be written to .* \(rank 0: .*it fails") as failed:
         saver.wait()
     assert isinstance(failed.value, SaveStalled) == may_pass and saver.steps() == [1, 2]
+
+
+def test_waiting_for_a_save_reports_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[str] = []
+    written = threading.Event()  # until three reports have arrived
+
+    def listen(place: str) -> None:
+        places.append(place)
+        if len(places) == 3:
+            written.set()
+
+    monkeypatch.setattr(progress, "listeners", [listen])
+    monkeypatch.setattr(checkpoint, "BEAT_EVERY_S", 0.01)
+    saver = checkpoint.Checkpointer(tmp_path)
+    saver.writing = saver.thread.submit(written.wait, 60)
+    saver.wait()
+    assert written.is_set() and set(places) == {f"waiting for a checkpoint in {tmp_path}"}

@@ -1,4 +1,4 @@
-"""Prompts are the paper's, word for word; what is asked for can be read back."""
+"""Prompts are the paper's, word for word, and targets can be read back."""
 
 import numpy as np
 import pytest
@@ -123,7 +123,7 @@ def test_ocr_prompt_and_reading_order():
     assert example.target_text == "one two three four"
     words = [Word(each["text"], "en", each["box"]) for each in items]
     assert [word.text for word in ocr.reading_order(words)] == ["one", "two", "three", "four"]
-    unplaced = [*words[:2], Word("lost", "en", None), *words[2:]]  # nobody knows where it stands
+    unplaced = [*words[:2], Word("lost", "en", None), *words[2:]]  # it has no place
     assert ocr.reading_order(unplaced) == unplaced
 
 
