@@ -1,4 +1,7 @@
-"""PaLI as a list of units: patches, vit_block x N, bridge, encoder_block x N, encoder_norm, decoder_block x N, head."""
+"""Define PaLI as a list of units.
+
+The units are patches, vit_block x N, bridge, encoder_block x N, encoder_norm, decoder_block x N, head.
+"""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,11 +41,11 @@ def units(config: PaLIConfig, parallel: TensorParallel | None = None) -> Units:
 
 
 class PaLI(nn.Module):
-    """Some consecutive units: the whole model, or one pipeline stage.
+    """Run consecutive units: the whole model, or one pipeline stage.
 
-    Forward: (what the unit before passed on, nothing before `patches`), batch -> what the last unit passes on; after
-    `head` that is a `HeadOutput`. `names` runs only these units: one of several stages on a rank. `loss_scale`
-    multiplies the head's loss.
+    Forward: (carry of the unit before, () before `patches`), batch -> carry of the last unit, which is a `HeadOutput`
+    after `head`. `names` runs only these units: one of several stages on a rank. `loss_scale` multiplies the head's
+    loss.
     """
 
     def __init__(self, units: Units) -> None:
@@ -51,6 +54,7 @@ class PaLI(nn.Module):
             self.add_module(name, unit)
 
     def units(self) -> Iterator[tuple[str, Unit]]:
+        """Yield (name, unit) in the order of the forward pass."""
         return ((name, child) for name, child in self.named_children() if isinstance(child, Unit))
 
     def forward(
@@ -60,6 +64,7 @@ class PaLI(nn.Module):
         names: Sequence[str] | None = None,
         loss_scale: float = 1.0,
     ) -> tuple[Tensor, ...]:
+        """See the class."""
         for name, unit in self.units():
             if names is None or name in names:
                 carry = self.run(unit, carry, batch, loss_scale)
@@ -79,7 +84,7 @@ class PaLI(nn.Module):
         return unit(*inputs)
 
     def train(self, mode: bool = True) -> "PaLI":
-        """Frozen units stay in evaluation mode."""
+        """Set training mode of the trained units; frozen units stay in evaluation mode."""
         for _, unit in self.units():
             unit.train(mode and unit.trained)
         self.training = mode
@@ -89,8 +94,8 @@ class PaLI(nn.Module):
 def freeze(module: nn.Module, patterns: Iterable[str]) -> None:
     """Stop training every parameter whose name (`vit_block_0.mlp_in.weight`) matches a shell pattern.
 
-    Raises ConfigurationError for a pattern that matches nothing: a typing mistake would silently train the wrong
-    parameters.
+    Raises ConfigurationError for a pattern that matches no parameter, because a typing mistake would silently train the
+    wrong ones.
     """
     names = dict(module.named_parameters())
     for pattern in patterns:
@@ -115,7 +120,7 @@ def initialize(module: nn.Module, seed: int, name: str = "") -> None:
 
 
 def initial_block(part: Part, seed: int) -> Tensor:
-    """This rank's block of the initial value of a logical tensor, fp32 on the CPU."""
+    """Return this rank's block of the initial value of a logical tensor, fp32 on the CPU."""
     digest = hashlib.sha256(f"{seed}/{part.name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     whole = torch.empty(part.shape, device="cpu")
@@ -124,7 +129,7 @@ def initial_block(part: Part, seed: int) -> Tensor:
 
 
 def local_block(parameter: Tensor, part: Part) -> Tensor:
-    """The view of `part` in a parameter (or in anything of its size, such as its gradient)."""
+    """Return the view of `part` in a parameter, or in a tensor of its size such as its gradient."""
     return parameter.detach().flatten()[part.start : part.start + part.block.numel()].view(part.block)
 
 
