@@ -18,7 +18,7 @@ from model.batch import MicroBatch
 from model.mt5 import Bridge, Carry, DecoderBlock, EncoderBlock, Head, HeadOutput
 from model.pali import PaLI
 from model.vit import Patches
-from parallel.layout import Layout
+from parallel.config import ParallelConfig
 from parallel.plan.blueprint import Blueprint
 
 Backward = Callable[[Tensor], None]
@@ -47,7 +47,7 @@ class Pipeline:
         """Take a model of the units of this rank's stages; `backward` is called with a scalar."""
         self.model, self.layout, self.backward = model, blueprint.layout, backward
         self.stages, self.local_stages = [stage.units for stage in blueprint.stages], blueprint.local_stages
-        self.carry_plan, self.dtype = CarryPlan(blueprint.plan, blueprint.layout), blueprint.dtype
+        self.carry_plan, self.dtype = CarryPlan(blueprint.plan, blueprint.layout.config), blueprint.dtype
         self.batches: list[MicroBatch] = []
         self.totals: list[Tensor] = []
         self.loss_scale = 1.0
@@ -165,13 +165,13 @@ def _gradient(x: Tensor) -> Tensor | None:
 class CarryPlan:
     """The shapes of the carry after each unit, and whether its tensors need gradients."""
 
-    def __init__(self, plan: PaLI, layout: Layout) -> None:
+    def __init__(self, plan: PaLI, parallel: ParallelConfig) -> None:
         patches, bridge, head = (plan.get_submodule(name) for name in ("patches", "bridge", "head"))
         assert isinstance(patches, Patches) and isinstance(bridge, Bridge) and isinstance(head, Head)
         self.vision_tokens, self.width, self.d_model = patches.tokens, bridge.vit.width, bridge.mt5.d_model
-        self.table = (bridge.mt5.relative_attention_num_buckets, bridge.mt5.num_heads // layout.config.tensor)
+        self.table = (bridge.mt5.relative_attention_num_buckets, bridge.mt5.num_heads // parallel.tensor)
         self.num_objectives = head.num_objectives
-        self.split_sequence = layout.config.tensor if layout.config.sequence else 1
+        self.split_sequence = parallel.tensor if parallel.sequence else 1
         self.trained: dict[str, dict[str, bool]] = {}
         now = dict.fromkeys(("vision", *Carry._fields), False)
         for name, unit in plan.units():

@@ -41,7 +41,7 @@ def freeze_all_but(pali: PaLI, patterns: list[str]) -> None:
 def travel_of(patterns: list[str], **parallel: Any) -> CarryPlan:
     planned = plan_on_meta(PaLIConfig(VIT, MT5, MODEL))
     freeze_all_but(planned, patterns)
-    return CarryPlan(planned, SimpleNamespace(config=ParallelConfig(**parallel)))  # type: ignore[arg-type]
+    return CarryPlan(planned, ParallelConfig(**parallel))
 
 
 @pytest.mark.parametrize("patterns", TRAINED, ids=lambda patterns: patterns[0])
@@ -71,7 +71,7 @@ def test_the_backward_of_a_frozen_stage_is_not_the_engines(names: list[str], thr
 
 
 def test_the_head_gives_a_loss_and_totals() -> None:
-    loss, totals = CarryPlan(plan_on_meta(PaLIConfig(VIT, MT5, MODEL)), SimpleNamespace(config=ParallelConfig())).after(  # type: ignore[arg-type]
+    loss, totals = CarryPlan(plan_on_meta(PaLIConfig(VIT, MT5, MODEL)), ParallelConfig()).after(
         "head", CarrySizes(2, 3, 16, 8), torch.bfloat16
     )
     assert (loss.shape, loss.dtype, loss.requires_grad) == ((), torch.float32, True)
