@@ -135,8 +135,8 @@ class MicroBatch:
 
     def emptied(self) -> "MicroBatch":
         """Return a micro-batch of as many rows and image slots, without an example."""
-        nothing = {name: torch.zeros_like(getattr(self, name)) for name in ARRAYS}
-        return MicroBatch(**nothing | {"visual_index": nothing["visual_index"] - 1})
+        zeros = {name: torch.zeros_like(getattr(self, name)) for name in ARRAYS}
+        return MicroBatch(**zeros | {"visual_index": zeros["visual_index"] - 1})
 
     def blanked(self) -> "MicroBatch":
         """Return the same rows with every image mid-gray, the input of a blind model."""

@@ -31,7 +31,7 @@ from common.progress import beat
 from model.finite import first_not_finite
 from model.layers import parameter_parts
 from parallel.checkpoint.dcp_tensor import logical_tensors
-from parallel.checkpoint.folder import CheckpointFolder, raise_if_of_storage, write_json
+from parallel.checkpoint.folder import CheckpointFolder, raise_if_storage_failed, write_json
 from parallel.checkpoint.host_buffer import HostBuffer
 from parallel.engine.base import Engine
 from parallel.layout import Layout
@@ -133,8 +133,8 @@ class Checkpointer(CheckpointFolder):
             shutil.rmtree(partial, ignore_errors=True)
             raise type(error)(
                 f"The checkpoint of step {content['step']} could not be written to {self.folder} ({_one_line(error)}; "
-                f"{_free_space(self.folder)}); free the disk or choose another run.folder, then start the same command "
-                "again: it continues from the checkpoint before."
+                f"{_free_space(self.folder)}); remove that cause and start the same command again: it continues from "
+                "the checkpoint before."
             ) from error
 
     def _publish(self, partial: Path, name: str, content: dict[str, Any], world_size: int) -> None:
@@ -191,7 +191,7 @@ class Checkpointer(CheckpointFolder):
             if not layout.any_rank(broken is not None):
                 try:
                     return self._load(engine, path, weights_only)
-                except CheckpointException as error:  # of some rank, raised by DCP on all
+                except CheckpointException as error:  # DCP raises the failure of one rank on all
                     self._raise_if_unreadable(f"{path} could not be read ({_one_line(error)}).", path, layout)
             self._raise_if_pruned(path, layout)
             if broken is not None:
@@ -294,15 +294,15 @@ def _together(group: dist.ProcessGroup, work: Callable[[], None]) -> None:
         work()
     except CheckpointException as error:  # DCP raises the failures of all ranks on every rank
         rank, (cause, _) = min(error.failures.items(), key=lambda failure: failure[0])
-        mistake = f"rank {rank}: {cause}", _is_of_storage(cause)
+        mistake = f"rank {rank}: {cause}", _is_storage_error(cause)
     except Exception as error:  # any error: the other ranks must not wait for this one
-        mistake = f"rank {group.rank()}: {error}", _is_of_storage(error)
+        mistake = f"rank {group.rank()}: {error}", _is_storage_error(error)
     if (found := _anywhere(mistake, group)) is not None:
         text, may_pass = found
         raise (SaveStalled if may_pass else SaveFailed)(text)
 
 
-def _is_of_storage(error: BaseException) -> bool:
+def _is_storage_error(error: BaseException) -> bool:
     return isinstance(error, StorageFailed) or (isinstance(error, OSError) and error.errno in OF_STORAGE)
 
 
@@ -336,7 +336,7 @@ def _broken_file(path: Path, layout: Layout) -> str | None:
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise_if_of_storage(error, path)
+        raise_if_storage_failed(error, path)
         return "manifest.json"
     if not isinstance(manifest, dict) or not {".metadata", "state.json"} <= manifest.keys():
         return "manifest.json"
@@ -346,7 +346,7 @@ def _broken_file(path: Path, layout: Layout) -> str | None:
             if _checksum(path / name) != manifest[name]:
                 return name
         except OSError as error:
-            raise_if_of_storage(error, path)
+            raise_if_storage_failed(error, path)
             return name
     return None
 

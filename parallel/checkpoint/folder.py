@@ -79,7 +79,7 @@ class CheckpointFolder:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:  # not an empty list: the run would begin anew
-            raise_if_of_storage(error, self.folder)
+            raise_if_storage_failed(error, self.folder)
             raise
 
     def trusted_steps(self) -> list[int]:
@@ -95,7 +95,7 @@ class CheckpointFolder:
         try:
             return (self.folder / "latest").read_text(encoding="utf-8", errors="replace").strip()
         except OSError as error:
-            raise_if_of_storage(error, self.folder)
+            raise_if_storage_failed(error, self.folder)
             return None
 
     def lost(self) -> str | None:
@@ -122,7 +122,7 @@ class CheckpointFolder:
         try:
             content = json.loads((self.path(step) / "state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise_if_of_storage(error, self.path(step))
+            raise_if_storage_failed(error, self.path(step))
             return {}
         return content if isinstance(content, dict) else {}
 
@@ -131,7 +131,7 @@ class CheckpointFolder:
         return self.folder / f"step_{step:08d}"
 
 
-def raise_if_of_storage(error: Exception, path: Path) -> None:
+def raise_if_storage_failed(error: Exception, path: Path) -> None:
     """Raise StorageFailed for an error of the disk, which often passes and is no sign of a damaged file."""
     if isinstance(error, OSError) and error.errno in OF_STORAGE:
         raise StorageFailed(f"{path} could not be read ({error.strerror}); start again when its storage is back.")

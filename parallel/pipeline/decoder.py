@@ -40,7 +40,7 @@ class PipelineDecoder(Decoder):
 
     def next(self, token: Tensor) -> Tensor:
         """See Decoder.next."""
-        stage = self._stage_of("bridge")
+        stage = self._find_stage("bridge")
         shape = (1, self.batch.num_rows, self.pipeline.carry_plan.d_model)
         x = token.new_empty(shape, dtype=self.pipeline.dtype)
         x = self._share(self.embed(token) if stage in self.pipeline.local_stages else x, stage)
@@ -48,11 +48,11 @@ class PipelineDecoder(Decoder):
             blocks = [name for name in names if name.startswith("decoder_block")]
             if blocks:
                 x = self._share(self.decode(x, blocks) if stage in self.pipeline.local_stages else x, stage)
-        stage = self._stage_of("head")
+        stage = self._find_stage("head")
         predicted = self.predict(x) if stage in self.pipeline.local_stages else token.new_empty(self.batch.num_rows)
         return self._share(predicted, stage)
 
-    def _stage_of(self, name: str) -> int:
+    def _find_stage(self, name: str) -> int:
         return next(stage for stage, names in enumerate(self.pipeline.stages) if name in names)
 
     def _share(self, x: Tensor, stage: int) -> Tensor:
