@@ -20,7 +20,7 @@ class Mask:
     `queries` [B, Lq] and `keys` [B, Lk] are segment ids. Each form of the mask is computed once, for all layers. One
     row of two examples and padding (0), which attends to padding so that every softmax has a finite score:
 
-        encoder, 3 + 2 positions     decoder (causal), 2 + 2      decoder (rows) to encoder
+        encoder to itself            decoder to itself, causal    decoder (down) to encoder
             1 1 1 2 2 0                  1 1 2 2 0                    1 1 1 2 2 0
         1   # # # . . .              1   # . . . .                1   # # # . . .
         1   # # # . . .              1   # # . . .                1   # # # . . .

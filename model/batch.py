@@ -34,7 +34,6 @@ class MicroBatch:
         encoder_tokens     0  0  0  0 17 23 42  8  0        decoder_tokens     0 31 64  0 90  0
         visual_index       8  9 10 11 -1 -1 -1 -1 -1        decoder_targets   31 64  1 90  1  0
         encoder_segments   1  1  1  1  1  1  2  2  0        decoder_segments   1  1  1  2  2  0
-                           image of 1  text  text pad                          text of 1   2   pad
 
     Where `visual_index` is >= 0, the bridge places that visual token instead of the embedding of a text token.
     """
@@ -97,8 +96,8 @@ class MicroBatch:
             row 2   1 1 0 0 0 0 0     ->    1 1 1 2 2 3 3 4 4 5 5 5
             row 3   1 1 2 2 2 0 0
 
-        Returns the micro-batch itself if that adds over a quarter to the attention scores, which cost more than the
-        padding that goes. For batches on the host that go to a CPU.
+        Returns the micro-batch itself if that would add over a quarter to the attention scores: they would cost more
+        than the padding that it removes. For batches on the host that go to a CPU.
         """
         in_row = torch.maximum(self.encoder_segments.amax(1), self.decoder_segments.amax(1))
         first = (in_row.cumsum(0) - in_row).unsqueeze(1)
