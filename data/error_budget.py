@@ -1,4 +1,4 @@
-"""Count what was read and what had to be left out, per source and cause, and enforce the error budget."""
+"""Count used, skipped and broken records by source and cause, and enforce the error budget."""
 
 import logging
 import threading
@@ -16,16 +16,16 @@ WINDOW = 10_000  # records
 
 
 class ErrorBudgetExceeded(ReadingStopped):
-    """Too many records of a source are broken to go on: the message names source, shard, causes and counts."""
+    """Raised where too many records of a source are broken; the message names source, shard, causes and counts."""
 
 
 class NothingUsable(ErrorBudgetExceeded):
-    """A component of the mixture finds nothing in its source: the message names both, the cause, and a way out."""
+    """Raised where a component finds no example in its source; the message names both, the cause and a remedy."""
 
 
 @dataclass
 class Account:
-    """What became of the records of one source: each one that is read is used, skipped or broken."""
+    """Counts of the records of one source: each one that is read is used, skipped or broken."""
 
     used: int = 0
     skipped: int = 0
@@ -33,16 +33,16 @@ class Account:
 
     @property
     def read(self) -> int:
-        """All of them."""
+        """Return the number of all of them."""
         return self.used + self.skipped + self.broken
 
 
 @dataclass
 class _Source:
-    """One source: its account, and what became of the records and shards that were read last.
+    """One source: its account, and the outcomes of the records and shards that were read last.
 
-    `recent` holds None for what is whole, (shard, cause) for what is broken; `broken` counts the latter in it. `last`
-    says of each cause which record it was found in last.
+    `recent` holds None for a whole one, (shard, cause) for a broken one; `broken` counts the latter. `last` holds, for
+    each cause, details of the last record that it was found in.
     """
 
     recent: deque[tuple[str, str] | None]
@@ -59,16 +59,16 @@ class _Source:
         self.broken += outcome is not None
 
     def counted(self, cause: str) -> str:
-        """The cause to count under, so that texts from the data cannot fill memory and metrics."""
+        """Return the cause to count under: few, so that texts from the data cannot fill memory and metrics."""
         cause = cause if cause in self.causes or len(self.causes) < MOST_CAUSES else OTHER
         self.causes[cause] += 1
         return cause
 
 
 class Ledger:
-    """One per stream; safe to use from the threads that read.
+    """Count the records of all sources of a stream; safe to use from the threads that read.
 
-    budget: the fraction of the last `window` records read of a source that may be broken; up to `minimum` of them are
+    `budget`: the fraction of the last `window` records read of a source that may be broken; up to `minimum` of them are
     always forgiven.
     """
 
@@ -81,20 +81,20 @@ class Ledger:
         self._fresh: Counter[str] = Counter()
 
     def account(self, source: str) -> Account:
-        """What became of the records of a source so far."""
+        """Return the counts of a source until now."""
         with self._lock:
             own = self._of(source).account
             return Account(own.used, own.skipped, own.broken)
 
     def count_used(self, source: str) -> None:
-        """Count a record of which an example was made."""
+        """Count a record that became an example."""
         with self._lock:
             own = self._of(source)
             own.account.used += 1
             own.add(None)
 
     def count_skip(self, source: str, cause: str) -> None:
-        """Count a record that is whole, but not of the kind an objective needs: never an error."""
+        """Count a record that is whole, but not of the kind that an objective needs; it costs no budget."""
         with self._lock:
             own = self._of(source)
             own.account.skipped += 1
@@ -102,9 +102,9 @@ class Ledger:
             self._fresh[f"{source}/{own.counted(cause)}"] += 1
 
     def count_defect(self, source: str, shard: str, cause: str, detail: str = "") -> None:
-        """Count a broken record; raise ErrorBudgetExceeded when its source has had too many of late.
+        """Count a broken record; raise ErrorBudgetExceeded where too many recent ones of its source are broken.
 
-        `detail` names the record and what is wrong with it: it stands in logs and in the error, and is not counted by.
+        `detail` names the record and its fault for logs and the error; it is not part of the cause that is counted.
         """
         with self._lock:
             own = self._of(source)
@@ -112,7 +112,7 @@ class Ledger:
             self._count_broken(source, own, shard, cause, detail)
 
     def count_shard(self, source: str, shard: str, defect: str | None = None) -> None:
-        """Count a shard that was opened, whole or with a `defect`, which counts as a broken record does."""
+        """Count a shard that was opened: whole, or with a `defect`, which costs as much budget as a broken record."""
         with self._lock:
             own = self._of(source)
             if defect is None:
@@ -121,7 +121,7 @@ class Ledger:
                 self._count_broken(source, own, shard, defect)
 
     def count_left_out(self, source: str, cause: str, number: int) -> None:
-        """Count what is no record: members of tars that belong to none, shards that are there twice."""
+        """Count what was left out but is not a record: stray members of tars, shards that are there twice."""
         with self._lock:
             self._fresh[f"{source}/{cause}"] += number
 
@@ -138,7 +138,7 @@ class Ledger:
         )
 
     def drain(self) -> dict[str, int]:
-        """Counts of "source/cause" since the last call."""
+        """Return the counts of "source/cause" since the last call."""
         with self._lock:
             fresh, self._fresh = self._fresh, Counter()
         return dict(fresh)
@@ -156,7 +156,7 @@ class Ledger:
             raise ErrorBudgetExceeded(self._sentence(source, own))
 
     def _log(self, source: str, cause: str, count: int, shard: str, detail: str) -> None:
-        """Write a line at the first of a kind, and at each tenfold of them: a run of weeks has a handful."""
+        """Log the first of a kind and each tenfold of them, so that a run of weeks logs a handful of lines."""
         if count == 1:
             logger.warning("source %s: %s in %s%s; skipped and counted", source, cause, shard, detail)
         elif count == 10 ** (len(str(count)) - 1):
@@ -175,7 +175,7 @@ class Ledger:
 
 
 def _listing(found: Mapping[tuple[str, str], int]) -> str:
-    """The causes of what was found, by (shard, cause), the most frequent first."""
+    """List the causes of what was found, by (shard, cause), the most frequent first."""
     causes: Counter[str] = Counter()
     for (_, cause), number in found.items():
         causes[cause] += number

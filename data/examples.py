@@ -1,4 +1,4 @@
-"""An example ready to be packed, and what is told about it beside its arrays."""
+"""Define an example that is ready to be packed, and the facts that accompany it."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class ExampleInfo:
-    """Where an example comes from and where it went, for logs, samples and the guard against bad batches.
-
-    `component`: its name in the mixture. `row` and `segment` say where it lies in the rows it was returned with.
-    `truncated`: a text had to be cut. `place`: its number among the held-out records of all components.
-    """
+    """The origin of an example and its place in the rows, for logs, samples and files of skipped steps."""
 
     source: str
     objective: str
@@ -22,22 +18,29 @@ class ExampleInfo:
     input_text: str
     target_text: str
     step: int = -1
+    """From 1; -1 for a held-out example."""
     row: int = -1
+    """In the rows that were returned with this info."""
     segment: int = 0
+    """In that row, from 1."""
     truncated: bool = False
+    """Whether a text was cut to fit a row."""
     component: str = ""
-    place: int = -1
+    """Name in the mixture."""
+    index: int = -1
+    """Of a held-out record, counted over all components; -1 for a training example."""
 
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """encoder_ids, decoder_ids: int32, each ending with EOS; images: uint8 [images, S, S, 3], none for text alone.
-
-    `closing`: how many of the last encoder ids stay when a text is cut: EOS, and before it the prompt's sentinel.
-    """
+    """One example as token ids and pixels."""
 
     encoder_ids: NDArray[np.int32]
+    """Ends with EOS."""
     decoder_ids: NDArray[np.int32]
+    """Ends with EOS."""
     images: NDArray[np.uint8]
+    """[images, S, S, 3]; none for text alone."""
     info: ExampleInfo
     closing: int = 1
+    """Last encoder ids that stay when a text is cut: EOS, and before it the prompt's sentinel if it has one."""

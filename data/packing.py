@@ -1,4 +1,4 @@
-"""Examples to rows: several share an encoder row and a decoder row, kept apart by segment ids."""
+"""Pack examples into rows: several share an encoder row and a decoder row, kept apart by segment ids."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ class RowShape:
 class Rows(TypedDict):
     """B rows of Le encoder and Ld decoder positions, with I = B * images_per_row image slots.
 
-    images           uint8 [I, S, S, 3]  an unused slot is zeros; no channels on ranks that look at no picture
+    images           uint8 [I, S, S, 3]  an unused slot is zeros; no channels beyond the first pipeline stage
     encoder_tokens   int32 [B, Le]       0 at visual positions and padding
     encoder_segments int32 [B, Le]       0 = padding, 1 … = example in the row, contiguous; visual tokens come first
     visual_index     int32 [B, Le]       slot * tokens_per_image + token, slot counted over all I; -1 where not visual
@@ -47,7 +47,7 @@ class Rows(TypedDict):
 
 
 def empty_rows(num_rows: int, shape: RowShape) -> Rows:
-    """Rows that hold no example."""
+    """Return rows that hold no example."""
     encoder, decoder = (num_rows, shape.encoder_length), (num_rows, shape.decoder_length)
     return Rows(
         images=np.zeros((num_rows * shape.images_per_row, shape.image_size, shape.image_size, 3), np.uint8),
@@ -62,7 +62,7 @@ def empty_rows(num_rows: int, shape: RowShape) -> Rows:
 
 
 def truncate(example: EncodedExample, shape: RowShape) -> EncodedExample:
-    """The example with texts cut to what one row holds; a prompt's sentinel and EOS stay the last tokens."""
+    """Cut the texts of an example to the length of a row; a prompt's sentinel and EOS stay the last tokens."""
     text_length = shape.encoder_length - len(example.images) * shape.tokens_per_image
     if len(example.encoder_ids) <= text_length and len(example.decoder_ids) <= shape.decoder_length:
         return example
@@ -75,12 +75,12 @@ def truncate(example: EncodedExample, shape: RowShape) -> EncodedExample:
 
 
 def _cut(ids: NDArray[np.int32], length: int, closing: int = 1) -> NDArray[np.int32]:
-    """The first `length` ids, of which the last `closing` are the last of all."""
+    """Drop ids before the last `closing` ones until `length` ids are left."""
     return ids if len(ids) <= length else np.concatenate([ids[: length - closing], ids[-closing:]])
 
 
 def first_fit(sizes: NDArray[np.int64], capacity: NDArray[np.int64]) -> NDArray[np.int64]:
-    """int64 [n]: for each item of `sizes` [n, k], in order, the first row with room for it in all k dimensions."""
+    """Return int64 [n]: for each item of `sizes` [n, k], in order, the first row with room in all k dimensions."""
     free = np.tile(capacity, (len(sizes), 1))
     rows = np.empty(len(sizes), np.int64)
     for item, size in enumerate(sizes):
@@ -90,7 +90,7 @@ def first_fit(sizes: NDArray[np.int64], capacity: NDArray[np.int64]) -> NDArray[
 
 
 def pack(examples: Sequence[EncodedExample], shape: RowShape) -> tuple[Rows, list[ExampleInfo]]:
-    """Packs the examples, in order, first-fit; the infos come back in the same order, with row and segment set."""
+    """Pack the examples, in order, first-fit; infos are returned in the same order, with row and segment set."""
     examples = [truncate(example, shape) for example in examples]
     num_images = np.array([len(example.images) for example in examples], np.int64)
     num_text = np.array([len(example.encoder_ids) for example in examples], np.int64)
@@ -127,14 +127,14 @@ def pack(examples: Sequence[EncodedExample], shape: RowShape) -> tuple[Rows, lis
 
 
 def concatenate(parts: Sequence[Rows], shape: RowShape) -> Rows:
-    """All rows of `parts` (at least one), one after another."""
+    """Concatenate the rows of `parts` (at least one)."""
     starts = np.cumsum([0, *(len(part["encoder_tokens"]) for part in parts)]).tolist()
     shifted = [_shift(part, start, shape) for part, start in zip(parts, starts, strict=False)]
     return _map(lambda *arrays: np.concatenate(arrays), *shifted)
 
 
 def take(rows: Rows, start: int, stop: int, shape: RowShape) -> Rows:
-    """Rows start … stop-1, with image slots counted from the first of them."""
+    """Return rows start … stop-1, with image slots counted from the first of them."""
     part = _map(lambda array: array[start:stop], rows)
     part["images"] = rows["images"][start * shape.images_per_row : stop * shape.images_per_row]
     return _shift(part, -start, shape)
@@ -149,7 +149,7 @@ def micro_batches(rows: Rows, micro_batch_size: int, shape: RowShape) -> list[Ro
 
 
 def _shift(rows: Rows, num_rows: int, shape: RowShape) -> Rows:
-    """The rows as if `num_rows` more lay before them."""
+    """Count the image slots of the rows as if `num_rows` more lay before them."""
     index = rows["visual_index"]
     offset = np.int32(num_rows * shape.images_per_row * shape.tokens_per_image)
     return {**rows, "visual_index": np.where(index < 0, index, index + offset)}

@@ -172,15 +172,15 @@ def evaluation_batches(
     the last batches are empty instead.
     """
     shape = replace(stream.shape, images_per_row=1)
-    num_places, stride = sum(_lengths(stream, limit)), micro_batch_size * data_parallel_size
+    num_records, stride = sum(_lengths(stream, limit)), micro_batch_size * data_parallel_size
     own = (
-        place
-        for start in range(data_parallel_rank * micro_batch_size, num_places, stride)
-        for place in range(start, min(start + micro_batch_size, num_places))
+        index
+        for start in range(data_parallel_rank * micro_batch_size, num_records, stride)
+        for index in range(start, min(start + micro_batch_size, num_records))
     )
-    found = (held_out_example(stream, place, limit, seed) for place in own)
+    found = (held_out_example(stream, index, limit, seed) for index in own)
     kept = (example for example in found if example is not None and keep(example.info))
-    for _ in range(-(-num_places // stride)):
+    for _ in range(-(-num_records // stride)):
         packed = [pack([example], shape) for example in islice(kept, micro_batch_size)]
         infos = [replace(info, row=row) for row, (_, (info,)) in enumerate(packed)]
         empty = pack([], shape)[0]
@@ -188,19 +188,19 @@ def evaluation_batches(
         yield StepData(micro_batches(rows, micro_batch_size, shape), infos)
 
 
-def held_out_example(stream: Stream, place: int, limit: int | None, seed: int) -> EncodedExample | None:
+def held_out_example(stream: Stream, index: int, limit: int | None, seed: int) -> EncodedExample | None:
     """Return the example of one held-out record, None where its objective skips the record.
 
-    `place` counts the first `limit` records of each component, one component after another.
+    `index` counts the first `limit` records of each component, one component after another.
     """
     beat()
-    number = place
+    number = index
     for component, length in zip(stream.components, _lengths(stream, limit), strict=True):
         if number < length:
             example = component.held_out(number, seed)
-            return example and replace(example, info=replace(example.info, place=place))
+            return example and replace(example, info=replace(example.info, index=index))
         number -= length
-    raise IndexError(place)
+    raise IndexError(index)
 
 
 def _lengths(stream: Stream, limit: int | None) -> list[int]:

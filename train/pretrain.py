@@ -1,4 +1,4 @@
-"""Train: `python -m train.pretrain model=pali_3b …`, or under torchrun. The same command started again goes on."""
+"""Train: `python -m train.pretrain model=pali_3b …`, or under torchrun. The same command resumes the run."""
 
 from contextlib import closing
 from dataclasses import fields
@@ -28,7 +28,7 @@ READS = tuple(group.name for group in fields(RunConfig) if group.name != "vit_pr
 
 
 def main(composed: DictConfig) -> None:
-    """One run, from its composed configuration to its last checkpoint."""
+    """Train one run, from its composed configuration to its last checkpoint."""
     config = to_run_config(composed)
     this = launch()
     check(config, this.world_size)
@@ -46,19 +46,18 @@ def main(composed: DictConfig) -> None:
             done = train_phase(run, find_span(spans(config), done + 1))
         run.settle()
         check_end(done, run.skipped_last(), folder)
-        done_before = f"{done} steps are done; run.steps={config.run.steps} asks for no more."
-        said = f"all {done} steps are done." if done == config.run.steps else done_before
-        run.display.note(f"{run.folder}: {said}")
+        more = f"{done} steps are done; run.steps={config.run.steps} asks for no more."
+        run.display.note(f"{run.folder}: {more if done > config.run.steps else f'all {done} steps are done.'}")
 
 
 def train_phase(run: Run, span: Span) -> int:
-    """One phase, from the newest checkpoint to its last step; returns the steps of the run that are done."""
+    """Train one phase from the newest checkpoint to its last step; return the steps of the run that are done."""
     config = for_phase(run.config, span)
     engine = build_phase_engine(config, span.phase, run.layout, run.restores())
     run.introduce(engine)
     done, extra = run.restore(engine)
     if done < span.first - 1:
-        return done  # the newest checkpoint was cut short, and the one before it belongs to an earlier phase
+        return done  # the newest checkpoint was damaged -> the one before it belongs to an earlier phase
     tokenizer = Tokenizer(config.data.tokenizer)
     with closing(ReplicaReader(config, run.layout, tokenizer, config.mixture, "train")) as reader:
         run.take_sources(reader.facts, extra)

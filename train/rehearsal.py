@@ -1,7 +1,7 @@
-"""Rehearse a run before a week is spent on it: what each phase does once, and the memory that it takes.
+"""Rehearse a run: do everything that each phase does, once, and measure memory and time.
 
-Each phase does its first step with its update, saves and loads a checkpoint, validates on one batch and answers. All of
-it happens in `<run.folder>/rehearsal`, which is removed at the end, so that the run's own folder stays as it is.
+Each phase makes its first step with its update, saves and loads a checkpoint, validates on one batch and predicts. All
+of it happens in `<run.folder>/rehearsal`, which is removed at the end, so that the run's own folder stays unchanged.
 """
 
 import shutil
@@ -21,7 +21,7 @@ from parallel.layout import Layout
 from train.build import build_phase_engine
 from train.config import RunConfig, WeightsConfig
 from train.health.memory import GIB
-from train.health.profiling import memory_told
+from train.health.profiling import explain_lack_of_memory
 from train.health.watchdog import Watchdog
 from train.phases import Span, for_phase, spans
 from train.run.display import as_text
@@ -37,7 +37,7 @@ NEVER = 10**12  # steps
 
 @dataclass
 class Measured:
-    """What one part of a phase took: peak bytes of the fullest rank, seconds of the slowest one."""
+    """Peak bytes of the fullest rank and seconds of the slowest one, for one part of a phase."""
 
     phase: str
     part: str
@@ -47,14 +47,14 @@ class Measured:
 
 @dataclass
 class Measuring:
-    """Measures the parts of a rehearsal, on all ranks at once."""
+    """Measure the parts of a rehearsal, on all ranks at once."""
 
     device: torch.device
     found: list[Measured] = field(default_factory=list)
 
     @contextmanager
     def part(self, phase: str, name: str) -> Iterator[None]:
-        """Measure what is done inside; a collective."""
+        """Measure the body of the `with` statement; a collective."""
         reset_peak(self.device)
         began = time.perf_counter()
         yield
@@ -64,7 +64,7 @@ class Measuring:
 
 
 def rehearse(config: RunConfig, layout: Layout) -> list[Measured]:
-    """Do everything that the run will do once, print what it took, and leave nothing behind."""
+    """Rehearse every phase, print memory and time of its parts, and leave nothing behind."""
     folder = Path(config.run.folder, NAME)
     was_there = layout.broadcast_from_main(Path(config.run.folder).exists)
     rehearsed = in_scratch(config, folder)
@@ -72,7 +72,7 @@ def rehearse(config: RunConfig, layout: Layout) -> list[Measured]:
     with closing(Run(rehearsed, layout)) as run, removed(folder, layout, with_parent=not was_there):
         with (
             Watchdog(config.parallel.timeout_s, folder, layout.rank, layout.world_size),
-            memory_told(config.profile, folder, layout.rank, layout.device),
+            explain_lack_of_memory(config.profile, folder, layout.rank, layout.device),
         ):
             for span in spans(config):
                 rehearse_phase(run, span, measuring)
@@ -84,19 +84,22 @@ def rehearse(config: RunConfig, layout: Layout) -> list[Measured]:
 
 @contextmanager
 def removed(folder: Path, layout: Layout, with_parent: bool) -> Iterator[None]:
-    """Remove the folder at the end; entered while its lock is held, so that another rehearsal's is left alone."""
+    """Remove the folder at the end.
+
+    Enter it while the folder's lock is held, so that it removes no folder of another rehearsal.
+    """
     try:
         yield
     finally:
         if layout.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
             if with_parent:
-                with suppress(OSError):  # something else has been put there
+                with suppress(OSError):  # it holds other files by now
                     folder.parent.rmdir()
 
 
 def in_scratch(config: RunConfig, folder: Path) -> RunConfig:
-    """The settings with another folder, no tracker, and the weights that the run would go on from."""
+    """Return the settings with another folder, no tracker, and the weights that the run would resume from."""
     begun = CheckpointFolder.from_run(config.run.folder).steps()
     settings, weights = replace(config.run, folder=str(folder)), config.weights
     if begun:
@@ -113,7 +116,7 @@ def in_scratch(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def rehearse_phase(run: Run, span: Span, measuring: Measuring) -> None:
-    """The first step of a phase, and what follows a step: a checkpoint, validation, an answer."""
+    """Make the first step of a phase, and what may follow a step: a checkpoint, validation, predictions."""
     config, step, name = for_phase(run.config, span), span.first, span.name
     with measuring.part(name, "model and weights"):
         engine = build_phase_engine(config, span.phase, run.layout, run.restores())
@@ -132,15 +135,15 @@ def rehearse_phase(run: Run, span: Span, measuring: Measuring) -> None:
         if config.evaluation.every_steps:
             with measuring.part(name, "validation"):
                 validation.losses(engine)
-        with measuring.part(name, "answers"):
+        with measuring.part(name, "predictions"):
             if config.evaluation.every_steps and config.evaluation.samples:
                 validation.samples(engine)
-            else:  # the run itself asks for none; whoever evaluates it will
+            else:  # the run makes none; its evaluation will
                 list(predictions(engine, reader.held_out(1, 1), tokenizer, config))
 
 
 def table(found: list[Measured], device: torch.device) -> Table:
-    """A row for each part of each phase."""
+    """Return a table with one row for each part of each phase."""
     kind = "allocated on the GPU" if device.type == "cuda" else "resident in RAM"
     shown = Table(title=f"rehearsal: peak memory of the fullest rank ({kind})")
     for heading in ("phase", "part", "peak memory", "time"):
@@ -151,7 +154,7 @@ def table(found: list[Measured], device: torch.device) -> Table:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Let the peak begin anew; where that cannot be, it goes on being that of the process."""
+    """Reset the peak of memory; where the system refuses, the peak remains that of the whole process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -160,7 +163,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Peak of this process since `reset_peak`: allocated on the GPU, else resident in RAM."""
+    """Return the peak of this process since `reset_peak`: allocated on the GPU, otherwise resident in RAM."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()

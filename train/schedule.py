@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step."""
+"""Compute the learning rate of a step."""
 
 import math
 
@@ -6,7 +6,7 @@ from train.config import ScheduleConfig
 
 
 def learning_rate(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
-    """Learning rate of update `step` (from 1) of `total_steps`.
+    """Return the learning rate of update `step` (from 1) of `total_steps`.
 
     Linear warm-up reaches `peak` at step `warmup_steps`; then
     rsqrt: peak * sqrt(warmup / step) (T5X `linear_warmup * rsqrt_normalized_decay`; PaLI: peak 1e-2, warm-up 1000);

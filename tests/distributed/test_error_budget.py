@@ -1,4 +1,4 @@
-"""A broken record that one rank of two meets stops both, with one sentence, long before any time-out."""
+"""A broken record that one rank of two reads stops both, with one sentence, long before any time-out."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ RUN = ["experiment=equivalence", "data.global_batch_size=4", "data.num_streams=2
 
 
 def ended(module: str, *settings: str, ranks: int = 2) -> tuple[list[int], list[str]]:
-    """Exit codes of the ranks, started side by side as torchrun does, and what each said."""
+    """Exit codes of the ranks, started side by side as torchrun does, and what each printed."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -31,11 +31,11 @@ def ended(module: str, *settings: str, ranks: int = 2) -> tuple[list[int], list[
         devnull, pipe = subprocess.DEVNULL, subprocess.PIPE
         processes.append(subprocess.Popen(command, cwd=ROOT, env=own, stdout=devnull, stderr=pipe, encoding="utf-8"))
     try:
-        said = [process.communicate(timeout=400)[1] for process in processes]
+        printed = [process.communicate(timeout=400)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [process.returncode for process in processes], said
+    return [process.returncode for process in processes], printed
 
 
 def broken(shard: Path, number: int) -> None:
@@ -46,15 +46,15 @@ def broken(shard: Path, number: int) -> None:
     write_shard(shard, [(r.key, r.fields, image) for r, image in zip(records, images, strict=True)])
 
 
-def is_clean(codes: list[int], said: list[str], shard: Path) -> bool:
-    """Both ranks stopped themselves, and the first alone said why."""
+def is_clean(codes: list[int], printed: list[str], shard: Path) -> bool:
+    """Both ranks stopped themselves, and the main rank alone printed why."""
     sentence = "source vq2a is over its error budget: 1 of"
     return (
         codes == [3, 3]
-        and sentence in said[0]
-        and f"most are in shard {shard}" in said[0]
-        and sentence not in said[1]
-        and not any("Traceback" in one for one in said)
+        and sentence in printed[0]
+        and f"most are in shard {shard}" in printed[0]
+        and sentence not in printed[1]
+        and not any("Traceback" in one for one in printed)
     )
 
 
@@ -64,16 +64,16 @@ def test_a_broken_record_of_one_rank_stops_all(corpus: Path, tmp_path: Path) -> 
     (training,) = (own / "vq2a").glob("train-*.tar")
     (held_out,) = (own / "vq2a").glob("test-*.tar")
     run = [*RUN, f"data.root={own}", f"run.folder={tmp_path / 'run'}"]
-    codes, said = ended("train.pretrain", *run, "run.steps=1", ranks=1)
-    assert codes == [0], said
+    codes, printed = ended("train.pretrain", *run, "run.steps=1", ranks=1)
+    assert codes == [0], printed
 
     broken(held_out, 1)
-    codes, said = ended(
+    codes, printed = ended(
         "train.evaluate", f"run.folder={tmp_path / 'run'}", "evaluation.batch=1", "evaluation.max_new_tokens=2"
     )
-    assert is_clean(codes, said, held_out), (codes, said)
+    assert is_clean(codes, printed, held_out), (codes, printed)
 
     broken(training, 30)
-    for layout in ([], ["parallel.tensor=2"]):  # two ranks that read, and one that tells the other
-        codes, said = ended("train.pretrain", *run, "run.steps=100", "run.allow_changes=[data.sources]", *layout)
-        assert is_clean(codes, said, training), (codes, said)
+    for layout in ([], ["parallel.tensor=2"]):  # two ranks that read, and one that sends to the other
+        codes, printed = ended("train.pretrain", *run, "run.steps=100", "run.allow_changes=[data.sources]", *layout)
+        assert is_clean(codes, printed, training), (codes, printed)

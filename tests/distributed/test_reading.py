@@ -1,4 +1,4 @@
-"""Two replicas of four ranks (tensor 2 x pipeline 2) read as one each: who decodes, and what each is told."""
+"""Two replicas of four ranks (tensor 2 x pipeline 2) read as one each: which ranks decode, and what each receives."""
 
 import re
 import shutil
@@ -54,7 +54,7 @@ def read_all(folder: Path, corpus: Path) -> None:
         replace(config, data=DataConfig(root=str(this.rank))),
         replace(config, parallel=replace(config.parallel, tensor=4 if this.rank == 3 else 2)),
     ):
-        differ.append(said(check_settings_of_ranks, own, this))
+        differ.append(refusal(check_settings_of_ranks, own, this))
     layout = Layout.start(config.parallel, this)
     with patch.object(images, "decode", wraps=images.decode) as decode:
         reader = ReplicaReader(config, layout, Tokenizer(config.data.tokenizer), config.mixture, "train", prefetch=0)
@@ -67,7 +67,7 @@ def read_all(folder: Path, corpus: Path) -> None:
         ended = ""
     except ErrorBudgetExceeded as error:
         ended = str(error)
-    differ.append(said(layout.broadcast_from_main, partial(broken_off, layout.rank)))
+    differ.append(refusal(layout.broadcast_from_main, partial(broken_off, layout.rank)))
     if layout.rank == 5:
         more, tar = folder / "vq2a", next((corpus / "vq2a").glob("train-*.tar"))
         more.mkdir()
@@ -75,7 +75,7 @@ def read_all(folder: Path, corpus: Path) -> None:
             shutil.copy(tar, more / f"train-{number:05d}.tar")
     for rank, root in ((5, folder), (3, folder / "nowhere")):
         own = replace(config, data=replace(config.data, root=str(root))) if layout.rank == rank else config
-        differ.append(said(ReplicaReader, own, layout, Tokenizer(config.data.tokenizer), config.mixture, "train"))
+        differ.append(refusal(ReplicaReader, own, layout, Tokenizer(config.data.tokenizer), config.mixture, "train"))
     torch.save(
         {
             "differ": differ,
@@ -90,7 +90,7 @@ def read_all(folder: Path, corpus: Path) -> None:
     )
 
 
-def said(work: Callable[..., object], *arguments: Any) -> str | None:
+def refusal(work: Callable[..., object], *arguments: Any) -> str | None:
     """The sentence that it ends with, if it does."""
     try:
         work(*arguments)
@@ -118,7 +118,7 @@ def results(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict
     return [torch.load(results_file(folder, str(rank))) for rank in range(RANKS)]
 
 
-def test_pictures_are_decoded_once(results: list[dict[str, Any]]) -> None:
+def test_images_are_decoded_once(results: list[dict[str, Any]]) -> None:
     decoded = [each["decoded"] for each in results]
     first, second = decoded[0], decoded[2]
     assert first + second == 8 + 5 and first and second
@@ -158,7 +158,7 @@ def test_ranks_with_other_settings_or_shards_are_named_on_all(results: list[dict
     (sentence,) = parallel
     assert sentence.startswith(f"rank 3 on {host} was started with parallel.tensor=4, rank 0 with parallel.tensor=2;")
     assert places == {None}, "a node may have its own copy of the shards elsewhere"
-    assert first == {"rank 0 cannot read left_out.json"}, "what ends the first rank ends all"
+    assert first == {"rank 0 cannot read left_out.json"}, "what ends the main rank ends all"
     (sentence,) = more
     pattern = (
         rf"rank 5 on {host} has ([\d,]+) records in 2 shards \(fingerprint \w+\) of vq2a \(train\), rank 0 has [\d,]+ "

@@ -70,7 +70,7 @@ class Profiler:
 
 
 @contextmanager
-def memory_told(settings: ProfileConfig, folder: Path, rank: int, device: torch.device) -> Iterator[None]:
+def explain_lack_of_memory(settings: ProfileConfig, folder: Path, rank: int, device: torch.device) -> Iterator[None]:
     """Make a lack of memory one sentence (RunStopped) and, on a GPU, a snapshot of what memory held.
 
     With `profile.memory_history` the snapshot shows which line allocated what (read it at https://pytorch.org/memory_viz).

@@ -1,4 +1,4 @@
-"""How much arithmetic a step is, and how much the device could do: what `tflops_per_device` and `mfu` are made of."""
+"""Count the arithmetic of a step and the peak of a device, for `tflops_per_device` and `mfu`."""
 
 import torch
 
@@ -27,7 +27,7 @@ class FlopCounter:
         self.plan, self.tokens_per_image = plan, tokens_per_image
 
     def step(self, examples: int, images: int, encoder_tokens: int, decoder_tokens: int) -> float:
-        """FLOPs of one step; tokens are summed over its examples, which are taken to be equally long."""
+        """Return the FLOPs of one step; tokens are summed over its examples, which are taken to be equally long."""
         if not examples:
             return 0.0
         shape = BatchShape(
@@ -41,7 +41,7 @@ class FlopCounter:
 
 
 def peak_tflops(config: RunConfig, device: torch.device) -> float | None:
-    """Peak of one device in TFLOP/s for the run's precision: as configured, or by the device's name, or None (CPUs)."""
+    """Return the peak of one device in TFLOP/s for the run's precision: configured, or by its name, or None (CPUs)."""
     if config.run.peak_tflops is not None:
         return config.run.peak_tflops
     if device.type != "cuda":

@@ -17,7 +17,7 @@ from parallel.communication_time import CommunicationWait
 from parallel.engine.base import Engine
 from train.config import RunConfig
 from train.health.memory import memory_bytes
-from train.health.profiling import Profiler, memory_told
+from train.health.profiling import Profiler, explain_lack_of_memory
 from train.health.stragglers import RankTimes, Stragglers
 from train.phases import Span
 from train.run.metrics_file import Line
@@ -72,7 +72,7 @@ class Loop:
 
         Returns an earlier step if the run must go on from an older checkpoint. Raises Interrupted and RunStopped.
         """
-        memory = memory_told(self.config.profile, self.run.folder, self.layout.rank, self.layout.device)
+        memory = explain_lack_of_memory(self.config.profile, self.run.folder, self.layout.rank, self.layout.device)
         with self.waiting, memory, closing(self.profiler):
             self.warn_of_rare_components()
             self.dry_run(done + 1)

@@ -38,7 +38,7 @@ def predictions(
                 references=[info.target_text],
                 prediction=tokenizer.decode(seeing[info.row]),
                 has_image=bool((rows["visual_index"][info.row] >= 0).any()),
-                index=info.place,
+                index=info.index,
                 component=info.component,
                 blind_prediction=tokenizer.decode(unseeing[info.row]) if unseeing is not None else None,
             )

@@ -79,10 +79,10 @@ class ReplicaReader:
         while (data := read_and_broadcast(lambda: next(batches, None), self.layout)) is not None:
             yield data
 
-    def image(self, place: int, limit: int | None, seed: int = 0) -> np.ndarray | None:
+    def image(self, index: int, limit: int | None, seed: int = 0) -> np.ndarray | None:
         """Read the image of a held-out example once more, uint8 [S, S, 3]; None where that fails."""
         try:
-            example = held_out_example(self.stream, place, limit, seed)
+            example = held_out_example(self.stream, index, limit, seed)
         except ReadingStopped:
             return None  # no other rank reads at the same time -> an error could not be raised on all
         return example.images[0] if example is not None and len(example.images) else None
@@ -144,7 +144,7 @@ def read_and_broadcast(read: Callable[[], StepData[Rows] | None], layout: Layout
     if not layout.is_replica_leader:
         data = message[0]
     if data is not None and layout.pipeline_group.rank() == 0 and layout.tensor_group.size() > 1:
-        for rows in data.micro_batches:  # the replica leader is the first rank of this tensor-parallel group
+        for rows in data.micro_batches:  # the replica leader has rank 0 in this tensor-parallel group
             if not layout.is_replica_leader:
                 rows["images"] = np.empty((*rows["images"].shape[:-1], 3), np.uint8)
             dist.broadcast(torch.from_numpy(rows["images"]), group=layout.tensor_group, group_src=0)

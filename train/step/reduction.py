@@ -213,7 +213,7 @@ def no_times() -> Tensor:
 
 
 def raise_everywhere(own: ReadingStopped | ConfigurationError | None) -> None:
-    """Raise the error of the first rank that has one, on every rank; a collective."""
+    """Raise the error of the lowest rank that has one, on every rank; a collective."""
     for error in filter(None, gather_objects([own])):
         if isinstance(error, ReadingStopped):
             error.alone = False

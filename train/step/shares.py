@@ -1,4 +1,7 @@
-"""Asked and achieved shares of a mixture's components: what cannot be used of a source is missing from its share."""
+"""Compare the shares of a mixture's components with the configured ones.
+
+Records of a source that its objective cannot use are missing from the component's share.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +15,10 @@ ROUNDING = 2  # examples by which interleaving may miss a share at any moment
 
 
 class Shares:
-    """Examples by component since the phase began; every rank counts those of all ranks and so sees the same."""
+    """Count examples by component since the phase began, those of all ranks on every rank."""
 
     def __init__(self, mixture: Mixture, phase: str, state: Mapping[str, Any] | None = None) -> None:
-        """`state`: what the run's last checkpoint held, if it is of this phase; that of another mixture is no use."""
+        """`state`: that of the last checkpoint, if it is of this phase; that of another mixture is ignored."""
         self.phase, self.names = phase, list(mixture)
         self.asked = shares(mixture)
         self.due, self.counts = 0, dict.fromkeys(self.names, 0)
@@ -25,23 +28,23 @@ class Shares:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold for a resumed run to count on."""
+        """Return what a checkpoint must hold for a resumed run to continue the counts."""
         return {"asked": self.asked, "due": self.due, "counts": dict(self.counts)}
 
     def add(self, counts: Mapping[str, int], due: int) -> None:
-        """Count a step's examples by component, of `due` that were asked for."""
+        """Count a step's examples by component, and the `due` ones of its global batch."""
         self.due += due
         for name in self.names:
             self.counts[name] += counts[name]
 
     def metrics(self) -> Line:
-        """`share_asked/<component>`, and `share/<component>` of all examples since the phase began, in 0 … 1."""
+        """Return `share_asked/<component>`, and `share/<component>` since the phase began, in 0 … 1."""
         total = sum(self.counts.values())
         line: Line = {f"share_asked/{name}": round(share, 6) for name, share in self.asked.items()}
         return line | {f"share/{name}": round(self.counts[name] / total, 6) if total else None for name in self.names}
 
     def too_rare(self, steps: int, global_batch_size: int) -> str | None:
-        """The sentence for components with so small a weight that a phase of so many steps asks for no example."""
+        """Return a sentence that names components so rare that a phase has less than one example of them."""
         due = {name: share * steps * global_batch_size for name, share in self.asked.items()}
         rare = ", ".join(f"{name} ({due[name]:.2g})" for name in self.names if due[name] < 1)
         if not rare:
@@ -52,7 +55,7 @@ class Shares:
         )
 
     def parted(self) -> list[str]:
-        """The components whose share is not what is asked, by more than SHARE_TOLERANCE and more than rounding."""
+        """Return the components whose share misses the configured one by more than SHARE_TOLERANCE and rounding."""
         total = sum(self.counts.values())
         misses = {name: abs(self.counts[name] - share * total) for name, share in self.asked.items()}
         return [
@@ -60,7 +63,7 @@ class Shares:
         ]
 
     def warning(self) -> str | None:
-        """The sentence for the user, once, when shares have parted after FIRST_DUE examples were due."""
+        """Return a sentence for the user, once, where shares differ after FIRST_DUE examples were due."""
         if self.warned or self.due < FIRST_DUE or not (parted := self.parted()):
             return None
         self.warned = True
@@ -68,7 +71,7 @@ class Shares:
         achieved = {name: self.counts[name] / total for name in parted}
         listing = ", ".join(f"{name} {achieved[name]:.2%} (asked {self.asked[name]:.2%})" for name in parted)
         return (
-            f"Shares of the mixture differ from what was asked by more than {SHARE_TOLERANCE:.0%} since phase "
+            f"Shares of the mixture differ from the configured ones by more than {SHARE_TOLERANCE:.0%} since phase "
             f"{self.phase!r} began: {listing}; too few records of a source serve its objective, so give it other "
             "records, or another weight (mixture.<name>.weight)."
         )

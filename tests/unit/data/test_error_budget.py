@@ -57,9 +57,9 @@ def test_log_lines_and_causes_are_bounded(caplog):
     with caplog.at_level(logging.WARNING):
         for number in range(1234):
             ledger.count_defect("webli", f"{number}.tar", "broken JSON")
-    told = [line.getMessage() for line in caplog.records]
-    assert told[0] == "source webli: broken JSON in 0.tar; skipped and counted" and len(told) == 4
-    assert told[3] == "source webli: broken JSON, 1,000 times so far, the last in 999.tar"
+    logged = [line.getMessage() for line in caplog.records]
+    assert logged[0] == "source webli: broken JSON in 0.tar; skipped and counted" and len(logged) == 4
+    assert logged[3] == "source webli: broken JSON, 1,000 times so far, the last in 999.tar"
     for number in range(1000):
         ledger.count_skip("webli", f"ocr: no text in {number}")
     counted = ledger.drain()

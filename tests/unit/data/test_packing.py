@@ -1,4 +1,4 @@
-"""Packed rows keep every token, apart from its neighbours, where the model expects it."""
+"""Packed rows keep every token, apart from its neighbors, where the model expects it."""
 
 from dataclasses import replace
 
@@ -82,7 +82,7 @@ def test_first_fit_takes_the_first_row_with_room():
     assert first_fit(sizes, np.array([10, 10])).tolist() == [0, 1, 0, 1, 2]
 
 
-def test_overlong_text_is_cut_but_keeps_eos_and_says_so():
+def test_overlong_text_is_cut_but_keeps_eos_and_is_marked():
     rng = np.random.default_rng(0)
     long = example(rng, num_images=2, text=80)
     rows, (info,) = pack([long], SHAPE)

@@ -1,4 +1,4 @@
-"""A step is a pure function of (configuration, seed, step), whoever reads it and whatever was read before."""
+"""A step is a pure function of (configuration, seed, step), whatever rank reads it and whatever was read before."""
 
 from dataclasses import replace
 
@@ -181,7 +181,7 @@ def test_what_is_evaluated_is_chosen_before_it_is_batched_and_does_not_depend_on
         assert sizes == sorted(sizes, reverse=True) and all(
             batch.micro_batches[0]["images"].shape[0] == 2 for batch in batches
         )
-    found = sorted((info.place, info.key) for batches in ranks for batch in batches for info in batch.infos)
+    found = sorted((info.index, info.key) for batches in ranks for batch in batches for info in batch.infos)
     assert found == [(1, "vq2a0001"), (4, "vq2a0004"), (6, "objects0001"), (9, "objects0004")]
 
 
@@ -191,7 +191,7 @@ def test_a_held_out_example_is_found_again_by_its_place(data, tokenizer):
     (batch,) = list(evaluation_batches(validation, 10, 5))
     (rows,) = batch.micro_batches
     for info in batch.infos:
-        again = held_out_example(validation, info.place, 5, 0)
+        again = held_out_example(validation, info.index, 5, 0)
         assert (again.info.key, again.info.target_text) == (info.key, info.target_text)
         assert np.array_equal(again.images[0], rows["images"][info.row])
     with pytest.raises(IndexError):

@@ -219,7 +219,14 @@ def test_a_rehearsal_does_everything_once_and_leaves_the_folder_as_it_was(
         command(monkeypatch, *settings, f"evaluation.every_steps={30 * validates}", "~phases", *phases)
         entry("pretrain", pretrain.main)
         said = capsys.readouterr().out
-        parts = ["model and weights", "step and update", "checkpoint", "load", *["validation"] * validates, "answers"]
+        parts = [
+            "model and weights",
+            "step and update",
+            "checkpoint",
+            "load",
+            *["validation"] * validates,
+            "predictions",
+        ]
         for phase in ("low", "high")[: 1 + validates]:
             found = [re.search(rf"{phase} .*{part}.* (\d+\.\d\d) GiB .* \d+\.\d s", said) for part in parts]
             assert all(row is not None and float(row[1]) > 0 for row in found), said

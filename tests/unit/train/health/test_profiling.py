@@ -9,7 +9,7 @@ import torch
 
 from common.errors import ConfigurationError, RunStopped
 from train.config import ProfileConfig
-from train.health.profiling import Profiler, memory_told, profiled_steps
+from train.health.profiling import Profiler, explain_lack_of_memory, profiled_steps
 
 CPU = torch.device("cpu")
 
@@ -47,10 +47,10 @@ def test_memory_that_does_not_suffice_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(
         RunStopped, match=r"Out of memory on rank 3: 4096.00 GiB more could not be had; this process held"
     ):
-        with memory_told(ProfileConfig(), tmp_path, 3, CPU):
+        with explain_lack_of_memory(ProfileConfig(), tmp_path, 3, CPU):
             torch.empty(2**42, dtype=torch.uint8).fill_(0)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        with memory_told(ProfileConfig(), tmp_path, 3, CPU):
+        with explain_lack_of_memory(ProfileConfig(), tmp_path, 3, CPU):
             torch.ones(2, 3) @ torch.ones(2, 3)
 
 
@@ -58,7 +58,7 @@ def test_memory_that_does_not_suffice_is_one_sentence(tmp_path: Path) -> None:
 def test_a_gpu_leaves_a_snapshot(tmp_path: Path) -> None:
     device = torch.device("cuda")
     with pytest.raises(RunStopped, match="a snapshot is in"):
-        with memory_told(ProfileConfig(memory_history=True), tmp_path, 0, device):
+        with explain_lack_of_memory(ProfileConfig(memory_history=True), tmp_path, 0, device):
             held = torch.ones(2**20, device=device)
             torch.empty(2**42, dtype=torch.uint8, device=device)
             del held

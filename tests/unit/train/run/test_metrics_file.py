@@ -25,7 +25,7 @@ def test_a_resumed_file_forgets_later_steps_and_a_half_written_line(tmp_path: Pa
     ]  # fmt: skip
 
 
-def test_lines_of_which_none_would_be_left_are_kept_aside(tmp_path: Path) -> None:
+def test_a_file_that_would_lose_all_lines_is_kept_aside(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for number in (1, 2):
         file = MetricsFile(path, restored_step=0)

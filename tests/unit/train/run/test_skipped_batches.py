@@ -1,4 +1,4 @@
-"""Which batch a step learns from once some are left out, and what a later process knows of it."""
+"""Which batch a step learns from once some are left out, and what a later process reads of it."""
 
 import json
 from pathlib import Path

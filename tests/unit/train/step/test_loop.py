@@ -1,4 +1,4 @@
-"""The loop over an engine that does as it is told: steps skipped, runs ended, work saved."""
+"""The loop over an engine with given losses: steps skipped, runs ended, work saved."""
 
 import math
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ SHAPE = RowShape(80, 16, 1, 112, 64)
 
 
 class FakeEngine:
-    """Losses as given, step by step (the first is the dry run's); remembers what it was asked to do."""
+    """Losses as given, step by step (the first is the dry run's); remembers its calls."""
 
     def __init__(self, losses: Sequence[float], norm: float = 1.0) -> None:
         self.losses, self.norm, self.calls = iter(losses), norm, []  # type: ignore[var-annotated]
@@ -174,11 +174,11 @@ def test_the_batch_whose_update_spoiled_the_weights_is_left_out_too(tmp_path: Pa
     run.skipped_batches.batches = [1]
     run.not_finite = lambda engine: "patches.kernel"
     went: list[tuple[int, list[int]]] = []
-    said: list[str] = []
+    alerts: list[str] = []
     run.roll_back = lambda last_good, bad: went.append((last_good, list(bad))) or 0
-    run.alert = lambda title, text: said.append(text)
+    run.alert = lambda title, text: alerts.append(text)
     assert trained.train(0) == 0
-    assert went == [(1, [3, 4, 5])] and "after step 2 had made patches.kernel not finite; their" in said[-1]
+    assert went == [(1, [3, 4, 5])] and "after step 2 had made patches.kernel not finite; their" in alerts[-1]
 
 
 def test_left_out_batches_are_passed_over(tmp_path: Path) -> None:
@@ -221,11 +221,11 @@ def test_a_signal_within_a_row_keeps_the_row_and_the_next_process_counts_on(tmp_
 
 def test_the_end_of_a_phase_within_a_row_is_saved_as_such(tmp_path: Path) -> None:
     trained, run = loop(FakeEngine([9.0, 5.0, 4.0, math.nan]), tmp_path, steps=3)
-    said: list[str] = []
-    run.display.note = said.append
+    alerts: list[str] = []
+    run.display.note = alerts.append
     assert trained.train(0) == 3
     assert [(step, extra["bad"]) for step, extra in run.saved] == [(3, [3])]
-    assert said == ["The weights are those of step 2: all after it were skipped."]
+    assert alerts == ["The weights are those of step 2: all after it were skipped."]
 
 
 @pytest.mark.parametrize(("kept", "goes_to"), [([4, 8], 4), ([8], None), ([], None)])

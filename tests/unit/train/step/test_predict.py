@@ -1,4 +1,4 @@
-"""What a model is asked in an evaluation: every example once as it is, once without its picture."""
+"""What a model predicts in an evaluation: every example once as it is, once without its image."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +24,7 @@ CONFIG: Any = SimpleNamespace(
 
 
 class Engine:
-    """Remembers the batches that it is given; the answer to a row is the brightness of its picture."""
+    """Remembers the batches that it is given; the prediction of a row is the brightness of its image."""
 
     def __init__(self) -> None:
         self.layout = SimpleNamespace(device=torch.device("cpu"))
@@ -42,11 +42,11 @@ def reading(*brightness: int) -> StepData[Rows]:
     for row, value in enumerate(brightness):
         rows["images"][row] = value
         rows["visual_index"][row, :4] = np.arange(4)
-        infos.append(ExampleInfo("vq2a", "vqa", f"k{value}", "s", "en", "What?", "red", row=row, place=value))
+        infos.append(ExampleInfo("vq2a", "vqa", f"k{value}", "s", "en", "What?", "red", row=row, index=value))
     return StepData([rows], infos)
 
 
-def test_the_blind_pass_shows_the_same_rows_with_every_picture_grey() -> None:
+def test_the_blind_pass_shows_the_same_rows_with_every_image_gray() -> None:
     engine: Any = Engine()
     asked = list(predictions(engine, [reading(10, 20), reading(30)], TOKENIZER, CONFIG, blind=True))
     seeing, blind, *_ = engine.given
@@ -59,7 +59,7 @@ def test_the_blind_pass_shows_the_same_rows_with_every_picture_grey() -> None:
     assert [(s.index, s.has_image, s.image) for s in asked] == [(10, True, None), (20, True, None), (30, True, None)]
 
 
-def test_without_a_blind_pass_the_model_is_asked_once() -> None:
+def test_without_a_blind_pass_the_model_predicts_once() -> None:
     engine: Any = Engine()
     (asked,) = predictions(engine, [reading(10)], TOKENIZER, CONFIG)
     assert len(engine.given) == 1 and asked.blind_prediction is None
@@ -76,14 +76,14 @@ def test_nothing_is_generated_where_no_rank_has_an_example_left(monkeypatch: pyt
     assert [len(engine.given) for engine in engines] == [2, 2], "a collective: both ranks or none"
 
 
-def test_languages_are_chosen_by_what_the_example_says() -> None:
+def test_languages_are_chosen_by_those_of_the_examples() -> None:
     info = ExampleInfo("s", "vqa", "k", "s", "de", "Was?", "rot")
     assert is_wanted(SimpleNamespace(languages=[]), info)  # type: ignore[arg-type]
     assert is_wanted(SimpleNamespace(languages=["fr", "de"]), info)  # type: ignore[arg-type]
     assert not is_wanted(SimpleNamespace(languages=["fr"]), info)  # type: ignore[arg-type]
 
 
-def test_the_first_rank_shows_the_same_samples_whatever_the_number_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_main_rank_shows_the_same_samples_whatever_the_number_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two ranks, whose batches interleave, and of a rank alone that only counts for its replica."""
 
     def samples(
@@ -98,13 +98,13 @@ def test_the_first_rank_shows_the_same_samples_whatever_the_number_of_ranks(monk
             layout=SimpleNamespace(is_replica_leader=is_replica_leader, device=torch.device("cpu")),
             reader=SimpleNamespace(
                 held_out=lambda batch, limit: batches[rank],
-                image=lambda place, limit: read.append(place) or np.full((28, 28, 3), place, np.uint8),
+                image=lambda index, limit: read.append(index) or np.full((28, 28, 3), index, np.uint8),
             ),
         )
         engine: Any = Engine()
         shown = Validation.samples(validation, engine)
         found = [(sample.index, int(sample.image.max())) for sample in shown if sample.image is not None]
-        assert read == [place for place, _ in found], "only pictures that are shown are read"
+        assert read == [index for index, _ in found], "only images that are shown are read"
         return found
 
     alone = [[reading(1, 2), reading(3, 4)]]

@@ -1,4 +1,4 @@
-"""Asked and achieved shares: what the user is told when a source gives less than its share."""
+"""Asked and achieved shares: the warning where a source gives less than its share."""
 
 import json
 
@@ -51,8 +51,8 @@ def test_five_percent_are_relative(numbers: list[int], parted: list[str]) -> Non
 
 def test_a_weight_that_asks_for_nothing_is_named() -> None:
     tiny = {"ocr": ComponentConfig("webli", "ocr", 1e-12), "vqa": ComponentConfig("webli", "vqa", 1.0)}
-    told = Shares(tiny, "mini").too_rare(1000, 4096)
-    assert told is not None and "less than one example in its 1,000 steps of ocr (4.1e-06)" in told
+    warning = Shares(tiny, "mini").too_rare(1000, 4096)
+    assert warning is not None and "less than one example in its 1,000 steps of ocr (4.1e-06)" in warning
     assert Shares(MIXTURE, "mini").too_rare(1, 4) is None
 
 

@@ -1,4 +1,4 @@
-"""Validation of nothing is told, not passed; components that come twice are evaluated twice."""
+"""Validation of nothing is reported, not passed; components that come twice are evaluated twice."""
 
 from collections import Counter
 from types import SimpleNamespace
