@@ -15,6 +15,38 @@ from hydra.errors import HydraException
 from common.errors import ConfigurationError
 from common.values import type_at
 
+# Keys of earlier versions, and today's.
+RENAMED = {
+    "parallel.micro_batch": "parallel.micro_batch_size",
+    "parallel.persistent_elements": "parallel.param_persistence_threshold",
+    "data.batch_examples": "data.global_batch_size",
+}
+
+
+def check_renamed(words: Sequence[str]) -> None:
+    """Raise ConfigurationError for a key of an earlier version; the message names the key of today."""
+    names = {old.partition(".")[2]: new.partition(".")[2] for old, new in RENAMED.items()}
+    for word in words:
+        key, value = _key(word), word.partition("=")[2]
+        group, _, name = key.rpartition(".")
+        now = RENAMED.get(key)
+        if group.startswith("phases.") and name in names:
+            now = f"{group}.{names[name]}"
+        if now:
+            raise ConfigurationError(f"{key} is now {now}; write {now}={value}.")
+        if key == "stage":
+            raise ConfigurationError(f"stage is now phases; write phases={value or 'frozen_224'}.")
+        if key.startswith("stage.phases"):
+            raise ConfigurationError(
+                "stage.phases is now phases, a mapping by name; write phases.<name>.image_size=224 for one key of a "
+                "phase, or phases.<name>={…} for a whole one."
+            )
+        if key.startswith("mixture.components"):
+            raise ConfigurationError(
+                "mixture.components is now mixture, a mapping by name; write mixture.<name>.weight=1 for one key of a "
+                "component, or mixture.<name>={source: …, objective: …, weight: …} for a whole one."
+            )
+
 
 def as_typed(words: Sequence[str], kinds: dict[str, Any]) -> list[str]:
     """Quote what is text and looks like a number, a bool or a home folder, so that Hydra reads the typed characters.
@@ -26,10 +58,11 @@ def as_typed(words: Sequence[str], kinds: dict[str, Any]) -> list[str]:
 
 
 def check_choices(words: Sequence[str], folder: Path) -> None:
-    """Raise ConfigurationError for a choice of a group that is no text: Hydra ends in a traceback there.
+    """Raise ConfigurationError for an old key, and for a choice of a group that is no text, where Hydra ends badly.
 
     `folder` holds a folder of YAML files for each group.
     """
+    check_renamed(words)
     parser = OverridesParser.create()
     for word in words:
         group = folder / _key(word)
@@ -79,6 +112,7 @@ def check_read(words: Sequence[str], reads: Sequence[str], command: str, known: 
     An entry stands for a key and all below it, or with a final "=" for that very key, such as a choice of a group.
     `known`: the dataclass of all settings, if Hydra is left to refuse the keys that no command has.
     """
+    check_renamed(words)
     for word in words:
         key = _key(word)
         if word.startswith("-") or not key or key.partition(".")[0] == "hydra" or "hydra.launcher" in key:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -115,6 +116,12 @@ class Layout:
             model_group=parallel_state.get_model_parallel_group(),
             stage_group=parallel_state.get_tensor_and_data_parallel_group(),
         )
+
+    def with_config(self, parallel: ParallelConfig) -> "Layout":
+        """Return a layout of the same groups with the settings of a phase, whose degrees are the same."""
+        other = copy(self)
+        other.config = parallel
+        return other
 
     @cached_property
     def background_group(self) -> dist.ProcessGroup:

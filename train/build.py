@@ -25,7 +25,7 @@ def build_phase_engine(config: RunConfig, phase: Phase, layout: Layout, restored
     return build_engine(
         config.pali,
         config.optimizer,
-        layout,
+        layout.with_config(config.parallel),
         precision=config.run.precision,
         freeze=phase.freeze,
         seed=None if restored else config.run.seed,

@@ -24,7 +24,7 @@ from train.first_weights import check_first_weights, first_files
 from train.health.profiling import profiled_steps
 from train.phases import Span, for_phase, spans
 from train.run.resume import MODEL, check_allowed, check_resume, check_same_model
-from train.saved_run import read_settings
+from train.saved_run import convert, read_settings
 from train.step.validation import SPLIT
 
 
@@ -179,7 +179,7 @@ def _check_same_run(config: RunConfig, trains: bool) -> None:
         )
     if (renamed := checkpoints.renamed()) is not None:
         raise ConfigurationError(f"{renamed}, and a name counts steps; give it its own name again, or move it away.")
-    saved = checkpoints.latest_extra().get("config")
+    saved = convert(checkpoints.latest_extra().get("config"))
     if trains and isinstance(saved, dict):
         check_resume(saved, config, checkpoints.latest_step() or 0)
         return

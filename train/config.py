@@ -1,6 +1,7 @@
 """What a run is told: the settings of `train/`, joined with those of `model`, `parallel` and `data`."""
 
 import difflib
+import math
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, get_type_hints
 
@@ -68,6 +69,11 @@ class RunSettings:
     name: str = "pretrain"
     folder: str = field(default="runs/pretrain", metadata=PATH)
     steps: int = 1000
+    """Steps of the run, over all phases; a run that is started again with more goes on. `config.yaml` holds them also
+    where `examples` gave them. The default is the warm-up of PaLI's schedule: long enough to see it learn."""
+    examples: float | None = None
+    """Length of the run in examples, instead of `steps`: 1.566e9 is the paper's. The number of steps follows from the
+    batch size of each phase, rounded up. Null by default: `steps` gives the length."""
     seed: int = 0
     precision: str = "bf16"
     initial: str | None = field(default=None, metadata=PATH)
@@ -189,6 +195,10 @@ class ScheduleConfig:
     name: str = "rsqrt"
     peak: float = 1e-2
     warmup_steps: int = 1000
+    """Steps of the linear warm-up. The default is the paper's."""
+    warmup_examples: float | None = None
+    """Length of the warm-up in examples, instead of `warmup_steps` (set that to null), rounded up to whole steps of the
+    phases that it lies in. Null by default: `warmup_steps` gives the length."""
     end_fraction: float = 0.0
     cooldown_steps: int = 0
 
@@ -322,6 +332,28 @@ class RunConfig:
         return PaLIConfig(self.vit, self.mt5, self.model, len(NAMES))
 
 
+@dataclass
+class ComposedRun(RunSettings):
+    """The settings of a run before `examples` is resolved: a number of steps may be left out."""
+
+    steps: int | None = None  # type: ignore[assignment]
+    """See RunSettings."""
+
+    def __post_init__(self) -> None:
+        """Check nothing: the resolved settings are checked."""
+
+
+@dataclass
+class ComposedSchedule(ScheduleConfig):
+    """The schedule before `warmup_examples` is resolved: a number of steps may be left out."""
+
+    warmup_steps: int | None = None  # type: ignore[assignment]
+    """See ScheduleConfig."""
+
+    def __post_init__(self) -> None:
+        """Check nothing: the resolved schedule is checked."""
+
+
 def to_run_config(composed: DictConfig, weights: bool = True) -> RunConfig:
     """The typed settings of a composed configuration, not yet checked against each other.
 
@@ -341,7 +373,64 @@ def to_run_config(composed: DictConfig, weights: bool = True) -> RunConfig:
     _check_components(plain.get("mixture") or {})  # type: ignore[union-attr]
     if not plain.get("phases"):  # type: ignore[union-attr]
         raise ConfigurationError("phases is empty; give at least one phase (see conf/phases).")
-    return typed(RunConfig, plain)
+    examples = [_take_examples(plain, *key) for key in (("run", "examples", "steps"),
+                                                        ("schedule", "warmup_examples", "warmup_steps"))]  # fmt: skip
+    config = typed(RunConfig, plain)
+    if examples[0] is not None:
+        config.run.steps = _steps_of_run(config, examples[0])
+    if examples[1] is not None:
+        config.schedule.warmup_steps = _steps_after(config, examples[1])
+    return config
+
+
+def _take_examples(plain: Any, group: str, examples: str, steps: str) -> float | None:
+    """Return a length in examples and leave both keys out, where it replaces the one in steps."""
+    settings = plain.get(group) or {}
+    if settings.get(steps) is None:
+        settings.pop(steps, None)
+    if settings.get(examples) is None:
+        return None
+    if steps in settings:
+        raise ConfigurationError(
+            f"{group}.{steps}={settings[steps]} and {group}.{examples}={settings[examples]} give the same length "
+            "twice; set one of them to null."
+        )
+    length = float(settings.pop(examples))
+    if not 1 <= length < math.inf:
+        raise ConfigurationError(f"{group}.{examples}={length:g} must be at least 1.")
+    return length
+
+
+def _steps_of_run(config: RunConfig, examples: float) -> int:
+    """Return how many steps of the phases, each with its own batch size, take so many examples."""
+    sizes = [phase.global_batch_size or config.data.global_batch_size for phase in config.phases.values()]
+    given = [phase.steps for phase in config.phases.values()]
+    rest = examples - sum((steps or 0) * size for steps, size in zip(given, sizes, strict=True))
+    if None not in given:
+        if rest:
+            raise ConfigurationError(
+                f"run.examples={examples:g} is not what the phases take ({examples - rest:g}); leave run.examples out, "
+                "or the steps of one phase."
+            )
+        return sum(steps or 0 for steps in given)
+    if rest <= 0:
+        raise ConfigurationError(
+            f"run.examples={examples:g} leaves none for phase {list(config.phases)[given.index(None)]}, as the others "
+            f"take {examples - rest:g}; ask for more."
+        )
+    return sum(steps or 0 for steps in given) + math.ceil(rest / sizes[given.index(None)])
+
+
+def _steps_after(config: RunConfig, examples: float) -> int:
+    """Return after how many steps of the run so many examples were read."""
+    done, total = 0, config.run.steps
+    given = sum(phase.steps or 0 for phase in config.phases.values())
+    for phase in config.phases.values():
+        steps, size = phase.steps or total - given, phase.global_batch_size or config.data.global_batch_size
+        if examples <= steps * size:
+            break
+        done, examples = done + steps, examples - steps * size
+    return done + math.ceil(examples / size)
 
 
 def _check_components(mixture: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ from data.error_budget import ErrorBudgetExceeded
 from parallel.distributed import stop as leave
 from slurm.cluster import ClusterConfig, SubmitConfig
 from train import exit_note as note
-from train.config import RunConfig, WeightsConfig
+from train.config import ComposedRun, ComposedSchedule, RunConfig, WeightsConfig
 from train.health.memory import is_lack_of_memory
 from train.sweep import FailedRuns, Sweep, become_one_of, folder_name
 
@@ -140,6 +140,7 @@ def register() -> None:
     run, submission = OmegaConf.structured(RunConfig), OmegaConf.structured(SubmitConfig)
     for names_of_the_user in (run.data.sources, submission.cluster.environment):
         OmegaConf.set_struct(names_of_the_user, False)  # Hydra makes all else refuse keys that are not there yet
+    run.run, run.schedule = OmegaConf.structured(ComposedRun), OmegaConf.structured(ComposedSchedule)
     run.weights = WeightsConfig(MISSING, MISSING)  # in a merge "???" replaces nothing: conf/weights says null
     ConfigStore.instance().store(name="run_schema", node=run)
     ConfigStore.instance().store(name="submit_schema", node=submission)

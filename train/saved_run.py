@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from common.errors import ConfigurationError
+from common.overrides import RENAMED
 from common.values import expand_home
 from train.config import RunConfig, to_run_config
 
@@ -23,7 +25,7 @@ def read_settings(folder: Path) -> DictConfig | None:
     if not path.is_file():
         return None
     try:
-        settings = OmegaConf.load(path)
+        settings = OmegaConf.create(convert(OmegaConf.to_container(OmegaConf.load(path))))  # type: ignore[arg-type]
     except Exception as error:  # PyYAML raises errors of many types
         raise ConfigurationError(
             f"{path} cannot be read ({type(error).__name__}); bring it back from a copy."
@@ -31,6 +33,36 @@ def read_settings(folder: Path) -> DictConfig | None:
     if not isinstance(settings, DictConfig) or not all(isinstance(settings.get(g), DictConfig) for g in GROUPS):
         raise ConfigurationError(f"{path} does not hold the settings of a run; bring it back from a copy.")
     return settings
+
+
+def convert(settings: Any) -> Any:
+    """Return the settings of a run, in a file or a checkpoint, with the keys of earlier versions renamed."""
+    if not isinstance(settings, dict):
+        return settings
+    settings = dict(settings)
+    for old, new in RENAMED.items():
+        group, _, name = old.partition(".")
+        if isinstance(settings.get(group), dict) and name in settings[group]:
+            settings[group] = _renamed(settings[group], {name: new.partition(".")[2]})
+    stage, mixture = settings.get("stage"), settings.get("mixture")
+    if isinstance(stage, dict) and "phases" not in settings:
+        settings["phases"] = {phase["name"]: _phase(phase) for phase in settings.pop("stage").get("phases", ())}
+    if isinstance(mixture, dict) and isinstance(mixture.get("components"), list):
+        named: dict[str, Any] = {}
+        for component in mixture["components"]:
+            again = sum(one["objective"] == component["objective"] for one in named.values())
+            named[f"{component['objective']}_{again + 1}" if again else component["objective"]] = component
+        settings["mixture"] = named
+    return settings
+
+
+def _phase(phase: dict[str, Any]) -> dict[str, Any]:
+    names = {old.partition(".")[2]: new.partition(".")[2] for old, new in RENAMED.items()}
+    return _renamed({key: value for key, value in phase.items() if key != "name"}, names)
+
+
+def _renamed(group: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    return {names.get(key, key): value for key, value in group.items()}
 
 
 def saved_config(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
@@ -52,9 +84,9 @@ def overridden(settings: DictConfig, composed: DictConfig, overrides: Sequence[s
     """
     parser, names = OverridesParser.create(), list(settings.phases)
     for override in overrides:
-        key, value = override.split("=")[0].lstrip("+~"), parser.parse_override(override).value()
-        if key in ("mixture", "phases") and isinstance(value, dict):
-            settings[key] = OmegaConf.merge(settings[key], value)
+        key = override.split("=")[0].lstrip("+~")
+        if key in ("mixture", "phases"):
+            settings[key] = OmegaConf.merge(settings[key], parser.parse_override(override).value())
         else:
             OmegaConf.update(settings, key, OmegaConf.select(composed, key), merge=False)
     for name in set(settings.phases) - set(names):

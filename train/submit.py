@@ -103,7 +103,7 @@ def composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
     """`conf/<config_name>.yaml` with overrides."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         check_choices(overrides, CONF)
-        return compose(config_name, open_names(as_typed(overrides, TEXT), TEXT))
+        return compose(config_name, open_names(as_typed(overrides, TEXT), TEXT, config_name == "evaluate"))
 
 
 def _config(request: Request, runs: dict[Path, RunConfig], weights: bool) -> RunConfig:

@@ -28,6 +28,7 @@ from train.run.provenance import degrees, hardware, stage_rows
 from train.run.resume import check_sources, note, note_sources
 from train.run.skipped_batches import SkippedBatches
 from train.run.tracking import Tracker, open_tracker
+from train.saved_run import convert
 
 Extra = dict[str, Any]
 
@@ -137,7 +138,7 @@ class Run:
             if step:
                 self.alert("restart", f"{self.folder}: resumed after step {step}")
                 noted = (
-                    note(extra.get("config") or {}, self.config, step),
+                    note(convert(extra.get("config") or {}), self.config, step),
                     note_sources(extra.get("sources"), self.sources, step),
                 )
                 for changed in filter(None, noted):

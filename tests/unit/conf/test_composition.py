@@ -1,5 +1,6 @@
 """Every option of every group, and every experiment, composes into settings that can work."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ from safetensors.torch import save_file
 
 from common.errors import ConfigurationError
 from common.overrides import as_typed, open_names
+from data.config import DataConfig
+from model.config import ModelConfig
+from parallel.config import ParallelConfig
 from train.checks import check
 from train.config import RunConfig, WeightsConfig, to_run_config
 from train.entry import CONF, TEXT, register
@@ -104,3 +108,23 @@ def test_the_papers_experiments_ask_for_both_towers(experiment: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^weights\.mt5 is not given; .* run.from_scratch=true"):
         composed(f"experiment={experiment}", "run.from_scratch=false", "weights.vit=vit.safetensors")
     assert composed(f"experiment={experiment}").weights == WeightsConfig()
+
+
+def test_a_phase_takes_any_key_of_data_parallel_and_model() -> None:
+    words = [
+        f"phases.mini.{word}" for word in ("images_per_row=2", "trim_multiple=8", "dropout_rate=0.5", "recompute=block")
+    ]
+    config = composed(*words)
+    (span,) = spans(config)
+    phase = for_phase(config, span)
+    assert (phase.data.images_per_row, phase.data.trim_multiple, phase.model.dropout_rate) == (2, 8, 0.5)
+    assert phase.parallel.recompute == "block" and config.parallel.recompute == "none"
+    with pytest.raises(ConfigurationError, match=r"^phases\.mini: model\.dropout_rate=2\.0 must lie in"):
+        for_phase(config := composed("phases.mini.dropout_rate=2"), spans(config)[0])
+    with pytest.raises(ConfigurationError, match=r"^phases\.mini\.zero_stage cannot differ between phases, as pro"):
+        composed("phases.mini.zero_stage=1")
+
+
+def test_a_key_that_stands_in_two_groups_would_be_ambiguous_in_a_phase() -> None:
+    names = [one.name for kind in (DataConfig, ParallelConfig, ModelConfig) for one in fields(kind)]
+    assert len(set(names)) == len(names)

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from common.errors import ConfigurationError
 from data.config import ComponentConfig, DataConfig
 from train.config import Phase, RunConfig, to_dict, to_yaml
-from train.saved_run import NAME, overridden, read_settings, saved_config
+from train.saved_run import NAME, convert, overridden, read_settings, saved_config
 
 
 def test_a_saved_run_with_what_the_command_line_names(tmp_path: Path) -> None:
@@ -52,3 +52,18 @@ def test_a_folder_without_a_run(tmp_path: Path) -> None:
     assert read_settings(tmp_path) is None
     with pytest.raises(ConfigurationError, match=r"holds no run \(no config.yaml\); train one first"):
         saved_config(OmegaConf.create({"run": {"folder": str(tmp_path)}}), [])  # type: ignore
+
+
+def test_settings_of_an_earlier_version_are_converted() -> None:
+    ocr, vqa = ({"source": "webli", "objective": name, "weight": 1.0, "options": {}} for name in ("ocr", "vqa"))
+    old = {
+        "parallel": {"micro_batch": 4, "persistent_elements": 5}, "data": {"batch_examples": 8},
+        "stage": {"phases": [{"name": "low", "steps": 3, "batch_examples": 2}, {"name": "high", "micro_batch": 1}]},
+        "mixture": {"components": [ocr, vqa, ocr]},
+    }  # fmt: skip
+    new = {
+        "parallel": {"micro_batch_size": 4, "param_persistence_threshold": 5}, "data": {"global_batch_size": 8},
+        "phases": {"low": {"steps": 3, "global_batch_size": 2}, "high": {"micro_batch_size": 1}},
+        "mixture": {"ocr": ocr, "vqa": vqa, "ocr_2": ocr},
+    }  # fmt: skip
+    assert convert(old) == new and convert(new) == new and convert(None) is None
