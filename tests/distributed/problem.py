@@ -219,7 +219,7 @@ def answers(engine: Engine) -> Tensor:
     return torch.stack(found)
 
 
-def recognise(engine: Engine, answered: Tensor) -> Tensor:
+def recognize(engine: Engine, answered: Tensor) -> Tensor:
     """Totals [4, objectives] of the first prompts with their own answers [3, 6] as targets, every third of them wrong.
 
     Of the first data-parallel rank; the others have a micro-batch without examples.

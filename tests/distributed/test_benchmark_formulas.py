@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[" ".join(settings) for settings in CASES])
-def test_every_rank_sends_what_the_formula_says(folder: Path, number: int) -> None:
+def test_every_rank_sends_what_the_formula_states(folder: Path, number: int) -> None:
     for rank in range(RANKS):
         rows = sent_and_expected(torch.load(results_file(folder, f"{number} {rank}")))
         assert rows and {group for group, *_ in rows} <= {"data", "tensor", "pipeline", "stage"}

@@ -109,7 +109,7 @@ def test_the_curve_continues_under_any_layout(tmp_path: Path) -> None:
 
 
 def through_a_pipeline(folder: Path) -> None:
-    """What a stage alone knows reaches the checkpoint, and what a stage alone finds reaches every rank."""
+    """Ages of one stage reach the checkpoint, and a fault that one stage finds reaches every rank."""
     case = Case(pipeline=2, zero_stage=1)
     layout = case.layout()
     engine = case.engine(layout)
@@ -184,13 +184,13 @@ def beside_training(folder: Path) -> None:
     with pytest.raises(SaveFailed, match=r"step 3 could not be written to .* \(rank 1: .*GiB are free") as failure:
         checkpointer.save(engine, 4, {})
     assert "\n" not in str(failure.value)
-    checkpointer.wait()  # it is said once
+    checkpointer.wait()  # it is reported once
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     layout.barrier()
     assert sorted(f.name for f in place.iterdir()) == ["latest", "step_00000001"]
     assert checkpointer.load_latest(again) == (1, {})
 
-    # Weights that are not finite on one rank: never published, every rank says which.
+    # Weights that are not finite on one rank: never published, and every rank names the weight.
     if layout.rank == 1:
         engine.held_weights()[0][1].view(-1)[0] = math.nan
     checkpointer.save(engine, 5, {})

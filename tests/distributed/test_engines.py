@@ -31,7 +31,7 @@ from tests.distributed.problem import (
     as_lists,
     initial_weights,
     micro_batches,
-    recognise,
+    recognize,
     train,
     validate,
     weight_deviation,
@@ -133,7 +133,7 @@ def train_all(folder: Path, cases: dict[str, Case]) -> None:
         layout = case.layout()
         engine = case.engine(layout)
         result = {"curve": train(engine, joined=case.joined), "weights": weights(engine), "answers": answers(engine)}
-        result["validation"], result["recognised"] = validate(engine), recognise(engine, result["answers"][0])
+        result["validation"], result["recognized"] = validate(engine), recognize(engine, result["answers"][0])
         if case in LAYOUTS:
             result["long"] = long_updates.sharded(engine, case.image_size)
         if layout.rank == 0:
@@ -172,13 +172,13 @@ def test_equals_one_process(results: Path, case: Case) -> None:
     assert len(found["answers"]) == case.data
     if case.precision == "fp32":
         assert torch.equal(found["answers"], expected["answers"][: case.data])
-        torch.testing.assert_close(found["recognised"], expected["recognised"], rtol=TOLERANCE["fp32"], atol=0.0)
+        torch.testing.assert_close(found["recognized"], expected["recognized"], rtol=TOLERANCE["fp32"], atol=0.0)
 
 
 @pytest.mark.parametrize("case", LAYOUTS, ids=NAMES)
-def test_a_model_recognises_its_own_answers(results: Path, case: Case) -> None:
+def test_a_model_recognizes_its_own_answers(results: Path, case: Case) -> None:
     """Of 18 targets, 6 are wrong; in bf16 rounding decides near ties."""
-    _, _, correct, tokens = torch.load(results_file(results, case.name))["recognised"].sum(1).tolist()
+    _, _, correct, tokens = torch.load(results_file(results, case.name))["recognized"].sum(1).tolist()
     assert tokens == 18 and correct == pytest.approx(12, abs=0 if case.precision == "fp32" else 3)
 
 

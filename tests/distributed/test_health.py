@@ -1,4 +1,4 @@
-"""Training with two ranks of which one misbehaves: what the user is told, and how it ends."""
+"""Training with two ranks, one of them stopped or slow: the message to the user, and the end."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def until(happens: Callable[[], bool], process: subprocess.Popen[str], seconds: 
 
 
 def process_of(folder: Path, rank: int) -> int:
-    """As its heart-beat says, which another rank of its machine may copy a second later."""
+    """Read the process from its heart-beat, which another rank of its machine may copy a second later."""
     end = time.monotonic() + 60
     while rank not in (found := published(folder)):
         assert time.monotonic() < end, f"no sign of life of rank {rank}"
@@ -62,15 +62,15 @@ def test_a_rank_that_stops_ends_the_run_and_is_named(corpus: Path, tmp_path: Pat
         until(lambda: len(lines(tmp_path)) >= 3, process)
         stopped, waiting = process_of(tmp_path, 1), process_of(tmp_path, 0)
         os.kill(stopped, signal.SIGSTOP)
-        said, _ = process.communicate(timeout=60)
+        printed, _ = process.communicate(timeout=60)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode != 0
     assert not any(map(psutil.pid_exists, (stopped, waiting))), "a rank is left"
-    assert f"Does not answer, stopped or dead: rank 1 on {os.uname().nodename} (process {stopped})" in said
-    assert "(exitcode: 4)" in said or "exitcode  : 4" in said, "the watchdog came before any time-out"
-    assert "Waits: rank 0 on" in said and place in said
+    assert f"Does not answer, stopped or dead: rank 1 on {os.uname().nodename} (process {stopped})" in printed
+    assert "(exitcode: 4)" in printed or "exitcode  : 4" in printed, "the watchdog came before any time-out"
+    assert "Waits: rank 0 on" in printed and place in printed
     assert "The run hangs" in (tmp_path / "stacks" / "rank_00000.txt").read_text(encoding="utf-8")
 
 
@@ -87,20 +87,20 @@ def test_a_model_that_is_never_made_ends_the_run(corpus: Path, tmp_path: Path) -
     assert "made no progress" in done.stderr and "start-up" in done.stderr and "build_phase_engine" in done.stderr
 
 
-def test_a_slow_rank_is_measured_and_told_of(corpus: Path, tmp_path: Path) -> None:
+def test_a_slow_rank_is_measured_and_reported_of(corpus: Path, tmp_path: Path) -> None:
     settings = ["run.straggler.window=3", "checkpoint.every_steps=1000"]
     process = start(corpus, tmp_path, "run.steps=7", *settings)
     until(lambda: len(lines(tmp_path)) >= 1, process)
     slow = process_of(tmp_path, 1)
     with suppress(ProcessLookupError):  # until it has ended
-        while True:  # most of the time it stands still
+        while True:  # it hangs most of the time
             os.kill(slow, signal.SIGSTOP)
             time.sleep(0.3)
             os.kill(slow, signal.SIGCONT)
             time.sleep(0.1)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, said
-    assert "Rank 1 is slow: its own work takes" in said
-    slowest = max(lines(tmp_path)[2:], key=lambda line: line["slowest_rank_busy_s"])  # it may stand still as it waits
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, printed
+    assert "Rank 1 is slow: its own work takes" in printed
+    slowest = max(lines(tmp_path)[2:], key=lambda line: line["slowest_rank_busy_s"])  # it may hang as it waits
     assert slowest["slowest_rank"] == 1 and slowest["slowest_rank_busy_s"] > 2 * slowest["median_rank_busy_s"]
     assert max(line["communication_wait_s"] for line in lines(tmp_path)[2:]) > 0.2  # of rank 0, which waits for it

@@ -1,4 +1,4 @@
-"""Ranks that mpirun starts find each other: MPI tells where, and a collective of torch proves it."""
+"""Ranks that mpirun starts find each other: MPI gives the address, and a collective of torch proves it."""
 
 import os
 import subprocess

@@ -129,7 +129,7 @@ def _check_recomputation(parallel: PaLI, tensor_parallel: TensorParallel) -> Non
 def _check_generation(
     parallel: PaLI, reference: PaLI, tensor_parallel: TensorParallel, image_size: int = MODEL.image_size
 ) -> None:
-    """Prompts of several lengths, none of which sequence parallelism has to divide while decoding."""
+    """Prompts of several lengths, all of them undivided by sequence parallelism while decoding."""
     rows = [[example(seed, inputs=length)] for seed, length in enumerate((5, 2, 12))]
     batch = micro_batch(rows, 28, 1, image_size=image_size)
     expected = generate(reference, batch, 11)

@@ -1,4 +1,4 @@
-"""What may be chosen within a layout changes memory, speed or the update that was asked for, and nothing else."""
+"""Options within a layout change memory, speed or the requested update, and nothing else."""
 
 import os
 from dataclasses import dataclass, field, replace

@@ -1,6 +1,6 @@
 """Every workaround of `parallel/engine/zero.py` is still needed: without it, DeepSpeed gives something else or refuses.
 
-A test that fails here after an upgrade says which workaround to look at: what it guards against is gone or has changed.
+A test that fails here after an upgrade names a workaround: DeepSpeed's behavior is another one, or gone.
 """
 
 import inspect
@@ -197,7 +197,7 @@ def test_gradients_are_averaged(seen: dict[str, Any]) -> None:
     assert seen["norm, unscaled"] == pytest.approx(seen["norm"] / 2, rel=1e-5)
 
 
-def test_model_parallel_says_what_is_counted(seen: dict[str, Any]) -> None:
+def test_model_parallel_states_what_is_counted(seen: dict[str, Any]) -> None:
     assert seen["tensor, replicas counted twice"] > seen["tensor"] * (1 + 1e-4)
 
 
@@ -242,10 +242,10 @@ def test_shards_are_found(seen: dict[str, Any]) -> None:
     assert seen["found"] == [True, True, True]
 
 
-def test_deepspeed_tells_values_but_not_where_they_lie() -> None:
+def test_deepspeed_gives_values_but_not_where_they_lie() -> None:
     kinds = ("fp32_param", "grad", "optimizer_state")
-    tells = {f"safe_get_{where}_{what}" for where in ("full", "local") for what in kinds}
-    assert {name for name in dir(deepspeed.utils) if name.startswith("safe_get_")} == tells
+    gives = {f"safe_get_{where}_{what}" for where in ("full", "local") for what in kinds}
+    assert {name for name in dir(deepspeed.utils) if name.startswith("safe_get_")} == gives
 
 
 def test_nearby_ranks_are_grouped_once_a_process(seen: dict[str, Any]) -> None:

@@ -19,11 +19,11 @@ STEPS = 5
 
 @contextmanager
 def started(corpus: Path, folder: Path, *settings: str, ranks: int = 1) -> Iterator[subprocess.Popen[bytes]]:
-    """`experiment=equivalence`; what its processes say is added to the file `said` beside its folder."""
+    """`experiment=equivalence`; the output of its processes is added to the file `printed` beside its folder."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     lengths = ["data.encoder_length=255", "data.decoder_length=47"]  # that sequence parallelism cannot divide
     own = [f"run.steps={STEPS}", "checkpoint.every_steps=1", f"data.root={corpus}", f"run.folder={folder}", *lengths]
-    with said(folder).open("a", encoding="utf-8") as output:
+    with printed(folder).open("a", encoding="utf-8") as output:
         process = subprocess.Popen(
             [sys.executable, *torchrun, "-m", "train.pretrain", "experiment=equivalence", *own, *settings],
             cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=output, stderr=output,
@@ -35,7 +35,7 @@ def started(corpus: Path, folder: Path, *settings: str, ranks: int = 1) -> Itera
             left.kill()
 
 
-def said(folder: Path) -> Path:
+def printed(folder: Path) -> Path:
     return folder.with_suffix(".txt")
 
 
@@ -59,28 +59,28 @@ def ranks_of(folder: Path) -> list[psutil.Process]:
 def test_killed_under_one_layout_ended_under_another(corpus: Path, tmp_path: Path) -> None:
     alone, run = tmp_path / "alone", tmp_path / "run"
     with started(corpus, alone, "parallel.zero_stage=1") as process:  # DeepSpeed without a launcher
-        assert process.wait() == 0, said(alone).read_text(encoding="utf-8")
+        assert process.wait() == 0, printed(alone).read_text(encoding="utf-8")
 
     both = ["parallel.tensor=2", "parallel.pipeline=2", "parallel.zero_stage=3"]
     with started(corpus, run, *both, ranks=4) as process:
         while len(lines(run)) < 2:
-            assert process.poll() is None, said(run).read_text(encoding="utf-8")
+            assert process.poll() is None, printed(run).read_text(encoding="utf-8")
             time.sleep(0.05)
         killed = ranks_of(run)[1]
         killed.kill()
         assert process.wait(timeout=60) != 0  # of the 600 s that they would wait for a rank that only hangs
         assert not ranks_of(run), "a rank is left"
-    text, host = said(run).read_text(encoding="utf-8"), os.uname().nodename
+    text, host = printed(run).read_text(encoding="utf-8"), os.uname().nodename
     assert f"Rank 0 on {host}" in text and "lost a peer at" in text
     assert f"Does not answer, stopped or dead: rank 1 on {host} (process {killed.pid})" in text
     assert not any(f"dead: rank {other} on" in text for other in (0, 2, 3))
     assert all(
-        word in said(run).read_text(encoding="utf-8") for word in ("pipeline stages", "patches ..", ".. head", "GiB")
+        word in printed(run).read_text(encoding="utf-8") for word in ("pipeline stages", "patches ..", ".. head", "GiB")
     )
 
     with started(corpus, run, "parallel.tensor=2", "parallel.sequence=true", ranks=2) as process:
-        assert process.wait() == 0, said(run).read_text(encoding="utf-8")
-    assert "resumed after step" in said(run).read_text(encoding="utf-8")
+        assert process.wait() == 0, printed(run).read_text(encoding="utf-8")
+    assert "resumed after step" in printed(run).read_text(encoding="utf-8")
     assert len(lines(run)) == STEPS
     for found, expected in zip(lines(run), lines(alone), strict=True):
         for key in ("step", "loss", "grad_norm"):
@@ -92,18 +92,18 @@ def test_killed_at_any_moment_the_curve_continues_digit_for_digit(corpus: Path, 
     straight, run = tmp_path / "straight", tmp_path / "run"
     layout, draw = ["parallel.zero_stage=1", "run.steps=30"], random.Random(0)
     with started(corpus, straight, *layout, ranks=2) as process:
-        assert process.wait() == 0, said(straight).read_text(encoding="utf-8")
+        assert process.wait() == 0, printed(straight).read_text(encoding="utf-8")
     for _ in range(2):
         with started(corpus, run, *layout, ranks=2) as process:
             done = len(lines(run))
             while len(lines(run)) < done + 4:
-                assert process.poll() is None, said(run).read_text(encoding="utf-8")
+                assert process.poll() is None, printed(run).read_text(encoding="utf-8")
                 time.sleep(0.01)
             time.sleep(draw.uniform(0, 0.3))
             for each in [process, *ranks_of(run)]:
                 each.kill()
     with started(corpus, run, *layout, ranks=2) as process:
-        assert process.wait() == 0, said(run).read_text(encoding="utf-8")
-    assert said(run).read_text(encoding="utf-8").count("resumed after step") == 2
+        assert process.wait() == 0, printed(run).read_text(encoding="utf-8")
+    assert printed(run).read_text(encoding="utf-8").count("resumed after step") == 2
     curves = ([(x["step"], x["loss"], x["grad_norm"], x["lr"]) for x in lines(folder)] for folder in (run, straight))
     assert next(curves) == next(curves)

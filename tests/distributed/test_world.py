@@ -16,11 +16,11 @@ def test_a_gpu_for_every_rank_or_none(gpus: int, chosen: str, monkeypatch: pytes
     assert ("CUDA_VISIBLE_DEVICES" in visible(4)) == (chosen == "gloo")
 
 
-def test_ranks_meet_over_the_chosen_backend() -> None:
-    run_world(2, _meet, backend(2))
+def test_ranks_reach_over_the_chosen_backend() -> None:
+    run_world(2, _reach, backend(2))
 
 
-def _meet(expected: str) -> None:
+def _reach(expected: str) -> None:
     layout = Layout.start(ParallelConfig(), launch())
     assert layout.device.type == {"nccl": "cuda", "gloo": "cpu"}[expected]
     assert expected in str(dist.get_backend_config())

@@ -21,18 +21,18 @@ from tests.unit.data.conftest import COMPONENTS, IMAGE_SIZE, TOKENS_PER_IMAGE, p
 
 OURS = (ConfigurationError, ErrorBudgetExceeded, StorageFailed)
 SAMPLES = 12  # of a shard
-PICTURES = [png(number) for number in range(4)]
+IMAGES = [png(number) for number in range(4)]
 Member = tuple[str, bytes, bytes]  # name, content, type of the tar's member
 
 
 def members(rng: np.random.Generator) -> list[Member]:
-    """Draw the members of one shard: whole samples, of which some records and pictures are changed."""
+    """Draw the members of one shard: whole samples, with some records and images changed."""
     changes = int(rng.integers(0, 4))
     odd_ones = set(rng.integers(0, SAMPLES, changes).tolist())
     found: list[Member] = []
     for number in range(SAMPLES):
         fields: Any = record(number)
-        picture, key = PICTURES[number % len(PICTURES)], f"{number:05d}"
+        image, key = IMAGES[number % len(IMAGES)], f"{number:05d}"
         content = to_json(fields)
         if number in odd_ones:
             for _ in range(int(rng.integers(1, 4))):
@@ -41,8 +41,8 @@ def members(rng: np.random.Generator) -> list[Member]:
             if rng.random() < 0.2:
                 content = flipped(rng, content)
             if rng.random() < 0.3:
-                picture = flipped(rng, picture)
-        found += [(f"{key}.png", picture, tarfile.REGTYPE), (f"{key}.json", content, tarfile.REGTYPE)]
+                image = flipped(rng, image)
+        found += [(f"{key}.png", image, tarfile.REGTYPE), (f"{key}.json", content, tarfile.REGTYPE)]
         if rng.random() < 0.1:
             found.append((f"{key}.txt", flipped(rng, "words beside it ✓".encode()), tarfile.REGTYPE))
     return found
@@ -69,7 +69,7 @@ def rearranged(rng: np.random.Generator, found: list[Member]) -> list[Member]:
             odd_types = (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CONTTYPE)
             found[place] = (name, b"", pick(rng, odd_types))
     if rng.random() < 0.1:
-        found.sort(key=lambda member: (member[0].rpartition(".")[2], member[0]))  # all pictures first
+        found.sort(key=lambda member: (member[0].rpartition(".")[2], member[0]))  # all images first
     if rng.random() < 0.05:
         found = [found[int(place)] for place in rng.permutation(len(found))]
     return found

@@ -3,8 +3,8 @@
     python -m tests.mutants count=60 seed=1
     python -m tests.mutants count=20 seed=2 files=parallel/optimizer/adafactor further=false
 
-A mutant runs in a copy of the checkout, in a process forked from one that has imported torch and the like. It meets the
-unit tests of its folder, those about its own file first. What survives them meets the other unit tests that import its
+A mutant runs in a copy of the checkout, in a process forked from one that has imported torch and the like. It goes
+to the unit tests of its folder, those of its own file first. A survivor goes to the other unit tests that import its
 file, and from model and parallel worlds of several processes (further=false: no more than its folder's).
 """
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass
 class Options:
-    """count: mutants; seed: which; files: beginning of their paths; further: survivors meet other folders' tests too;
+    """count: mutants; seed: which; files: beginning of their paths; further: survivors go to other folders' tests too;
     share: percent that must die (else exit code 1)."""
 
     count: int = 60
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     with TemporaryDirectory(prefix="mutants-") as folder:
         runner = Runner(ROOT, Path(folder), options.further)
         for number, mutant in enumerate(chosen, start=1):
-            killer = runner.meet(mutant)
+            killer = runner.reach(mutant)
             outcomes[runner.stage if killer else "survived"] += 1
             survivors += [] if killer else [mutant]
             print(f"{number}/{len(chosen)} {_sentence(mutant)}: {killer or 'SURVIVES'}", flush=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 CORE = ("model", "parallel", "data", "evaluation", "train")
-# Made for tests (data/miniature), or pictures and tables for people.
+# Made for tests (data/miniature), or images and tables for people.
 LEFT_OUT = (
     "data/miniature/",
     "train/run/display.py",
@@ -103,7 +103,7 @@ def is_another_program(source: bytes, mutant: Mutant) -> bool:
 
 @cache
 def equivalent() -> frozenset[tuple[str, str]]:
-    """(file, line without its indentation) of the lines that are left alone, of which the list says why."""
+    """(file, line without its indentation) of the lines that are left alone; the list gives the reasons."""
     lines = (HERE / "equivalent.txt").read_text(encoding="utf-8").splitlines()
     entries = [line.split(": ", 1) for line in lines if line and not line.startswith(("#", " "))]
     return frozenset((file, text) for file, text in entries)

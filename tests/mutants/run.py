@@ -24,9 +24,9 @@ SLOW_IMPORTS = (
     "megatron.core", "hydra", "safetensors.torch", "scipy.ndimage", "sentencepiece", "PIL.Image", "rich.table",
     "transformers.models.mt5.modeling_mt5", "transformers.optimization",
 )  # fmt: skip
-CPU_S, REAL_S = 240, 1800  # of one process, and of all: what takes longer hangs; on a busy machine CPU time tells
+CPU_S, REAL_S = 240, 1800  # of one process, and of all: what takes longer hangs; wall time misleads on a busy machine
 HANGS = "the time limit"
-# What needs several processes meets worlds of two.
+# Code that needs several processes is run in worlds of two.
 ENGINES, CHECKPOINTS = "tests/distributed/test_engines.py", "tests/distributed/test_checkpoints.py"
 WORLDS = {
     "model/": "tests/distributed/test_model_tensor_parallel.py",
@@ -36,7 +36,7 @@ WORLDS = {
 
 
 class Runner:
-    """Meets mutants one after another; `stage` says which tests the last one met last."""
+    """Run mutants one after another; `stage` names the tests that the last one reached."""
 
     def __init__(self, root: Path, folder: Path, further: bool) -> None:
         self.copy, self.log, self.further, self.stage = folder / "copy", folder / "log", further, ""
@@ -48,7 +48,7 @@ class Runner:
             with suppress(ImportError):
                 import_module(name)
 
-    def meet(self, mutant: Mutant) -> str | None:
+    def reach(self, mutant: Mutant) -> str | None:
         """Name the test that fails on the mutant, or "time limit"; None if it survives."""
         path = self.copy / mutant.file
         source = path.read_bytes()
@@ -128,8 +128,8 @@ class Runner:
             os.killpg(pid, signal.SIGKILL)
         if (code := os.waitstatus_to_exitcode(status)) in (0, -signal.SIGXCPU):
             return HANGS if code else None
-        said = self.log.read_text(encoding="utf-8", errors="replace")
-        found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", said, re.M)
+        printed = self.log.read_text(encoding="utf-8", errors="replace")
+        found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", printed, re.M)
         return found[1] if found else tests[0]
 
 

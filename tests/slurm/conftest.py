@@ -42,7 +42,7 @@ def same_curve(found: list[tuple[int, float, float]], expected: list[tuple[int, 
 
 @contextmanager
 def stopped_after(steps: int, run: Path, number: str) -> Iterator[list[int]]:
-    """Both ranks of a run's job stand still (SIGSTOP) once so many steps are done, so that it cannot end too early.
+    """Both ranks of a run's job hang (SIGSTOP) once so many steps are done, so that it cannot end too early.
 
     Gives their processes, in order of rank; at the end, those that are left go on.
     """
@@ -91,7 +91,7 @@ def slurm(environment: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     from train.entry import register
 
     needs_slurm()
-    register()  # for those who submit: no test may live on another's having done so
+    register()  # for tests that submit: each must pass alone
     cluster = Cluster(tmp_path_factory.mktemp("cluster"))
     environment.setenv("SLURM_CONF", str(cluster.folder / "slurm.conf"))
     try:

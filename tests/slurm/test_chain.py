@@ -49,8 +49,8 @@ def test_a_broken_link_cancels_what_hangs_on_it(
     (tmp_path / "thesis" / "chapter.tex").write_text("mine", encoding="utf-8")
     words = ["corpus", "folder=thesis", *CORPUS, "pretrain", *SETTINGS, "data.root=thesis", "run.folder=run"]
     (corpus, number), (_, waiting) = submit(plan(requests(["cluster=cpu", *words])))
-    found, said = wait_for(number), corpus.log(number).read_text(encoding="utf-8")
-    assert found["JobState"] == "FAILED" and said.count("thesis exists and is no miniature corpus") == 1, said
+    found, printed = wait_for(number), corpus.log(number).read_text(encoding="utf-8")
+    assert found["JobState"] == "FAILED" and printed.count("thesis exists and is no miniature corpus") == 1, printed
     assert wait_for(waiting)["JobState"] == "CANCELLED"
     assert (tmp_path / "thesis" / "chapter.tex").exists()
 
@@ -63,8 +63,8 @@ def test_followers_learn_how_it_ended(
     (tmp_path / "thesis" / "chapter.tex").write_text("mine", encoding="utf-8")
     with pytest.raises(SystemExit) as end:
         main(["--follow", "cluster=cpu", "submit.ranks=1", "corpus", "folder=thesis", *CORPUS])
-    said = capsys.readouterr()
-    assert end.value.code == 1 and "is no miniature corpus" in said.out and "ended: FAILED" in said.err
+    printed = capsys.readouterr()
+    assert end.value.code == 1 and "is no miniature corpus" in printed.out and "ended: FAILED" in printed.err
 
 
 def test_mpi_that_does_not_see_its_step_is_one_sentence(slurm: Cluster, tmp_path: Path) -> None:

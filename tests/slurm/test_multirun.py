@@ -48,9 +48,9 @@ class Sweep:
         return folder
 
     def end(self) -> tuple[int, str]:
-        """Exit code, and all that was said."""
-        said, _ = self.process.communicate(timeout=400)
-        return self.process.returncode, said
+        """Exit code, and all that was printed."""
+        printed, _ = self.process.communicate(timeout=400)
+        return self.process.returncode, printed
 
 
 def until(condition: object, seconds: float = 300) -> None:
@@ -61,7 +61,7 @@ def until(condition: object, seconds: float = 300) -> None:
 
 
 def is_pending(number: signal.Signals, process: int) -> bool:
-    """Whether a process that stands still will find this signal when it goes on."""
+    """Whether a process that hangs will find this signal when it goes on."""
     status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     (mask,) = (line.split()[1] for line in status.splitlines() if line.startswith("ShdPnd:"))
     return bool(int(mask, 16) >> (number - 1) & 1)
@@ -78,9 +78,9 @@ def test_one_array_of_jobs_with_several_ranks(slurm: Cluster, corpus: Path, stra
         running = call("squeue", "--noheader", "--states=running", "--format=%i %D %C", "--user", "root").splitlines()
         most = max(most, len(running))
         time.sleep(0.2)
-    code, said = sweep.end()
-    assert code == 0, said
-    assert f"Slurm job {sweep.array}: 2 runs, 4 ranks each, at most 1 at a time" in said
+    code, printed = sweep.end()
+    assert code == 0, printed
+    assert f"Slurm job {sweep.array}: 2 runs, 4 ranks each, at most 1 at a time" in printed
     assert most == 1
     one, two = (sweep.run("schedule.peak", peak) for peak in (1e-2, 2e-2))
     same_curve(curve(one), straight)
@@ -93,7 +93,7 @@ def test_one_array_of_jobs_with_several_ranks(slurm: Cluster, corpus: Path, stra
 
 
 def test_a_failing_run_and_an_interrupted_one(slurm: Cluster, corpus: Path, straight: Curve, tmp_path: Path) -> None:
-    """One run loses its loss and is told; another is signalled, saves, is queued again, and goes on."""
+    """One run has no finite loss and fails; another is signaled, saves, is queued again, and goes on."""
     words = ["schedule.peak=1e-2,1e30", "run.guard.max_in_a_row=1", "hydra.launcher.tasks_per_node=2"]
     sweep = Sweep(tmp_path, corpus, *words)
     array, run = sweep.array, sweep.run("schedule.peak", 1e-2)
@@ -109,10 +109,12 @@ def test_a_failing_run_and_an_interrupted_one(slurm: Cluster, corpus: Path, stra
             capture_output=True,
             encoding="utf-8",
         )
-    code, said = sweep.end()
+    code, printed = sweep.end()
     assert code == 3
-    assert "1 of 2 runs failed, and the same command tries them again: " in said
-    assert "schedule.peak=1e+30" in said and f"(exit code 3, {sweep.folder}/.submitit/{array}_1_0_log.out)" in said
+    assert "1 of 2 runs failed, and the same command tries them again: " in printed
+    assert (
+        "schedule.peak=1e+30" in printed and f"(exit code 3, {sweep.folder}/.submitit/{array}_1_0_log.out)" in printed
+    )
     same_curve(curve(run), straight)
     log = (sweep.folder / ".submitit" / f"{array}_0_0_log.out").read_text(encoding="utf-8")
     assert "Interrupted after step" in log and "resumed after step" in log
@@ -120,17 +122,17 @@ def test_a_failing_run_and_an_interrupted_one(slurm: Cluster, corpus: Path, stra
 
 
 def test_a_sweep_that_is_ended_from_outside(slurm: Cluster, corpus: Path, tmp_path: Path) -> None:
-    """Without accounting, Slurm soon knows nothing of a job that was cancelled; the command ends all the same."""
+    """Without accounting, Slurm soon has no record of a job that was canceled; the command ends all the same."""
     sweep = Sweep(tmp_path, corpus, "vit=nano,micro", "run.steps=1000")
     until(lambda: list(sweep.folder.glob("*/metrics.jsonl")))
     call("scancel", sweep.array)
-    code, said = sweep.end()
-    assert code == 1 and "2 of 2 runs failed" in said and said.count("ended from outside") == 2
+    code, printed = sweep.end()
+    assert code == 1 and "2 of 2 runs failed" in printed and printed.count("ended from outside") == 2
 
 
 def test_what_slurm_refuses_is_one_sentence(slurm: Cluster, corpus: Path, tmp_path: Path) -> None:
-    code, said = Sweep(tmp_path, corpus, "vit=nano,micro", "hydra.launcher.partition=nowhere").end()
+    code, printed = Sweep(tmp_path, corpus, "vit=nano,micro", "hydra.launcher.partition=nowhere").end()
     assert code == 2
-    *by_sbatch, last = said.splitlines()  # submitit shows what sbatch itself says
+    *by_sbatch, last = printed.splitlines()  # submitit prints the output of sbatch itself
     assert last.startswith("Configuration: Slurm refused the sweep (") and "invalid partition" in last
     assert all(line.startswith("sbatch: ") for line in by_sbatch)

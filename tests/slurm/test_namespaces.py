@@ -1,4 +1,4 @@
-"""Where every node has a network of its own, only the first node's address is where ranks can meet."""
+"""Where every node has a network of its own, ranks can reach each other only at the first node's address."""
 
 import os
 import shutil
@@ -49,7 +49,7 @@ def run(environment: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactor
         call("bash", script, folder, "down")
 
 
-def test_ranks_meet_at_the_first_node(run: Run) -> None:
+def test_ranks_reach_at_the_first_node(run: Run) -> None:
     done = run("srun", "--nodes=2", "--ntasks-per-node=2", sys.executable, "-c", SUM_OF_RANKS)
     assert sorted(done.stdout.splitlines()) == [f"srun {rank} {rank % 2} 10.0" for rank in range(4)], done.stderr
 

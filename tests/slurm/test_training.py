@@ -33,9 +33,9 @@ def train(slurm: Cluster, corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def ends_well(job: Job, number: str, restarts: int = 0) -> str:
     """Waits for the job's end; returns what is in its log."""
-    found, said = wait_for(number), job.log(number).read_text(encoding="utf-8")
-    assert found["JobState"] == "COMPLETED" and int(found["Restarts"]) == restarts, f"{found}\n{said}"
-    return said
+    found, printed = wait_for(number), job.log(number).read_text(encoding="utf-8")
+    assert found["JobState"] == "COMPLETED" and int(found["Restarts"]) == restarts, f"{found}\n{printed}"
+    return printed
 
 
 @pytest.mark.parametrize(
@@ -54,23 +54,25 @@ def test_nodes_of_two_ranks(nodes: int, layout: list[str], train: Submit, straig
     same_curve(curve(Path("run")), straight[:3])
 
 
-def test_a_signal_that_one_rank_hears(train: Submit, straight: Curve) -> None:
+def test_a_signal_that_one_rank_receives(train: Submit, straight: Curve) -> None:
     job, number = train("submit.data_parallel=2", "cluster.tasks_per_node=1")
     with stopped_after(2, Path("run"), number) as ranks:
         os.kill(ranks[1], signal.SIGUSR1)
-    said = ends_well(job, number, restarts=1)
-    assert "it is saved, and the same command goes on" in said and "exit code 75; the job is requeued" in said, said
+    printed = ends_well(job, number, restarts=1)
+    assert "it is saved, and the same command goes on" in printed and "exit code 75; the job is requeued" in printed, (
+        printed
+    )
     same_curve(curve(Path("run")), straight)
 
 
 def test_preemption_by_a_more_urgent_job(train: Submit, straight: Curve, tmp_path: Path) -> None:
     job, number = train("submit.data_parallel=2", "cluster.tasks_per_node=1")
-    with stopped_after(2, Path("run"), number):  # Slurm lets them go on, with SIGCONT, to hear its SIGTERM
+    with stopped_after(2, Path("run"), number):  # Slurm lets them go on, with SIGCONT, to receive its SIGTERM
         urgent = call("sbatch", "--parsable", "--partition=urgent", "--nodes=4", "--exclusive", "--wrap=true").strip()
         wait_for(urgent, "RUNNING", "COMPLETED")
-    said = ends_well(job, number, restarts=1)
+    printed = ends_well(job, number, restarts=1)
     assert wait_for(urgent)["JobState"] == "COMPLETED"
-    assert "it is saved, and the same command goes on" in said, said
+    assert "it is saved, and the same command goes on" in printed, printed
     same_curve(curve(Path("run")), straight)
 
 
@@ -82,8 +84,8 @@ def test_a_node_lost_in_the_middle_of_a_step(slurm: Cluster, train: Submit, stra
     with stopped_after(5, Path("run"), number):  # the checkpoint of step 2 is whole before that of step 4 begins
         slurm.kill_node("n4")
     try:
-        said = ends_well(job, number, restarts=1)
-        assert show(number)["NumNodes"] == "1" and "resumed after step" in said, said
+        printed = ends_well(job, number, restarts=1)
+        assert show(number)["NumNodes"] == "1" and "resumed after step" in printed, printed
     finally:
         slurm.start_node("n4")
     same_curve(curve(Path("run")), straight)
@@ -105,12 +107,14 @@ def test_a_killed_rank_and_a_run_that_comes_no_further(train: Submit) -> None:
     )  # fmt: skip
     with stopped_after(1, Path("run"), number) as ranks:
         os.kill(ranks[1], signal.SIGKILL)
-    found, said = wait_for(number, "FAILED"), job.log(number).read_text(encoding="utf-8")
-    assert found["Restarts"] == "1" and found["ExitCode"] == "3:0", f"{found}\n{said}"
-    assert said.count("the job is requeued") == 1 and "without saving anything after step 0, so it stops" in said, said
+    found, printed = wait_for(number, "FAILED"), job.log(number).read_text(encoding="utf-8")
+    assert found["Restarts"] == "1" and found["ExitCode"] == "3:0", f"{found}\n{printed}"
+    assert (
+        printed.count("the job is requeued") == 1 and "without saving anything after step 0, so it stops" in printed
+    ), printed
 
 
-def test_a_cancelled_job_stays_cancelled(train: Submit) -> None:
+def test_a_canceled_job_stays_canceled(train: Submit) -> None:
     job, number = train()
     wait_for(number, "RUNNING")
     time.sleep(1)

@@ -75,7 +75,7 @@ def test_all_text_is_utf_8() -> None:
     assert not found
 
 
-SAYS = r"""
+PRINTS = r"""
 import warnings
 from rich.console import Console
 from rich.table import Table
@@ -98,7 +98,7 @@ entry.in_one_sentence(main)
 def test_no_locale_stops_what_is_printed() -> None:
     ascii_only = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run(
-        [sys.executable, "-c", SAYS], cwd=ROOT, env=os.environ | ascii_only, capture_output=True, encoding="utf-8"
+        [sys.executable, "-c", PRINTS], cwd=ROOT, env=os.environ | ascii_only, capture_output=True, encoding="utf-8"
     )
     assert done.returncode == 2 and "größe 日本 \\udcf6" in done.stdout and done.stdout.count("日本") == 3, done.stderr
     assert "مرحبا" in done.stderr and done.stderr.endswith("Configuration: ภาษา\n")

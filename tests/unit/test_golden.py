@@ -28,10 +28,10 @@ def test_without_a_reason_nothing_is_written(file: Path, capsys: pytest.CaptureF
     before = file.read_bytes()
     assert main(["mine"]) == 1
     assert file.read_bytes() == before and list(file.parent.iterdir()) == [file]
-    said = [line.split() for line in capsys.readouterr().out.replace("│", " ").splitlines()]
-    assert ["loss", "2", "2.0", "1.5", "-2.50e-01"] in said
-    assert ["keys", "2", "x", "b"] in said and ["keys", "3", "None", "c"] in said
-    assert ["mine.json:", "3", "of", "4", "values", "differ"] in said
+    printed = [line.split() for line in capsys.readouterr().out.replace("│", " ").splitlines()]
+    assert ["loss", "2", "2.0", "1.5", "-2.50e-01"] in printed
+    assert ["keys", "2", "x", "b"] in printed and ["keys", "3", "None", "c"] in printed
+    assert ["mine.json:", "3", "of", "4", "values", "differ"] in printed
 
 
 def test_the_reason_is_kept_and_is_no_value(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

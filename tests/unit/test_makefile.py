@@ -1,4 +1,4 @@
-"""`make demo` does nothing twice: with programs that only write down what they are asked for."""
+"""`make demo` does nothing twice: with programs that only write down what they are requested."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """#!/bin/sh
 case "$1" in -c) echo 2; exit;; esac
-echo "$*" >> said
+echo "$*" >> printed
 mkdir -p runs/corpus
 case "$*" in
     *data.miniature*) [ -e runs/corpus/corpus.json ] || touch runs/corpus/corpus.json ;;
@@ -20,9 +20,9 @@ esac
 
 def asked(folder: Path) -> list[str]:
     """The modules that one `make demo` runs."""
-    (folder / "said").unlink(missing_ok=True)
+    (folder / "printed").unlink(missing_ok=True)
     subprocess.run(["make", "BIN=./bin", "demo"], cwd=folder, check=True, capture_output=True)
-    return [line.split("-m ")[1].split()[0] for line in (folder / "said").read_text(encoding="utf-8").splitlines()]
+    return [line.split("-m ")[1].split()[0] for line in (folder / "printed").read_text(encoding="utf-8").splitlines()]
 
 
 def test_demo_does_nothing_twice(tmp_path: Path) -> None:

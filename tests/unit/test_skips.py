@@ -1,4 +1,4 @@
-"""Skipped tests are said in the last line, with the reason, whoever runs them."""
+"""Skipped tests are printed in the last line, with the reason, any process that runs them."""
 
 import subprocess
 import sys
@@ -31,6 +31,6 @@ def last_line(folder: Path, *arguments: str) -> str:
 def test_skips_are_the_last_line(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_bytes((ROOT / "tests" / "conftest.py").read_bytes())
     (tmp_path / "test_some.py").write_text(TESTS, encoding="utf-8")
-    said = "NOT TESTED on this machine: 2 x no slurmctld: as root, `make slurm`; 1 x no CUDA device"
-    assert last_line(tmp_path) == last_line(tmp_path, "--numprocesses=1") == said
+    printed = "NOT TESTED on this machine: 2 x no slurmctld: as root, `make slurm`; 1 x no CUDA device"
+    assert last_line(tmp_path) == last_line(tmp_path, "--numprocesses=1") == printed
     assert "NOT TESTED" not in last_line(tmp_path, "-k", "test_here")

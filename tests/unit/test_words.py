@@ -15,13 +15,10 @@ GLOSSARY = ROOT / "docs" / "glossary.md"
 OPENING = re.compile(r"(What|Who|Where|How|Which|Whether)\b")
 # Folders whose files (not those of folders in them) are not rewritten yet; the list shrinks to none.
 NOT_YET = {
-    ".", "common", "conf", "conf/weights", "data", "data/objectives", "hydra_plugins",
-    "parallel", "slurm", "tests",
-    "tests/distributed", "tests/fuzz", "tests/mutants", "tests/slurm", "tests/slurm/cluster", "tests/unit",
-    "tests/unit/common", "tests/unit/data", "tests/unit/data/miniature", "tests/unit/data/shards",
-    "tests/unit/slurm",
+    ".", "common", "conf", "conf/weights", "data", "data/objectives", "hydra_plugins", "parallel", "slurm",
     "tests/unit/train", "tests/unit/train/health", "tests/unit/train/run", "tests/unit/train/scaling",
-    "train", "train/health", "train/run", "train/scaling",
+    "tests/unit/train/step",
+    "train", "train/health", "train/run", "train/scaling", "train/step",
 }  # fmt: skip
 
 
@@ -34,7 +31,7 @@ def table(heading: str) -> list[str]:
 
 WORDS = re.compile(rf"\b({'|'.join(table('Words not used'))})\b", re.IGNORECASE)
 STEMS = [re.sub("ise$", "is(e|ed|es|er|ers|ing|ation|ations)", word) for word in table("American spelling")]
-SPELLING = re.compile(rf"(?<![a-z])({'|'.join(STEMS)})(s|ed|ing|al)?\b", re.IGNORECASE)
+SPELLING = re.compile(rf"(?<![a-z])(?!(?-i:CANCELLED))({'|'.join(STEMS)})(s|ed|ing|al)?\b", re.IGNORECASE)
 
 
 def prose(file: Path) -> Iterator[tuple[int, str]]:

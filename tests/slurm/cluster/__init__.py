@@ -1,4 +1,4 @@
-"""Starts, breaks and asks the cluster of the tests."""
+"""Start, break and query the cluster of the tests."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEM
 
 
 def needs_slurm() -> None:
-    """Skip, and say how not to, where Slurm is not installed."""
+    """Skip where Slurm is not installed, with the command that installs it."""
     if MISSING:
         pytest.skip(f"no {', '.join(MISSING)}: as root, `make slurm`")
 
@@ -42,7 +42,7 @@ class Cluster:
         script("down.sh", self.folder)
 
     def kill_node(self, node: str) -> None:
-        """The node loses power; Slurm, which would need its time-out to see it, is told."""
+        """Cut the node's power, and mark it as down at once instead of after Slurm's time-out."""
         script("kill_node.sh", self.folder, node)
         call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
 
@@ -51,12 +51,12 @@ class Cluster:
 
 
 def show(job: str) -> dict[str, str]:
-    """What Slurm knows of a job."""
+    """Return Slurm's record of a job."""
     return dict(word.split("=", 1) for word in call("scontrol", "-o", "show", "job", job).split() if "=" in word)
 
 
 def wait_for(job: str, *states: str, seconds: float = 300) -> dict[str, str]:
-    """Wait until the job is in one of the states (none given: until it has ended); returns what Slurm knows of it."""
+    """Wait until the job is in one of the states (none given: until it has ended); return Slurm's record of it."""
     end = time.monotonic() + seconds
     while (found := show(job))["JobState"] not in (states or ENDED):
         assert time.monotonic() < end, f"job {job} is {found['JobState']} after {seconds} s: {found}"
@@ -65,7 +65,7 @@ def wait_for(job: str, *states: str, seconds: float = 300) -> dict[str, str]:
 
 
 def call(*command: object) -> str:
-    """A command's output; what it said is in the error if it fails."""
+    """Return a command's output, which is in the error if it fails."""
     done = subprocess.run([str(word) for word in command], capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout

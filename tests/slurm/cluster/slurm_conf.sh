@@ -1,4 +1,4 @@
-# Prints the slurm.conf of a private cluster; up.sh and namespaces.sh say what differs between them:
+# Prints the slurm.conf of a private cluster; up.sh and namespaces.sh give the parts that differ:
 #   slurm_conf "<SlurmctldHost>" "<more lines>"
 slurm_conf() {
     local me; me=$(id -un)

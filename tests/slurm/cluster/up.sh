@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# up.sh FOLDER PORT: a private Slurm cluster of 4 nodes on this machine, told apart by port, on loopback only. Needs no
+# up.sh FOLDER PORT: a private Slurm cluster of 4 nodes on this machine, distinguished by port, on loopback only. Needs no
 # root; nothing outside the folder is touched. cred_expire=5 makes a requeued job wait 6 seconds instead of 121.
 set -euo pipefail
 export CLUSTER=$1 SLURM_CONF=$1/slurm.conf; port=$2

@@ -1,4 +1,4 @@
-"""Files that are written in one piece: whoever reads one reads the old text or the new one."""
+"""Files that are written in one piece: any process that reads one reads the old text or the new one."""
 
 import errno
 import json

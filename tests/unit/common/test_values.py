@@ -97,7 +97,7 @@ def test_text_from_other_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("plain", "said"),
+    ("plain", "printed"),
     [
         ({"rate": float("nan")}, "^rate=nan is no finite number"),
         ({"rate": float("-inf")}, "^rate=-inf is no finite number"),
@@ -122,17 +122,17 @@ def test_text_from_other_settings() -> None:
         ({"sources": []}, "Cannot merge DictConfig with ListConfig"),
     ],
 )
-def test_impossible_values_are_one_sentence(plain: dict[str, Any], said: str) -> None:
-    with pytest.raises((ConfigurationError, OmegaConfBaseException), match=said):
+def test_impossible_values_are_one_sentence(plain: dict[str, Any], printed: str) -> None:
+    with pytest.raises((ConfigurationError, OmegaConfBaseException), match=printed):
         typed(Options, plain)
 
 
 def test_a_wrong_kind_is_named_by_its_whole_key() -> None:
-    for plain, said in (
+    for plain, printed in (
         ({"rate": "x"}, r"^top\.rate: Value 'x' .* Float\.$"),
         ({"rates": 1}, r"^top\.rates: Key 'rates'"),
     ):
-        with pytest.raises(ConfigurationError, match=said):
+        with pytest.raises(ConfigurationError, match=printed):
             typed(Options, plain, "top")
 
 

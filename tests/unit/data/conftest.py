@@ -13,7 +13,7 @@ from data.shards.writer import write_shard
 from data.stream import Stream
 from data.tokenizer import Tokenizer, train_tokenizer
 
-COLOURS = ("red", "green", "blue", "yellow", "white", "black")
+COLORS = ("red", "green", "blue", "yellow", "white", "black")
 SHAPES = ("circle", "square", "star", "cross")
 IMAGE_SIZE = 28
 TOKENS_PER_IMAGE = 4
@@ -30,7 +30,7 @@ COMPONENTS = (
 
 
 def png(seed: int, size: int = 20) -> bytes:
-    """A small picture, encoded."""
+    """A small image, encoded."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "PNG")
@@ -39,12 +39,12 @@ def png(seed: int, size: int = 20) -> bytes:
 
 def record(number: int) -> dict:
     """A record that serves every objective."""
-    colour, shape = COLOURS[number % 6], SHAPES[number % 4]
-    label = f"{colour} {shape}"
+    color, shape = COLORS[number % 6], SHAPES[number % 4]
+    label = f"{color} {shape}"
     box = [0.1, 0.2, 0.5 + number % 5 / 10, 0.75]
     return {
         "language": "en",
-        "alt_text": f"a picture of a {label} number {number}",
+        "alt_text": f"an image of a {label} number {number}",
         "captions": {"en": f"a {label}", "de": f"ein Bild von {label}", "zh": "红色的圆形在中间"},
         "ocr": [
             {"text": "EXIT", "language": "en", "box": [0.5, 0.1, 0.6, 0.4]},
@@ -52,7 +52,7 @@ def record(number: int) -> dict:
             {"text": "NO", "language": "en", "box": [0.1, 0.1, 0.2, 0.4]},
         ],
         "questions": [
-            {"language": "en", "question": "What colour is it?", "answer": colour},
+            {"language": "en", "question": "What color is it?", "answer": color},
             {"language": "fr", "question": "Quelle est la forme ?", "answer": shape},
         ],
         "objects": [{"label": label, "box": box}, {"label": "dog", "box": [0.0, 0.0, 1.0, 1.0]}],

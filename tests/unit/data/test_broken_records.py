@@ -1,4 +1,4 @@
-"""One record spoils one example, whoever reads it and whatever it raises; what it was is counted and named."""
+"""One record spoils one example, any process that reads it and whatever it raises; what it was is counted and named."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""The programs of `data`: a mistake is one sentence and exit code 2, a broken record is skipped and told of."""
+"""The programs of `data`: a mistake is one sentence and exit code 2, a broken record is skipped and reported."""
 
 import logging
 import subprocess
@@ -84,7 +84,7 @@ def test_mistakes_of_the_miniature(word: str, sentence: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["data.tokenizer", "data.digest", "data.miniature"])
-def test_said_in_one_line(module: str, tmp_path: Path) -> None:
+def test_printed_in_one_line(module: str, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[3]
     done = subprocess.run([sys.executable, "-m", module, "foo=1"], cwd=root, capture_output=True, encoding="utf-8")
     assert done.returncode == 2
@@ -95,7 +95,7 @@ def test_words_become_a_dataclass() -> None:
     assert parse(["root=a", "vocab_size=7"], tokenizer.Options) == tokenizer.Options("a", "a/tokenizer.model", 7)
 
 
-def test_malformed_records_are_skipped_and_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_malformed_records_are_skipped_and_reported_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     bad = [{"captions": ["a list"]}, {"ocr": [{"text": "a", "box": 3}]}, {"questions": 5}, {"objects": [{"label": 7}]}]
     samples = [(f"bad{number}", fields, png(number)) for number, fields in enumerate(bad)]
     write_shard(tmp_path / "webli" / "train-00000.tar", [*samples, ("good", record(1), png(9))])

@@ -81,7 +81,7 @@ def test_a_box_is_four_fractions_in_order(box):
 
 
 @pytest.mark.parametrize("box", [[0, 0, 1, 1], [0.0, 0.0, 1.0000001, 1.0], (0.1, 0.1, 0.1, 0.5)])
-def test_whole_pictures_roundings_and_lines_are_boxes(box):
+def test_whole_images_roundings_and_lines_are_boxes(box):
     assert make("ocr", of_box(box)).target_text == "EXIT"
 
 
@@ -135,7 +135,7 @@ def test_what_is_null_is_missing_and_costs_nothing(name, cause, record, tokenize
     assert (found.value.cause, found.value.defect) == (cause, False)
 
 
-def test_blank_text_gives_way_to_the_next_that_says_something():
+def test_blank_text_gives_way_to_the_next_that_states_something():
     for blank in ("", " \n", "\u200b\ufeff", "\x00", None):
         assert make("captioning", {"captions": {"en": blank, "de": "ein Hund"}}).target_text == "ein Hund"
         assert make("captioning", {"captions": {"en": [blank, "a dog"]}}).target_text == "a dog"
@@ -203,13 +203,13 @@ def test_detection_of_things_without_boxes_does_not_call_them_absent():
         ({"alt_text": [], "caption": None}, b"a dog", "a dog"),
         ({"alt_text": ["", None], "caption": ["a cat"]}, b"a dog", ["a cat"]),
         ({"caption": " "}, b"\xef\xbb\xbfa dog", "a dog"),
-        ({"alt_text": 5, "caption": "a cat"}, b"a dog", 5),  # it says something, and is malformed
+        ({"alt_text": 5, "caption": "a cat"}, b"a dog", 5),  # it states something, and is malformed
         ({}, "ein Bär".encode("latin-1"), "ein Bär".encode("latin-1")),
         ({"caption": ""}, b"", None),
         ({"caption": None}, None, None),
     ],
 )
-def test_the_alt_text_is_the_first_that_says_something(beside, text, found):
+def test_the_alt_text_is_the_first_that_states_something(beside, text, found):
     record = fields.parse(json.dumps(beside).encode(), text)
     assert record.get("alt_text") == found
     if not isinstance(found, str | list):

@@ -1,4 +1,4 @@
-"""Pictures of every kind become square RGB, upright, and none takes more memory than it may."""
+"""Images of every kind become square RGB, upright, and none takes more memory than it may."""
 
 import io
 import struct
@@ -24,9 +24,9 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
 
 @pytest.mark.parametrize("kind", ["grayscale", "alpha", "palette", "CMYK", "16 bit", "WebP"])
 def test_images_of_every_kind_become_rgb(kind):
-    grey = np.full((6, 9), 128, np.uint8)
+    gray = np.full((6, 9), 128, np.uint8)
     made = {
-        "grayscale": encoded(Image.fromarray(grey)),
+        "grayscale": encoded(Image.fromarray(gray)),
         "alpha": encoded(Image.new("RGBA", (9, 6), (0, 0, 0, 127))),  # half-transparent black over white
         "palette": encoded(Image.new("RGB", (9, 6), (128, 128, 128)).quantize(4)),
         "CMYK": encoded(Image.new("CMYK", (9, 6), (0, 0, 0, 127)), "JPEG"),
@@ -45,7 +45,7 @@ def upright() -> Image.Image:
     return Image.fromarray(pixels)
 
 
-# How a camera that was held another way stores the image, by the number that it writes to say so.
+# How a camera that was held another way stores the image, by the number that it writes to state so.
 STORED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -70,7 +70,7 @@ def test_photographs_are_turned_upright(orientation, kind):
     assert np.abs(as_stored - decode(encoded(stored), 28))[[2, 2, -3, -3], [2, -3, 2, -3]].max() < 40
 
 
-def test_the_orientation_may_stand_in_xmp():
+def test_the_orientation_may_are_in_xmp():
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="3"/></x:xmpmeta>'
     turned, content = upright().transpose(STORED[3]), io.BytesIO()
     turned.save(content, "WEBP", xmp=xmp, lossless=True)

@@ -64,7 +64,7 @@ def test_the_papers_ablations(name, absent):
 
 
 def test_boxes_and_labels_of_objects_are_two_sources():
-    """Open Images' image-level labels have no boxes; Visual Genome and Objects365 are asked for boxes alone."""
+    """Open Images' image-level labels have no boxes; Visual Genome and Objects365 are requested boxes alone."""
     for path in CONF.glob("mixture/*.yaml"):
         sources = {each.objective: each.source for each in load(path.stem).values()}
         if "detection" in sources and path.stem not in ("demo", "miniature"):

@@ -24,7 +24,7 @@ from tests.unit.data.shards.test_source import stream
 
 @pytest.fixture
 def clock(monkeypatch) -> list[float]:
-    """The waits, none of which takes any time."""
+    """The waits, which take no time."""
     waits: list[float] = []
     monkeypatch.setattr(storage.time, "monotonic", lambda: sum(waits))
     monkeypatch.setattr(storage.time, "sleep", waits.append)

@@ -38,7 +38,7 @@ def write(path: Path, size: int = 1) -> Path:
 
 def test_what_people_keep_beside_the_code_stays_there(root: Path) -> None:
     before = taken(root)
-    for name in ("data/cc3m/00000.tar", "data/cc3m/00000.json", "data/cc3m/picture.jpg", "model/weights.safetensors",
+    for name in ("data/cc3m/00000.tar", "data/cc3m/00000.json", "data/cc3m/photo.jpg", "model/weights.safetensors",
                  "model/__pycache__/a.py", "data/.venv/b.py", "train/wandb/c.yaml", "data/runs/x/config.yaml",
                  "model/.#a.py", "train/notes.txt", "train/a.py~", "parallel/env/lib/a.py"):  # fmt: skip
         write(root / name, 2**40 if name.endswith(".tar") else 1)
@@ -57,15 +57,15 @@ def test_new_code_goes_along(root: Path) -> None:
 
 def test_links(root: Path, tmp_path: Path) -> None:
     write(tmp_path / "elsewhere" / "mine.py")
-    write(tmp_path / "pictures" / "deep" / "mine.py")
+    write(tmp_path / "photos" / "deep" / "mine.py")
     (root / "model" / "linked.py").symlink_to(tmp_path / "elsewhere" / "mine.py")
     (root / "model" / "package").symlink_to(tmp_path / "elsewhere")
-    (root / "data" / "pictures").symlink_to(tmp_path / "pictures")  # no code right behind it: not looked at
+    (root / "data" / "photos").symlink_to(tmp_path / "photos")  # no code right behind it: not looked at
     (root / "model" / "gone.py").symlink_to(tmp_path / "gone.py")
     (root / "model" / "circle").symlink_to(root / "model")
     found = taken(root)
     assert {"model/linked.py", "model/package/mine.py"} <= found
-    assert not found & {"model/gone.py", "data/pictures/deep/mine.py", "model/circle/circle/a.py"}
+    assert not found & {"model/gone.py", "data/photos/deep/mine.py", "model/circle/circle/a.py"}
     copy = take(tmp_path / "run", {}) / "code" / "model" / "linked.py"
     assert copy.is_file() and not copy.is_symlink()
 

@@ -1,4 +1,4 @@
-"""What Slurm is asked, how often, and what becomes of an answer that does not come."""
+"""What Slurm is called for, how often, and what becomes of an answer that does not come."""
 
 import os
 import shlex
@@ -49,16 +49,16 @@ def job(makes: str = "runs/x", **cluster: Any) -> Job:
     return Job("pretrain", ("a=b",), Path(makes), (1,), 2, site, "run: {}\n")
 
 
-def failing(times: int, said: str, then: str) -> str:
-    return f'[ $(grep -c "^$(basename "$0")" "$CALLS") -gt {times} ] || {{ echo "{said}" >&2; exit 1; }}; {then}'
+def failing(times: int, printed: str, then: str) -> str:
+    return f'[ $(grep -c "^$(basename "$0")" "$CALLS") -gt {times} ] || {{ echo "{printed}" >&2; exit 1; }}; {then}'
 
 
 @pytest.mark.parametrize(
-    "said", ["Unable to contact slurm controller (connect failure)", "Socket timed out on send/recv"]
+    "printed", ["Unable to contact slurm controller (connect failure)", "Socket timed out on send/recv"]
 )
-def test_a_busy_controller_is_asked_again(said: str, stub: Stub, slept: list[float], tmp_path: Path) -> None:
+def test_a_busy_controller_is_called_again(printed: str, stub: Stub, slept: list[float], tmp_path: Path) -> None:
     stub("squeue", "exit 1")
-    log = stub("sbatch", failing(2, said, "echo 77"))
+    log = stub("sbatch", failing(2, printed, "echo 77"))
     assert slurm.submit(["sbatch", "x"], tmp_path) == "77"
     assert slept == [1, 2] and log.read_text(encoding="utf-8").count("sbatch x") == 3
 
@@ -93,8 +93,8 @@ def test_a_chain_that_breaks_names_what_is_submitted(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("train.submit.take", lambda folder, files: folder)
     stub("sbatch", '[ -e first ] && { echo "no more jobs" >&2; exit 1; }; touch first; echo 5')
-    said = r"no more jobs Submitted already: 5 \(`scancel 5` takes them back; submit.after=5 goes on behind them\)"
-    with pytest.raises(ConfigurationError, match=said):
+    printed = r"no more jobs Submitted already: 5 \(`scancel 5` takes them back; submit.after=5 goes on behind them\)"
+    with pytest.raises(ConfigurationError, match=printed):
         submit([job(), job("runs/y")])
 
 
@@ -141,11 +141,11 @@ def test_a_forgotten_job_is_no_success(sacct: str, expected: str, stub: Stub) ->
         ({"sbatch": ["--gres=nvme:1", "--gres-flags=x"]}, {"gpus-per-node": 8}),
     ],
 )
-def test_how_gpus_are_asked_for(cluster: dict[str, Any], expected: dict[str, object]) -> None:
+def test_how_gpus_are_requested(cluster: dict[str, Any], expected: dict[str, object]) -> None:
     assert gpu_option(ClusterConfig(gpus_per_node=8, **cluster), 8) == expected
 
 
-def test_without_gpus_none_are_asked_for() -> None:
+def test_without_gpus_none_are_requested() -> None:
     assert gpu_option(ClusterConfig(gres="gpu"), 0) == {}
 
 

@@ -54,15 +54,15 @@ def script(tmp_path: Path) -> Script:
      (127, 10, False)],
 )  # fmt: skip
 def test_what_is_queued_again(code: int, restarts: int | None, again: bool, script: Script) -> None:
-    ended, said, calls = script(srun=f"exit {code}", restarts=restarts)
+    ended, printed, calls = script(srun=f"exit {code}", restarts=restarts)
     assert [call.split()[0] for call in calls] == ["srun", "scontrol"][: 1 + again]
     assert ended == (0 if again else code)
-    assert ("scontrol requeue 7" in calls) == again == ("the job is requeued" in said)
-    assert ("the job is not requeued again" in said) == (not again and code not in (0, 2, 3))
+    assert ("scontrol requeue 7" in calls) == again == ("the job is requeued" in printed)
+    assert ("the job is not requeued again" in printed) == (not again and code not in (0, 2, 3))
 
 
 def test_only_quick_ends_are_counted(script: Script, tmp_path: Path) -> None:
-    """A run that trained for two minutes may have come further; train/run/restarts.py counts those."""
+    """A run that trained for two minutes may have made progress; train/run/restarts.py counts those."""
     (tmp_path / "site.sh").write_text("SECONDS=120\n", encoding="utf-8")
     site = str(tmp_path / "site.sh")
     assert script(srun="exit 1", restarts=3, PALI_SITE=site)[2][-1] == "scontrol requeue 7"
@@ -83,11 +83,11 @@ def rank(code: int, sentence: str, peers: int) -> str:
 
 @pytest.mark.parametrize(("code", "peers"), [(3, 4), (3, 137), (2, 143), (3, 75)])
 @pytest.mark.parametrize("name", ["pretrain", "evaluate"])
-def test_what_one_rank_alone_knows_ends_the_job(name: str, code: int, peers: int, script: Script) -> None:
-    ended, said, calls = script(name, srun=rank(code, "The disk is full.", peers))
+def test_what_one_rank_alone_has_ends_the_job(name: str, code: int, peers: int, script: Script) -> None:
+    ended, printed, calls = script(name, srun=rank(code, "The disk is full.", peers))
     assert ended == code and len(calls) == 1
-    assert f"The ranks ended with exit code {peers}, because one stopped the run with {code}: rank 5 on " in said
-    assert "The disk is full." in said
+    assert f"The ranks ended with exit code {peers}, because one stopped the run with {code}: rank 5 on " in printed
+    assert "The disk is full." in printed
 
 
 @pytest.mark.parametrize("code", [1, 4, 75])
@@ -98,19 +98,19 @@ def test_what_passes_leaves_no_note(code: int, script: Script) -> None:
 
 def test_a_note_of_an_earlier_start_counts_no_more(script: Script, tmp_path: Path) -> None:
     (tmp_path / ".note-7").write_text("3\nThe disk was full.\n", encoding="utf-8")
-    _, said, calls = script(srun="exit 4", restarts=1, SLURM_SUBMIT_DIR=str(tmp_path))
-    assert calls[-1] == "scontrol requeue 7" and "was full" not in said
+    _, printed, calls = script(srun="exit 4", restarts=1, SLURM_SUBMIT_DIR=str(tmp_path))
+    assert calls[-1] == "scontrol requeue 7" and "was full" not in printed
     assert not (tmp_path / ".note-7").exists()
 
 
 def test_a_rank_that_cannot_even_write_its_note(script: Script) -> None:
-    ended, said, calls = script(srun='rm "$PALI_NOTE"; exit 4')
-    assert ended == 3 and len(calls) == 1 and "could not write why (is the disk full?)" in said
+    ended, printed, calls = script(srun='rm "$PALI_NOTE"; exit 4')
+    assert ended == 3 and len(calls) == 1 and "could not write why (is the disk full?)" in printed
 
 
-def test_a_folder_that_takes_no_note_is_said(script: Script, tmp_path: Path) -> None:
-    _, said, calls = script(srun="exit 4", SLURM_SUBMIT_DIR=str(tmp_path / "gone"))
-    assert "gone cannot be written to: if one rank stops" in said and calls[-1] == "scontrol requeue 7"
+def test_a_folder_that_takes_no_note_is_printed(script: Script, tmp_path: Path) -> None:
+    _, printed, calls = script(srun="exit 4", SLURM_SUBMIT_DIR=str(tmp_path / "gone"))
+    assert "gone cannot be written to: if one rank stops" in printed and calls[-1] == "scontrol requeue 7"
 
 
 def test_scontrol_is_tried_again(script: Script, tmp_path: Path) -> None:
@@ -124,9 +124,9 @@ def test_scontrol_is_tried_again(script: Script, tmp_path: Path) -> None:
         "sleep 2",
         "scontrol requeue 7",
     ]
-    ended, said, calls = script(srun="exit 75", scontrol='echo "Unable to contact slurm controller" >&2; exit 1')
+    ended, printed, calls = script(srun="exit 75", scontrol='echo "Unable to contact slurm controller" >&2; exit 1')
     assert ended == 75 and calls.count("scontrol requeue 7") == 10
-    assert "did not queue the job again (Unable to contact slurm controller); submit it once more" in said
+    assert "did not queue the job again (Unable to contact slurm controller); submit it once more" in printed
 
 
 def test_the_signal_that_follows_a_requeue_ends_no_scontrol(script: Script) -> None:
@@ -141,8 +141,8 @@ def test_a_site_that_cannot_be_read_ends_the_job(site: str, name: str, script: S
     if site:
         path.write_text(site, encoding="utf-8")
     for words, variables in (((), {"PALI_SITE": str(path)}), ((f"--site={path}",), {})):
-        ended, said, calls = script(name, *words, **variables)
-        assert ended == 2 and calls == [] and f"The site's words ({path}) cannot be read, or end with code" in said
+        ended, printed, calls = script(name, *words, **variables)
+        assert ended == 2 and calls == [] and f"The site's words ({path}) cannot be read, or end with code" in printed
 
 
 @pytest.mark.parametrize("name", ["pretrain", "evaluate", "corpus"])

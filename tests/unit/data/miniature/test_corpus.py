@@ -62,17 +62,17 @@ def test_bytes_do_not_depend_on_the_number_of_ranks(size: int, corpus: Path, tmp
     (tmp_path / "other.partial").mkdir()
     (tmp_path / "other.partial" / "left").write_text("over", encoding="utf-8")
     arguments = [f"folder={tmp_path / 'other'}", f"scale={SCALE}", "shard_records=100"]
-    said = under_mpirun(size, *arguments)
-    assert said.returncode == 0 and f"by {size} ranks" in said.stdout, said.stderr
+    printed = under_mpirun(size, *arguments)
+    assert printed.returncode == 0 and f"by {size} ranks" in printed.stdout, printed.stderr
     assert digest(tmp_path / "other") == digest(corpus)
     assert "is there already" in under_mpirun(size, *arguments).stdout
 
 
 @pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this python: pip install mpich")
-def test_what_is_wrong_is_said_once_by_all_ranks(tmp_path: Path) -> None:
+def test_what_is_wrong_is_printed_once_by_all_ranks(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine", encoding="utf-8")
-    said = under_mpirun(2, f"folder={tmp_path}", "scale=0.0005")
-    assert said.returncode == 2 and said.stderr.count("no miniature corpus") == 1, said.stderr
+    printed = under_mpirun(2, f"folder={tmp_path}", "scale=0.0005")
+    assert printed.returncode == 2 and printed.stderr.count("no miniature corpus") == 1, printed.stderr
 
 
 def under_mpirun(size: int, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -143,7 +143,7 @@ def test_held_out_twosomes_are_in_every_test_scene_and_nowhere_else(corpus: Path
     assert all(names_held_out(record) for record, _ in read(corpus, "cc3m_35l", "test"))
 
 
-def test_words_stand_on_other_boards_in_test(corpus: Path) -> None:
+def test_words_are_on_other_boards_in_test(corpus: Path) -> None:
     def boards(split: str) -> set[tuple[str, tuple[int, ...]]]:
         found = set()
         for record, image in read(corpus, "webli", split):
@@ -196,14 +196,14 @@ def test_every_language_is_there_and_unspaced_ones_have_no_spaces(corpus: Path) 
 
 
 @pytest.mark.parametrize(
-    "argument, says", [("sed=1", "sed"), ("seed=x", "seed"), ("languages=[xx]", "languages"), ("corpus", "key=value")]
+    "argument, states", [("sed=1", "sed"), ("seed=x", "seed"), ("languages=[xx]", "languages"), ("corpus", "key=value")]
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(
-    argument: str, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    argument: str, states: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert main([f"folder={tmp_path / 'corpus'}", argument]) == 2
     message = capsys.readouterr().err.strip()
-    assert says in message and "\n" not in message
+    assert states in message and "\n" not in message
 
 
 def test_command_line_makes_the_corpus_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -222,8 +222,8 @@ def test_a_disk_that_is_full_is_one_sentence(
 
     monkeypatch.setattr("data.miniature.corpus.make_shard", full)
     assert main([f"folder={tmp_path / 'corpus'}", "scale=0.001", "workers=1"]) == 3
-    said = capsys.readouterr().err
-    assert "train-00000.tar: No space left on device; make room" in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert "train-00000.tar: No space left on device; make room" in printed and printed.count("\n") == 1
     assert not (tmp_path / "corpus").exists()
 
 

@@ -13,7 +13,7 @@ from data.miniature.sampling import draw_scene
 from data.miniature.scene import COLORS, KINDS, PAIRS, SIZES, Scene, Shape, held_out_together, uses_held_out
 from data.miniature.text_image import sign_extent, visual_order, word_mask
 
-GREY = ((150, 150, 150), (150, 150, 150))
+GRAY = ((150, 150, 150), (150, 150, 150))
 
 
 def questions_of(split: str, num_scenes: int) -> list[Question]:
@@ -60,7 +60,7 @@ def test_answers_are_balanced() -> None:
 
 def test_ambiguous_questions_are_not_asked() -> None:
     twins = (Shape("red", "circle", "small", 0.5, 0.3, 0.0), Shape("blue", "circle", "small", 0.51, 0.8, 0.0))
-    scene = Scene(twins, None, GREY)
+    scene = Scene(twins, None, GRAY)
     assert set(outermost(scene)) == {"left", "right"}
     for seed in range(50):
         templates = {question.template for question in ask(np.random.default_rng(seed), scene)}
@@ -114,7 +114,7 @@ def test_arabic_is_shaped_and_turned() -> None:
 def test_shapes_are_drawn_in_their_boxes() -> None:
     for kind in KINDS:
         shape = Shape("red", kind, "large", 0.5, 0.4, 0.1)
-        pixels = np.asarray(render(Scene((shape,), None, GREY), 112), dtype=np.int32)
+        pixels = np.asarray(render(Scene((shape,), None, GRAY), 112), dtype=np.int32)
         rows, columns = np.nonzero(pixels[..., 0] - pixels[..., 1] > 90)
         found = np.array([rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]) / 112
         assert np.abs(found - shape.box).max() < 1.6 / 112, kind

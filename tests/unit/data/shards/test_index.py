@@ -39,7 +39,7 @@ def write(path: Path, *members: Member, form: int = tarfile.PAX_FORMAT) -> Path:
 
 
 def pair(key: str) -> list[Member]:
-    return [(f"{key}.jpg", f"picture {key!r}".encode()), (f"{key}.json", json.dumps({"alt_text": key}).encode())]
+    return [(f"{key}.jpg", f"image {key!r}".encode()), (f"{key}.json", json.dumps({"alt_text": key}).encode())]
 
 
 def contents(path: Path, found: ShardIndex) -> list[list[bytes | None]]:
@@ -84,7 +84,7 @@ def test_other_members_are_counted_by_cause(tmp_path):
     assert found.keys == ["a"] and found.left_out == {NO_FILE: 1, HIDDEN: 1, OTHER_KIND: 2} and adds_up(found)
 
 
-def test_links_stand_for_the_members_they_point_to(tmp_path):
+def test_links_are_for_the_members_they_point_to(tmp_path):
     hard, soft, broken = (tarfile.TarInfo(f"x/{name}.jpg") for name in ("b", "c", "d"))
     hard.type, hard.linkname = tarfile.LNKTYPE, "./x/a.jpg"
     soft.type, soft.linkname = tarfile.SYMTYPE, "a.jpg"
@@ -93,10 +93,10 @@ def test_links_stand_for_the_members_they_point_to(tmp_path):
     path = write(tmp_path / "0.tar", *pair("x/a"), *links, ("x/d.json", b"{}"))
     found = scan(str(path))
     assert found.keys == ["x/a", "x/b", "x/c", "x/d"] and found.left_out == {NO_TARGET: 1} and adds_up(found)
-    assert [row[2] for row in contents(path, found)] == [b"picture 'x/a'"] * 3 + [None]
+    assert [row[2] for row in contents(path, found)] == [b"image 'x/a'"] * 3 + [None]
 
 
-def test_links_may_stand_before_the_members_they_point_to(tmp_path):
+def test_links_may_are_before_the_members_they_point_to(tmp_path):
     """As in a tar whose members are sorted by name; a circle of links has no bytes."""
     names = {"a": "b", "b": "c", "d": "e", "e": "d"}
     links: list[Member] = [(tarfile.TarInfo(f"{name}.jpg"), b"") for name in names]
@@ -105,7 +105,7 @@ def test_links_may_stand_before_the_members_they_point_to(tmp_path):
     path = write(tmp_path / "0.tar", *links, *pair("c"), ("a.json", b"{}"))
     found = scan(str(path))
     assert found.keys == ["a", "b", "c"] and found.left_out == {NO_TARGET: 2} and adds_up(found)
-    assert [row[2] for row in contents(path, found)] == [b"picture 'c'"] * 3
+    assert [row[2] for row in contents(path, found)] == [b"image 'c'"] * 3
 
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])

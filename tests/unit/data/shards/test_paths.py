@@ -102,7 +102,7 @@ def test_a_pattern_without_split_serves_the_split_of_its_names(tmp_path):
     assert "names a split and" in refusal(tmp_path, "train", "*.tar")
 
 
-def test_split_in_a_pattern_stands_for_the_split_or_one_synonym(tmp_path):
+def test_split_in_a_pattern_is_for_the_split_or_one_synonym(tmp_path):
     made(tmp_path, "train/0.tar", "val/0.tar", "x-train-0.tar", "x-dev-0.tar", "x-valid-0.tar", "test-train-0.tar")
     assert found(tmp_path, "validation", "{split}/*.tar") == found(tmp_path, "validation", "{split}") == ["val/0.tar"]
     assert found(tmp_path, "train", "x-{split}-{0..0}.tar") == ["x-train-0.tar"]

@@ -230,7 +230,7 @@ def test_few_broken_records_are_forgiven(tmp_path, tokenizer):
 
 
 def test_a_component_that_gives_nothing_ends_reading_and_names_what_it_misses(tmp_path, tokenizer):
-    records = [(f"{number}", {"text": "no picture here", "u\nrl \ud83d": "x"}, None) for number in range(30)]
+    records = [(f"{number}", {"text": "no image here", "u\nrl \ud83d": "x"}, None) for number in range(30)]
     write_shard(tmp_path / "webli" / "train-00000.tar", records)
     opened = stream(tmp_path, tokenizer, ("webli", "captioning", 1), ("webli", "span_corruption", 1))
     with pytest.raises(NothingUsable) as error:
@@ -274,7 +274,7 @@ def test_every_record_that_is_read_is_used_or_skipped_or_broken(tmp_path, tokeni
 
 @pytest.mark.parametrize("none", [[], None, [None]])
 def test_negatives_are_learned_from_a_source_that_names_none(tmp_path, tokenizer, none):
-    """A pure function of the source: whoever reads whichever record first, its examples are the same."""
+    """A pure function of the source: any process that reads whichever record first, its examples are the same."""
     records = [(f"{number:02d}", record(number) | {"absent_labels": none}, png(number)) for number in range(12)]
     write_shard(tmp_path / "objects" / "train-00000.tar", records)
     components = [("objects", "detection", 1), ("objects", "object_vqa", 1)]
@@ -429,6 +429,6 @@ def test_a_holdout_of_nothing_is_refused(tmp_path):
         held_out(tmp_path, "validation", 0.001)
 
 
-def test_what_is_not_said_of_reading_is_as_in_the_settings():
+def test_what_is_not_printed_of_reading_is_as_in_the_settings():
     options = ReadOptions()
     assert vars(options) == {name: getattr(DataConfig(), name) for name in vars(options)}
