@@ -1,1 +1,1 @@
-"""What the model reads: shards, tokenizer, the eight objectives, their mixture, packed rows."""
+"""Read shards and make packed rows: tokenizer, eight objectives, their mixture, streams."""

@@ -146,7 +146,7 @@ class Component:
                 else:
                     self._given = True
                     return
-            self._tries -= 1  # whoever reads on looks again
+            self._tries -= 1  # the next read tries again
         raise NothingUsable(self._nothing(causes, fields))
 
     def _nothing(self, causes: Counter[str], fields: Counter[str]) -> str:
