@@ -121,7 +121,7 @@ class ZeroEngine(Engine):
     def __init__(self, blueprint: Blueprint, model: PaLI) -> None:
         """Hand the units to DeepSpeed; `prepare` has run, and has sharded them for stage 3."""
         super().__init__(blueprint, model)
-        self.stage, self.sharing_group = self.layout.config.zero_stage, self.layout.stage_group
+        self.zero_stage, self.sharing_group = self.layout.config.zero_stage, self.layout.stage_group
         self.gradient_scale = float(self.layout.data_parallel_size)  # workaround 2
         for parameter in model.parameters():  # workaround 3
             parameter.model_parallel = is_counted(parameter, self.layout.tensor_parallel_rank)  # type: ignore[attr-defined]
@@ -135,7 +135,7 @@ class ZeroEngine(Engine):
         )
         self.optimizer = self.zero_optimizer.optimizer
         self.fresh = True  # no backward since the last update
-        self.gather_once = self.stage == 3 and self.layout.config.gather == "step"
+        self.gather_once = self.zero_stage == 3 and self.layout.config.gather == "step"
         if self.gather_once:
             self.zero_optimizer.parameter_offload.destroy()  # workaround 8: removes the hooks
         self._map_into_files(model, self.layout.config)
@@ -192,7 +192,7 @@ class ZeroEngine(Engine):
         return shards
 
     def _flat_weights(self) -> list[Tensor]:
-        if self.stage == 3:
+        if self.zero_stage == 3:
             return self.zero_optimizer.fp32_partitioned_groups_flat
         if self.bf16_optimizer:
             return self.zero_optimizer.fp32_groups_flat_partition
@@ -209,7 +209,7 @@ class ZeroEngine(Engine):
         Return (number of the flat tensor, start in it, first element of the flattened parameter, number of elements),
         or None where this rank holds nothing of the parameter.
         """
-        if self.stage == 3:
+        if self.zero_stage == 3:
             group, start, count = self.zero_optimizer.grad_position[self.zero_optimizer.get_param_id(parameter)]
             return group, start, self.layout.data_parallel_rank * count, count
         mapping = parameter._hp_mapping
@@ -229,8 +229,8 @@ class ZeroEngine(Engine):
             if parameter.requires_grad:
                 continue
             local: Any = parameter
-            values = local.ds_tensor if self.stage == 3 else parameter.detach().flatten()
-            first = self.layout.data_parallel_rank * values.numel() if self.stage == 3 else 0
+            values = local.ds_tensor if self.zero_stage == 3 else parameter.detach().flatten()
+            first = self.layout.data_parallel_rank * values.numel() if self.zero_stage == 3 else 0
             found += [(r, r.view(values)) for r in self._rectangles(parameter, part, first, values.numel(), 0)]
         return found
 
@@ -240,7 +240,7 @@ class ZeroEngine(Engine):
     @torch.no_grad()
     def publish(self) -> None:
         """Do as DeepSpeed after an optimizer step: fp32 shards -> 16-bit shards -> (stages 1, 2) all ranks."""
-        if self.stage == 3:
+        if self.zero_stage == 3:
             for group in range(len(self.zero_optimizer.fp16_groups)):
                 self.zero_optimizer._reassign_or_swap_out_partitioned_parameters(group)
             for parameter in self.model.parameters():
@@ -304,7 +304,7 @@ class ZeroEngine(Engine):
         """See Engine.backward."""
         self.zero_optimizer.clear_backward_seen_flag()  # workaround 6
         self.zero_optimizer.backward_prologue()
-        if self.fresh and self.stage == 3 and len(self.blueprint.local_stages) > 1:
+        if self.fresh and self.zero_stage == 3 and len(self.blueprint.local_stages) > 1:
             self._zero_gradients()  # workaround 7
         self.fresh = False
         self.deepspeed_engine.backward(loss, scale_wrt_gas=False)
