@@ -19,32 +19,34 @@ MOST_APART = 1e300  # ratio of two weights; in double precision, beyond it one o
 
 @dataclass
 class DataConfig:
-    """Where the shards are, and how the examples of one step become rows.
-
-    `root` and `sources`: source `s` is read from `root/sources[s]`, or from `root/s` where `sources` does not name it;
-    a value is a folder or a shard pattern (see docs/data.md). Lengths are in positions of one row, counting visual
-    tokens. `error_budget` is the fraction of a source's records that may be broken before the run stops; up to
-    `error_budget_minimum` broken records are always forgiven, so that one bad file in the first step stops nothing.
-    Both are of the last `error_window` records read of the source.
-    `prefetch` is in steps. `trim_multiple`: a micro-batch is cut behind the last position that any of its rows uses, to
-    a multiple of so many positions, and image slots that none uses are left out; on a CPU, without dropout, its rows
-    are joined into one without padding. 0 keeps all shapes equal, as compiled kernels like them and pipeline stages
-    need them (there it has no effect).
-    """
+    """Describe where the shards are, and how the examples of one step become rows."""
 
     root: str = field(default=MISSING, metadata=PATH)
+    """Folder of the sources. Required."""
     tokenizer: str = field(default=MISSING, metadata=PATH)
+    """SentencePiece model. Required; the groups of conf/data take `tokenizer.model` in `root`."""
     sources: dict[str, str] = field(default_factory=dict, metadata=PATH)
+    """Location by name of a source: a folder or a shard pattern, relative to `root` (data/README.md). A source that is
+    not named here is read from the folder of its name in `root`, hence empty by default."""
     global_batch_size: int = MISSING
+    """Examples of one step, over all ranks. Required; a multiple of `num_streams`. The paper's is 4096."""
     num_streams: int = MISSING
+    """Streams that the examples of a step are divided among; each packs rows of its own. Required; a multiple of every
+    data-parallel size that the run may have, as rows do not depend on the number of ranks then."""
     encoder_length: int = MISSING
+    """Positions of an encoder row, visual tokens included. Required."""
     decoder_length: int = MISSING
+    """Positions of a decoder row. Required."""
     images_per_row: int = 1
+    """Images that one row holds at most. 1 by default: an image of 224 px takes half a row of 512 positions."""
     error_budget: float = 0.01
+    """Fraction of a source's last `error_window` records that may be broken before the run stops. 1 % by default:
+    crawled data always holds some, and more is a damaged source."""
     error_budget_minimum: int = 16
+    """Broken records that are always forgiven, so that one bad file in the first step stops nothing."""
     error_window: int = 10_000
-    """Records of a source, the last ones that a rank has read, of which `error_budget` may be broken. At the default
-    budget of 1 % a hundred may be; a count since the start would forgive a million in a row late in a run."""
+    """Records of a source, the last ones that a rank has read, that `error_budget` applies to. At the default budget of
+    1 % a hundred may be broken; a count since the start would forgive a million in a row late in a run."""
     max_megapixels: float = 64.0
     """Millions of pixels of the largest image that is decoded, judged by its header; a larger one is a defect. The
     default takes 0.2 GB while it is decoded, and is above what photographs have; a decompression bomb has more."""
@@ -52,20 +54,27 @@ class DataConfig:
     """Turn photographs upright, as their EXIF tags ask and every viewer does. Boxes are then fractions of the upright
     image; false is for a corpus whose boxes were drawn on the pixels as they are stored."""
     num_threads: int = 2
+    """Threads that read and decode, per reading rank. 2 by default, for laptops; conf/data/web has 8."""
     prefetch: int = 2
+    """Steps that are read ahead, so that training does not wait for a slow read. 2 by default: one more than is in use.
+    """
     trim_multiple: int = 0
+    """Positions: a micro-batch is cut behind the last position that any of its rows uses, to a multiple of this, and
+    unused image slots are left out; on a CPU, without dropout, its rows are joined into one without padding. 0, the
+    default, keeps all shapes equal, as compiled kernels and pipeline stages need them."""
     holdout: float = 0.0
-    """Share of the training records, a fraction, that a source without validation shards validates on and does not
-    train on; a hash of a record's key decides, whatever the order and the ranks. 0: all are trained on."""
+    """Fraction of the training records that a source without validation shards validates on and does not train on; a
+    hash of a record's key decides, whatever the order and the ranks. 0 by default: all are trained on."""
     index_folder: str | None = field(default=None, metadata=PATH)
-    """Folder for the indices of shards that lie where nothing can be written, shared by all nodes or one on each. Not
-    set: every index lies beside its tar."""
+    """Folder for the indices of shards that lie where nothing can be written, shared by all nodes or one on each. Null
+    by default: every index lies beside its tar."""
     max_member_mib: int = 64
-    """Largest file of a sample (MiB) that is read; a larger one is a defect. Far above any photograph, and small enough
-    that one damaged size fills no memory."""
+    """Largest file of a sample (MiB) that is read; a larger one is a defect. The default is far above any photograph,
+    and small enough that one damaged size fills no memory."""
     retry_s: float = 60.0
-    """How long (s) a read is tried again while its disk or file server fails; then the run ends with exit code 75. A
-    quarter of parallel.timeout_s at most, as the other ranks wait meanwhile. File servers fail over in a minute."""
+    """Seconds for which a read is tried again while its disk or file server fails; then the run ends with exit code 75.
+    A quarter of parallel.timeout_s at most, as the other ranks wait meanwhile. File servers fail over in a minute,
+    hence the default."""
 
     def check(self) -> None:
         """Raises ConfigurationError, with the numbers, for values that no step can be made of."""

@@ -11,16 +11,18 @@ LAYERS, WIDEST, PIXELS = 1_000, 2**20, 2**14
 
 @dataclass
 class ViTConfig:
-    """A vision transformer as in big_vision `models/vit.py` (sizes: `decode_variant`).
-
-    `width` is the hidden size, `mlp_dim` the inner size of the MLP, `patch_size` in pixels.
-    """
+    """Size a vision transformer as in big_vision `models/vit.py` (`decode_variant`). The defaults are the toy's."""
 
     width: int = 128
+    """Hidden size."""
     depth: int = 4
+    """Number of blocks."""
     mlp_dim: int = 512
+    """Inner size of the MLP."""
     num_heads: int = 4
+    """Attention heads; they divide `width`."""
     patch_size: int = 14
+    """Edge of a patch, in pixels. 14 in all of the paper's ViTs."""
 
     def __post_init__(self) -> None:
         _positive(
@@ -43,17 +45,26 @@ class ViTConfig:
 
 @dataclass
 class MT5Config:
-    """An mT5 (T5 1.1) encoder-decoder; sizes from T5X `examples/t5/mt5/*.gin`."""
+    """Size an mT5 (T5 1.1) encoder-decoder as T5X `examples/t5/mt5/*.gin`. The defaults are the toy's."""
 
     d_model: int = 128
+    """Hidden size."""
     d_ff: int = 320
+    """Inner size of the gated MLP."""
     d_kv: int = 32
+    """Size of one attention head."""
     num_heads: int = 4
+    """Attention heads."""
     num_encoder_layers: int = 3
+    """Blocks of the encoder."""
     num_decoder_layers: int = 3
+    """Blocks of the decoder."""
     vocab_size: int = 250112
+    """Rows of the embedding and of the head. 250,112 in mT5: its tokenizer's 250,100 pieces, rounded up."""
     relative_attention_num_buckets: int = 32
+    """Buckets of the relative position bias. mT5's default."""
     relative_attention_max_distance: int = 128
+    """Positions beyond which all distances share a bucket. mT5's default."""
 
     def __post_init__(self) -> None:
         _positive("mt5", **vars(self))
@@ -69,20 +80,23 @@ class MT5Config:
 
 @dataclass
 class ModelConfig:
-    """The choices that join the towers, and the loss.
-
-    `attention` is "plain" (any device; on a CPU example by example), "flex" (torch flex_attention; needs CUDA to train)
-    or "auto" (flex on CUDA without dropout, else plain). `dropout_rate` is mT5's; the ViT has none. `z_loss` multiplies
-    log(Z)^2 of every target token (T5X default 1e-4). `loss_reduction` is "mean" over the target tokens of the step, or
-    "sum" (T5X `loss_normalizing_factor=None`). `loss_chunk` bounds the target tokens whose logits exist at once.
-    """
+    """Configure what joins the towers, and the loss."""
 
     image_size: int = 224
+    """Edge of the square images, in pixels; a multiple of `vit.patch_size`. A phase usually has its own. 224 by
+    default: the paper's first phase."""
     dropout_rate: float = 0.0
+    """Dropout of mT5; the ViT has none. 0 by default, as in PaLI's pretraining."""
     attention: str = "auto"
+    """`plain` (any device; on a CPU example by example), `flex` (torch flex_attention; needs CUDA to train) or `auto`
+    (flex on CUDA without dropout, else plain). Auto by default: the fastest that works."""
     z_loss: float = 1e-4
+    """Factor on log(Z)^2 of every target token, which keeps logits small. T5X's default."""
     loss_reduction: str = "mean"
+    """`mean` over the target tokens of the step, or `sum` (T5X `loss_normalizing_factor=None`). Mean by default, so
+    that the gradient does not depend on the batch size."""
     loss_chunk: int = 1024
+    """Target tokens whose logits exist at once. 1024 by default: 1 GB of fp32 logits at 250,112 pieces."""
 
     def __post_init__(self) -> None:
         _positive("model", image_size=self.image_size, loss_chunk=self.loss_chunk)

@@ -12,54 +12,60 @@ RECOMPUTE = ("none", "block", "every_n", "attention")
 
 @dataclass
 class ParallelConfig:
-    """Degrees of parallelism; data parallelism is what remains of the world: world = data x pipeline x tensor.
-
-    `zero_stage`: 0 replicates, 1 shards optimizer state and fp32 weights over the data-parallel ranks, 2 gradients too,
-    3 parameters too (DeepSpeed ZeRO), of which tensors of less than `param_persistence_threshold` elements stay
-    gathered. `schedule` is "1f1b" or "gpipe"; with `virtual_stages` > 1 every rank holds that many stages and the
-    schedule is interleaved
-    1F1B. `cut` names the first unit of every stage but the first; left empty, stages are balanced, every rank
-    within `memory_gib` of predicted memory if that is given. `sequence`: Megatron sequence parallelism between
-    tensor-parallel layers. `micro_batch_size` is in rows per forward pass. A rank that hears nothing from its peers for
-    `timeout_s` seconds gives up.
-
-    What ZeRO may do besides: `gather`: ZeRO-3's parameters are gathered anew for every "micro_batch", or once and kept
-    over all micro-batches of a "step", whatever `param_persistence_threshold` is. `offload_optimizer`: the fp32
-    weights,
-    their gradients and the optimizer's state live on the "cpu" and are updated there; "nvme" maps weights and state
-    into
-    files in `offload_folder` as well. `offload_parameters`: ZeRO-3's shards of parameters, frozen ones too, live on the
-    "cpu", or in files ("nvme"). Files are filled from host memory, which must hold a rank's shard once, at the start.
-    All are tested on CPUs only. ZeRO++: `hpz_partition_size` ranks next to each other (of one machine) keep a second
-    copy of ZeRO-3's parameters, gathered from in the backward pass; `quantized_weights` and `quantized_gradients` (int8
-    and int4 on the wire; losses change) need CUDA, and are not tested here.
-
-    `recompute` trades time for memory in trained blocks of `recompute_stacks`: "none" keeps all activations, "block"
-    only the inputs of blocks, "every_n" so for one block of every `recompute_every`, "attention" all but the scores and
-    weights of attention.
-    """
+    """Divide the world: world = data x pipeline x tensor ranks, where data parallelism is what remains."""
 
     tensor: int = 1
+    """Degree of tensor parallelism, in ranks. 1 by default: a model that fits needs none."""
     pipeline: int = 1
+    """Degree of pipeline parallelism, in ranks. 1 by default: no pipeline, no bubble."""
     virtual_stages: int = 1
+    """Pipeline stages on every rank; above 1 the schedule is interleaved 1F1B. 1 by default: fewer messages."""
     schedule: str = "1f1b"
+    """Schedule of the pipeline, `1f1b` or `gpipe`. 1F1B by default: it keeps fewer activations."""
     cut: list[str] = field(default_factory=list)
+    """First unit of every pipeline stage but the first. Empty by default: the stages are balanced."""
     memory_gib: float | None = None
+    """Predicted memory (GiB) that a rank may have when stages are balanced. Null by default: no bound."""
     sequence: bool = False
+    """Megatron's sequence parallelism: activations between tensor-parallel layers are divided by position. False by
+    default; set it with `tensor`, as it saves memory at the same traffic."""
     zero_stage: int = 0
+    """What DeepSpeed ZeRO shards over the data-parallel ranks: 0 nothing, 1 optimizer state and fp32 weights, 2
+    gradients too, 3 parameters too. 0 by default: it needs one rank only."""
     param_persistence_threshold: int = 100_000
+    """Elements: under ZeRO-3 tensors with fewer stay gathered. DeepSpeed's default."""
     micro_batch_size: int = 8
+    """Rows of one forward pass on a rank. The default suits toys; lower it where memory runs out."""
     gather: str = "micro_batch"
+    """When ZeRO-3's parameters are gathered: anew for every `micro_batch`, or once for all micro-batches of a `step`
+    (whatever `param_persistence_threshold` is). By micro-batch by default: it takes the least memory."""
     offload_optimizer: str = "none"
+    """Where fp32 weights, their gradients and the optimizer's state live and are updated: `none`, `cpu`, or `nvme`
+    (weights and state also in files of `offload_folder`). None by default: it is the fastest. Tested on CPUs only."""
     offload_parameters: str = "none"
+    """Where ZeRO-3's shards of parameters live, frozen ones too: `none`, `cpu` or `nvme`. None by default. Tested on
+    CPUs only."""
     offload_folder: str | None = field(default=None, metadata=PATH)
+    """Folder of the files of `nvme`, on a fast local disk. They are filled from host memory, which must hold a rank's
+    shard once, at the start. Null by default: required with `nvme` only."""
     hpz_partition_size: int = 1
+    """ZeRO++: ranks next to each other, of one machine, that keep a second copy of ZeRO-3's parameters, gathered from
+    in the backward pass. 1 by default: none."""
     quantized_weights: bool = False
+    """ZeRO++: gather parameters as int8. Losses change, hence false. Needs CUDA; not tested here."""
     quantized_gradients: bool = False
+    """ZeRO++: reduce gradients as int4. Losses change, hence false. Needs CUDA; not tested here."""
     recompute: str = "none"
+    """Activations that are recomputed in the backward pass: `none`; `block`, all but the inputs of blocks; `every_n`,
+    so for one block of every `recompute_every`; `attention`, the scores and weights of attention. None by default: it
+    is the fastest."""
     recompute_every: int = 2
+    """Blocks, one of which is recomputed under `every_n`. 2 by default: half of the memory for half of the time."""
     recompute_stacks: list[str] = field(default_factory=lambda: list(STACKS))
+    """Stacks whose trained blocks are recomputed. All by default."""
     timeout_s: float = 600.0
+    """Seconds without a message of its peers after which a rank ends the run with exit code 4. The default is above the
+    longest step or read that is expected."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -126,16 +132,16 @@ class ParallelConfig:
 
 @dataclass
 class ParameterGroup:
-    """How the logical tensors whose names match the shell pattern (`vit_block_*.weight`) are updated.
-
-    Their learning rate is the schedule's times `learning_rate_factor`, approached linearly over a tensor's own first
-    `warmup_steps` updates. `weight_decay` replaces the optimizer's (null = does not).
-    """
+    """Update the logical tensors whose names match a shell pattern in a way of their own."""
 
     pattern: str = ""
+    """Shell pattern of logical names, such as `vit_block_*.weight`. Required in effect: empty matches nothing."""
     learning_rate_factor: float = 1.0
+    """Factor on the schedule's learning rate. 1 by default: the same."""
     weight_decay: float | None = None
+    """Replaces the optimizer's weight decay. Null by default: it does not."""
     warmup_steps: int = 0
+    """Updates of a tensor over which its learning rate rises linearly. 0 by default: none of its own."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate_factor", "weight_decay", "warmup_steps"):
@@ -147,30 +153,38 @@ class ParameterGroup:
 
 @dataclass
 class OptimizerConfig:
-    """Adafactor exactly as T5X's (`t5x/adafactor.py`), or AdamW. The learning rate comes from the schedule.
-
-    Adafactor: beta2 of step t is 1 - (t + 1)^-`decay_exponent`; the step is scaled by max(RMS(parameter),
-    `epsilon_scale`) and its RMS clipped at `update_clipping`; matrices of at least `min_dim_size_to_factor` on both
-    sides keep row and column means only. big_vision's has besides: beta2 of at most `beta2_cap`, and the update
-    averaged with those before by `momentum`, kept in bf16. AdamW: `beta1`, `beta2`, `epsilon`. `gradient_clipping`
-    bounds the global gradient norm (null = off). `weight_decay` is decoupled, times the learning rate, on matrices
-    only. Of several `groups` that match a tensor, the last holds.
-    """
+    """Configure Adafactor, exactly T5X's (`t5x/adafactor.py`), or AdamW. The learning rate comes from the schedule."""
 
     name: str = "adafactor"
+    """`adafactor` or `adamw`. Adafactor by default, as PaLI's."""
     decay_exponent: float = 0.8
+    """Adafactor: beta2 of step t is 1 - (t + 1)^-`decay_exponent`. T5X's default."""
     update_clipping: float | None = 1.0
+    """Adafactor: the RMS of a tensor's update is at most this; null turns it off. T5X's default."""
     multiply_by_parameter_scale: bool = True
+    """Adafactor: scale a tensor's update by max(its RMS, `epsilon_scale`). True by default, as in T5X."""
     epsilon_scale: float = 1e-3
+    """Adafactor: smallest scale of a tensor, see above. T5X's default."""
     min_dim_size_to_factor: int = 128
+    """Adafactor: matrices of at least this many rows and columns keep row and column means only. T5X's default."""
     beta2_cap: float = 1.0
+    """Adafactor: beta2 is at most this; big_vision has 0.999. 1 by default: no cap, as in T5X."""
     momentum: float = 0.0
+    """Adafactor: the update is averaged with those before by this factor, in bf16; big_vision has 0.9. 0 by default:
+    none, as in T5X."""
     beta1: float = 0.9
+    """AdamW: decay of the mean of gradients. The usual default."""
     beta2: float = 0.95
+    """AdamW: decay of the mean of squared gradients. 0.95 by default, as large models have it."""
     epsilon: float = 1e-8
+    """AdamW: added to the denominator. The usual default."""
     weight_decay: float = 0.0
+    """Decoupled weight decay, times the learning rate, on matrices only. 0 by default, as PaLI's."""
     gradient_clipping: float | None = None
+    """Bound of the global norm of gradients. Null by default: off, as Adafactor clips updates."""
     groups: list[ParameterGroup] = field(default_factory=list)
+    """Tensors that are updated in a way of their own, by patterns; the last pattern that matches holds. None by
+    default."""
 
     def __post_init__(self) -> None:
         one_of("optimizer.name", self.name, tuple(OPTIMIZERS))

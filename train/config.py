@@ -19,18 +19,21 @@ TOWERS = {"vit": "ViT", "mt5": "mT5"}
 
 @dataclass
 class GuardConfig:
-    """When a step is not trusted: its loss is not finite, or far above the median of the last `window` losses.
-
-    A spike is a loss above both `spike_factor` x median and median + `spike_margin` (nats per target token); it is
-    looked for once `window` steps of a phase have been seen. After `max_in_a_row` bad steps the run goes back to its
-    last checkpoint before them and leaves their batches out from then on; having done so `roll_back` times, it stops.
-    """
+    """Judge a step by its loss: not finite, or a spike far above the median of the last losses, is bad."""
 
     spike_factor: float = 3.0
+    """A spike is above this times the median of the last losses, and above `spike_margin` too. 3 by default: a jump
+    that no batch of a healthy run makes."""
     spike_margin: float = 2.0
+    """Nats per target token: a spike is as far above the median too, so that small losses may vary. 2 by default."""
     window: int = 100
+    """Losses that the median is taken of; spikes are judged once a phase has so many. 100 by default."""
     max_in_a_row: int = 10
+    """Bad steps in a row after which the run goes back to its last checkpoint before them and skips their batches. 10
+    by default: fewer may be bad batches."""
     roll_back: int = 0
+    """How often the run may go back; then it stops with exit code 3. 0 by default: it stops at once, for a person to
+    look at it."""
 
     def __post_init__(self) -> None:
         at_least("run.guard.", 1, window=self.window, max_in_a_row=self.max_in_a_row)
@@ -41,13 +44,12 @@ class GuardConfig:
 
 @dataclass
 class StragglerConfig:
-    """When a rank is called slow: its own work takes `factor` times the median, on average over `window` steps.
-
-    `factor` 0 never calls any rank slow.
-    """
+    """Judge a rank by its own work, on average over some steps."""
 
     factor: float = 2.0
+    """A rank is slow above this times the median of all ranks. 2 by default; 0 never."""
     window: int = 50
+    """Steps of the average. 50 by default: some minutes of a large model."""
 
     def __post_init__(self) -> None:
         at_least("run.straggler.", 1, window=self.window)
@@ -57,17 +59,12 @@ class StragglerConfig:
 
 @dataclass
 class RunSettings:
-    """Name, place and length of a run.
-
-    `initial` names the folder of another run whose latest checkpoint gives the first weights; `initial_weights` are
-    safetensors files of logical names, such as towers that were pretrained apart. `peak_tflops` is the peak
-    of one device in TFLOP/s for the run's precision; left out, it is looked up by the device's name, and `mfu` is null
-    where it is unknown (CPUs). A run that its launcher restarts more than `restarts_without_progress` times in a row
-    without a new checkpoint stops itself.
-    """
+    """Name, place and length of a run."""
 
     name: str = "pretrain"
+    """Name of the run, also in the tracker."""
     folder: str = field(default="runs/pretrain", metadata=PATH)
+    """Folder of the run: settings, metrics, checkpoints. The same folder continues the run."""
     steps: int = 1000
     """Steps of the run, over all phases; a run that is started again with more goes on. `config.yaml` holds them also
     where `examples` gave them. The default is the warm-up of PaLI's schedule: long enough to see it learn."""
@@ -75,27 +72,34 @@ class RunSettings:
     """Length of the run in examples, instead of `steps`: 1.566e9 is the paper's. The number of steps follows from the
     batch size of each phase, rounded up. Null by default: `steps` gives the length."""
     seed: int = 0
+    """Seed of the order of examples, of first weights and of dropout. 0 by default."""
     precision: str = "bf16"
+    """`bf16` (weights and optimizer state stay fp32) or `fp32`. bf16 by default: it is twice as fast on GPUs."""
     initial: str | None = field(default=None, metadata=PATH)
+    """Folder of another run whose latest checkpoint gives the first weights. Null by default: none."""
     initial_weights: list[str] = field(default_factory=list, metadata=PATH)
+    """Safetensors files of logical names that give first weights, such as towers that were pretrained apart. None by
+    default."""
     from_scratch: bool = False
     """Allow a phase to freeze weights that come from no file and that no earlier phase has trained: they stay random.
-    Of use for measurements alone, hence off."""
+    Of use for measurements alone, hence false."""
     peak_tflops: float | None = None
+    """Peak of one device (TFLOP/s) at the run's precision, for `mfu`. Null by default: looked up by the device's name;
+    `mfu` is null where it is unknown."""
     restarts_without_progress: int = 3
+    """Restarts in a row without a new checkpoint after which the run stops itself. 3 by default: a node may break
+    twice."""
     rehearse: bool = False
-    """Try one step, update, checkpoint, validation and answer of each phase, print the memory that each takes, and end.
-
-    The run's folder stays as it is. False: a rehearsal is asked for, before a long run.
-    """
+    """Try one step, update, checkpoint, validation and prediction of each phase, print the memory that each takes, and
+    end. The run's folder stays as it is. False by default; set it once before a long run."""
     allow_changes: list[str] = field(default_factory=list)
-    """Settings that may differ from those of the run's newest checkpoint though its steps are others then.
-
-    Such as `data.global_batch_size`, `mixture` or `data.sources` (which shards a source has). None by default, so that
-    a step number stands for the whole state.
-    """
+    """Settings that may differ from those of the run's newest checkpoint though its steps are others then, such as
+    `data.global_batch_size`, `mixture` or `data.sources` (which shards a source has). None by default, so that a step
+    number is the whole state."""
     guard: GuardConfig = field(default_factory=GuardConfig)
+    """When a step is bad, and what happens then."""
     straggler: StragglerConfig = field(default_factory=StragglerConfig)
+    """When a rank is called slow."""
 
     def __post_init__(self) -> None:
         at_least("run.", 1, steps=self.steps)
@@ -120,16 +124,18 @@ class WeightsConfig:
 
 @dataclass
 class ViTPretrainingConfig:
-    """`python -m train.pretrain_vit`: the ViT names words and boxes of objects, patch by patch.
-
-    `output` is a safetensors file for `run.initial_weights`; `batch` is in images.
-    """
+    """Pretrain the ViT (`python -m train.pretrain_vit`): it names words and boxes of objects, patch by patch."""
 
     source: str = "objects"
+    """Source of the images, with objects. The default is the miniature corpus's."""
     steps: int = 400
+    """Steps. 400 by default: minutes on a laptop."""
     batch: int = 64
+    """Images of a step."""
     learning_rate: float = 1e-3
+    """Peak of the learning rate. The default suits the toy."""
     output: str = field(default="runs/vit.safetensors", metadata=PATH)
+    """Safetensors file of the weights, for `run.initial_weights`."""
 
     def __post_init__(self) -> None:
         at_least("vit_pretraining.", 1, steps=self.steps, batch=self.batch)
@@ -190,17 +196,21 @@ class Phase(_OptionalSettings):
 
 @dataclass
 class ScheduleConfig:
-    """Learning rate over the steps of a run: linear warm-up to `peak`, then `name`, then a cool-down to zero."""
+    """Set the learning rate of each step: linear warm-up to `peak`, then `name`, then a cool-down to zero."""
 
     name: str = "rsqrt"
+    """Shape after the warm-up: `rsqrt`, `linear_decay`, `cosine` or `constant`. The default is PaLI's."""
     peak: float = 1e-2
+    """Learning rate at the end of the warm-up. The default is PaLI-3B's."""
     warmup_steps: int = 1000
     """Steps of the linear warm-up. The default is the paper's."""
     warmup_examples: float | None = None
     """Length of the warm-up in examples, instead of `warmup_steps` (set that to null), rounded up to whole steps of the
     phases that it lies in. Null by default: `warmup_steps` gives the length."""
     end_fraction: float = 0.0
+    """Fraction of `peak` that `linear_decay` and `cosine` end at. 0 by default."""
     cooldown_steps: int = 0
+    """Last steps of the run, over which the learning rate falls linearly to zero. 0 by default: none."""
 
     def __post_init__(self) -> None:
         one_of("schedule.name", self.name, ("rsqrt", "linear_decay", "cosine", "constant"))
@@ -213,15 +223,16 @@ class ScheduleConfig:
 
 @dataclass
 class CheckpointConfig:
-    """When to save (`every_steps`; `every_minutes` of wall clock, 0 = never) and what to keep.
-
-    The newest `keep_last` checkpoints stay, and those of every `keep_every`-th step (0 = none).
-    """
+    """Set when to save and what to keep."""
 
     every_steps: int = 1000
+    """Save after every so many steps. 1000 by default."""
     every_minutes: float = 30.0
+    """Save after so many minutes of wall clock too; 0 never. 30 by default: the most that a crash costs."""
     keep_last: int = 2
+    """Newest checkpoints that stay. 2 by default: one may be damaged."""
     keep_every: int = 0
+    """Checkpoints of every so many steps stay for ever; 0 none. 0 by default: they take much disk."""
 
     def __post_init__(self) -> None:
         at_least("checkpoint.", 1, every_steps=self.every_steps, keep_last=self.keep_last)
@@ -234,30 +245,36 @@ class CheckpointConfig:
 
 @dataclass
 class Component:
-    """An objective on a source, e.g. `{source: vq2a, objective: vqa}`."""
+    """Name an objective on a source, as `{source: vq2a, objective: vqa}`."""
 
     source: str = ""
+    """Name of the source."""
     objective: str = ""
+    """Name of the objective."""
 
 
 @dataclass
 class EvaluationConfig:
-    """Validation loss and samples while training, and generation on a held-out split after it.
-
-    While training: every `every_steps` steps (0 = never) the loss of `steps` validation batches, and `samples` answers.
-    `python -m train.evaluate`: `examples` of `split` for each of `components` (none named: all of the mixture).
-    Answers have at most `max_new_tokens` tokens and are generated `batch` at a time; `languages` keeps only these.
-    """
+    """Validate while training, and generate on a held-out split after it (`python -m train.evaluate`)."""
 
     every_steps: int = 1000
+    """Validate after every so many steps, and at the end; 0 never. 1000 by default."""
     steps: int = 4
+    """Validation batches that the loss is measured on. 4 by default: it takes as long as 2 steps."""
     samples: int = 8
+    """Predictions that are shown at each validation. 8 by default: one of each objective."""
     split: str = "test"
+    """Split of `train.evaluate`: `validation` or `test`. Test by default: validation may have been tuned on."""
     examples: int = 512
+    """Examples of each component in `train.evaluate`. 512 by default: scores within 2 % or so."""
     batch: int = 32
+    """Examples that are generated at once. 32 by default; lower it where memory runs out."""
     max_new_tokens: int = 64
+    """Tokens of a prediction at most. 64 by default: longer than captions and answers."""
     components: list[Component] = field(default_factory=list)
+    """Components to evaluate, by source and objective. Empty by default: all of the mixture."""
     languages: list[str] = field(default_factory=list)
+    """Languages to evaluate, by code. Empty by default: all."""
 
     def __post_init__(self) -> None:
         at_least(
@@ -274,14 +291,20 @@ class EvaluationConfig:
 
 @dataclass
 class TrackerConfig:
-    """Weights & Biases. `mode` "auto" is online where the user is logged in and offline elsewhere."""
+    """Track a run with Weights & Biases."""
 
     name: str = "wandb"
+    """`wandb` or `none`. wandb by default; files in the run's folder are written with either."""
     project: str = "pali"
+    """Project of the run."""
     group: str | None = None
+    """Group of the run. Null by default: none; runs of a sweep take the sweep's name."""
     tags: list[str] = field(default_factory=list)
+    """Tags of the run. None by default."""
     notes: str | None = None
+    """Text that describes the run. Null by default: none."""
     mode: str = "auto"
+    """`online`, `offline`, or `auto`: online where the user is logged in. Auto by default."""
 
     def __post_init__(self) -> None:
         one_of("tracker.name", self.name, ("wandb", "none"))
@@ -290,37 +313,53 @@ class TrackerConfig:
 
 @dataclass
 class ProfileConfig:
-    """`steps` ("100-105") are traced on `ranks`.
-
-    `memory_history`: the snapshot of a GPU's memory that is taken when it runs out shows which line allocated what; it
-    costs some microseconds an allocation.
-    """
+    """Trace some steps, and record allocations of GPU memory."""
 
     steps: str | None = None
+    """Steps that are traced, as `100-105`. Null by default: none, as a trace slows them."""
     ranks: list[int] = field(default_factory=lambda: [0])
+    """Ranks that trace. The first by default: all ranks do the same."""
     memory_history: bool = False
+    """Record allocations: the snapshot of a GPU's memory that is taken when it runs out shows which line allocated
+    what. False by default: it costs some microseconds an allocation."""
 
 
 @dataclass
 class RunConfig:
-    """Everything a run is told."""
+    """Join all settings of a run."""
 
     run: RunSettings = field(default_factory=RunSettings)
+    """Name, place and length."""
     vit: ViTConfig = field(default_factory=ViTConfig)
+    """Size of the ViT (conf/vit)."""
     mt5: MT5Config = field(default_factory=MT5Config)
+    """Size of the mT5 (conf/mt5)."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    """What joins the towers, and the loss (conf/model)."""
     data: DataConfig = field(default_factory=DataConfig)
+    """Shards, rows and batches (conf/data)."""
     mixture: dict[str, ComponentConfig] = field(default_factory=dict)
+    """Components by name (conf/mixture)."""
     weights: WeightsConfig = field(default_factory=WeightsConfig)
+    """First weights of the towers (conf/weights)."""
     phases: dict[str, Phase] = field(default_factory=dict)
+    """Phases by name, in order; they share one step counter (conf/phases)."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The optimizer (conf/optimizer)."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """The learning rate (conf/schedule)."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How the model is divided among ranks (conf/parallel)."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When to save and what to keep."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Validation and evaluation."""
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    """Weights & Biases (conf/tracker)."""
     profile: ProfileConfig = field(default_factory=ProfileConfig)
+    """Traces."""
     vit_pretraining: ViTPretrainingConfig = field(default_factory=ViTPretrainingConfig)
+    """The command `train.pretrain_vit`."""
 
     def __post_init__(self) -> None:
         for name, phase in self.phases.items():

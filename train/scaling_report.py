@@ -24,11 +24,16 @@ from train.scaling.read import Return, Score, Trained, read_sweep, returns
 
 @dataclass
 class Options:
-    """What the command line may say."""
+    """Draw PaLI's joint-scaling figure of a sweep over towers, and write its tables."""
 
     folder: str | None = field(default=None, metadata=PATH)
+    """Folder of the sweep. Required."""
     score: str = "validation/loss"
+    """A `validation/…` of metrics.jsonl, or `evaluation/<objective>/<score>` of evaluation.json. The loss by default.
+    """
     output: str | None = field(default=None, metadata=PATH)
+    """Beginning of the names of the files: output.png, output.csv (a line per pair of towers), output_returns.csv (a
+    line per step to a larger tower). Null by default: <folder>/scaling."""
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -47,7 +47,7 @@ class PromptOptions(AnyOptions):
     """Options of an objective whose prompt names a language."""
 
     language_case: str = "upper"
-    """Case of the language code in a prompt, "upper" or "lower": the paper's examples have "EN", PaLI-3's "en"."""
+    """Case of the language code in a prompt: `upper`, as the paper's examples (EN), or `lower`, as PaLI-3's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,7 +65,7 @@ class LanguageOptions(AnyOptions):
     """Options of an objective that reads text of a language."""
 
     languages: list[str] | None = None
-    """Languages to use; None: all. "en" includes "en-US", and "he" and "iw" are the same."""
+    """Languages that are used, by code; `en` includes `en-US`, and `he` and `iw` are one. Null by default: all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,7 +87,8 @@ class LabelOptions(AnyOptions):
     """Options of an objective that names things that are not in the image."""
 
     labels: list[str] = field(default_factory=list)
-    """Labels from which negatives of a record without `absent_labels` are drawn; empty: the source's own labels."""
+    """Labels that negatives are drawn from where a record has no `absent_labels`. Empty by default: the source's own.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -125,6 +125,6 @@ def test_a_phase_takes_any_key_of_data_parallel_and_model() -> None:
         composed("phases.mini.zero_stage=1")
 
 
-def test_a_key_that_stands_in_two_groups_would_be_ambiguous_in_a_phase() -> None:
+def test_no_key_is_in_two_of_the_groups_that_a_phase_takes_keys_of() -> None:
     names = [one.name for kind in (DataConfig, ParallelConfig, ModelConfig) for one in fields(kind)]
     assert len(set(names)) == len(names)
