@@ -1,6 +1,7 @@
 """Read `key=value` words into dataclasses, for the commands that train nothing."""
 
 import difflib
+import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from common.errors import ConfigurationError, ReadingStopped, StorageFailed
+from common.field_docs import help_text
 from common.overrides import as_typed, check_choices, open_names, stored_schema
 from common.terminal import use_utf8
 from common.values import in_one_line, type_at, typed
@@ -31,7 +33,7 @@ def parse(arguments: Sequence[str], kind: type[Options]) -> Options:
     Raises ConfigurationError for unknown keys and values of a wrong type.
     """
     if {"-h", "--help"} & set(arguments):
-        print(f"{kind.__doc__}\nkey=value, with these defaults:\n\n{OmegaConf.to_yaml(OmegaConf.structured(kind))}")
+        print(help_text(inspect.getdoc(inspect.getmodule(kind)), kind))
         raise SystemExit(0)
     for argument in arguments:
         if "=" not in argument:

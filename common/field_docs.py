@@ -3,9 +3,10 @@
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING as REQUIRED
@@ -34,6 +35,25 @@ def help_lines(kind: Any, prefix: str = "") -> Iterator[str]:
             yield from help_lines(entry, f"{key}.<name>.")
         elif field.name in docs:
             yield f"{key}={shown_default(field)}\n{_indented(docs[field.name])}"
+
+
+def help_text(description: str | None, kind: Any, reads: Sequence[str] = (), groups: Path | None = None) -> str:
+    """Return the text of `--help`: a command's docstring, its groups with their choices, and its keys.
+
+    `reads`: the keys that the command reads, as `common.overrides.check_read` takes them; empty: all. `groups`: folder
+    with a folder of YAML files for each group.
+    """
+    lines = [(description or "").strip()]
+    names = [name.rstrip("=") for name in reads]
+    for group in sorted(groups.iterdir()) if groups else ():
+        if group.is_dir() and group.name != "hydra" and (not reads or group.name in names):
+            lines.append(f"{group.name}=<{'|'.join(sorted(path.stem for path in group.glob('*.yaml')))}>")
+    keys = [name for name in reads if not name.endswith("=")]
+    for entry in help_lines(kind):
+        key = entry.partition("=")[0]
+        if not reads or any(key == name or key.startswith(f"{name}.") for name in keys):
+            lines.append(entry)
+    return "\n\n".join(lines)
 
 
 def shown_default(field: "Field[Any]") -> str:

@@ -18,6 +18,7 @@ import numpy as np
 
 from common.command_line import PHASES, compose_groups, first_phase, run_command, split_own
 from common.errors import ConfigurationError
+from common.field_docs import help_text
 from common.overrides import check_read
 from common.values import at_least, one_of, replacing, typed
 from data.config import ComponentConfig, DataConfig, for_objectives
@@ -116,7 +117,7 @@ def open_stream(overrides: Sequence[str], split: str) -> Stream:
 def main(arguments: Sequence[str]) -> None:
     """Print the digests of the steps."""
     if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        print(help_text(__doc__, DigestConfig))
         return
     own, overrides = split_own(arguments, DigestConfig)
     check_read(overrides, READS, "data.digest")

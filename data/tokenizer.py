@@ -1,6 +1,10 @@
 """Encode text with a SentencePiece model whose sentinels are at mT5's ids; train one.
 
-python -m data.tokenizer root=runs/corpus output=runs/corpus/tokenizer.model vocab_size=4096
+    python -m data.tokenizer root=runs/corpus
+    python -m data.tokenizer root=runs/corpus vocab_size=8192
+    python -m data.tokenizer root=/data/shards output=tokenizer.model split=validation
+
+Training reads all text of one split of the sources below `root`.
 """
 
 import hashlib

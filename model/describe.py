@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.command_line import PHASES, compose_groups, first_phase, run_command, split_own
+from common.field_docs import help_text
 from common.overrides import check_read
 from common.values import at_least, replacing, typed
 from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
@@ -119,7 +120,7 @@ def read_model(overrides: Sequence[str]) -> tuple[PaLIConfig, list[str]]:
 def main(arguments: Sequence[str]) -> None:
     """Print the table of a model."""
     if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        print(help_text(__doc__, DescribeConfig))
         return
     own, overrides = split_own(arguments, DescribeConfig)
     check_read(overrides, READS, "model.describe")

@@ -35,6 +35,7 @@ from common.errors import (
     RunStopped,
     StorageFailed,
 )
+from common.field_docs import help_text
 from common.launcher import is_main_rank
 from common.overrides import as_typed, check_choices, check_read, open_names
 from common.terminal import use_utf8
@@ -60,6 +61,9 @@ def entry(config_name: str, main: Callable[[DictConfig], None], reads: Sequence[
     """
     use_utf8()
     register()
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(help_text(main.__globals__["__doc__"], RunConfig, reads, CONF))
+        sys.exit(0)
     in_one_sentence(lambda: _prepare_words(reads, config_name == "evaluate"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing: the sentences below are ours
     warnings.formatwarning = _format_warning

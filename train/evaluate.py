@@ -1,4 +1,11 @@
-"""Evaluate a trained run on a held-out split: `python -m train.evaluate run.folder=runs/demo`, or under torchrun."""
+"""Evaluate a trained run on a held-out split.
+
+    python -m train.evaluate run.folder=runs/demo
+    torchrun --nproc_per_node 2 -m train.evaluate run.folder=runs/demo evaluation.examples=64
+    python -m train.evaluate run.folder=runs/demo evaluation.split=validation evaluation.languages=[en,de]
+
+The run's own settings (its config.yaml) are used, except those on the command line.
+"""
 
 import json
 from collections.abc import Sequence

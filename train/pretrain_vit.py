@@ -1,4 +1,8 @@
-"""Pretrain the ViT alone, as a classifier: `python -m train.pretrain_vit experiment=demo`. One process.
+"""Pretrain the ViT alone, as a classifier, in one process.
+
+    python -m train.pretrain_vit experiment=demo
+    python -m train.pretrain_vit experiment=demo vit_pretraining.steps=2000 vit_pretraining.output=runs/vit.safetensors
+    python -m train.pretrain_vit -m experiment=scaling vit=nano,micro,mini
 
 PaLI's ViT was a classifier of JFT's labels before it saw a text (paper section 3.1; sigmoid cross-entropy as in
 big_vision `train_vit_g.py`), and from scratch the whole is far worse (the paper's ablation). JFT has a billion images;

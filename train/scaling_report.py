@@ -1,8 +1,10 @@
-"""PaLI's joint-scaling figure of a sweep over towers: `python -m train.scaling_report folder=runs/scaling`.
+"""Draw PaLI's joint-scaling figure of a sweep over towers, and write its tables.
 
-Options: `folder`, the sweep's; `score`, a validation/… of metrics.jsonl or evaluation/<objective>/<score> of
-evaluation.json; `output`, the beginning of the names of what is written (left out: <folder>/scaling): output.png,
-output.csv with a line per pair of towers, output_returns.csv with a line per step to a larger tower.
+    python -m train.scaling_report folder=runs/scaling
+    python -m train.scaling_report folder=runs/scaling score=evaluation/vqa/exact_match
+    python -m train.scaling_report folder=runs/scaling output=docs/scaling
+
+Runs that have not ended, or that differ in more than their towers, are left out and named.
 """
 
 import csv

@@ -1,13 +1,14 @@
-"""Submit to Slurm: `python -m train.submit cluster=site model=pali_3b run.name=x …`, checked before it has to wait.
+"""Submit jobs to Slurm, checked before they wait in the queue.
 
-Of several jobs each waits until the one before has succeeded; the name of a job begins it, and its words follow:
-
+    python -m train.submit cluster=site experiment=paper_3b data.root=/data/shards submit.data_parallel=16
+    python -m train.submit cluster=site evaluate run.folder=runs/paper_3b --follow
     python -m train.submit cluster=site submit.data_parallel=16 corpus folder=runs/corpus \
         pretrain experiment=paper_17b_stage1 pretrain experiment=paper_17b_stage2 \
-        evaluate run.folder=runs/paper_17b_stage2
+        evaluate run.folder=runs/paper_17b_stage2 --dry-run
 
-`cluster=…` (conf/cluster), `cluster.…` and `submit.…` (slurm/cluster.py) hold for the job they stand behind, before the
-first job for all. `--dry-run` shows all that would be submitted, `--follow` the log until the last job has ended.
+Each of several jobs waits until the one before has succeeded; the name of a job begins it, and its arguments follow.
+`cluster=…` (conf/cluster), `cluster.…` and `submit.…` are for the job that they follow, before the first job for all.
+`--dry-run` shows all that would be submitted, `--follow` the log until the last job has ended.
 """
 
 import difflib
@@ -21,6 +22,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from common.errors import ConfigurationError, Interrupted
+from common.field_docs import help_text
 from common.overrides import as_typed, check_choices, check_read, open_names
 from common.terminal import use_utf8
 from common.values import expand_home, typed
@@ -240,7 +242,7 @@ def follow(submitted: Sequence[tuple[Job, str]]) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Plan, submit, follow. Nothing is submitted unless all jobs are in order."""
     if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        print(help_text(__doc__, SubmitConfig))
         return
     register()
     jobs = plan(requests(arguments))

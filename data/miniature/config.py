@@ -1,4 +1,11 @@
-"""Settings of the miniature corpus."""
+"""Settings of the miniature corpus.
+
+    python -m data.miniature folder=runs/corpus
+    python -m data.miniature folder=runs/corpus scale=0.01 languages=[en,de]
+    mpirun -n 8 python -m data.miniature folder=runs/corpus seed=1
+
+A corpus of the same settings that is there already is left as it is.
+"""
 
 import math
 from dataclasses import dataclass, field
