@@ -49,14 +49,14 @@ def parse(arguments: Sequence[str], kind: type[Options]) -> Options:
 
 
 def _as_typed(argument: str, kind: type) -> str:
-    """Quote the value of a field of text where YAML would read a number or a bool."""
+    """Quote the value of a field of text where YAML would read a number, a bool or, after a colon, a mapping."""
     key, _, raw = argument.partition("=")
     try:
         plain = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={raw}"]))
     except (YAMLError, ValueError) as error:  # or an integer of thousands of digits
         raise ConfigurationError(f"{argument!r} cannot be read; quote the value as YAML does.") from error
-    number = isinstance(cast(dict[str, Any], plain)["value"], bool | int | float)
-    return f"{key}={json.dumps(raw)}" if number and type_at(kind, key.split(".")) is str else argument
+    other = isinstance(cast(dict[str, Any], plain)["value"], bool | int | float | dict)
+    return f"{key}={json.dumps(raw)}" if other and type_at(kind, key.split(".")) is str else argument
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
