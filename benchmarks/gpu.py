@@ -9,7 +9,6 @@ divides them by the vendor's dense bf16 peak. The sides run one after the other,
 """
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -22,9 +21,8 @@ from torch import Tensor
 from benchmarks.sides import Setting
 from benchmarks.step import make_hugging_face, make_ours
 from benchmarks.worker import Worker
-from common.command_line import parse
+from common.command_line import parse, run_command
 from common.errors import ConfigurationError
-from common.terminal import use_utf8
 from common.values import one_of
 from model.attention import Mask, flex_t5_attention, relative_bias, t5_attention
 from model.config import MT5Config
@@ -188,9 +186,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    use_utf8()
-    try:
-        main(parse(sys.argv[1:], Options))
-    except ConfigurationError as error:
-        print(f"Configuration: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(lambda words: main(parse(words, Options)))

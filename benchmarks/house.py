@@ -20,9 +20,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.command_line import parse
+from common.command_line import parse, run_command
 from common.errors import ConfigurationError
-from common.terminal import use_utf8
 
 FLOORS = {
     "common": 0, "model": 1, "data": 1, "slurm": 1, "parallel": 2, "evaluation": 2, "train": 3, "hydra_plugins": 4,
@@ -241,9 +240,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    use_utf8()
-    try:
-        main(parse(sys.argv[1:], Options))
-    except ConfigurationError as error:
-        print(f"Configuration: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(lambda words: main(parse(words, Options)))

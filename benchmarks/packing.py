@@ -10,9 +10,8 @@ row, padded to the longest of its batch, with a blank image for a text without o
 """
 
 import statistics
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import cycle
 
 import numpy as np
@@ -23,9 +22,7 @@ from rich.table import Table
 from benchmarks.sides import Example, Setting, hugging_face, ours, padded
 from benchmarks.step import alternate
 from benchmarks.worker import Worker
-from common.command_line import parse
-from common.errors import ConfigurationError
-from common.terminal import use_utf8
+from common.command_line import run_command, split_own
 from data.digest import open_stream
 from data.packing import Rows, micro_batches
 from data.stream import Stream
@@ -132,11 +129,4 @@ def main(options: Options, overrides: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    use_utf8()
-    keys = {field.name for field in fields(Options)} | {"-h", "--help"}
-    own = [word for word in sys.argv[1:] if word.partition("=")[0] in keys]
-    try:
-        main(parse(own, Options), [word for word in sys.argv[1:] if word not in own])
-    except ConfigurationError as error:
-        print(f"Configuration: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(lambda words: main(*split_own(words, Options)))

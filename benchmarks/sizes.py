@@ -8,14 +8,11 @@ Adafactor, ZeRO-3 and recomputed blocks. The prediction leaves out ZeRO-3's gath
 so `gpu_gib` is well below what a GPU has.
 """
 
-import sys
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from common.command_line import parse
-from common.errors import ConfigurationError
-from common.terminal import use_utf8
+from common.command_line import parse, run_command
 from model.config import PaLIConfig
 from model.describe import read_model
 from model.layers import parameter_parts
@@ -93,9 +90,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    use_utf8()
-    try:
-        main(parse(sys.argv[1:], Options))
-    except ConfigurationError as error:
-        print(f"Configuration: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(lambda words: main(parse(words, Options)))

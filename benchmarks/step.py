@@ -8,7 +8,6 @@ each of the model's largest shapes is timed too: the fastest is the machine's ow
 """
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,9 +18,7 @@ from rich.table import Table
 
 from benchmarks.sides import Example, Setting, hugging_face, one_per_row, ours, padded
 from benchmarks.worker import Worker
-from common.command_line import parse
-from common.errors import ConfigurationError
-from common.terminal import use_utf8
+from common.command_line import parse, run_command
 from common.values import one_of
 from model.config import PaLIConfig
 from model.costs import batch_flops
@@ -189,9 +186,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    use_utf8()
-    try:
-        main(parse(sys.argv[1:], Options))
-    except ConfigurationError as error:
-        print(f"Configuration: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(lambda words: main(parse(words, Options)))

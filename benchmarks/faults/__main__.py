@@ -23,9 +23,8 @@ from rich.console import Console
 from benchmarks.faults.catalog import FAULTS
 from benchmarks.faults.report import cells, table, write_report
 from benchmarks.faults.runner import make_data, run
-from common.command_line import parse
+from common.command_line import parse, run_command
 from common.errors import ConfigurationError
-from common.terminal import use_utf8
 
 
 @dataclass
@@ -71,9 +70,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    use_utf8()
-    try:
-        sys.exit(main(parse(sys.argv[1:], Options)))
-    except ConfigurationError as error:
-        print(f"Configuration: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(lambda words: sys.exit(main(parse(words, Options))))

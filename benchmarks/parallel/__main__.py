@@ -9,7 +9,6 @@ All ranks share this machine's cores, so step times compare layouts of one size 
 Byte counts are exact. In the bubble section stages sleep instead of computing, so two cores can run eight stages.
 """
 
-import sys
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -18,9 +17,8 @@ from benchmarks.parallel.bubble import bubble
 from benchmarks.parallel.checkpoints import checkpoints
 from benchmarks.parallel.layouts import LAYOUTS, gathers, layouts
 from benchmarks.parallel.materialize import materialize
-from common.command_line import parse
+from common.command_line import parse, run_command
 from common.errors import ConfigurationError
-from common.terminal import use_utf8
 
 SECTIONS = ("layouts", "bubble", "gathers", "checkpoints", "materialize")
 
@@ -61,9 +59,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    use_utf8()
-    try:
-        main(parse(sys.argv[1:], Options))
-    except ConfigurationError as error:
-        print(f"Configuration: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(lambda words: main(parse(words, Options)))
