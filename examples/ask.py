@@ -6,7 +6,6 @@
 `run` is a run's folder; its newest checkpoint is read, under whatever layout it was saved.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +13,8 @@ import numpy as np
 import torch
 from omegaconf import MISSING
 
-from common.command_line import parse
+from common.command_line import parse, run_command
 from common.errors import ConfigurationError
-from common.terminal import use_utf8
 from data.examples import EncodedExample, ExampleInfo
 from data.images import decode
 from data.objectives import vqa
@@ -28,9 +26,9 @@ from parallel.distributed import launch
 from parallel.layout import Layout
 from train.build import build_phase_engine
 from train.config import to_run_config
-from train.phases import for_phase, span_of, spans
+from train.phases import find_span, for_phase, spans
 from train.saved_run import read_settings
-from train.step.batch import as_tensors
+from train.step.batch import to_tensors
 
 
 @dataclass
@@ -60,9 +58,9 @@ def ask(options: Options) -> str:
     step = checkpointer.latest_step()
     if step is None:
         raise ConfigurationError(f"run={options.run} holds no checkpoint yet; train the run first.")
-    phase = span_of(spans(config), step).phase
-    config = for_phase(config, phase)
-    engine = build_phase_engine(config, phase, Layout.start(config.parallel, launch()), restored=True)
+    span = find_span(spans(config), step)
+    config = for_phase(config, span)
+    engine = build_phase_engine(config, span.phase, Layout.start(config.parallel, launch()), restored=True)
     checkpointer.load_latest(engine, weights_only=True)
 
     tokenizer, size = Tokenizer(config.data.tokenizer), config.model.image_size
@@ -73,7 +71,7 @@ def ask(options: Options) -> str:
     example = EncodedExample(encoder_ids, np.array([EOS], np.int32), pixels[None], info, closing=2)
     tokens_per_image = config.pali.tokens_per_image
     rows, _ = pack([example], RowShape(tokens_per_image + len(encoder_ids), 1, 1, size, tokens_per_image))
-    answer: torch.Tensor = engine.generate(as_tensors(rows), options.max_new_tokens)
+    answer: torch.Tensor = engine.generate(to_tensors(rows), options.max_new_tokens)
     return tokenizer.decode(answer[0].tolist())
 
 
@@ -85,9 +83,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    use_utf8()
-    try:
-        main(parse(sys.argv[1:], Options))
-    except ConfigurationError as error:
-        print(f"Configuration: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(lambda words: main(parse(words, Options)))

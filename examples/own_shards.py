@@ -6,16 +6,14 @@
 goes to the validation split.
 """
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import MISSING
 
-from common.command_line import parse
+from common.command_line import parse, run_command
 from common.errors import ConfigurationError
-from common.terminal import use_utf8
 from data.corpus.text import corpus_texts
 from data.shards.writer import write_shard
 from data.tokenizer import train_tokenizer
@@ -58,13 +56,8 @@ def main(options: Options) -> None:
     tokenizer = Path(options.corpus, "tokenizer.model")
     train_tokenizer(corpus_texts(options.corpus, "train"), tokenizer, options.vocab_size)
     print(f"{len(splits['train'])} training and {len(splits['validation'])} validation images in {options.corpus}")
-    print(f"python -m train.pretrain mixture=own data.root={options.corpus} data.error_budget_minimum=1")
+    print(f"python -m train.pretrain mixture=captions data.root={options.corpus} run.name=own")
 
 
 if __name__ == "__main__":
-    use_utf8()
-    try:
-        main(parse(sys.argv[1:], Options))
-    except ConfigurationError as error:
-        print(f"Configuration: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(lambda words: main(parse(words, Options)))
