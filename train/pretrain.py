@@ -49,26 +49,26 @@ def main(composed: DictConfig) -> None:
     timeout_s, folder = config.parallel.timeout_s, Path(config.run.folder)
     with closing(Run(config, layout)) as run, Watchdog(timeout_s, folder, layout.rank, layout.world_size):
         stop_if_in_vain(run)
-        done = run.steps_done()
+        done = run.checkpoints.steps_done()
         while done < config.run.steps:
             done = train_phase(run, find_span(spans(config), done + 1))
-        run.settle()
-        check_end(done, run.skipped_last(), folder)
+        run.checkpoints.settle()
+        check_end(done, run.checkpoints.skipped_last(), folder)
         more = f"{done} steps are done; run.steps={config.run.steps} asks for no more."
-        run.display.note(f"{run.folder}: {more if done > config.run.steps else f'all {done} steps are done.'}")
+        run.records.note(f"{run.folder}: {more if done > config.run.steps else f'all {done} steps are done.'}")
 
 
 def train_phase(run: Run, span: Span) -> int:
     """Train one phase from the newest checkpoint to its last step; return the steps of the run that are done."""
     config = for_phase(run.config, span)
-    engine = build_phase_engine(config, span.phase, run.layout, run.restores())
-    run.introduce(engine)
-    done, extra = run.restore(engine)
+    engine = build_phase_engine(config, span.phase, run.layout, run.checkpoints.restores())
+    run.records.introduce(engine)
+    done, extra = run.checkpoints.restore(engine)
     if done < span.first - 1:
         return done  # the newest checkpoint was damaged -> the one before it belongs to an earlier phase
     tokenizer = Tokenizer(config.data.tokenizer)
     with closing(ReplicaReader(config, run.layout, tokenizer, config.mixture, "train")) as reader:
-        run.take_sources(reader.facts, extra)
+        run.checkpoints.take_sources(reader.facts, extra)
         run.begin(done, extra, engine)
         validation = Validation(config, run.layout, tokenizer)
         return Loop(config, span, run, engine, reader, validation, extra).train(done)

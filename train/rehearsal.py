@@ -76,8 +76,8 @@ def rehearse(config: RunConfig, layout: Layout) -> list[Measured]:
         ):
             for span in spans(config):
                 rehearse_phase(run, span, measuring)
-            run.display.note(as_text(table(measuring.found, layout.device)))
-            run.display.note(f"{config.run.folder}: rehearsed. Without run.rehearse=true the same command trains.")
+            run.records.note(as_text(table(measuring.found, layout.device)))
+            run.records.note(f"{config.run.folder}: rehearsed. Without run.rehearse=true the same command trains.")
         layout.barrier()
     return measuring.found
 
@@ -119,8 +119,8 @@ def rehearse_phase(run: Run, span: Span, measuring: Measuring) -> None:
     """Make the first step of a phase, and what may follow a step: a checkpoint, validation, predictions."""
     config, step, name = for_phase(run.config, span), span.first, span.name
     with measuring.part(name, "model and weights"):
-        engine = build_phase_engine(config, span.phase, run.layout, run.restores())
-        _, extra = run.restore(engine)
+        engine = build_phase_engine(config, span.phase, run.layout, run.checkpoints.restores())
+        _, extra = run.checkpoints.restore(engine)
     tokenizer = Tokenizer(config.data.tokenizer)
     validation = Validation(config, run.layout, tokenizer)
     with closing(ReplicaReader(config, run.layout, tokenizer, config.mixture, "train")) as reader:
@@ -129,9 +129,9 @@ def rehearse_phase(run: Run, span: Span, measuring: Measuring) -> None:
             loop.step(step)
         with measuring.part(name, "checkpoint"):
             loop.save(step)
-            run.settle()
+            run.checkpoints.settle()
         with measuring.part(name, "load"):
-            run.restore(engine)
+            run.checkpoints.restore(engine)
         if config.evaluation.every_steps:
             with measuring.part(name, "validation"):
                 validation.losses(engine)

@@ -1,27 +1,27 @@
-"""Signals that ask a run to end: the step is finished, a checkpoint saved, and the process leaves."""
+"""Catch the signals that request the end of a run: the step is finished, a checkpoint saved, then the process ends."""
 
 import signal
 from types import FrameType
 
 
-class Interrupt:
-    """Remembers that SIGTERM, SIGUSR1 or SIGINT came; a second SIGINT ends the process at once.
+class StopSignals:
+    """Record that SIGTERM, SIGUSR1 or SIGINT came; a second SIGINT ends the process at once.
 
-    One rank may hear what the others do not: the loop lets all ranks agree on `asked` in every step.
+    Signals may reach a single rank, so the loop reduces `requested` over all ranks in every step.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self) -> None:
-        self.asked = False
-        self.previous = {number: signal.signal(number, self._hear) for number in self.SIGNALS}
+        self.requested = False
+        self.previous = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
 
     def restore(self) -> None:
-        """Give the signals back to who had them before."""
+        """Restore the handlers that were set before."""
         for number, handler in self.previous.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Ends a run that is started again and again without coming further."""
+"""Stop a run that keeps restarting without saving a newer checkpoint."""
 
 import json
 import os
@@ -17,17 +17,17 @@ def stop_if_in_vain(run: Run) -> None:
 
     A restart is one by Slurm or torchrun; a run that its user starts is always given a try. A collective of all ranks.
     """
-    step, most = run.steps_done(), run.config.run.restarts_without_progress
+    step, most = run.checkpoints.steps_done(), run.config.run.restarts_without_progress
     vain = count(run.folder / "restarts.json", step, was_restarted(os.environ)) if run.is_main_rank else 0
     if run.layout.any_rank(vain > most):
         raise RunStopped(
-            f"{run.folder} was restarted {most} times without saving anything after step {step}, so it stops; mend "
-            "what ends it (see the log) and start it again (run.restarts_without_progress sets how often it is tried)."
+            f"{run.folder} was restarted {most} times without saving anything after step {step}, so it stops; correct "
+            "the cause (see the log) and start it again (run.restarts_without_progress sets how often it is tried)."
         )
 
 
 def count(file: Path, step: int, restarted: bool) -> int:
-    """Restarts in a row, this one included, that found the run at step `step`; kept in `file`."""
+    """Count the restarts in a row, this one included, at which the run was at step `step`; keep it in `file`."""
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
         vain = before["restarts"] + 1 if restarted and before["step"] == step else 0
@@ -38,5 +38,5 @@ def count(file: Path, step: int, restarted: bool) -> int:
 
 
 def was_restarted(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher started this process again, rather than a user."""
+    """Return whether a launcher restarted this process; false where a user started it."""
     return any(environment.get(name, "0") not in ("", "0") for name in COUNTERS)

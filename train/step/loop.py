@@ -81,7 +81,7 @@ class Loop:
                 self.profiler.begin(step)
                 stats = self.step(step)
                 if (note := self.profiler.end(step)) is not None:
-                    self.run.display.note(note)
+                    self.run.records.note(note)
                 if (trusted := self.skipped.roll_back_to(step)) is not None:
                     return self.roll_back(step, trusted)
                 due = due or stats.save or step % self.config.checkpoint.every_steps == 0
@@ -89,12 +89,12 @@ class Loop:
                     self.save(step)
                     due = bool(self.skipped.row)
                 if stats.stop and step < self.config.run.steps:
-                    self.run.settle()
+                    self.run.checkpoints.settle()
                     raise Interrupted(
                         f"Interrupted after step {step}; it is saved, and the same command goes on from there."
                     )
         if self.skipped.row and self.span.last == self.config.run.steps:
-            self.run.display.note(
+            self.run.records.note(
                 f"The weights are those of step {self.span.last - len(self.skipped.row)}: all after it were skipped."
             )
         return self.span.last
@@ -117,7 +117,7 @@ class Loop:
             steps = self.span.last - self.span.first + 1
             rare = self.shares.too_rare(steps, self.config.data.global_batch_size)
             if rare is not None:
-                self.run.alert("shares", rare)
+                self.run.records.alert("shares", rare)
 
     def dry_run(self, step: int) -> None:
         """Run forward and backward on the first batch and discard the gradients, so that errors come before step 1."""
@@ -158,7 +158,7 @@ class Loop:
         beat(f"step {step}, waiting for all ranks")
         stats = self.reader.reduce(
             data, times=self.times, memory_bytes=memory_bytes(self.layout.device),
-            stop=self.run.interrupt.asked, save=self.run.save_due(),
+            stop=self.run.signals.requested, save=self.run.checkpoints.save_due(),
         )  # fmt: skip
         return data, stats
 
@@ -191,20 +191,20 @@ class Loop:
     def report(self, step: int, stats: StepStats, line: Line) -> None:
         """Write the step's metrics, validate if it is time, and alert the user of what looks wrong."""
         validates = self.validation.due(step)
-        self.run.record(line | (self.validation.losses(self.engine) if validates else {}))
+        self.run.records.record(line | (self.validation.losses(self.engine) if validates else {}))
         if validates:
-            self.run.show(step, self.validation.samples(self.engine))
+            self.run.records.show(step, self.validation.samples(self.engine))
             for warning in self.validation.warnings:
-                self.run.alert("validation", warning)
+                self.run.records.alert("validation", warning)
         if (parted := self.shares.warning()) is not None:
-            self.run.alert("shares", parted)
+            self.run.records.alert("shares", parted)
         if (slow := self.stragglers.judge(stats.times)) is not None:
-            self.run.alert("straggler", slow)
+            self.run.records.alert("straggler", slow)
 
     def report_empty_step(self, step: int) -> None:
         """Alert the user of a step without any target: of the first one, and of each tenfold of them."""
         if self.empty_steps == 10 ** (len(str(self.empty_steps)) - 1):
-            self.run.alert(
+            self.run.records.alert(
                 "empty step",
                 f"Step {step} changes nothing: it has {NO_TARGET} (steps like it in phase {self.span.name!r}: "
                 f"{self.empty_steps:,}); skipped/… in metrics.jsonl counts what was left out of it.",
@@ -217,7 +217,7 @@ class Loop:
         examples = gather_to_main(own, self.layout.device)
         if self.run.is_main_rank:
             path = save_bad_batch(self.run.folder, step, cause, examples)
-            self.run.alert("skipped step", f"Step {step} is skipped: the {cause}; its examples are in {path}.")
+            self.run.records.alert("skipped step", f"Step {step} is skipped: the {cause}; its examples are in {path}.")
 
     def roll_back(self, step: int, trusted: int) -> int:
         """Go back from `step` to the newest checkpoint of step `trusted` or before; return its step.
@@ -227,11 +227,11 @@ class Loop:
         """
         batches, why = self.skipped.row, f"{len(self.skipped.row)} steps in a row were skipped"
         beat(f"step {step}, going back")
-        if trusted and (name := self.run.not_finite(self.engine)) is not None:
+        if trusted and (name := self.run.checkpoints.not_finite(self.engine)) is not None:
             why += f", after step {trusted} had made {name} not finite"
             batches, trusted = [self.run.skipped_batches.batch_number(trusted), *batches], trusted - 1
         good = self.run.roll_back(trusted, batches)
-        self.run.alert(
+        self.run.records.alert(
             "roll-back",
             f"The run goes back from step {step} to step {good}: {why}; their batches are left out from now on "
             f"(batches {batches[0]} to {batches[-1]}; {self.run.folder}/{NAME}).",

@@ -15,7 +15,11 @@ def test_the_third_restart_in_vain_is_one_too_many_of_two(tmp_path: Path, monkey
     settings = SimpleNamespace(run=SimpleNamespace(restarts_without_progress=2))
     layout = SimpleNamespace(any_rank=lambda mine: mine)
     run: Any = SimpleNamespace(
-        folder=tmp_path, is_main_rank=True, config=settings, layout=layout, steps_done=lambda: done
+        folder=tmp_path,
+        is_main_rank=True,
+        config=settings,
+        layout=layout,
+        checkpoints=SimpleNamespace(steps_done=lambda: done),
     )
     stop_if_in_vain(run)  # its user starts it
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
@@ -31,7 +35,11 @@ def test_every_rank_stops_with_the_first(tmp_path: Path) -> None:
     layout = SimpleNamespace(any_rank=lambda mine: True)
     settings = SimpleNamespace(run=SimpleNamespace(restarts_without_progress=2))
     other: Any = SimpleNamespace(
-        folder=tmp_path, is_main_rank=False, config=settings, layout=layout, steps_done=lambda: 4
+        folder=tmp_path,
+        is_main_rank=False,
+        config=settings,
+        layout=layout,
+        checkpoints=SimpleNamespace(steps_done=lambda: 4),
     )
     with pytest.raises(RunStopped):
         stop_if_in_vain(other)

@@ -21,6 +21,7 @@ from model.pali import plan_on_meta
 from parallel.checkpoint.checkpointer import Checkpointer, NotFinite, SaveFailed, SaveStalled
 from train.config import CheckpointConfig, GuardConfig, Phase, RunConfig, RunSettings, ScheduleConfig
 from train.phases import Span
+from train.run.checkpoints import RunCheckpoints
 from train.run.run import Run
 from train.run.skipped_batches import NAME, SkippedBatches
 from train.step.loop import Loop
@@ -68,9 +69,9 @@ def loop(
     engine.blueprint.plan = plan_on_meta(config.pali)
     run = SimpleNamespace(
         lines=[], saved=[], alerts=[], folder=folder, is_main_rank=True,
-        save_due=lambda: False, settle=lambda: None, not_finite=lambda engine: None,
-        interrupt=SimpleNamespace(asked=False),
-        display=SimpleNamespace(note=lambda text: None),
+        checkpoints=SimpleNamespace(save_due=lambda: False, settle=lambda: None, not_finite=lambda engine: None),
+        signals=SimpleNamespace(requested=False),
+        records=SimpleNamespace(note=lambda text: None),
         layout=SimpleNamespace(
             data_parallel_rank=0,
             data_parallel_size=1,
@@ -82,8 +83,8 @@ def loop(
         ),
     )  # fmt: skip
     run.skipped_batches = SkippedBatches()
-    run.alert = lambda title, text: run.alerts.append(title)
-    run.record = run.lines.append
+    run.records.alert = lambda title, text: run.alerts.append(title)
+    run.records.record = run.lines.append
     run.save = lambda engine, step, extra: run.saved.append((step, extra))
     validation = SimpleNamespace(due=lambda step: False)
     span = Span("mini", Phase(image_size=112, learning_rate_factor=0.5), 1, steps)
@@ -172,11 +173,11 @@ def test_many_bad_steps_in_a_row_send_the_run_back_as_often_as_it_may(tmp_path: 
 def test_the_batch_whose_update_spoiled_the_weights_is_left_out_too(tmp_path: Path) -> None:
     trained, run = loop(FakeEngine([9.0, 5.0, 4.0] + [math.nan] * 9), tmp_path, steps=9, max_in_a_row=2, roll_back=1)
     run.skipped_batches.batches = [1]
-    run.not_finite = lambda engine: "patches.kernel"
+    run.checkpoints.not_finite = lambda engine: "patches.kernel"
     went: list[tuple[int, list[int]]] = []
     alerts: list[str] = []
     run.roll_back = lambda last_good, bad: went.append((last_good, list(bad))) or 0
-    run.alert = lambda title, text: alerts.append(text)
+    run.records.alert = lambda title, text: alerts.append(text)
     assert trained.train(0) == 0
     assert went == [(1, [3, 4, 5])] and "after step 2 had made patches.kernel not finite; their" in alerts[-1]
 
@@ -190,8 +191,8 @@ def test_left_out_batches_are_passed_over(tmp_path: Path) -> None:
 
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path: Path) -> None:
     trained, run = loop(FakeEngine([9.0, 5.0, 4.0, 3.0]), tmp_path, steps=9)
-    record = run.record
-    run.record = lambda line: (record(line), setattr(run.interrupt, "asked", line["step"] == 2))
+    record = run.records.record
+    run.records.record = lambda line: (record(line), setattr(run.signals, "requested", line["step"] == 2))
     with pytest.raises(Interrupted, match="Interrupted after step 3"):
         trained.train(0)
     assert [step for step, _ in run.saved] == [3]
@@ -200,15 +201,15 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path: Path) 
 def test_nothing_is_saved_while_steps_are_distrusted_and_what_was_due_follows(tmp_path: Path) -> None:
     losses = [9.0, 5.0, 4.0, math.nan, math.nan, 3.0, 2.0, 1.0]
     trained, run = loop(FakeEngine(losses), tmp_path, steps=7)
-    run.save_due = lambda: len(run.lines) == 2  # minutes have passed, as step 3 begins
+    run.checkpoints.save_due = lambda: len(run.lines) == 2  # minutes have passed, as step 3 begins
     trained.train(0)
     assert [(step, extra.get("bad")) for step, extra in run.saved] == [(5, None), (7, None)]
 
 
 def test_a_signal_within_a_row_keeps_the_row_and_the_next_process_counts_on(tmp_path: Path) -> None:
     trained, run = loop(FakeEngine([9.0, 5.0, math.nan, math.nan]), tmp_path, steps=9, max_in_a_row=3)
-    record = run.record
-    run.record = lambda line: (record(line), setattr(run.interrupt, "asked", line["step"] == 2))
+    record = run.records.record
+    run.records.record = lambda line: (record(line), setattr(run.signals, "requested", line["step"] == 2))
     with pytest.raises(Interrupted, match="Interrupted after step 3"):
         trained.train(0)
     ((step, extra),) = run.saved
@@ -222,7 +223,7 @@ def test_a_signal_within_a_row_keeps_the_row_and_the_next_process_counts_on(tmp_
 def test_the_end_of_a_phase_within_a_row_is_saved_as_such(tmp_path: Path) -> None:
     trained, run = loop(FakeEngine([9.0, 5.0, 4.0, math.nan]), tmp_path, steps=3)
     alerts: list[str] = []
-    run.display.note = alerts.append
+    run.records.note = alerts.append
     assert trained.train(0) == 3
     assert [(step, extra["bad"]) for step, extra in run.saved] == [(3, [3])]
     assert alerts == ["The weights are those of step 2: all after it were skipped."]
@@ -235,12 +236,12 @@ def test_without_a_good_checkpoint_the_run_stops_with_nothing_forgotten(
     checkpointer = Checkpointer(tmp_path)
     for step in kept:
         checkpointer.path(step).mkdir()
+    layout = SimpleNamespace(broadcast_from_main=lambda read: read(), barrier=lambda: None)
+    checkpoints = RunCheckpoints.__new__(RunCheckpoints)
+    vars(checkpoints).update(checkpointer=checkpointer, layout=layout)
     run = SimpleNamespace(
-        checkpointer=checkpointer, folder=tmp_path, skipped_batches=SkippedBatches(), is_main_rank=True,
-        settle=lambda: Run.settle(run),  # type: ignore[arg-type]
-        layout=SimpleNamespace(broadcast_from_main=lambda ask: ask(), barrier=lambda: None),
-        steps_done=lambda: checkpointer.latest_step() or 0,
-    )  # fmt: skip
+        checkpoints=checkpoints, folder=tmp_path, skipped_batches=SkippedBatches(), is_main_rank=True, layout=layout
+    )
     if goes_to is None:
         with pytest.raises(
             RunStopped, match=r"stopped at step 9: 2 steps in a row.* no checkpoint of step 7 or before"
