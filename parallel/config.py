@@ -6,7 +6,8 @@ from common.errors import ConfigurationError
 from common.values import PATH, at_most, one_of
 
 STACKS = ("vit", "encoder", "decoder")
-OPTIMIZERS = {"adafactor": "Adafactor", "adamw": "AdamW"}  # optimizer.name -> class in parallel/optimizer/<name>.py
+# optimizer.name -> class in parallel/optimizer/<name>.py
+OPTIMIZERS = {"adafactor": "Adafactor", "adamw": "AdamW"}
 RECOMPUTE = ("none", "block", "every_n", "attention")
 
 
