@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from common.errors import ConfigurationError
-from common.values import PATH, one_of
+from common.values import PATH, at_least, one_of
 from data import objectives
 from data.shards.source import ReadOptions
 
@@ -77,8 +77,8 @@ class DataConfig:
     hence the default."""
 
     def check(self) -> None:
-        """Raises ConfigurationError, with the numbers, for values that no step can be made of."""
-        at_least_one = (
+        """Raise ConfigurationError, with the numbers, for values that no step can be made of."""
+        counts = (
             "global_batch_size",
             "num_streams",
             "encoder_length",
@@ -86,43 +86,36 @@ class DataConfig:
             "images_per_row",
             "num_threads",
         )
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"data.{name} is {getattr(self, name)}: set it to 1 or more.")
+        at_least("data.", 1, **{name: getattr(self, name) for name in (*counts, "max_member_mib")})
+        at_least("data.", 0, error_budget_minimum=self.error_budget_minimum, prefetch=self.prefetch)
+        at_least("data.", 0, trim_multiple=self.trim_multiple)
         if self.global_batch_size % self.num_streams:
             raise ConfigurationError(
                 f"data.global_batch_size={self.global_batch_size} cannot be dealt evenly to "
-                f"data.num_streams={self.num_streams}: make one a multiple of the other."
+                f"data.num_streams={self.num_streams}; make one a multiple of the other."
             )
         if not 0 <= self.error_budget <= 1:
-            raise ConfigurationError(f"data.error_budget={self.error_budget} is a fraction: set it between 0 and 1.")
+            raise ConfigurationError(f"data.error_budget={self.error_budget} is a fraction; set it between 0 and 1.")
         if self.error_window <= self.error_budget_minimum:
             raise ConfigurationError(
                 f"data.error_window={self.error_window} records could never hold more broken ones than "
-                f"data.error_budget_minimum={self.error_budget_minimum} forgives: make it larger."
+                f"data.error_budget_minimum={self.error_budget_minimum} forgives; make it larger."
             )
         if not self.max_megapixels > 0 or math.isinf(self.max_megapixels):
             raise ConfigurationError(
                 f"data.max_megapixels={self.max_megapixels} must be a number of millions of pixels above 0, such as 64."
             )
         if not 0 <= self.holdout < 1:
-            raise ConfigurationError(f"data.holdout={self.holdout} is a fraction: set it to 0 or more, and below 1.")
+            raise ConfigurationError(f"data.holdout={self.holdout} is a fraction; set it to 0 or more, and below 1.")
         if not 0 <= self.retry_s < float("inf"):
-            raise ConfigurationError(f"data.retry_s={self.retry_s} is a time in seconds: set it to 0 or more.")
-        if self.max_member_mib < 1:
-            raise ConfigurationError(
-                f"data.max_member_mib={self.max_member_mib} lets nothing be read: set it to 1 or more."
-            )
-        for name in ("error_budget_minimum", "prefetch", "trim_multiple"):
-            if getattr(self, name) < 0:
-                raise ConfigurationError(f"data.{name}={getattr(self, name)} counts things: set it to 0 or more.")
+            raise ConfigurationError(f"data.retry_s={self.retry_s} is a time in seconds; set it to 0 or more.")
 
     def check_images(self, tokens_per_image: int) -> None:
-        """Raises ConfigurationError if an image and the shortest text (one token and EOS) do not fit a row."""
+        """Raise ConfigurationError if an image and the shortest text (one token and EOS) do not fit a row."""
         if self.encoder_length < tokens_per_image + 2:
             raise ConfigurationError(
                 f"data.encoder_length={self.encoder_length} has no room for text beside the {tokens_per_image} visual "
-                f"tokens of one image: set it to {tokens_per_image + 2} or more."
+                f"tokens of one image; set it to {tokens_per_image + 2} or more."
             )
 
     def location(self, source: str) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from common.errors import ConfigurationError
-from common.values import PATH, at_most, one_of
+from common.values import PATH, at_least, at_most, one_of
 
 STACKS = ("vit", "encoder", "decoder")
 # optimizer.name -> class in parallel/optimizer/<name>.py
@@ -69,16 +69,9 @@ class ParallelConfig:
     longest step or read that is expected."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "tensor",
-            "pipeline",
-            "virtual_stages",
-            "micro_batch_size",
-            "recompute_every",
-            "hpz_partition_size",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"parallel.{name}={getattr(self, name)} must be at least 1.")
+        degrees = ("tensor", "pipeline", "virtual_stages", "hpz_partition_size")
+        at_least("parallel.", 1, **{name: getattr(self, name) for name in degrees})
+        at_least("parallel.", 1, micro_batch_size=self.micro_batch_size, recompute_every=self.recompute_every)
         if self.zero_stage not in (0, 1, 2, 3):
             raise ConfigurationError(f"parallel.zero_stage={self.zero_stage} is unknown; choose 0, 1, 2 or 3.")
         one_of("parallel.recompute", self.recompute, RECOMPUTE)
@@ -96,10 +89,7 @@ class ParallelConfig:
             raise ConfigurationError(
                 f"parallel.memory_gib={self.memory_gib} must be greater than 0, or null for no bound."
             )
-        if self.param_persistence_threshold < 0:
-            raise ConfigurationError(
-                f"parallel.param_persistence_threshold={self.param_persistence_threshold} must not be negative."
-            )
+        at_least("parallel.", 0, param_persistence_threshold=self.param_persistence_threshold)
         at_most("parallel.", 1e7, timeout_s=self.timeout_s)  # timers overflow far above
         self._check_zero()
 
@@ -118,12 +108,12 @@ class ParallelConfig:
         for name, least in least_stage.items():
             if self.zero_stage < least:
                 raise ConfigurationError(
-                    f"parallel.{name}={getattr(self, name)} is a matter of ZeRO stage {least}; set "
+                    f"parallel.{name}={getattr(self, name)} requires ZeRO stage {least}; set "
                     f"parallel.zero_stage={least} (it is {self.zero_stage})."
                 )
         for name in ("offload_optimizer", "offload_parameters"):
             if getattr(self, name) == "nvme" and not self.offload_folder:
-                raise ConfigurationError(f"parallel.{name}=nvme needs a place; set parallel.offload_folder.")
+                raise ConfigurationError(f"parallel.{name}=nvme writes files; set parallel.offload_folder.")
         if self.quantized_gradients and self.tensor * self.pipeline > 1:
             raise ConfigurationError(
                 "parallel.quantized_gradients exchanges gradients between all ranks of a machine, which must be "

@@ -1,4 +1,4 @@
-"""What a run is told: the settings of `train/`, joined with those of `model`, `parallel` and `data`."""
+"""Define the settings of a run: those of `train/`, joined with those of `model`, `parallel` and `data`."""
 
 import difflib
 import math

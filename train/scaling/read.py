@@ -218,7 +218,7 @@ def _tower(kind: type, config: dict[str, Any], group: str) -> Any:
     try:
         return kind(**{key: value for key, value in config[group].items() if key in names})
     except (ConfigurationError, TypeError, OmegaConfBaseException) as error:
-        raise Unusable(f"its {group} makes no sense ({error})") from None
+        raise Unusable(f"its {group} is not one of a model ({error})") from None
 
 
 def _averaged(found: list[Trained], settings: dict[str, dict[str, Any]]) -> list[Trained]:

@@ -84,7 +84,7 @@ def test_the_papers_ablations_of_languages():
     ("change", "message"),
     [
         ({"global_batch_size": 63}, "global_batch_size=63 cannot be dealt evenly to data.num_streams=4"),
-        ({"encoder_length": 0}, "data.encoder_length is 0"),
+        ({"encoder_length": 0}, "data.encoder_length=0 must be at least 1."),
         ({"encoder_length": 5}, "no room for text beside the 4 visual tokens"),
         ({"error_budget": 2.0}, "error_budget=2.0"),
         ({"prefetch": -1}, "data.prefetch=-1"),

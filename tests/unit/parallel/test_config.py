@@ -23,7 +23,7 @@ ZERO3: dict[str, Any] = {"zero_stage": 3}
         ({"zero_stage": 1, "hpz_partition_size": 2}, "set parallel.zero_stage=3"),
         ({"zero_stage": 1, "quantized_weights": True}, "set parallel.zero_stage=3"),
         (ZERO3 | {"offload_optimizer": "nvme"}, "set parallel.offload_folder"),
-        (ZERO3 | {"offload_parameters": "nvme"}, "offload_parameters=nvme needs a place; set parallel.offload_folder"),
+        (ZERO3 | {"offload_parameters": "nvme"}, "offload_parameters=nvme writes files; set parallel.offload_folder"),
         (ZERO3 | {"offload_parameters": "disk"}, "choose none, cpu or nvme"),
         (ZERO3 | {"quantized_gradients": True, "tensor": 2}, "set parallel.tensor=1"),
     ],
