@@ -17,7 +17,7 @@ HISTORY_ENTRIES = 100_000  # allocations remembered for the snapshot, with their
 
 
 def profiled_steps(settings: ProfileConfig) -> range:
-    """`profile.steps=100-105` as a range, both ends included; empty where nothing is asked for."""
+    """`profile.steps=100-105` as a range, both ends included; empty where it is null."""
     if settings.steps is None:
         return range(0)
     found = re.fullmatch(r"(\d+)(?:-(\d+))?", settings.steps)

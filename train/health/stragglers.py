@@ -1,4 +1,4 @@
-"""Where the seconds of a step go, rank by rank: who is slowest, and who is slower than the others again and again."""
+"""Attribute the seconds of a step to computing and waiting, and find the ranks that are slow step after step."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +54,7 @@ def summary(times: Tensor) -> dict[str, Any]:
 class Stragglers:
     """Looks for a rank whose own work takes `factor` times the median of all ranks, on average over `window` steps.
 
-    Every rank sees the same times. Of two ranks the faster one is the median. Said once per window.
+    Every rank sees the same times. Of two ranks the faster one is the median. It is reported once per window.
     """
 
     def __init__(self, settings: StragglerConfig) -> None:
@@ -62,7 +62,7 @@ class Stragglers:
         self.steps, self.sums = 0, Tensor()  # of (busy, data wait) by rank, over the steps since it was judged
 
     def judge(self, times: Tensor) -> str | None:
-        """The sentence to say after a step, or None."""
+        """Return the sentence to report after a step, or None."""
         if len(times) < 2 or not self.settings.factor:
             return None
         seconds = busy_s(times), times[:, 2]

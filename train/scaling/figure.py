@@ -18,7 +18,7 @@ INK, GRID = "#333333", "#dddddd"
 
 
 def draw(runs: Sequence[Trained], found: Sequence[Return], score: Score, path: Path) -> None:
-    """Write the figure as PNG: colours are mT5s, markers are ViTs."""
+    """Write the figure as PNG: colors are mT5s, markers are ViTs."""
     figure = Figure(figsize=(12.5, 4.4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     by_parameters, by_tflop, by_return = figure.subplots(1, 3)
@@ -38,23 +38,23 @@ def draw(runs: Sequence[Trained], found: Sequence[Return], score: Score, path: P
     by_return.set_title("Return per added parameter")
     by_return.set_xlabel("the tower that grows")
     by_return.set_ylabel(f"gain per million added parameters\n({score.unit})")
-    figure.legend(handles=look.legend(), loc="outside lower center", ncols=len(look.colours) + len(look.markers) + 2)
+    figure.legend(handles=look.legend(), loc="outside lower center", ncols=len(look.colors) + len(look.markers) + 2)
     with beside(path) as scratch:
         figure.savefig(scratch, format=path.suffix[1:] or "png")
 
 
 class Look:
-    """A colour for every mT5, a marker for every ViT, smallest first."""
+    """Assign a color to every mT5 and a marker to every ViT, smallest first."""
 
     def __init__(self, runs: Sequence[Trained]) -> None:
         mt5s, vits = lines_of_constant(runs, "mt5"), lines_of_constant(runs, "vit")
         shades = [colormaps["viridis"](0.85 * i / max(1, len(mt5s) - 1)) for i in range(len(mt5s))]
-        self.colours = dict(zip(mt5s, shades, strict=True))
+        self.colors = dict(zip(mt5s, shades, strict=True))
         self.markers = {vit: MARKERS[i % len(MARKERS)] for i, vit in enumerate(vits)}
 
     def legend(self) -> list[Line2D]:
-        """What colours, markers and lines mean."""
-        towers = [Line2D([], [], color=colour, lw=4, label=f"mT5 {mt5}") for mt5, colour in self.colours.items()]
+        """Return the entries for colors, markers and lines."""
+        towers = [Line2D([], [], color=color, lw=4, label=f"mT5 {mt5}") for mt5, color in self.colors.items()]
         towers += [
             Line2D([], [], color=INK, marker=marker, ls="", label=f"ViT {vit}") for vit, marker in self.markers.items()
         ]
@@ -74,10 +74,10 @@ def _scores(axes: Axes, runs: Sequence[Trained], quantity: str, look: Look) -> N
     for line in lines_of_constant(runs, "vit").values():
         axes.plot(*points(line), color="#888888", ls=":", lw=1)
     for mt5, line in lines_of_constant(runs, "mt5").items():
-        axes.plot(*points(line), color=look.colours[mt5], lw=1.5)
+        axes.plot(*points(line), color=look.colors[mt5], lw=1.5)
     for run in runs:
         axes.plot(
-            *points([run]), color=look.colours[run.mt5], marker=look.markers[run.vit], ms=8, markeredgecolor="white"
+            *points([run]), color=look.colors[run.mt5], marker=look.markers[run.vit], ms=8, markeredgecolor="white"
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -87,21 +87,21 @@ def _scores(axes: Axes, runs: Sequence[Trained], quantity: str, look: Look) -> N
 
 
 def _returns(axes: Axes, found: Sequence[Return], look: Look) -> None:
-    """One group of bars per step to a larger tower, one bar per tower beside it."""
+    """Draw one group of bars per step to a larger tower, one bar per tower beside it."""
     groups: dict[tuple[str, str, str], list[Return]] = {}
     for one in found:
         groups.setdefault((one.tower, one.smaller, one.larger), []).append(one)
-    place, ticks = 0.0, []
+    x, ticks = 0.0, []
     for own in groups.values():
-        start = place
+        start = x
         for one in own:
-            colour = look.colours[one.beside] if one.tower == "vit" else "#bbbbbb"
-            axes.bar(place, one.gain_per_million, width=0.9, color=colour)
+            color = look.colors[one.beside] if one.tower == "vit" else "#bbbbbb"
+            axes.bar(x, one.gain_per_million, width=0.9, color=color)
             if one.tower == "mt5":
-                axes.plot(place, one.gain_per_million, marker=look.markers[one.beside], color=INK, ms=6, ls="")
-            place += 1
-        ticks.append((start + place - 1) / 2)
-        place += 0.8
+                axes.plot(x, one.gain_per_million, marker=look.markers[one.beside], color=INK, ms=6, ls="")
+            x += 1
+        ticks.append((start + x - 1) / 2)
+        x += 0.8
     labels = [f"{'ViT' if tower == 'vit' else 'mT5'}\n{a}\nto {b}" for tower, a, b in groups]
     axes.set_xticks(ticks, labels, fontsize=8)
     axes.axhline(0, color=INK, lw=0.8)
