@@ -1,4 +1,4 @@
-"""Settings that cannot work together are found before anything starts, each in a sentence that says what to change."""
+"""Settings that cannot work together are found before anything starts, each with a sentence that names the change."""
 
 import json
 import re
@@ -199,7 +199,7 @@ def test_shards_must_exist_of_every_split_that_is_read(config: RunConfig, tmp_pa
         check_training_data(config, expected=[tmp_path / "vq2a"])
 
 
-def test_only_the_sources_of_a_phase_are_asked_for(config: RunConfig, tmp_path: Path) -> None:
+def test_only_the_sources_of_a_phase_are_needed(config: RunConfig, tmp_path: Path) -> None:
     config.data.root = str(tmp_path)
     config.evaluation.every_steps = 0
     config.phases = {"questions": Phase(image_size=112, objectives={"vqa": 1.0})}
@@ -247,10 +247,10 @@ def test_a_holdout_is_a_share_that_leaves_something_to_train_on(config: RunConfi
 
 
 @pytest.mark.parametrize(("name", "warns"), [("weblii", True), ("vq2", True), ("openimages", False), ("webli", False)])
-def test_a_misspelt_source_is_pointed_out(name: str, warns: bool, config: RunConfig) -> None:
+def test_a_misspelled_source_is_pointed_out(name: str, warns: bool, config: RunConfig) -> None:
     config.data.sources = {name: "elsewhere"}
     with warnings.catch_warnings(record=True) as found, pytest.raises(ConfigurationError, match="no train shards"):
         warnings.simplefilter("always")
         check_training_data(config)
-    said = [str(each.message) for each in found if isinstance(each.message, Notice)]
-    assert [f"data.sources names {name}" in text for text in said] == [True] * warns
+    printed = [str(each.message) for each in found if isinstance(each.message, Notice)]
+    assert [f"data.sources names {name}" in text for text in printed] == [True] * warns

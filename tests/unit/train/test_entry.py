@@ -16,7 +16,7 @@ from train.entry import CONF, entry, folder_name, in_one_sentence, without_injec
 def outcome(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str
 ) -> tuple[int, str]:
-    """Exit code and what was said, of a program that only reads its configuration."""
+    """Exit code and what was printed, of a program that only reads its configuration."""
     from train.config import to_run_config
 
     monkeypatch.chdir(tmp_path)
@@ -32,7 +32,7 @@ def outcome(
     ("argument", "sentence"),
     [
         ("run.stepz=3", "run.stepz is not a setting; did you mean run.steps?"),
-        ("optimiser=adamw", "did you mean optimizer"),
+        ("optimizr=adamw", "did you mean optimizer"),
         ("run.steps=many", "run.steps: Value 'many' of type 'str' could not be converted to Integer"),
         ("run.steps=0", "run.steps=0 must be at least 1."),
         ("run.precision=fp8", "run.precision='fp8' is unknown; choose fp32 or bf16."),
@@ -55,10 +55,10 @@ def outcome(
 def test_mistakes(
     argument: str, sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    code, said = outcome(capsys, monkeypatch, tmp_path, argument)
+    code, printed = outcome(capsys, monkeypatch, tmp_path, argument)
     assert code == 2
-    assert sentence in said
-    assert said.startswith("Configuration: ") and said.count("\n") == 1
+    assert sentence in printed
+    assert printed.startswith("Configuration: ") and printed.count("\n") == 1
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nGPU 0")])
@@ -74,8 +74,8 @@ def test_too_little_memory_is_one_sentence_outside_of_steps_too(
 
     with pytest.raises(SystemExit) as end:
         in_one_sentence(fails)
-    said = capsys.readouterr().err
-    assert end.value.code == 3 and said.count("\n") == 1 and said.startswith("Out of memory (")
+    printed = capsys.readouterr().err
+    assert end.value.code == 3 and printed.count("\n") == 1 and printed.startswith("Out of memory (")
 
 
 def test_other_errors_of_the_program_stay_tracebacks() -> None:
@@ -110,8 +110,8 @@ def test_injected_ranks_are_dropped(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert without_injected(["--local_rank=1", "a=b", "--local-rank", "2", "c=d"]) == ["a=b", "c=d"]
-    code, said = outcome(capsys, monkeypatch, tmp_path, "--local_rank=1", "run.steps=7")
-    assert code == 0 and "steps=7" in said
+    code, printed = outcome(capsys, monkeypatch, tmp_path, "--local_rank=1", "run.steps=7")
+    assert code == 0 and "steps=7" in printed
 
 
 def test_other_ranks_keep_quiet(
@@ -196,7 +196,7 @@ def test_the_entry_points_themselves(
     assert not list(tmp_path.iterdir()), "a run that is refused leaves nothing"
 
 
-def test_our_warnings_are_sentences_and_others_say_where_they_come_from() -> None:
+def test_our_warnings_are_sentences_and_others_state_where_they_come_from() -> None:
     code = (
         "import warnings; from common.errors import Notice; from train.entry import entry;"
         "entry('pretrain', lambda _: [warnings.warn('Ours.', Notice), warnings.warn('Theirs.', RuntimeWarning)])"

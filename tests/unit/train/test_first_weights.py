@@ -43,8 +43,10 @@ def write(path: Path, *prefixes: str, without: str = "-") -> str:
 
 
 def test_a_frozen_tower_of_nowhere_is_refused(tmp_path: Path) -> None:
-    said = "^phase 'phase0' freezes bridge, patches, vit_block_0 and 4 more units .* random: give them by weights.vit="
-    with pytest.raises(ConfigurationError, match=said):
+    sentence = (
+        "^phase 'phase0' freezes bridge, patches, vit_block_0 and 4 more units .* random: give them by weights.vit="
+    )
+    with pytest.raises(ConfigurationError, match=sentence):
         check(a_run(tmp_path, FROZEN_VIT))
     with pytest.raises(ConfigurationError, match=r"freezes encoder_norm .1 tensors., .* weights.mt5="):
         check(a_run(tmp_path, ["encoder_norm.*"]))
@@ -81,7 +83,7 @@ def test_files_of_towers(tmp_path: Path) -> None:
     part, norm = write(tmp_path / "p", *OF_VIT, without="vit_block_3"), write(tmp_path / "n", "bridge.vit_norm")
     check(replace(config, weights=WeightsConfig(vit, text)))
     assert first_files(replace(config, weights=WeightsConfig(vit, text))) == [vit, text]
-    for weights, said in (
+    for weights, printed in (
         (
             WeightsConfig(vit=mt5),
             r"^weights\.vit=.* holds what is not of that tower: bridge, decoder_block_0, enc",
@@ -93,7 +95,7 @@ def test_files_of_towers(tmp_path: Path) -> None:
         (WeightsConfig(vit=part), r"^weights\.vit=.* lacks: vit_block_3 \(\d+ tensors\)"),
         (WeightsConfig(vit=str(tmp_path / "none")), r"^weights\.vit names .*/none, which is no file"),
     ):
-        with pytest.raises(ConfigurationError, match=said):
+        with pytest.raises(ConfigurationError, match=printed):
             check(replace(config, weights=weights))
     twice = replace(config, weights=WeightsConfig(vit=vit), run=replace(config.run, initial_weights=[norm]))
     with pytest.raises(

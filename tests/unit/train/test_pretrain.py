@@ -77,7 +77,7 @@ def test_a_phase_is_planned_on_meta_by_the_checks_and_by_its_engine_alone(
 def test_trained_resumed_and_evaluated(
     corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places: list[str] = []  # where the watchdog hears that something was completed
+    places: list[str] = []  # where the watchdog receives that something was completed
     monkeypatch.setattr(progress, "listeners", [places.append])
     monkeypatch.chdir(tmp_path)
     settings = [
@@ -97,9 +97,9 @@ def test_trained_resumed_and_evaluated(
         "validation/loss/vqa", "validation/loss/ocr",
     }  # fmt: skip
     assert (tmp_path / "straight" / "samples" / "step_00000004.png").exists()
-    told = {"making patches", "making head", "validation loss, batch 1 of 1", "predictions, batch 1"}
-    told |= {f"step {step}, {what}" for step in (1, 2, 3, 4) for what in ("reading", "update", "its checkpoint")}
-    assert told <= set(places) and any(place.startswith("indexing ") for place in places)
+    reported = {"making patches", "making head", "validation loss, batch 1 of 1", "predictions, batch 1"}
+    reported |= {f"step {step}, {what}" for step in (1, 2, 3, 4) for what in ("reading", "update", "its checkpoint")}
+    assert reported <= set(places) and any(place.startswith("indexing ") for place in places)
 
     save = Run.save
 
@@ -177,9 +177,9 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_run_that_was_stays_on
     with monkeypatch.context() as patched:
         patched.setattr(Engine, "update", spoils_the_last)
         assert ended("pretrain", pretrain.main) == 3
-    said = capsys.readouterr().err.strip().splitlines()[-1]
+    printed = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.search(
-        r"checkpoint of step 2 is not written .* weights/patches.* is not finite \(that of step 1 stays", said
+        r"checkpoint of step 2 is not written .* weights/patches.* is not finite \(that of step 1 stays", printed
     )
     checkpoints, first = (
         tmp_path / "run" / "checkpoints",
@@ -193,8 +193,8 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_run_that_was_stays_on
 
     command(monkeypatch, *settings, "run.seed=8", "run.allow_changes=[run.seed]", "schedule.peak=1e-3")
     entry("pretrain", pretrain.main)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "Changed since step 1: run.seed: 7 -> 8; schedule.peak: 0.01 -> 0.001; so step 2 learns at 0.001" in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Changed since step 1: run.seed: 7 -> 8; schedule.peak: 0.01 -> 0.001; so step 2 learns at 0.001" in printed
     assert (tmp_path / "run" / "config.yaml.1").read_text(encoding="utf-8") == first
 
     for step in (1, 2):
@@ -218,7 +218,7 @@ def test_a_rehearsal_does_everything_once_and_leaves_the_folder_as_it_was(
     for validates, phases in ((True, [low, high]), (False, [low])):
         command(monkeypatch, *settings, f"evaluation.every_steps={30 * validates}", "~phases", *phases)
         entry("pretrain", pretrain.main)
-        said = capsys.readouterr().out
+        printed = capsys.readouterr().out
         parts = [
             "model and weights",
             "step and update",
@@ -228,10 +228,10 @@ def test_a_rehearsal_does_everything_once_and_leaves_the_folder_as_it_was(
             "predictions",
         ]
         for phase in ("low", "high")[: 1 + validates]:
-            found = [re.search(rf"{phase} .*{part}.* (\d+\.\d\d) GiB .* \d+\.\d s", said) for part in parts]
-            assert all(row is not None and float(row[1]) > 0 for row in found), said
-        assert ("validation" in said) == validates and "step 1/90" in said
-        assert ("step 90/90" in said) == validates, "the first step of the second phase"
+            found = [re.search(rf"{phase} .*{part}.* (\d+\.\d\d) GiB .* \d+\.\d s", printed) for part in parts]
+            assert all(row is not None and float(row[1]) > 0 for row in found), printed
+        assert ("validation" in printed) == validates and "step 1/90" in printed
+        assert ("step 90/90" in printed) == validates, "the first step of the second phase"
         assert not (tmp_path / "runs" / "x").exists()
     place = tmp_path / "runs" / "x" / "checkpoints" / "step_00000007"  # of a run that has begun, and cannot be loaded
     place.mkdir(parents=True)

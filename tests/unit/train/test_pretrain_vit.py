@@ -81,8 +81,8 @@ def test_mistakes(
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, corpus, *settings)
     assert end.value.code == 2
-    said = capsys.readouterr().err
-    assert sentence in said and len(said.splitlines()) == 1
+    printed = capsys.readouterr().err
+    assert sentence in printed and len(printed.splitlines()) == 1
 
 
 def test_weights_that_are_not_finite_are_not_written_and_a_file_that_was_there_is_kept(

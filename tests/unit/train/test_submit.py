@@ -48,7 +48,7 @@ def test_settings_hold_for_their_job_or_for_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "printed"),
     [
         ("pretran run.steps=3", "'pretran' is neither key=value nor a job nor a flag; did you mean pretrain?"),
         ("--dryrun", "did you mean --dry-run"),
@@ -56,8 +56,8 @@ def test_settings_hold_for_their_job_or_for_all() -> None:
         ("run.steps=3 corpus", "run.steps=3 stands before the first job, corpus; put it behind"),
     ],
 )
-def test_words_that_make_no_sense(words: str, said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+def test_words_that_make_no_sense(words: str, printed: str) -> None:
+    with pytest.raises(ConfigurationError, match=printed):
         requests(words.split())
 
 
@@ -119,7 +119,7 @@ def test_a_chain_is_checked_in_view_of_what_it_will_make() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "printed"),
     [
         ([*DEMO, "data.root=c"], "data.tokenizer=c/tokenizer.model does not exist"),
         (["corpus", "folder=c", "pretrain", *DEMO, "data.root=d"], "data.tokenizer=d/tokenizer.model"),
@@ -132,8 +132,8 @@ def test_a_chain_is_checked_in_view_of_what_it_will_make() -> None:
         (["submit.data_parallel=2", "submit.min_data_parallel=3"], "swap them"),
     ],
 )
-def test_mistakes(words: list[str], said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+def test_mistakes(words: list[str], printed: str) -> None:
+    with pytest.raises(ConfigurationError, match=printed):
         plan(requests(["cluster=cpu", *words]))
 
 
@@ -193,13 +193,17 @@ def test_snapshots_hold_all_modules() -> None:
 def test_a_dry_run_shows_everything_and_leaves_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = ["pretrain", *DEMO, "data.root=c", "run.folder=runs/one two"]
     main(["cluster=cpu", "corpus", "folder=c", *run, "--dry-run"])
-    said = capsys.readouterr().out
-    assert "# 1. corpus c: 1 node x 4 ranks" in said and "--dependency=afterok:<id of job 1>" in said
-    assert shlex.quote("run.folder=runs/one two") in said and "exec scontrol requeue" in said and "usable=(1)" in said
+    printed = capsys.readouterr().out
+    assert "# 1. corpus c: 1 node x 4 ranks" in printed and "--dependency=afterok:<id of job 1>" in printed
+    assert (
+        shlex.quote("run.folder=runs/one two") in printed
+        and "exec scontrol requeue" in printed
+        and "usable=(1)" in printed
+    )
     assert list(here.iterdir()) == []
 
 
-def test_without_slurm_it_says_so(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_slurm_it_states_so(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(here))
     with pytest.raises(ConfigurationError, match="no sbatch here"):
         slurm.submit(["sbatch", "x"], here)

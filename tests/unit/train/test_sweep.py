@@ -1,4 +1,4 @@
-"""A sweep in this process: one run's failure is told and costs no other run; what a Slurm array is refused for."""
+"""A sweep in this process: one run's failure is reported and costs no other run; what a Slurm array is refused for."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ Sweeping = Callable[..., tuple[int, str, list[int]]]
 
 @pytest.fixture
 def sweeping(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sweeping:
-    """Sweeps run.steps over 1, 2, 3, where run 2 raises: (exit code, what was said, the runs that ended well)."""
+    """Sweeps run.steps over 1, 2, 3, where run 2 raises: (exit code, what was printed, the runs that ended well)."""
 
     def sweep(error: BaseException | None, *arguments: str) -> tuple[int, str, list[int]]:
         ended: list[int] = []
@@ -40,29 +40,29 @@ def sweeping(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "reported"),
     [
         (ConfigurationError("This cannot be."), 2, "Configuration: This cannot be."),
         (RunStopped("The loss is lost."), 3, "The loss is lost."),
         (ZeroDivisionError("a bug"), 1, "ZeroDivisionError: a bug"),
     ],
 )
-def test_one_failure_costs_no_other_run(error: Exception, code: int, told: str, sweeping: Sweeping) -> None:
-    found, said, ended = sweeping(error)
+def test_one_failure_costs_no_other_run(error: Exception, code: int, reported: str, sweeping: Sweeping) -> None:
+    found, printed, ended = sweeping(error)
     assert (found, ended) == (code, [1, 3])
-    assert told in said
+    assert reported in printed
     summary = f"1 of 3 runs failed, and the same command tries them again: run.steps=2 (exit code {code})."
-    assert said.splitlines()[-1] == summary
-    assert ("Traceback" in said) == (code == 1)
+    assert printed.splitlines()[-1] == summary
+    assert ("Traceback" in printed) == (code == 1)
 
 
 @pytest.mark.parametrize(
     ("words", "runs"), [(["run.name=x,y", "run.folder=one"], 3), (["run.name=x,y"], 6), (["run.seed=1,1"], 3)]
 )
 def test_two_runs_never_share_a_folder(words: list[str], runs: int, sweeping: Sweeping) -> None:
-    code, said, ended = sweeping(None, *words)
+    code, printed, ended = sweeping(None, *words)
     assert len(ended) == runs
-    assert code == (2 if runs == 3 else 0) and ("is the folder of two runs of this sweep" in said) == (runs == 3)
+    assert code == (2 if runs == 3 else 0) and ("is the folder of two runs of this sweep" in printed) == (runs == 3)
 
 
 def test_a_signal_ends_the_whole_sweep(sweeping: Sweeping) -> None:
@@ -78,15 +78,15 @@ def test_a_signal_ends_the_whole_sweep(sweeping: Sweeping) -> None:
         MemoryError(),
     ],
 )
-def test_what_one_rank_alone_knows_ends_the_sweep(
+def test_what_one_rank_alone_has_ends_the_sweep(
     error: Exception, sweeping: Sweeping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other ranks wait in a collective of the run that failed here."""
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    code, said, ended = sweeping(error)
+    code, printed, ended = sweeping(error)
     assert (code, ended) == (1 if isinstance(error, ZeroDivisionError) else 3, [1])
-    assert (str(error.args[-1]) if error.args else "Out of memory") in said
+    assert (str(error.args[-1]) if error.args else "Out of memory") in printed
 
 
 def test_what_all_ranks_know_does_not(sweeping: Sweeping, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,9 +98,9 @@ def test_what_all_ranks_know_does_not(sweeping: Sweeping, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("wrong", ["run.stepz=3", "vit=mimi", "run.seed=0,many"])
 def test_a_wrong_key_stops_the_sweep_before_its_first_run(wrong: str, sweeping: Sweeping) -> None:
-    code, said, ended = sweeping(None, wrong)
+    code, printed, ended = sweeping(None, wrong)
     assert (code, ended) == (2, [])
-    assert said.startswith("Configuration: ") and said.count("\n") == 1
+    assert printed.startswith("Configuration: ") and printed.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -141,9 +141,9 @@ def submitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_a_slurm_array_is_checked_before_it_is_submitted(
     arguments: tuple[str, ...], sentence: str, submitted: Path, sweeping: Sweeping, tokenizer_path: Path
 ) -> None:
-    code, said, _ = sweeping(None, "hydra/launcher=slurm", f"data.tokenizer={tokenizer_path}", *arguments)
+    code, printed, _ = sweeping(None, "hydra/launcher=slurm", f"data.tokenizer={tokenizer_path}", *arguments)
     assert code == 2
-    assert said.startswith("Configuration: ") and sentence in said and said.count("\n") == 1
+    assert printed.startswith("Configuration: ") and sentence in printed and printed.count("\n") == 1
     assert not submitted.exists()
 
 
@@ -161,14 +161,14 @@ def test_a_sweep_runs_the_code_of_its_submission_by_the_rule_of_all_jobs(
     words = ["hydra/launcher=slurm", "cluster@hydra.launcher.cluster=gres", "experiment=equivalence", "data.root=data",
              "+hydra.launcher.cluster.environment.WANDB_API_KEY=secret", f"data.tokenizer={tokenizer_path}",
              "hydra.launcher.tasks_per_node=1", "hydra.launcher.cluster.setup=[set -e]"]  # fmt: skip
-    code, said, _ = sweeping(None, *words)
-    assert code == 2 and "no train shards at data/" in said and not (tmp_path / "job.sh").exists()
+    code, printed, _ = sweeping(None, *words)
+    assert code == 2 and "no train shards at data/" in printed and not (tmp_path / "job.sh").exists()
 
     for source in ("webli", "cc3m_35l", "vq2a", "objects", "text"):
         (tmp_path / "data" / source).mkdir(parents=True)
         (tmp_path / "data" / source / "train-00000.tar").touch()
-    code, said, _ = sweeping(None, *words)
-    assert code == 1 and said.count("ended from outside") == 3, said
+    code, printed, _ = sweeping(None, *words)
+    assert code == 1 and printed.count("ended from outside") == 3, printed
     folder = tmp_path / "runs" / "equivalence"
     (snapshot,) = (folder / "submitted").iterdir()
     assert (snapshot / "code" / "train" / "pretrain.py").exists()
@@ -205,8 +205,8 @@ def test_a_sweep_runs_the_code_of_its_submission_by_the_rule_of_all_jobs(
 def test_without_slurm(sweeping: Sweeping, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))
-    code, said, _ = sweeping(None, "hydra/launcher=slurm")
-    assert code == 2 and "hydra/launcher=slurm finds no sbatch here" in said
+    code, printed, _ = sweeping(None, "hydra/launcher=slurm")
+    assert code == 2 and "hydra/launcher=slurm finds no sbatch here" in printed
 
 
 WITHOUT_THE_EXTRA = """
@@ -222,22 +222,22 @@ entry("pretrain", lambda composed: print("trained"))
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "printed"),
     [
         (["hydra.run.dir=."], 0, ""),
         (["-m", "hydra/launcher=slurm", "run.steps=1,2"], 2,
          "Configuration: hydra/launcher=slurm needs the extra `slurm`: pip install '.[slurm]'.\n"),
     ],
 )  # fmt: skip
-def test_without_the_extra(words: list[str], code: int, said: str, tmp_path: Path) -> None:
-    """Hydra finds the launcher by itself; where submitit is missing, nothing is printed until it is asked for."""
+def test_without_the_extra(words: list[str], code: int, printed: str, tmp_path: Path) -> None:
+    """Hydra finds the launcher by itself; where submitit is missing, nothing is printed until it is requested."""
     command = [sys.executable, "-c", WITHOUT_THE_EXTRA, *words]
     environment = os.environ | {"PYTHONPATH": str(CONF.parent)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
-    assert (done.returncode, done.stderr, done.stdout) == (code, said, "" if code else "trained\n")
+    assert (done.returncode, done.stderr, done.stdout) == (code, printed, "" if code else "trained\n")
 
 
-def test_the_site_gives_what_the_launcher_does_not_say() -> None:
+def test_the_site_gives_what_the_launcher_does_not_state() -> None:
     pytest.importorskip("submitit")
     from hydra_plugins.slurm_array import with_site
     from slurm.cluster import ClusterConfig
@@ -251,8 +251,8 @@ def test_the_site_gives_what_the_launcher_does_not_say() -> None:
         ("partition", "account", "tasks_per_node", "gpus_per_node", "cpus_per_task", "signal_delay_s", "timeout_min",
          "mem_gb")
     )  # fmt: skip
-    said = {"setup": ["own line"], "srun_args": ["--wait=300"], "additional_parameters": {"qos": "short"}}
-    filled = with_site(null | said, site)
+    printed = {"setup": ["own line"], "srun_args": ["--wait=300"], "additional_parameters": {"qos": "short"}}
+    filled = with_site(null | printed, site)
     assert filled == {
         "partition": "gpu", "account": "lab", "tasks_per_node": 4, "gpus_per_node": 4, "cpus_per_task": 8,
         "signal_delay_s": 600, "timeout_min": None, "mem_gb": None,
@@ -260,6 +260,6 @@ def test_the_site_gives_what_the_launcher_does_not_say() -> None:
         "srun_args": ["--cpu-bind=cores", "--wait=300"],
         "additional_parameters": {"time": "2-00", "mem": "0", "exclusive": True, "qos": "short"},
     }  # fmt: skip
-    own = with_site(null | said | {"partition": "cpu", "tasks_per_node": 2, "timeout_min": 30, "mem_gb": 4}, site)
+    own = with_site(null | printed | {"partition": "cpu", "tasks_per_node": 2, "timeout_min": 30, "mem_gb": 4}, site)
     assert (own["partition"], own["tasks_per_node"]) == ("cpu", 2)
     assert own["additional_parameters"].keys() == {"exclusive", "qos"}

@@ -14,7 +14,7 @@ RANKS_PER_NODE, NODES = 8, 128
 
 
 def rank_of(folder: Path, rank: int, machine: Path, world_size: int = 4, local_rank: int | None = None) -> Heartbeats:
-    """A rank whose machine is a folder of its own; it beats when it is told to."""
+    """A rank whose machine is a folder of its own; it beats at each call."""
     beats = Heartbeats(folder, rank, world_size, machine=machine)
     beats.own.host = machine.name
     beats.is_first_here = (rank if local_rank is None else local_rank) == 0
@@ -29,7 +29,7 @@ def beat(*ranks: Heartbeats) -> None:
 
 
 class SharedDisk:
-    """Counts what a folder is asked for; each of these is a request to the server of metadata."""
+    """Count the requests to a folder; each of these is a request to the server of metadata."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: Counter[str] = Counter()
@@ -70,7 +70,7 @@ def test_a_thousand_ranks_ask_the_shared_disk_for_two_things_a_machine(
     assert len(published(run)) == NODES * RANKS_PER_NODE
 
 
-def test_where_the_first_rank_of_a_machine_stops_the_next_one_writes(tmp_path: Path) -> None:
+def test_where_the_lowest_rank_of_a_machine_stops_the_next_one_writes(tmp_path: Path) -> None:
     machine = tmp_path / "n0"
     machine.mkdir()
     first, second = (rank_of(tmp_path, rank, machine) for rank in (0, 1))
@@ -98,7 +98,7 @@ def test_ranks_that_share_no_memory_each_write_their_own(tmp_path: Path) -> None
     assert set(published(tmp_path)) == {0, 1, 2, 3}
 
 
-def test_a_rank_at_its_end_writes_itself_and_is_told_from_its_earlier_process(tmp_path: Path) -> None:
+def test_a_rank_at_its_end_writes_itself_and_is_reported_from_its_earlier_process(tmp_path: Path) -> None:
     machine = tmp_path / "n0"
     machine.mkdir()
     first, second = (rank_of(tmp_path, rank, machine) for rank in (0, 1))

@@ -1,4 +1,4 @@
-"""Processes that stand still end themselves and say who is to blame; real processes, no torch needed."""
+"""Processes that hang end themselves and name the rank that hangs; real processes, no torch needed."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import pytest
 
 from common.errors import EXIT_HUNG, PeerLost
 from train.health.heartbeat import Heartbeat, Heartbeats, published
-from train.health.watchdog import Watchdog, describe, may_speak, verdict, what_broke
+from train.health.watchdog import Watchdog, describe, may_print, verdict, what_broke
 
 RANK = """
 import ctypes, os, sys, threading, time
@@ -50,7 +50,7 @@ BLOCKED_STDERR = "os.dup2(full_pipe(), 2)"
 BLOCKED_STACKS = "watchdog.stacks_file = os.fdopen(full_pipe(), 'wb', buffering=0); time.sleep(1); "
 # name: (what the rank does, what comes before, whether its disk answers, timeout_s)
 ALONE = {
-    "stands still": (SLEEP, "", True, 4),
+    "hangs": (SLEEP, "", True, 4),
     "keeps the interpreter's lock": (KEEPS_THE_LOCK, "", True, 2),
     "makes progress": ("beats(4, watchdog.beat)", "", True, 2),
     "makes progress anywhere": ("beats(4, progress.beat)", "", True, 2),
@@ -58,9 +58,9 @@ ALONE = {
         f"threading.Thread(target=beats, args=(60, progress.beat), daemon=True).start(); {SLEEP}", "", True, 2
     ),
     "makes progress, no disk": ("beats(5, watchdog.beat)", "", False, 2),
-    "stands still, no disk": (SLEEP, "", False, 2),
+    "hangs, no disk": (SLEEP, "", False, 2),
     "keeps the interpreter's lock, no disk": (KEEPS_THE_LOCK, "", False, 2),
-    "stands still, blocked stderr": (SLEEP, BLOCKED_STDERR, True, 2),
+    "hangs, blocked stderr": (SLEEP, BLOCKED_STDERR, True, 2),
     "keeps the interpreter's lock, blocked dump": (BLOCKED_STACKS + KEEPS_THE_LOCK, "", True, 2),
 }  # fmt: skip
 
@@ -88,7 +88,7 @@ def disk_that_does_not_answer(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, Path]]:
-    """(exit code, stderr, folder) of each rank of `ALONE`; they stand still side by side."""
+    """(exit code, stderr, folder) of each rank of `ALONE`; they hang side by side."""
     started = {}
     for name, (hang, before, answers, timeout_s) in ALONE.items():
         folder = tmp_path_factory.mktemp("alone")
@@ -97,8 +97,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str,
         started[name] = start(folder, 0, hang, 1, timeout_s, before), folder
     ended = {}
     for name, (process, folder) in started.items():
-        _, said = process.communicate(timeout=50)
-        ended[name] = process.returncode, said, folder
+        _, printed = process.communicate(timeout=50)
+        ended[name] = process.returncode, printed, folder
     return ended
 
 
@@ -106,10 +106,10 @@ def stacks(folder: Path) -> str:
     return (folder / "stacks" / "rank_00000.txt").read_text(encoding="utf-8")
 
 
-def test_a_rank_that_stands_still_ends_itself_and_shows_where(alone: dict[str, tuple[int, str, Path]]) -> None:
-    code, said, folder = alone["stands still"]
+def test_a_rank_that_is_still_ends_itself_and_shows_where(alone: dict[str, tuple[int, str, Path]]) -> None:
+    code, printed, folder = alone["hangs"]
     assert code == EXIT_HUNG  # the timer in C, at timeout_s, would have given 1
-    for text in (said, stacks(folder)):
+    for text in (printed, stacks(folder)):
         assert "made no progress" in text and "step 7, forward and backward" in text and "in stands_still" in text
         assert "The run hangs. Stands still: rank 0" in text and "does not answer" not in text
 
@@ -121,8 +121,8 @@ def test_native_code_that_keeps_the_interpreters_lock_is_ended_too(alone: dict[s
 
 @pytest.mark.parametrize("name", ["makes progress", "makes progress anywhere"])
 def test_progress_is_no_hang_and_leaves_no_stacks(alone: dict[str, tuple[int, str, Path]], name: str) -> None:
-    code, said, folder = alone[name]
-    assert (code, said) == (0, "") and not list((folder / "stacks").iterdir())
+    code, printed, folder = alone[name]
+    assert (code, printed) == (0, "") and not list((folder / "stacks").iterdir())
 
 
 def test_another_threads_progress_is_not_this_ones(alone: dict[str, tuple[int, str, Path]]) -> None:
@@ -130,21 +130,21 @@ def test_another_threads_progress_is_not_this_ones(alone: dict[str, tuple[int, s
 
 
 def test_a_disk_that_does_not_answer_ends_no_run_that_goes_on(alone: dict[str, tuple[int, str, Path]]) -> None:
-    code, said, folder = alone["makes progress, no disk"]
-    assert code == 0 and said.startswith(f"{folder} has not answered for") and "training goes on" in said
+    code, printed, folder = alone["makes progress, no disk"]
+    assert code == 0 and printed.startswith(f"{folder} has not answered for") and "training goes on" in printed
 
 
 def test_a_disk_that_does_not_answer_hides_no_hang(alone: dict[str, tuple[int, str, Path]]) -> None:
-    code, said, folder = alone["stands still, no disk"]
+    code, printed, folder = alone["hangs, no disk"]
     assert code == EXIT_HUNG
-    assert "made no progress" in said and "in stands_still" in said and "Stands still: rank 0" in said
-    assert f"{folder} does not answer: no other machine is seen." in said
-    code, said, _ = alone["keeps the interpreter's lock, no disk"]
-    assert code == 1 and "in stands_still" in said
+    assert "made no progress" in printed and "in stands_still" in printed and "Stands still: rank 0" in printed
+    assert f"{folder} does not answer: no other machine is seen." in printed
+    code, printed, _ = alone["keeps the interpreter's lock, no disk"]
+    assert code == 1 and "in stands_still" in printed
 
 
 def test_stderr_that_nobody_reads_keeps_no_rank_alive(alone: dict[str, tuple[int, str, Path]]) -> None:
-    code, _, folder = alone["stands still, blocked stderr"]
+    code, _, folder = alone["hangs, blocked stderr"]
     assert code == EXIT_HUNG and "The run hangs. Stands still: rank 0" in stacks(folder)
 
 
@@ -160,11 +160,11 @@ def test_a_stopped_rank_is_named_by_one_that_lives(tmp_path: Path) -> None:
         assert first.poll() is None
         time.sleep(0.02)
     os.kill(first.pid, signal.SIGSTOP)
-    _, said = second.communicate(timeout=30)
+    _, printed = second.communicate(timeout=30)
     assert first.wait(timeout=30) == -signal.SIGKILL  # it could not end itself
     assert second.returncode == EXIT_HUNG
-    assert f"Does not answer, stopped or dead: rank 0 on {os.uname().nodename} (process {first.pid})" in said
-    assert "(last seen: step 7, forward and backward)" in said and "Stands still: rank 1" in said
+    assert f"Does not answer, stopped or dead: rank 0 on {os.uname().nodename} (process {first.pid})" in printed
+    assert "(last seen: step 7, forward and backward)" in printed and "Stands still: rank 1" in printed
 
 
 def test_the_guilty_are_named_before_those_who_wait() -> None:
@@ -172,8 +172,8 @@ def test_the_guilty_are_named_before_those_who_wait() -> None:
     reads = Heartbeat(1, "n1", 12, 5, "step 3, reading", 9.0, "data/stream.py:120 in read")
     gone = Heartbeat(2, "n2", 13, 4, "step 3, update")
     others: dict[int, Heartbeat | None] = {1: reads, 2: gone, 3: None}
-    said = verdict(waits, {1: None, 2: gone, 3: None}, others)
-    assert said == (
+    printed = verdict(waits, {1: None, 2: gone, 3: None}, others)
+    assert printed == (
         "The run hangs. "
         "Does not answer, stopped or dead: rank 2 on n2 (process 13) (last seen: step 3, update), rank 3 (never seen). "
         "Stands still: rank 1 on n1 (process 12) at data/stream.py:120 in read (step 3, reading). "
@@ -190,14 +190,14 @@ def test_a_frame_of_ours_is_shown_rather_than_a_librarys() -> None:
 
 @pytest.mark.parametrize(("world_size", "speakers"), [(1, [0]), (5, [0, 1, 2, 4]), (9, [0, 1, 2, 4, 8])])
 def test_few_ranks_read_the_files_of_all(world_size: int, speakers: list[int]) -> None:
-    assert [rank for rank in range(world_size) if may_speak(rank)] == speakers
+    assert [rank for rank in range(world_size) if may_print(rank)] == speakers
 
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:40021"
 
 
 def lose_a_peer(folder: Path, error: Exception) -> str:
-    """What rank 0 of two says where a collective raises `error`."""
+    """The output of rank 0 of two if a collective raises `error`."""
     with pytest.raises(PeerLost) as lost, Watchdog(4.8, folder, rank=0, world_size=2) as watchdog:
         watchdog.beat("step 7, update")
         raise error
@@ -215,17 +215,18 @@ def other_rank(folder: Path, **known: Any) -> Heartbeats:
 
 def test_who_does_not_beat_any_more_is_named(tmp_path: Path) -> None:
     other_rank(tmp_path)
-    said = lose_a_peer(tmp_path, RuntimeError(GLOO))
-    assert said.startswith(f"Rank 0 on {os.uname().nodename} (process {os.getpid()}) lost a peer at health/")
+    printed = lose_a_peer(tmp_path, RuntimeError(GLOO))
+    assert printed.startswith(f"Rank 0 on {os.uname().nodename} (process {os.getpid()}) lost a peer at health/")
     assert (
-        "(step 7, update). Does not answer, stopped or dead: rank 1 on elsewhere (process 5) (last seen: step 7" in said
+        "(step 7, update). Does not answer, stopped or dead: rank 1 on elsewhere (process 5) (last seen: step 7"
+        in printed
     )
-    assert "Connection closed by peer" in said and "in lose_a_peer" in (tmp_path / "stacks/rank_00000.txt").read_text(
-        encoding="utf-8"
-    )
+    assert "Connection closed by peer" in printed and "in lose_a_peer" in (
+        tmp_path / "stacks/rank_00000.txt"
+    ).read_text(encoding="utf-8")
 
 
-def test_whoever_still_beats_or_has_told_its_end_is_not(tmp_path: Path) -> None:
+def test_one_that_still_beats_or_has_reported_its_end_is_not(tmp_path: Path) -> None:
     other_rank(tmp_path, frame="train/step/loop.py:9 in step")
     assert "Every rank that it can see still answers" in lose_a_peer(tmp_path, RuntimeError(GLOO))
     beats, ended = other_rank(tmp_path), threading.Event()

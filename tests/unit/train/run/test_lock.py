@@ -25,7 +25,7 @@ time.sleep(60)
 """
 
 
-def test_a_second_job_is_told_who_holds_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_job_is_reported_who_holds_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     first, second = FolderLock(tmp_path), FolderLock(tmp_path, wait_s=0)
     assert first.take() is None
@@ -62,7 +62,7 @@ def without_locks(code: int) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
-def test_a_file_stands_for_the_lock_where_there_are_none(
+def test_a_file_is_for_the_lock_where_there_are_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     monkeypatch.setattr("fcntl.flock", without_locks(code))

@@ -1,4 +1,4 @@
-"""A run may be restarted as often as it likes, as long as it comes further."""
+"""A run may be restarted as often as it likes, as long as it makes progress."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ def test_the_third_restart_in_vain_is_one_too_many_of_two(tmp_path: Path, monkey
     with pytest.raises(RunStopped, match="was restarted 2 times without saving anything after step 4, so it stops"):
         stop_if_in_vain(run)
     done = 5
-    stop_if_in_vain(run)  # it came further
+    stop_if_in_vain(run)  # it made progress
 
 
 def test_every_rank_stops_with_the_first(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_every_rank_stops_with_the_first(tmp_path: Path) -> None:
     )
     with pytest.raises(RunStopped):
         stop_if_in_vain(other)
-    assert not list(tmp_path.iterdir())  # only the first rank counts
+    assert not list(tmp_path.iterdir())  # only the main rank counts
 
 
 def test_only_restarts_without_progress_count(tmp_path: Path) -> None:

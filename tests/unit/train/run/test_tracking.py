@@ -21,7 +21,7 @@ from train.config import RunConfig, RunSettings, TrackerConfig
 from train.run import tracking
 from train.run.tracking import Tracker, WandbTracker, forget_identities, open_tracker, original_of
 
-SAMPLE = Sample("vq2a", "vqa", "k1", "en", "What colour?", ["red"], "red", np.zeros((14, 14, 3), np.uint8))
+SAMPLE = Sample("vq2a", "vqa", "k1", "en", "What color?", ["red"], "red", np.zeros((14, 14, 3), np.uint8))
 FACTS = {"git": {"commit": "abc123", "dirty": True}, "layout": {"world": 8}}
 TEXT_SAMPLE = Sample("text", "span_corruption", "k2", "th", "…", ["…"], "…", None)
 
@@ -201,7 +201,7 @@ def test_its_failing_warns_once_and_stops_nothing(config: RunConfig, tmp_path: P
     finish()
 
 
-def test_other_ranks_and_tracker_none_say_nothing(config: RunConfig, tmp_path: Path) -> None:
+def test_other_ranks_and_tracker_none_state_nothing(config: RunConfig, tmp_path: Path) -> None:
     assert type(open_tracker(config, tmp_path, None, rank=1)) is Tracker
     config.tracker.name = "none"
     assert type(open_tracker(config, tmp_path, None, rank=0)) is Tracker

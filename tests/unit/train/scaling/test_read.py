@@ -77,8 +77,8 @@ def test_tables_and_figure(tmp_path: Path) -> None:
     assert int(first["added_parameters"]) == added
     per_million = float(first["gain_per_million_parameters (nats per target token)"])
     assert per_million == pytest.approx(0.3 / added * 1e6, rel=1e-5)
-    with Image.open(sweep / "scaling.png") as picture:
-        assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 20) or []) > 50
+    with Image.open(sweep / "scaling.png") as image:
+        assert image.width > 1000 and len(image.convert("RGB").getcolors(1 << 20) or []) > 50
 
 
 def test_runs_that_cannot_be_compared_are_named_and_left_out(
@@ -92,13 +92,13 @@ def test_runs_that_cannot_be_compared_are_named_and_left_out(
     (sweep / "empty").mkdir()
     main([f"folder={sweep}", f"output={tmp_path / 'figures' / 'joint'}"])
     assert len(rows(tmp_path / "figures" / "joint.csv")) == 4
-    said = capsys.readouterr().err
-    assert "vit=mini,mt5=nano: it is at step 3 of 4" in said
-    assert "vit=mini,mt5=micro: validation/loss is not in the last line of its metrics.jsonl" in said
-    assert "vit=mini,mt5=mini: its metrics.jsonl cannot be read" in said
-    assert "vit=nano,mt5=mini: its config.yaml cannot be read" in said
-    assert "empty: it has no config.yaml" in said
-    assert said.count("left out") == 5
+    printed = capsys.readouterr().err
+    assert "vit=mini,mt5=nano: it is at step 3 of 4" in printed
+    assert "vit=mini,mt5=micro: validation/loss is not in the last line of its metrics.jsonl" in printed
+    assert "vit=mini,mt5=mini: its metrics.jsonl cannot be read" in printed
+    assert "vit=nano,mt5=mini: its config.yaml cannot be read" in printed
+    assert "empty: it has no config.yaml" in printed
+    assert printed.count("left out") == 5
 
 
 def test_scores_of_an_evaluation_rise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
