@@ -1,4 +1,4 @@
-"""Checks that need more than one part of the configuration; all of them run before any process group starts."""
+"""Check settings that depend on each other, before any process group starts."""
 
 import difflib
 import errno
@@ -31,7 +31,7 @@ from train.step.validation import SPLIT
 def check(
     config: RunConfig, world_size: int, expected: Sequence[Path] = (), trains: bool = True, weights: bool = True
 ) -> None:
-    """Raise ConfigurationError, one sentence that says what to change, for settings that cannot work together.
+    """Raise ConfigurationError, one sentence with the change to make, for settings that cannot work together.
 
     `trains`: whether the run in run.folder is to go on, rather than to be looked at.
     `weights`: whether first weights will be read, so that their files must be there.
@@ -56,7 +56,7 @@ def check(
 
 
 def check_training_data(config: RunConfig, expected: Sequence[Path] = ()) -> None:
-    """Raise ConfigurationError for a source without the shards that training, or its validation, will read.
+    """Raise ConfigurationError if a source lacks shards that training, or its validation, will read.
 
     Warn of a name in data.sources that no component reads and that is close to one that a component does.
     """
@@ -69,7 +69,7 @@ def check_training_data(config: RunConfig, expected: Sequence[Path] = ()) -> Non
 
 
 def _warn_of_unread_sources(config: RunConfig) -> None:
-    """Names of sources that are not in the mixture may serve other mixtures; a misspelt one changes what is read."""
+    """Warn of names in data.sources that are similar to a source of the mixture: a misspelled one changes the data."""
     read = {component.source for component in used(config.mixture).values()}
     for name in set(config.data.sources) - read if is_main_rank() else ():
         if near := difflib.get_close_matches(name, read - set(config.data.sources), 1):
@@ -82,7 +82,7 @@ def _warn_of_unread_sources(config: RunConfig) -> None:
 
 
 def check_sources(config: RunConfig, mixture: Mixture, split: str, expected: Sequence[Path] = ()) -> None:
-    """Raise ConfigurationError for a mixture that cannot be, or a source of it that has no shards of a split."""
+    """Raise ConfigurationError for an impossible mixture, or a source of it without shards of a split."""
     check_mixture(mixture)
     for source in dict.fromkeys(component.source for component in used(mixture).values()):
         location = config.data.location(source)
@@ -94,7 +94,7 @@ def check_sources(config: RunConfig, mixture: Mixture, split: str, expected: Seq
 
 
 def _check_phase(config: RunConfig, span: Span, world_size: int) -> PaLI:
-    """The phase's model on `meta`."""
+    """Build the phase's model on `meta`."""
     image_size, patch = config.model.image_size, config.vit.patch_size
     if image_size % patch:
         raise ConfigurationError(
@@ -116,7 +116,7 @@ def _check_phase(config: RunConfig, span: Span, world_size: int) -> PaLI:
 
 
 def _check_image_size(config: RunConfig) -> None:
-    """Raise ConfigurationError for a resolution of the model that no phase uses, as each has its own."""
+    """Raise ConfigurationError for a resolution of `model` that no phase uses, because each has its own."""
     size, own = config.model.image_size, {name: phase.image_size for name, phase in config.phases.items()}
     if None not in own.values() and size not in (ModelConfig().image_size, *own.values()):
         shown = ", ".join(f"phases.{name}.image_size={value}" for name, value in own.items())
@@ -124,7 +124,7 @@ def _check_image_size(config: RunConfig) -> None:
 
 
 def _check_folder(folder: str) -> None:
-    """A folder that is not there yet is made later, by a run that is not refused."""
+    """Raise ConfigurationError for an empty name, OSError if the folder cannot be written; it is made later."""
     if not folder.strip():
         raise ConfigurationError("run.folder is empty; name a folder for what the run leaves behind.")
     place = Path(folder).absolute()
@@ -167,7 +167,7 @@ def _check_initial(config: RunConfig, phases: Sequence[PaLI], expected: Sequence
 
 
 def _check_same_run(config: RunConfig, trains: bool) -> None:
-    """A folder holds one run: what its steps are may not change under its checkpoints."""
+    """Raise ConfigurationError if the folder holds a run with other settings of its steps."""
     check_allowed(config.run.allow_changes)
     if config.run.rehearse and not trains:
         raise ConfigurationError("run.rehearse=true is for train.pretrain alone; leave it out here.")
@@ -190,7 +190,7 @@ def _check_same_run(config: RunConfig, trains: bool) -> None:
 
 
 def _check_same_tokenizer(config: RunConfig, expected: Sequence[Path]) -> None:
-    """To a model that has been trained, the ids of another tokenizer mean nothing."""
+    """Raise ConfigurationError for another tokenizer than that of the weights, because its ids differ."""
     path = Path(config.data.tokenizer)
     for folder in (config.run.folder, config.run.initial):
         if folder is None or _is_expected(path, expected):

@@ -1,4 +1,4 @@
-"""What stands around every entry point: Hydra, and one clear sentence for a configuration that cannot work.
+"""Wrap every entry point: Hydra, and one clear sentence for a configuration that cannot work.
 
 Exit codes: 0 done, 2 a mistake in the configuration, 3 a run that stopped itself (`RunStopped`, or a source over its
 error budget), 4 a run that hung or lost a rank (`train/health/watchdog.py`), 75 a run that was interrupted by a signal
@@ -82,11 +82,11 @@ def entry(config_name: str, main: Callable[[DictConfig], None], reads: Sequence[
         in_one_sentence(job)
         in_one_sentence(sweep.check)
     finally:
-        leave()  # after all runs of a sweep: processes can meet only once
+        leave()  # after all runs of a sweep: processes can rendezvous only once
 
 
 def _prepare_words(reads: Sequence[str], of_saved_run: bool) -> None:
-    """Check the words of the command line, and write those that Hydra would misread in another way.
+    """Check the words of the command line, and rewrite those that Hydra would misread.
 
     `of_saved_run`: the entries of mappings are those of a saved run, which Hydra does not see.
     """
@@ -98,7 +98,7 @@ def _prepare_words(reads: Sequence[str], of_saved_run: bool) -> None:
 
 
 def in_one_sentence(work: Callable[[], None]) -> None:
-    """Run `work`; what the user can mend is said in one sentence and ends the process, anything else is a traceback."""
+    """Run `work`; end with one sentence for an error that the user can correct, with a traceback for any other."""
     try:
         work()
     except (ConfigurationError, HydraException, OmegaConfBaseException) as error:
@@ -123,7 +123,7 @@ def in_one_sentence(work: Callable[[], None]) -> None:
         if code is None or (error.filename is None and code != EXIT_STOPPED):
             raise
         stop(
-            f"{error.filename or 'A file'}: {error.strerror}; mend that, or choose another place.",
+            f"{error.filename or 'A file'}: {error.strerror}; correct that, or choose another place.",
             code,
             getattr(error, "alone", True),
         )
@@ -145,7 +145,7 @@ def register() -> None:
     for names_of_the_user in (run.data.sources, submission.cluster.environment):
         OmegaConf.set_struct(names_of_the_user, False)  # Hydra makes all else refuse keys that are not there yet
     run.run, run.schedule = OmegaConf.structured(ComposedRun), OmegaConf.structured(ComposedSchedule)
-    run.weights = WeightsConfig(MISSING, MISSING)  # in a merge "???" replaces nothing: conf/weights says null
+    run.weights = WeightsConfig(MISSING, MISSING)  # in a merge "???" replaces nothing: conf/weights has null
     ConfigStore.instance().store(name="run_schema", node=run)
     ConfigStore.instance().store(name="submit_schema", node=submission)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
@@ -155,14 +155,14 @@ def register() -> None:
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """Our own are sentences for the user; others say where they come from."""
+    """Print our own warnings as sentences, and others with their place in the code."""
     if issubclass(category, Notice):
         return f"Warning: {message}\n"
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def without_injected(arguments: list[str]) -> list[str]:
-    """The arguments without the `--local_rank N` that some launchers add."""
+    """Return the arguments without the `--local_rank N` that some launchers add."""
     kept: list[str] = []
     skip = False
     for argument in arguments:
@@ -176,7 +176,7 @@ def without_injected(arguments: list[str]) -> list[str]:
 
 
 def stop(message: str, code: int, every_rank: bool = False) -> None:
-    """End the process; unless told otherwise, one rank alone speaks."""
+    """Print the sentence, on the main rank unless set otherwise, and end the process."""
     note.leave(code, message)
     if every_rank or is_main_rank():
         print(message, file=sys.stderr, flush=True)

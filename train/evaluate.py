@@ -50,7 +50,7 @@ PICTURED = 24  # samples on the sheet
 
 
 def main(composed: DictConfig) -> None:
-    """Answers of all ranks, their scores, and a sheet of samples."""
+    """Generate answers on all ranks, score them, and write a sheet of samples."""
     config = saved_config(composed, HydraConfig.get().overrides.task)
     this = launch()
     checkpointer = Checkpointer.from_run(config.run.folder)
@@ -81,9 +81,9 @@ def main(composed: DictConfig) -> None:
 def answer(
     config: RunConfig, phase: Phase, checkpointer: Checkpointer, layout: Layout
 ) -> tuple[int, list[Sample], list[Sample]]:
-    """(step of the checkpoint, all answers, those to show); both in order of the records, whatever the number of ranks.
+    """Return (step of the checkpoint, all answers, those to show); answers are in order of the records.
 
-    `config`: as the phase sees it. The first rank has the answers, the others none.
+    `config`: as the phase sees it. The main rank has the answers, the others none.
     """
     engine = build_phase_engine(config, phase, layout, restored=True)
     restored = checkpointer.load_latest(engine, weights_only=True)
@@ -102,18 +102,18 @@ def answer(
 
 
 def is_wanted(settings: EvaluationConfig, info: ExampleInfo) -> bool:
-    """Whether an example is in one of the languages to evaluate."""
+    """Return whether an example is in one of the languages to evaluate."""
     return not settings.languages or languages.accepts(settings.languages, info.language)
 
 
 def without_examples(config: RunConfig, samples: list[Sample]) -> list[str]:
-    """The components to evaluate of which no record gave an example."""
-    met = {sample.component for sample in samples}
-    return [name for name in chosen(config.mixture, config.evaluation) if name not in met]
+    """Return the components to evaluate that gave no example."""
+    found = {sample.component for sample in samples}
+    return [name for name in chosen(config.mixture, config.evaluation) if name not in found]
 
 
 def nothing_evaluated(config: RunConfig) -> str:
-    """The sentence for an evaluation of nothing, which has no scores."""
+    """Return the sentence for an evaluation without examples, which has no scores."""
     settings = config.evaluation
     wanted = f" in {', '.join(settings.languages)} (evaluation.languages)" if settings.languages else ""
     return (
@@ -137,19 +137,19 @@ def report(
         "without_examples": list(missing),
         "objectives": evaluation(samples),
     }
-    scores_at, answers_at, picture_at = (folder / n for n in ("evaluation.json", "predictions.jsonl", "samples.png"))
+    scores_at, answers_at, image_at = (folder / n for n in ("evaluation.json", "predictions.jsonl", "samples.png"))
     write_text(scores_at, json.dumps(results, indent=1, ensure_ascii=False))
     write_text(answers_at, "".join(f"{sample.line}\n" for sample in samples))
-    draw(shown, picture_at)
+    draw(shown, image_at)
     console = Console()
     console.print(table(results))
     if missing:
         console.print(f"no example of {', '.join(missing)}: not evaluated", highlight=False)
-    console.print(f"scores: {scores_at}\nanswers: {answers_at}\nsamples: {picture_at}", highlight=False)
+    console.print(f"scores: {scores_at}\nanswers: {answers_at}\nsamples: {image_at}", highlight=False)
 
 
 def selection(samples: list[Sample]) -> list[Sample]:
-    """Samples for the sheet: objectives in turn, languages varied, first those whose letters can be shown."""
+    """Choose samples for the sheet: objectives in turn, languages varied, first those whose letters can be shown."""
     by_objective: dict[str, list[Sample]] = {}
     for sample in samples:
         if sample.has_image:
@@ -160,19 +160,19 @@ def selection(samples: list[Sample]) -> list[Sample]:
 
 
 def varied(samples: list[Sample]) -> list[Sample]:
-    """The same samples, the first of every language before the second of any."""
-    met: dict[str, int] = {}
+    """Sort samples: the first of every language before the second of any."""
+    found: dict[str, int] = {}
     order = []
     for sample in samples:
-        met[sample.language] = met.get(sample.language, 0) + 1
-        order.append(met[sample.language])
+        found[sample.language] = found.get(sample.language, 0) + 1
+        order.append(found[sample.language])
     return [sample for _, sample in sorted(zip(order, samples, strict=True), key=lambda pair: pair[0])]
 
 
 def table(results: dict[str, Any]) -> Table:
-    """The scores over all languages, in per cent."""
+    """Return a table of the scores over all languages, in percent."""
     shown = Table(title=f"Step {results['step']}, {results['examples']} examples of the {results['split']} split")
-    for heading in ("objective", "score", "per cent", "blind", "examples"):
+    for heading in ("objective", "score", "percent", "blind", "examples"):
         shown.add_column(heading, justify="left" if heading in ("objective", "score") else "right")
     for objective, scores in results["objectives"].items():
         for name, value in scores.items():

@@ -1,4 +1,4 @@
-"""Leave a note of why a rank stops the whole job, where its job script and torchrun read it.
+"""Write the reason why a rank stops the whole job, for its job script and torchrun to read.
 
 A rank whose disk is full ends with exit code 3 alone. Its peers lose it and end with 4, or are killed (137), and srun
 reports the highest code: without the note, the job would be queued again.
@@ -20,7 +20,7 @@ FINAL = (2, 3)  # exit codes after which nothing is started again
 
 
 def leave(code: int, message: str) -> None:
-    """Write the exit code and the sentence, if starting again would not help; the first rank to write wins."""
+    """Write the exit code and the sentence, if starting again would not help; the note that is written first stays."""
     if code in FINAL:
         text = f"{_who()}: {' '.join(message.split())}"
         if path := os.environ.get(JOB_SCRIPT):

@@ -1,4 +1,4 @@
-"""Compare what each rank was started with and what its disk holds: ranks that differ would train on different data.
+"""Compare settings and shards of all ranks: ranks that differ would train on different data.
 
 Every rank opens its own copy of the shards, and shuffles by their number. So one shard more or less on one node would
 give its ranks other examples, without any error.
@@ -27,15 +27,15 @@ OF_A_NODE = ("data.root", "data.sources", "data.tokenizer", "data.index_folder",
 
 
 def check_settings_of_ranks(config: RunConfig, this: Launch) -> None:
-    """Raise ConfigurationError on every rank where one was started with other settings; a collective.
+    """Raise ConfigurationError on every rank if one was started with other settings. A collective.
 
-    It comes before the groups of a `Layout`, for which ranks with other `parallel` settings would wait in vain.
+    It comes before the groups of a `Layout`, because ranks with other `parallel` settings would wait there for ever.
     """
     start_world(config.parallel, this)
     mine = _flat("", to_dict(config))
-    told = [mine if this.rank == 0 else None]
-    dist.broadcast_object_list(told, device=torch.device("cpu"))
-    first = told[0] or {}
+    sent = [mine if this.rank == 0 else None]
+    dist.broadcast_object_list(sent, device=torch.device("cpu"))
+    first = sent[0] or {}
     different = [key for key in sorted(mine.keys() | first.keys()) if mine.get(key) != first.get(key)]
     different = [key for key in different if not _may_differ(key, mine.get(key), first.get(key))]
     mistake = None
@@ -49,7 +49,7 @@ def check_settings_of_ranks(config: RunConfig, this: Launch) -> None:
 
 
 def _may_differ(key: str, mine: Any, first: Any) -> bool:
-    """Whether a setting names places of a node; first weights are loaded by all ranks together, or by none."""
+    """Return whether a setting names places of a node; first weights are loaded by all ranks together, or by none."""
     if not any(f"{key}.".startswith(f"{own}.") for own in OF_A_NODE):
         return False
     return not key.startswith(FIRST_WEIGHTS) or _number(mine) == _number(first)
@@ -60,9 +60,9 @@ def _number(places: Any) -> int:
 
 
 def facts_of_all(stream: Stream, config: RunConfig, layout: Layout, split: str) -> Facts:
-    """Return what the sources of a stream hold, the same on every rank; a collective.
+    """Return the facts of a stream's sources, the same on every rank. A collective.
 
-    Raises ConfigurationError on every rank where one holds other shards, or another tokenizer, than the first.
+    Raises ConfigurationError on every rank if one has other shards, or another tokenizer, than the main rank.
     """
     facts = {name: asdict(found) for name, found in stream.facts().items()}
     mine = (facts, checksum(config.data.tokenizer))
@@ -72,7 +72,7 @@ def facts_of_all(stream: Stream, config: RunConfig, layout: Layout, split: str) 
 
 
 def described(facts: Mapping[str, Any]) -> str:
-    """Say how much a source holds, and which records, in few words."""
+    """Describe the records of a source: their number, shards and fingerprint."""
     shards = f"{facts['shards']:,} shard{'s' * (facts['shards'] != 1)}"
     return f"{facts['records']:,} records in {shards} (fingerprint {str(facts['fingerprint'])[:12]})"
 

@@ -1,4 +1,4 @@
-"""First weights of a run: which files give them, and that nothing random is frozen."""
+"""Choose the files of a run's first weights, and check that nothing random is frozen."""
 
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -56,7 +56,7 @@ def _keys_and_files(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 
 def _checked(plan: PaLI, key: str, file: str, names: set[str]) -> set[str]:
-    """The names in a file; that of a tower holds all of the tower and nothing else."""
+    """Return the names in a file; the file of a tower holds all of the tower and nothing else."""
     check_files(plan, [file], key)
     found = names_in(file)
     if key != "run.initial_weights":
@@ -75,7 +75,7 @@ def _of_tower(names: set[str], key: str) -> set[str]:
 
 
 def _check_frozen(config: RunConfig, phases: Sequence[PaLI], known: set[str]) -> None:
-    """A frozen tensor has its value from a file, or from an earlier phase that trained it."""
+    """Raise ConfigurationError for a frozen tensor that neither a file nor an earlier phase has given a value."""
     for span, model in zip(spans(config), phases, strict=True):
         trained = {part.name for parameter, part in parameter_parts(model) if parameter.requires_grad}
         random = {part.name for _, part in parameter_parts(model)} - trained - known
@@ -90,7 +90,7 @@ def _check_frozen(config: RunConfig, phases: Sequence[PaLI], known: set[str]) ->
 
 
 def _some(names: Collection[str]) -> str:
-    """The units of tensors, shortened."""
+    """List the units of tensors, shortened."""
     units = list(dict.fromkeys(name.split(".")[0] for name in sorted(names)))
     more = f" and {len(units) - SHOWN} more units" if len(units) > SHOWN else ""
     return ", ".join(units[:SHOWN]) + more + f" ({len(names)} tensors)"

@@ -51,15 +51,15 @@ BOX_WEIGHT = 0.25  # a coordinate's nat counts as much as a quarter of a word's
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """An image, uint8 [S, S, 3], and the (words, box) of each object in it; a box is in fractions of the image."""
+class Labeled:
+    """Hold an image, uint8 [S, S, 3], and the (words, box) of each object in it; a box is in fractions of the image."""
 
     image: np.ndarray
     objects: Sequence[tuple[set[str], Sequence[float]]]
 
 
 class Classifier(nn.Module):
-    """Patches, ViT blocks, a norm, a linear head: uint8 [I, S, S, 3] -> logits, [N, I, classes + 4 * BINS]."""
+    """Classify patches by ViT blocks, a norm, a head: uint8 [I, S, S, 3] -> logits, [N, I, classes + 4 * BINS]."""
 
     def __init__(self, config: RunConfig, image_size: int, num_classes: int) -> None:
         super().__init__()
@@ -71,11 +71,12 @@ class Classifier(nn.Module):
         self.head = nn.Linear(config.vit.width, num_classes + 4 * BINS)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of uint8 images [I, S, S, 3]."""
         (tokens,) = self.vit((), _images_only(images))
         return self.head(self.norm(tokens))
 
     def weights(self) -> dict[str, Tensor]:
-        """What PaLI takes over, by logical name; the head is left behind."""
+        """Return the tensors that PaLI takes over, by logical name: all but the head."""
         norm = {f"bridge.vit_norm.{name}": p.detach() for name, p in self.norm.named_parameters()}
         return {name: tensor.cpu().contiguous() for name, tensor in (logical_tensors(self.vit) | norm).items()}
 
@@ -105,7 +106,7 @@ def main(composed: DictConfig) -> None:
     source = ShardSource(settings.source, data.location(settings.source), "train", ledger, data.read_options())
     seen = partial(decode, size=size, max_megapixels=data.max_megapixels, exif_orientation=data.exif_orientation)
     grid = size // config.vit.patch_size
-    found = list(_labelled(source, seen, ledger))
+    found = list(_labeled(source, seen, ledger))
     if not found:
         raise ConfigurationError(f"vit_pretraining.source={settings.source} has no image with objects; name another.")
     records = [each for each in found if any(all(map(len, _inside(box, grid))) for _, box in each.objects)]
@@ -144,8 +145,8 @@ def main(composed: DictConfig) -> None:
     print(f"{output}: all words right at {np.mean(right[-20:]):.1%} of the last patches")
 
 
-def _labelled(source: ShardSource, see: Callable[[bytes], np.ndarray], ledger: Ledger) -> Iterator[Labelled]:
-    """Every record of the source that has an image and objects with boxes; a broken one costs budget."""
+def _labeled(source: ShardSource, see: Callable[[bytes], np.ndarray], ledger: Ledger) -> Iterator[Labeled]:
+    """Yield every record of the source that has an image and objects with boxes; a broken one costs budget."""
     for number in range(len(source)):
         try:
             with one_record("the ViT's pretraining"):
@@ -163,11 +164,11 @@ def _labelled(source: ShardSource, see: Callable[[bytes], np.ndarray], ledger: L
                 ledger.count_defect(source.name, source.shard(number), skip.cause, place)
         else:
             ledger.count_used(source.name)
-            yield Labelled(image, objects)
+            yield Labeled(image, objects)
 
 
-def _targets(record: Labelled, words: Sequence[str], grid: int) -> np.ndarray:
-    """fp32 [grid * grid, words + 4 * BINS]: 1 for the words, and the bins of the box, of the object a patch lies in."""
+def _targets(record: Labeled, words: Sequence[str], grid: int) -> np.ndarray:
+    """Return fp32 [grid * grid, words + 4 * BINS]: 1 for words and bins of the box of the object in a patch."""
     targets = np.zeros((grid, grid, len(words) + 4 * BINS), np.float32)
     for found, box in record.objects:
         bins = np.eye(BINS)[box_bins(box, BINS)]
@@ -176,17 +177,17 @@ def _targets(record: Labelled, words: Sequence[str], grid: int) -> np.ndarray:
 
 
 def _inside(box: Sequence[float], grid: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows and columns of the patches in a box, whose centres miss it by no more than a third of a patch."""
-    centre, near = (np.arange(grid) + 0.5) / grid, 1 / (3 * grid)
+    """Return rows and columns of the patches whose centers are in a box, or at most a third of a patch outside."""
+    center, near = (np.arange(grid) + 0.5) / grid, 1 / (3 * grid)
     rows, columns = (
-        np.flatnonzero((centre > low - near) & (centre < high + near))
+        np.flatnonzero((center > low - near) & (center < high + near))
         for low, high in ((box[0], box[2]), (box[1], box[3]))
     )
     return rows, columns
 
 
 def _judge(output: Tensor, targets: Tensor) -> tuple[Tensor, float]:
-    """(loss per image, share of the patches whose words are all right); both [N, I, words + 4 * BINS]."""
+    """Return (loss per image, share of patches with all words right) of two [N, I, words + 4 * BINS]."""
     (logits, of_boxes), (named, bins) = (x.tensor_split([-4 * BINS], -1) for x in (output, targets))
     objects = named.any(-1)
     words = F.binary_cross_entropy_with_logits(logits, named, reduction="sum")

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> Options:
-    """`key=value` words as options. Raises ConfigurationError for what is unknown or missing."""
+    """Parse `key=value` words. Raises ConfigurationError for unknown or missing ones."""
     options = arguments_of(arguments, Options)
     if not options.folder:
         raise ConfigurationError("folder is not given; name the folder of a sweep, such as folder=runs/scaling.")
@@ -67,7 +67,7 @@ def parse(arguments: Sequence[str]) -> Options:
 
 
 def run_row(run: Trained, score: Score) -> dict[str, Any]:
-    """One line of output.csv; units are in the headings."""
+    """Return one line of output.csv; units are in the headings."""
     return {
         "vit": run.vit,
         "mt5": run.mt5,
@@ -81,7 +81,7 @@ def run_row(run: Trained, score: Score) -> dict[str, Any]:
 
 
 def return_row(one: Return, score: Score) -> dict[str, Any]:
-    """One line of output_returns.csv; a gain is positive where the larger tower is better."""
+    """Return one line of output_returns.csv; a gain is positive if the larger tower is better."""
     return {
         "larger_tower": one.tower,
         "from": one.smaller,

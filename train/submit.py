@@ -45,7 +45,7 @@ FLAGS = {"--dry-run": "submit.dry_run=true", "--follow": "submit.follow=true"}
 
 @dataclass
 class Request:
-    """One job as it was asked for: its own words, and those about the site and the submission."""
+    """Hold one job of the command line: its own words, and those about the site and the submission."""
 
     kind: str
     words: list[str] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Request:
 
 
 def requests(arguments: Sequence[str]) -> list[Request]:
-    """The jobs that a command line asks for; one training run if it names none."""
+    """Split a command line into jobs; one training run if it names none."""
     first = Request("pretrain")
     asked: list[Request] = []
     for_all: list[str] = []
@@ -72,9 +72,7 @@ def requests(arguments: Sequence[str]) -> list[Request]:
             hint = f"did you mean {near[0]}?" if near else f"jobs are {', '.join(KINDS)}, flags {', '.join(FLAGS)}."
             raise ConfigurationError(f"{word!r} is neither key=value nor a job nor a flag; {hint}")
     if asked and first.words:
-        raise ConfigurationError(
-            f"{first.words[0]} stands before the first job, {asked[0].kind}; put it behind the job that it is for."
-        )
+        raise ConfigurationError(f"{first.words[0]} comes before the first job, {asked[0].kind}; put it after its job.")
     for request in asked or [first]:
         request.settings[:0] = first.settings if asked else []
         request.settings += for_all
@@ -82,7 +80,7 @@ def requests(arguments: Sequence[str]) -> list[Request]:
 
 
 def plan(asked: Sequence[Request]) -> list[Job]:
-    """The jobs with everything checked, each in view of what those before it will have made.
+    """Check all requests and return their jobs; the output of a job counts as there for those after it.
 
     Raises ConfigurationError.
     """
@@ -102,7 +100,7 @@ def plan(asked: Sequence[Request]) -> list[Job]:
 
 
 def composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
-    """`conf/<config_name>.yaml` with overrides."""
+    """Compose `conf/<config_name>.yaml` with overrides."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         check_choices(overrides, CONF)
         return compose(config_name, open_names(as_typed(overrides, TEXT), TEXT, config_name == "evaluate"))
@@ -135,7 +133,7 @@ def _run(request: Request, site: SubmitConfig, config: RunConfig, expected: Sequ
 
 
 def usable_nodes(model_ranks: int, site: SubmitConfig, check: Callable[[int], None]) -> tuple[tuple[int, ...], int]:
-    """(numbers of nodes, most first, ranks on each); `check` raises ConfigurationError for a number of ranks.
+    """Return (numbers of nodes, most first, ranks on each); `check` raises ConfigurationError for a number of ranks.
 
     What lies between the most and the least nodes is left out where the ranks cannot be divided.
     """
@@ -204,12 +202,12 @@ def submit(jobs: Sequence[Job]) -> list[tuple[Job, str]]:
 
 
 def beside(job: Job) -> dict[str, str]:
-    """Return the files that lie beside a job's code, by name."""
+    """Return the files beside a job's code, by name."""
     return {"config.yaml": job.config, "site.sh": slurm.site_script(job)}
 
 
 def show(jobs: Sequence[Job]) -> None:
-    """Print all that would be submitted, without what looks like a key or a password."""
+    """Print the jobs, without values that look like a key or a password."""
     after = str(jobs[0].site.submit.after) if jobs[0].site.submit.after else None
     for position, job in enumerate(jobs, 1):
         snapshot = take(job.folder, beside(job), dry=True)
@@ -225,7 +223,7 @@ def _script(kind: str) -> str:
 
 
 def follow(submitted: Sequence[tuple[Job, str]]) -> None:
-    """Show the logs of the jobs in turn; exits with 1 as soon as one has ended in any other way than well."""
+    """Show the logs of the jobs in turn; exit with 1 as soon as one has failed."""
     try:
         for job, number in submitted:
             ended = slurm.follow(number, job.log(number))

@@ -1,4 +1,4 @@
-"""The runs of a sweep (`python -m train.pretrain -m vit=base,large …`): one that fails is told, and the next begins."""
+"""Run a sweep (`python -m train.pretrain -m vit=base,large …`): a run that fails is reported, and the next begins."""
 
 import hashlib
 import os
@@ -16,17 +16,17 @@ FOLDER_NAME_LIMIT = 150  # characters; file systems allow 255
 
 
 class FailedRuns(Exception):
-    """Some runs of a sweep failed; the message is one sentence, `code` the exit code of the first of them."""
+    """Report failed runs of a sweep; the message is one sentence, `code` the exit code of the first of them."""
 
     def __init__(self, failed: dict[str, str], runs: int, code: int) -> None:
-        """`failed`: what became of each run that failed, by the run's name; `runs`: how many there were in all."""
+        """`failed`: the end of each failed run, by its name; `runs`: the number of all runs."""
         named = "; ".join(f"{name} ({what})" for name, what in failed.items())
         super().__init__(f"{len(failed)} of {runs} runs failed, and the same command tries them again: {named}.")
         self.code = code
 
 
 class Sweep:
-    """Runs in turn, in this process."""
+    """Call the runs one after another in this process."""
 
     def __init__(self) -> None:
         self.runs = 0
@@ -34,7 +34,7 @@ class Sweep:
         self.folders: set[str] = set()
 
     def claim(self, composed: DictConfig) -> DictConfig:
-        """Return a run's configuration; raise ConfigurationError where an earlier run has the same folder.
+        """Return a run's configuration; raise ConfigurationError if an earlier run has the same folder.
 
         The later run would find the steps of the earlier one done, or go on with them.
         """
@@ -42,9 +42,9 @@ class Sweep:
         return composed
 
     def run(self, name: str, work: Callable[[], None]) -> int:
-        """Exit code of one run. `work` raises SystemExit for what it has told in a sentence itself.
+        """Call one run and return its exit code. `work` raises SystemExit after an error that it has printed itself.
 
-        Raises SystemExit for what ends the whole sweep: a signal, and a failure of one rank that the others wait for.
+        Raises SystemExit if the sweep must end: after a signal, or a failure of one rank that the others wait for.
         """
         self.runs += 1
         try:
@@ -68,12 +68,12 @@ class Sweep:
     def check(self) -> None:
         """Raise FailedRuns if any run failed."""
         if self.failed:
-            told = {name: f"exit code {code}" for name, code in self.failed.items()}
-            raise FailedRuns(told, self.runs, next(iter(self.failed.values())))
+            ends = {name: f"exit code {code}" for name, code in self.failed.items()}
+            raise FailedRuns(ends, self.runs, next(iter(self.failed.values())))
 
 
 def check_own_folder(folder: str, folders: set[str]) -> None:
-    """Add a run's folder to those of the sweep's runs before it; raise ConfigurationError for one that is there."""
+    """Add a run's folder to those of the sweep's runs before it; raise ConfigurationError if it is there."""
     if os.path.normpath(folder) in folders:
         raise ConfigurationError(
             f"{folder} is the folder of two runs of this sweep; leave out run.folder where run.name is swept, and give "
@@ -83,7 +83,7 @@ def check_own_folder(folder: str, folders: set[str]) -> None:
 
 
 def folder_name(overrides: str) -> str:
-    """A sweep's overrides as the name of one folder: no slashes, and a digest in place of what is too long."""
+    """Return a sweep's overrides as the name of one folder: without slashes, and with a digest if it is too long."""
     name = overrides.replace("/", "_")
     if len(name) > FOLDER_NAME_LIMIT:
         name = name[: FOLDER_NAME_LIMIT - 9] + "~" + hashlib.sha256(name.encode()).hexdigest()[:8]

@@ -147,7 +147,7 @@ class Engine(ABC):
 
 
 def reduce_partial_gradients(model: nn.Module, layout: Layout) -> None:
-    """Hook parameters whose gradient covers this rank's part of the sequence only: sum it over the tensor group.
+    """Add hooks that sum a gradient over the tensor group, if it covers this rank's part of the sequence only.
 
     These are norms, and everything else that is applied to sequence shards, under sequence parallelism.
     """

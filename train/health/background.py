@@ -1,4 +1,4 @@
-"""Work that may block, done in threads of its own: a disk or a pipe that does not answer holds up nobody else."""
+"""Run jobs that may block in threads of their own, so that a disk or pipe that does not answer delays nothing else."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Errand:
-    """A job that is done again and again, each time in a daemon thread, at most once at a time."""
+    """Run a job again and again, each time in a daemon thread, at most once at a time."""
 
     def __init__(self, name: str, job: Callable[[], object]) -> None:
         self.name, self.job = name, job
@@ -28,7 +28,7 @@ class Errand:
 
     @property
     def busy_s(self) -> float:
-        """How long the job has been under way; 0 where it is done."""
+        """Seconds since the job began; 0 if it is done."""
         return time.monotonic() - self.began if self.thread is not None and self.thread.is_alive() else 0.0
 
     def wait(self, within_s: float) -> bool:
@@ -39,7 +39,7 @@ class Errand:
 
 
 def within(seconds: float, job: Callable[[], T]) -> T | None:
-    """What `job` returns, or None if that takes longer than `seconds` or raises OSError."""
+    """Return the result of `job`, or None if it takes longer than `seconds` or raises OSError."""
     results: list[T] = []
 
     def run() -> None:

@@ -1,10 +1,10 @@
-"""Signs of life: every rank writes one in its machine's memory, and one rank of a machine copies them to the run.
+"""Write signs of life: every rank writes one in its machine's memory, one rank of a machine copies them to the run.
 
 /dev/shm/pali-<user>-<run>/rank_00003.json     every rank, for the ranks of its machine
 heartbeats/<host>_rank_00000.jsonl             a line for each rank of a machine, for `cat` and for other machines
 
 So the run's folder, on a disk that all machines share, gets one small file of each machine at a time, whatever the
-number of ranks. Where ranks of a machine do not see each other's memory (a container each), each writes its own.
+number of ranks. If ranks of a machine do not see each other's memory (a container each), each writes its own.
 """
 
 import hashlib
@@ -28,11 +28,11 @@ MEMORY = Path("/dev/shm")
 
 @dataclass
 class Heartbeat:
-    """One rank's last sign of life.
+    """Hold one rank's last sign of life.
 
-    `beats` only grows, so that a reader needs no clock of another machine to see that a rank lives. `frame`: where the
-    main thread stands, given once the rank makes no progress; `waits`: that frame waits for other ranks. `started`
-    (seconds since 1970) tells an earlier process of the same rank from this one; `at` is of the machine's own clock.
+    `beats` only grows, so that a reader needs no clock of another machine to see that a rank lives. `frame`: the main
+    thread's frame, given once the rank makes no progress; `waits`: that frame waits for other ranks. `started` (seconds
+    since 1970) separates an earlier process of the same rank from this one; `at` is of the machine's own clock.
     """
 
     rank: int
@@ -51,7 +51,7 @@ class Heartbeat:
 
 
 class Heartbeats:
-    """The signs of life of all ranks of a run: this rank's are written, the others' read.
+    """Write this rank's signs of life and read those of all ranks of a run.
 
     The rank that writes to the run's folder is the lowest of its machine that has beaten in the last `fresh_s` seconds.
     """
@@ -73,13 +73,13 @@ class Heartbeats:
                 path.unlink(missing_ok=True)  # of an earlier process
 
     def beat(self) -> None:
-        """Give one more sign of life; it is written aside, and what cannot be written is nobody's end."""
+        """Give one more sign of life, written aside; errors are ignored: a full disk must not end a run."""
         self._count()
         self.nearby.start()
         self.far.start()
 
     def write(self) -> None:
-        """Give one more sign of life and wait until it is written, to the run's folder too, whoever writes there else.
+        """Give one more sign of life and wait until it is written, to the run's folder too, also beside another writer.
 
         For a rank at its end.
         """
@@ -88,17 +88,17 @@ class Heartbeats:
         self._publish(only_own=not self.leads())
 
     def leads(self) -> bool:
-        """Whether this rank writes to the run's folder for its machine."""
+        """Return whether this rank writes to the run's folder for its machine."""
         if any(rank < self.own.rank and self._is_fresh(beat) for rank, beat in self.read_nearby().items()):
             return False
         return self.is_first_here or time.monotonic() - self.begun > self.fresh_s
 
     def read_nearby(self) -> dict[int, Heartbeat]:
-        """The last signs of life of the ranks of this machine, this one included."""
+        """Return the last signs of life of the ranks of this machine, this one included."""
         return newest([*filter(None, (beat for _, beat in self._files_nearby())), self.own])
 
     def read(self) -> dict[int, Heartbeat]:
-        """The last signs of life of all ranks that gave one."""
+        """Return the last signs of life of all ranks that gave one."""
         found = newest([*published(self.folder.parent).values(), *self.read_nearby().values()])
         return {rank: beat for rank, beat in found.items() if rank < self.world_size}
 
@@ -148,23 +148,23 @@ class Heartbeats:
 
 
 def machine_folder(folder: Path) -> Path | None:
-    """A folder in this machine's memory that only this user can enter, for the ranks of the run in `folder`.
+    """Return a folder in this machine's memory that only this user can enter, for the ranks of the run in `folder`.
 
-    None where there is no safe place for one.
+    None if there is no safe place for one.
     """
     run = hashlib.sha256(os.path.abspath(folder).encode()).hexdigest()[:16]
     for base in (lambda: MEMORY, lambda: Path(tempfile.gettempdir())):
         path = base() / f"pali-{os.getuid()}-{run}"
         with suppress(OSError):
             path.mkdir(mode=0o700, exist_ok=True)
-            found = path.lstat()  # not of what a link of somebody else's leads to
+            found = path.lstat()  # of the path itself, in case it is somebody else's link
             if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
                 return path
     return None
 
 
 def published(folder: Path) -> dict[int, Heartbeat]:
-    """The last signs of life in the folder of a run, by rank."""
+    """Return the last signs of life in the folder of a run, by rank."""
     found: list[Heartbeat] = []
     for path in sorted((folder / "heartbeats").glob("*.jsonl")):
         with suppress(OSError):
@@ -173,7 +173,7 @@ def published(folder: Path) -> dict[int, Heartbeat]:
 
 
 def newest(beats: Iterable[Heartbeat]) -> dict[int, Heartbeat]:
-    """The last of each rank's signs of life, by rank."""
+    """Return the last of each rank's signs of life, by rank."""
     found: dict[int, Heartbeat] = {}
     for beat in sorted(beats, key=lambda each: (each.rank, each.started, each.beats)):
         found[beat.rank] = beat
@@ -181,7 +181,7 @@ def newest(beats: Iterable[Heartbeat]) -> dict[int, Heartbeat]:
 
 
 def parsed(text: str) -> Heartbeat | None:
-    """A sign of life as it was written; None for a text that is none."""
+    """Return a sign of life from its text; None for any other text."""
     try:
         return Heartbeat(**json.loads(text))
     except (ValueError, TypeError):
@@ -189,7 +189,7 @@ def parsed(text: str) -> Heartbeat | None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file in one piece; make its folder where that is missing."""
+    """Write a file in one piece; make its folder if it is missing."""
     try:
         write_text(path, text)
     except FileNotFoundError:  # checked only now, to spare a shared disk a look at each beat

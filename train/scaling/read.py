@@ -1,4 +1,4 @@
-"""What a sweep over towers found: size, training arithmetic and score of each run, the return per added parameter."""
+"""Read a finished sweep over towers: size, training arithmetic and score of each run, return per added parameter."""
 
 import json
 import math
@@ -27,12 +27,12 @@ VALIDATION, EVALUATION = "validation/", "evaluation/"
 
 
 class Unusable(Exception):
-    """A run that cannot be compared, and why; the message is half a sentence."""
+    """Report a run that cannot be compared; the message is half a sentence."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What is compared: a key of `metrics.jsonl` (`validation/loss`), or `evaluation/<objective>/<score>`."""
+    """Name the score to compare: a key of `metrics.jsonl` (`validation/loss`), or `evaluation/<objective>/<score>`."""
 
     key: str
 
@@ -45,16 +45,16 @@ class Score:
 
     @property
     def lower_is_better(self) -> bool:
-        """Losses fall, everything else rises."""
+        """Whether smaller values are better: true of losses alone."""
         return self.key.startswith(f"{VALIDATION}loss")
 
     @property
     def unit(self) -> str:
-        """Losses are in nats per target token, all other scores are shares and told in per cent."""
-        return "nats per target token" if self.lower_is_better else "per cent"
+        """Losses are in nats per target token, all other scores are shares, shown in percent."""
+        return "nats per target token" if self.lower_is_better else "percent"
 
     def of(self, folder: Path, last_line: dict[str, Any]) -> float:
-        """The score of the run in that folder, in `unit`."""
+        """Read the score of the run in that folder, in `unit`."""
         if self.key.startswith(VALIDATION):
             found = last_line.get(self.key)
             where = "the last line of its metrics.jsonl"
@@ -77,7 +77,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run, or the mean of several that differ in their seed alone.
+    """Hold a finished run, or the mean of several that differ in their seed alone.
 
     Parameters are counts; `training_tflop` is the model arithmetic of all its steps; `score` in the score's unit.
     """
@@ -93,13 +93,13 @@ class Trained:
 
     @property
     def parameters(self) -> int:
-        """Of the whole model."""
+        """Parameters of the whole model."""
         return self.vit_parameters + self.mt5_parameters
 
 
 @dataclass(frozen=True)
 class Return:
-    """What a larger tower brought, the other tower `beside` it unchanged: positive is better.
+    """Hold the gain of a larger tower, with the other tower `beside` it unchanged: positive is better.
 
     `gain` in the score's unit, `gain_per_million` per million added parameters.
     """
@@ -113,12 +113,12 @@ class Return:
 
     @property
     def gain_per_million(self) -> float:
-        """Per million added parameters."""
+        """Gain per million added parameters."""
         return self.gain / self.added_parameters * 1e6
 
 
 def read_sweep(folder: Path, score: Score) -> tuple[list[Trained], dict[str, str]]:
-    """(finished runs by size, {run: why it is left out}). Raises ConfigurationError if there is nothing to compare."""
+    """Return (finished runs by size, {run: reason to leave it out}); raise ConfigurationError if nothing is left."""
     if not folder.is_dir():
         raise ConfigurationError(f"folder={folder} is no folder; name that of a sweep, such as runs/scaling.")
     candidates = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -141,7 +141,7 @@ def read_sweep(folder: Path, score: Score) -> tuple[list[Trained], dict[str, str
 
 
 def read_run(folder: Path, score: Score) -> tuple[Trained, dict[str, Any]]:
-    """A finished run and its settings. Raises Unusable."""
+    """Read a finished run and its settings. Raises Unusable."""
     config = _settings(folder)
     try:
         lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -173,7 +173,7 @@ def count_parameters(vit: ViTConfig, mt5: MT5Config, image_size: int) -> tuple[i
 
 
 def option_name(group: str, tower: dict[str, Any]) -> str:
-    """The name of the option of `conf/<group>` with these values, else its width and depth."""
+    """Return the name of the option of `conf/<group>` with these values, else its width and depth."""
     for option in sorted((CONF / group).glob("*.yaml")):
         values = OmegaConf.to_container(OmegaConf.load(option))
         if isinstance(values, dict) and all(tower.get(str(key)) == value for key, value in values.items()):
@@ -183,7 +183,7 @@ def option_name(group: str, tower: dict[str, Any]) -> str:
 
 
 def returns(runs: Iterable[Trained], lower_is_better: bool) -> list[Return]:
-    """What each step to the next larger ViT brought at every mT5, and the other way round."""
+    """Compute the gain of each step to the next larger ViT at every mT5, and the other way round."""
     found, sign = [], -1.0 if lower_is_better else 1.0
     for tower, other in (("vit", "mt5"), ("mt5", "vit")):
         for beside, line in lines_of_constant(runs, other).items():
@@ -196,7 +196,7 @@ def returns(runs: Iterable[Trained], lower_is_better: bool) -> list[Return]:
 
 
 def lines_of_constant(runs: Iterable[Trained], tower: str) -> dict[str, list[Trained]]:
-    """Runs with the same `tower` ("vit" or "mt5"), smallest model first; the smallest such tower first."""
+    """Group runs by `tower` ("vit" or "mt5"), smallest tower first, smallest model first in each group."""
     lines: dict[str, list[Trained]] = {}
     for run in sorted(runs, key=lambda run: (getattr(run, f"{tower}_parameters"), run.parameters)):
         lines.setdefault(getattr(run, tower), []).append(run)
@@ -222,7 +222,7 @@ def _tower(kind: type, config: dict[str, Any], group: str) -> Any:
 
 
 def _averaged(found: list[Trained], settings: dict[str, dict[str, Any]]) -> list[Trained]:
-    """One entry for each pair of towers. Raises ConfigurationError where runs differ in more than towers and seed."""
+    """Average runs of a pair of towers. Raises ConfigurationError if runs differ in more than towers and seed."""
     first = found[0]
     for run in found[1:]:
         differing = _differences(settings[first.name], settings[run.name])

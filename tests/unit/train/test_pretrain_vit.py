@@ -47,7 +47,7 @@ def test_what_it_writes_is_taken_over(corpus: Path, monkeypatch: pytest.MonkeyPa
 def test_a_patch_names_words_and_box_of_its_object() -> None:
     """Coordinates in their order, also those at the rim and beyond it."""
     box = [-0.1, 0.5, 0.49, 1.2]  # ymin, xmin, ymax, xmax: the upper right quarter
-    record = pretrain_vit.Labelled(np.zeros((28, 28, 3), np.uint8), [({"red", "star"}, box)])
+    record = pretrain_vit.Labeled(np.zeros((28, 28, 3), np.uint8), [({"red", "star"}, box)])
     targets = pretrain_vit._targets(record, ["blue", "red", "star"], 2)
     upper_left, upper_right, *lower = targets
     assert not upper_left.any() and not np.any(lower)

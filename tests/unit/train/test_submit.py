@@ -53,7 +53,7 @@ def test_settings_hold_for_their_job_or_for_all() -> None:
         ("pretran run.steps=3", "'pretran' is neither key=value nor a job nor a flag; did you mean pretrain?"),
         ("--dryrun", "did you mean --dry-run"),
         ("-m", "'-m' is neither key=value nor a job"),
-        ("run.steps=3 corpus", "run.steps=3 stands before the first job, corpus; put it behind"),
+        ("run.steps=3 corpus", "run.steps=3 comes before the first job, corpus; put it after"),
     ],
 )
 def test_words_that_make_no_sense(words: str, printed: str) -> None:

@@ -23,7 +23,7 @@ def test_the_slowest_rank_is_the_one_that_waits_least_for_others() -> None:
     assert summary(no_times()) == {}
 
 
-def test_a_straggler_is_reported_of_once_a_window() -> None:
+def test_a_straggler_is_reported_once_a_window() -> None:
     stragglers = Stragglers(StragglerConfig(factor=2.0, window=3))
     printed = [stragglers.judge(times(EVEN, SLOW)) for _ in range(6)]
     assert [bool(text) for text in printed] == [False, False, True, False, False, True]

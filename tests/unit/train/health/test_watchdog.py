@@ -36,14 +36,14 @@ def beats(seconds, beat):
         time.sleep(0.25)
         beat("next")
 
-def stands_still():
+def hang():
     {hang}
 
 {before}
 with Watchdog({timeout_s}, Path(sys.argv[1]), rank=int(sys.argv[2]), world_size={world_size}) as watchdog:
     watchdog.beat("step 7, forward and backward")
     print("working", flush=True)
-    stands_still()
+    hang()
 """
 SLEEP, KEEPS_THE_LOCK = "time.sleep(60)", "ctypes.PyDLL(None).sleep(60)"
 BLOCKED_STDERR = "os.dup2(full_pipe(), 2)"
@@ -110,13 +110,13 @@ def test_a_rank_that_is_still_ends_itself_and_shows_where(alone: dict[str, tuple
     code, printed, folder = alone["hangs"]
     assert code == EXIT_HUNG  # the timer in C, at timeout_s, would have given 1
     for text in (printed, stacks(folder)):
-        assert "made no progress" in text and "step 7, forward and backward" in text and "in stands_still" in text
-        assert "The run hangs. Stands still: rank 0" in text and "does not answer" not in text
+        assert "made no progress" in text and "step 7, forward and backward" in text and "in hang" in text
+        assert "The run hangs. Hangs: rank 0" in text and "does not answer" not in text
 
 
 def test_native_code_that_keeps_the_interpreters_lock_is_ended_too(alone: dict[str, tuple[int, str, Path]]) -> None:
     code, _, folder = alone["keeps the interpreter's lock"]
-    assert code == 1 and "in stands_still" in stacks(folder)
+    assert code == 1 and "in hang" in stacks(folder)
 
 
 @pytest.mark.parametrize("name", ["makes progress", "makes progress anywhere"])
@@ -137,15 +137,15 @@ def test_a_disk_that_does_not_answer_ends_no_run_that_goes_on(alone: dict[str, t
 def test_a_disk_that_does_not_answer_hides_no_hang(alone: dict[str, tuple[int, str, Path]]) -> None:
     code, printed, folder = alone["hangs, no disk"]
     assert code == EXIT_HUNG
-    assert "made no progress" in printed and "in stands_still" in printed and "Stands still: rank 0" in printed
+    assert "made no progress" in printed and "in hang" in printed and "Hangs: rank 0" in printed
     assert f"{folder} does not answer: no other machine is seen." in printed
     code, printed, _ = alone["keeps the interpreter's lock, no disk"]
-    assert code == 1 and "in stands_still" in printed
+    assert code == 1 and "in hang" in printed
 
 
 def test_stderr_that_nobody_reads_keeps_no_rank_alive(alone: dict[str, tuple[int, str, Path]]) -> None:
     code, _, folder = alone["hangs, blocked stderr"]
-    assert code == EXIT_HUNG and "The run hangs. Stands still: rank 0" in stacks(folder)
+    assert code == EXIT_HUNG and "The run hangs. Hangs: rank 0" in stacks(folder)
 
 
 def test_a_blocked_dump_of_the_timer_in_c_is_ended_by_the_kernel(alone: dict[str, tuple[int, str, Path]]) -> None:
@@ -164,7 +164,7 @@ def test_a_stopped_rank_is_named_by_one_that_lives(tmp_path: Path) -> None:
     assert first.wait(timeout=30) == -signal.SIGKILL  # it could not end itself
     assert second.returncode == EXIT_HUNG
     assert f"Does not answer, stopped or dead: rank 0 on {os.uname().nodename} (process {first.pid})" in printed
-    assert "(last seen: step 7, forward and backward)" in printed and "Stands still: rank 1" in printed
+    assert "(last seen: step 7, forward and backward)" in printed and "Hangs: rank 1" in printed
 
 
 def test_the_guilty_are_named_before_those_who_wait() -> None:
@@ -176,7 +176,7 @@ def test_the_guilty_are_named_before_those_who_wait() -> None:
     assert printed == (
         "The run hangs. "
         "Does not answer, stopped or dead: rank 2 on n2 (process 13) (last seen: step 3, update), rank 3 (never seen). "
-        "Stands still: rank 1 on n1 (process 12) at data/stream.py:120 in read (step 3, reading). "
+        "Hangs: rank 1 on n1 (process 12) at data/stream.py:120 in read (step 3, reading). "
         "Waits: rank 0 on n0 (process 11) at parallel/engine/replicated.py:108 in _sum (step 3, update)."
     )
 

@@ -108,10 +108,10 @@ def test_scores_of_an_evaluation_rise(tmp_path: Path, capsys: pytest.CaptureFixt
         (sweep / f"vit={vit},mt5={mt5}" / "evaluation.json").write_text(json.dumps(scores), encoding="utf-8")
     main([f"folder={sweep}", "score=evaluation/vqa/exact_match"])
     found = {
-        (r["vit"], r["mt5"]): float(r["evaluation/vqa/exact_match (per cent)"]) for r in rows(sweep / "scaling.csv")
+        (r["vit"], r["mt5"]): float(r["evaluation/vqa/exact_match (percent)"]) for r in rows(sweep / "scaling.csv")
     }
     assert found == {("nano", "nano"): 10.0, ("nano", "micro"): 11.0, ("micro", "nano"): 13.0}
-    assert {r["larger_tower"]: float(r["gain (per cent)"]) for r in rows(sweep / "scaling_returns.csv")} == {
+    assert {r["larger_tower"]: float(r["gain (percent)"]) for r in rows(sweep / "scaling_returns.csv")} == {
         "vit": 3.0,
         "mt5": 1.0,
     }
