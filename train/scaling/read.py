@@ -45,7 +45,7 @@ class Score:
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether smaller values are better: true of losses alone."""
+        """Smaller values are better: true of losses alone."""
         return self.key.startswith(f"{VALIDATION}loss")
 
     @property
