@@ -28,7 +28,7 @@ Options = TypeVar("Options")
 
 
 def parse(arguments: Sequence[str], kind: type[Options]) -> Options:
-    """`kind` with what the words say; `--help` shows its options and ends the process.
+    """Return `kind` with the values of the words; `--help` shows its options and ends the process.
 
     Raises ConfigurationError for unknown keys and values of a wrong type.
     """

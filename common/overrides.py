@@ -84,14 +84,14 @@ def open_names(words: Sequence[str], kinds: dict[str, Any], unseen: bool = False
 
     `data.sources.webli=x` becomes `++data.sources.webli=x`. An entry that is a dataclass is merged into its mapping:
     `mixture.mine={…}` becomes `++mixture={mine: {…}}`. A field of such an entry (`mixture.ocr.weight=0`) stays as it
-    is, so that Hydra refuses a misspelt name. `unseen`: it is merged too, as Hydra does not see the entries.
+    is, so that Hydra refuses a misspelled name. `unseen`: it is merged too, as Hydra does not see the entries.
     """
     return [_opened(word, kinds, unseen) if "=" in word and word[0] not in "-~" else word for word in words]
 
 
 @contextmanager
 def stored_schema(name: str, node: Any) -> Iterator[None]:
-    """Stand in for a schema of Hydra's store that is made by code above the caller, where nobody has stored it.
+    """Replace a schema of Hydra's store that is made by code above the caller, where nobody has stored it.
 
     For this once, because the store is the whole process's: others would find their groups missing in `node`.
     """
@@ -109,7 +109,7 @@ def stored_schema(name: str, node: Any) -> Iterator[None]:
 def check_read(words: Sequence[str], reads: Sequence[str], command: str, known: Any = None) -> None:
     """Raise ConfigurationError for a word whose key is not among `reads`, which `command` would ignore.
 
-    An entry stands for a key and all below it, or with a final "=" for that very key, such as a choice of a group.
+    An entry covers a key and all below it, or with a final "=" for that very key, such as a choice of a group.
     `known`: the dataclass of all settings, if Hydra is left to refuse the keys that no command has.
     """
     check_renamed(words)
@@ -140,7 +140,7 @@ def _quoted(word: str, kinds: dict[str, Any], parser: OverridesParser) -> str:
         return f"{key}='{raw}'"
     try:
         value = parser.parse_override(word).value()
-    except HydraException:  # Hydra says so itself, but for the braces of a pattern
+    except HydraException:  # Hydra reports it, but for the braces of a pattern
         return f"{key}='{raw}'" if re.fullmatch(r"[^'\"\\]*\{[^'\"\\]*\}[^'\"\\]*", raw) else word
     except ValueError as error:  # an integer of thousands of digits
         raise ConfigurationError(f"{key} is given a number that is too long to read; shorten or quote it.") from error

@@ -123,7 +123,7 @@ class DataConfig:
         return os.path.join(self.root, self.sources.get(source, source))
 
     def read_options(self) -> ReadOptions:
-        """How sources are read."""
+        """Return the options for reading sources."""
         return ReadOptions(self.retry_s, self.index_folder, self.max_member_mib, self.holdout)
 
 

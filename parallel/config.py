@@ -1,4 +1,4 @@
-"""How the world is divided, and which optimizer updates the shards."""
+"""Define settings of the layout and of the optimizer."""
 
 from dataclasses import dataclass, field
 
@@ -61,7 +61,7 @@ class ParallelConfig:
     so for one block of every `recompute_every`; `attention`, the scores and weights of attention. None by default: it
     is the fastest."""
     recompute_every: int = 2
-    """Blocks, one of which is recomputed under `every_n`. 2 by default: half of the memory for half of the time."""
+    """Blocks of a group; `every_n` recomputes one of them. 2 by default: half of the memory for half of the time."""
     recompute_stacks: list[str] = field(default_factory=lambda: list(STACKS))
     """Stacks whose trained blocks are recomputed. All by default."""
     timeout_s: float = 600.0

@@ -473,7 +473,7 @@ def _steps_after(config: RunConfig, examples: float) -> int:
 
 
 def _check_components(mixture: dict[str, Any]) -> None:
-    """Raise ConfigurationError for a component that lacks a required key, as one of a misspelt name does."""
+    """Raise ConfigurationError for a component that lacks a required key, as one of a misspelled name does."""
     required = ("source", "objective", "weight")
     given = {
         name: [key for key in required if (one or {}).get(key, MISSING) == MISSING] for name, one in mixture.items()

@@ -1,4 +1,4 @@
-"""Looking inside a run: a trace of some of its steps, and what memory held when it was not enough."""
+"""Trace some steps of a run, and save the contents of memory when it was not enough."""
 
 import re
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ class Profiler:
         self.trace: torch.profiler.profile | None = None
 
     def begin(self, step: int) -> None:
-        """A step begins; one that was resumed within the range is traced from there."""
+        """Begin a step; a run that resumes within the range is traced from there."""
         if step in self.steps and self.trace is None:
             activities = [torch.profiler.ProfilerActivity.CPU]
             if self.device.type == "cuda":
@@ -53,7 +53,7 @@ class Profiler:
             self.trace.start()
 
     def end(self, step: int) -> str | None:
-        """A step has ended; after the last one of the range the trace is written: a sentence that says where."""
+        """End a step; after the last one of the range, write the trace and return a sentence with its path."""
         if self.trace is None or step < self.steps[-1]:
             return None
         return self.close()
@@ -99,7 +99,7 @@ def _sentence(error: BaseException, folder: Path, rank: int, device: torch.devic
 
 
 def _readable(size: str) -> str:
-    """The CPU allocator counts bytes."""
+    """Return a size in GiB; the CPU allocator counts bytes."""
     number, unit = size.split()
     return f"{float(number) / GIB:.2f} GiB" if unit == "bytes" else size
 

@@ -14,15 +14,21 @@ from typing import IO
 from common.errors import Notice
 from train.run.owner_file import BEAT_S, STALE_S, OwnerFile
 
-WAIT_S = 60.0  # a job that was told to stop saves first, and the next one may start before it is done
+WAIT_S = 60.0  # a job that must stop saves first, and the next one may start before it is done
 POLL_S = 0.5
-NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}  # Lustre without `-o flock`, say
+NO_LOCKS = {
+    errno.ENOLCK,
+    errno.EOPNOTSUPP,
+    errno.ENOTSUP,
+    errno.ENOSYS,
+    errno.EINVAL,
+}  # errors of such file systems, e.g. Lustre without `-o flock`
 
 
 class FolderLock:
-    """Held by the first rank; the kernel gives it back when the process ends, however it ends.
+    """Held by the main rank; the kernel releases it when the process ends, however it ends.
 
-    On a file system without locks a file stands for it (`OwnerFile`), and a warning says what that means.
+    On a file system without locks a file replaces it (`OwnerFile`), and a warning reports what that means.
     """
 
     def __init__(self, folder: Path, wait_s: float = WAIT_S) -> None:
@@ -57,8 +63,8 @@ class FolderLock:
         warnings.warn(
             Notice(
                 f"{self.path.parent} is on a file system without locks ({error.strerror}), so {self.owner_file.path} "
-                f"stands for one: a job that is killed holds the folder for {STALE_S:.0f} s; start no two jobs there "
-                "within a second of each other."
+                f"is used in its place: a job that is killed holds the folder for {STALE_S:.0f} s; start no two jobs "
+                "there within a second of each other."
             ),
             stacklevel=2,
         )
@@ -66,12 +72,12 @@ class FolderLock:
 
     def _wait(self, holder_of: Callable[[], str | None], most_s: float) -> str | None:
         """Ask until nobody holds the folder, or for so long; return who holds it then."""
-        begun, said = time.monotonic(), False
+        begun, printed = time.monotonic(), False
         while (holder := holder_of()) is not None and time.monotonic() <= begun + most_s:
-            if not said:
+            if not printed:
                 waiting = f"{self.path.parent} is in use by {holder}; waiting up to {most_s:.0f} s for it."
                 print(waiting, file=sys.stderr, flush=True)
-                said = True
+                printed = True
             time.sleep(min(POLL_S, most_s))
         return holder
 
@@ -95,6 +101,6 @@ def own_name() -> str:
 
 
 def of_this_job() -> str:
-    """Which Slurm job this process belongs to, in words; the restarts of a job are one job."""
+    """Describe the Slurm job of this process; the restarts of a job are one job."""
     job = os.environ.get("SLURM_JOB_ID")
     return f" of Slurm job {job}" if job else ""

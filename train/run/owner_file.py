@@ -1,4 +1,4 @@
-"""A file that stands for a lock where the file system has none: made by one process, and touched while it lives."""
+"""A file in place of a lock where the file system has none: made by one process, and touched while it lives."""
 
 import os
 import secrets
@@ -53,7 +53,7 @@ class OwnerFile:
                 return self._found()
 
     def _is_dead(self, found: str) -> bool:
-        """Whether the owner has not touched the file for long, or has died on this machine."""
+        """Return whether the owner has not touched the file for long, or has died on this machine."""
         host, _, identity = found.partition("\n")[2].partition(" ")
         process = identity.partition(" ")[0]
         if host == socket.gethostname() and process.isdecimal() and not psutil.pid_exists(int(process)):

@@ -1,6 +1,6 @@
 """Compare a run's settings with those of its newest checkpoint: what changed is noted, what must not change refused.
 
-A step number stands for the whole state of a run only as long as the settings in `FIXED` stay: they decide which
+A step number is the whole state of a run only as long as the settings in `FIXED` stay: they decide which
 examples a step learns from, and as which rows. `run.allow_changes` gives that up for those that it names.
 """
 
@@ -31,7 +31,7 @@ ROWS = (
 FIXED = ("run.seed", *ROWS, MIXTURE, "optimizer.name")
 ALLOWABLE = (*FIXED, SOURCES, PHASES)
 MODEL = ("vit", "mt5")
-# What these say changes no step: names and places, what is shown of a run, and what is no part of it.
+# These change no step: names and places, what is shown of a run, and what is no part of it.
 SILENT = (
     "run.name",
     "run.folder",
@@ -236,12 +236,12 @@ def _items(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_item(key: str) -> bool:
-    """Whether it is of a list or a table of the user's, so that its absence is a value."""
+    """Return whether a key is of a list or a table of the user's, so that its absence is a value."""
     return _under(key, (MIXTURE, SOURCES))
 
 
 def _same(before: Any, now: Any) -> bool:
-    """Whether two components are one; a key that one of them lacks came with another version."""
+    """Return whether two components are the same; a key that one of them lacks came with another version."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         return all(before[key] == now[key] for key in before.keys() & now.keys())
     return bool(before == now)
