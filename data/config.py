@@ -119,7 +119,7 @@ class DataConfig:
             )
 
     def location(self, source: str) -> str:
-        """The folder or shard pattern of a source."""
+        """Return the folder or shard pattern of a source."""
         return os.path.join(self.root, self.sources.get(source, source))
 
     def read_options(self) -> ReadOptions:

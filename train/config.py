@@ -394,7 +394,7 @@ class ComposedSchedule(ScheduleConfig):
 
 
 def to_run_config(composed: DictConfig, weights: bool = True) -> RunConfig:
-    """The typed settings of a composed configuration, not yet checked against each other.
+    """Return the typed settings of a composed configuration, not yet checked against each other.
 
     `weights`: whether first weights are read, so that files which an experiment leaves open must be given. Raises
     ConfigurationError for a value that is impossible on its own.

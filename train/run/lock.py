@@ -32,7 +32,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path, wait_s: float = WAIT_S) -> None:
-        """`wait_s`: the longest wait for another job."""
+        """Open no file yet; `wait_s` is the longest wait for another job."""
         self.path, self.wait_s = folder / "lock", wait_s
         self.file: IO[str] | None = None
         self.owner_file: OwnerFile | None = None
@@ -52,7 +52,7 @@ class FolderLock:
             return self._take_owner_file(error)
 
     def release(self) -> None:
-        """The run has ended."""
+        """Release the folder: the run has ended."""
         if self.file is not None:
             self.file.close()
         if self.owner_file is not None:
@@ -96,7 +96,7 @@ class FolderLock:
 
 
 def own_name() -> str:
-    """This process as another job's message names it."""
+    """Name this process as another job's message shows it."""
     return f"process {os.getpid()} on {socket.gethostname()}{of_this_job()}"
 
 
