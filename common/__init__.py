@@ -1,1 +1,1 @@
-"""The ground floor: errors, launchers, progress, files, values, command lines. It imports no other room."""
+"""Share errors, launchers, progress, files, values and command lines among all folders. It imports none of them."""

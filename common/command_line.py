@@ -21,14 +21,14 @@ from common.overrides import as_typed, check_choices, open_names, stored_schema
 from common.terminal import use_utf8
 from common.values import in_one_line, type_at, typed
 
-PHASES = dict[str, dict[str, Any]]  # of `compose_groups`: a phase may have keys of any group
+PHASES = dict[str, dict[str, Any]]  # schema for `compose_groups`: a phase may hold keys of any group
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 Options = TypeVar("Options")
 
 
 def parse(arguments: Sequence[str], kind: type[Options]) -> Options:
-    """Return `kind` with the values of the words; `--help` shows its options and ends the process.
+    """Read `key=value` words into the dataclass `kind`; for `--help`, print its options and exit.
 
     Raises ConfigurationError for unknown keys and values of a wrong type.
     """
@@ -37,7 +37,7 @@ def parse(arguments: Sequence[str], kind: type[Options]) -> Options:
         raise SystemExit(0)
     for argument in arguments:
         if "=" not in argument:
-            raise ConfigurationError(f"{argument!r} is not of the form key=value.")
+            raise ConfigurationError(f"{argument!r} is not of the form key=value; write it so.")
         key = argument.partition("=")[0]
         known = [field.name for field in fields(cast(Any, kind))]
         if key.partition(".")[0].partition("[")[0] not in known:
@@ -54,13 +54,13 @@ def _as_typed(argument: str, kind: type) -> str:
     try:
         plain = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={raw}"]))
     except (YAMLError, ValueError) as error:  # or an integer of thousands of digits
-        raise ConfigurationError(f"{argument!r} cannot be read; quote the value as YAML does.") from error
+        raise ConfigurationError(f"{argument!r} cannot be read as YAML; put the value in quotes.") from error
     other = isinstance(cast(dict[str, Any], plain)["value"], bool | int | float | dict)
     return f"{key}={json.dumps(raw)}" if other and type_at(kind, key.split(".")) is str else argument
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
-    """Run `main` on the words of the command line; end the process with one sentence where it cannot go on."""
+    """Run `main` on the words of the command line; print an expected error as one sentence and exit with its code."""
     use_utf8()
     try:
         main(sys.argv[1:])
@@ -69,7 +69,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(2)
     except ReadingStopped as error:
         print(error, file=sys.stderr)
-        sys.exit(75 if isinstance(error, StorageFailed) else 3)  # as of a run (train/entry.py)
+        sys.exit(75 if isinstance(error, StorageFailed) else 3)  # the codes of train/entry.py
 
 
 def split_own(words: Sequence[str], kind: type[Options]) -> tuple[Options, list[str]]:
@@ -82,8 +82,8 @@ def split_own(words: Sequence[str], kind: type[Options]) -> tuple[Options, list[
 def compose_groups(words: Sequence[str], groups: Mapping[str, Any]) -> dict[str, Any]:
     """Return these groups of conf/pretrain.yaml, composed with `words`, as plain values.
 
-    `groups`: what each group is checked against: a dataclass, `dict[str, <dataclass>]`, or a plain default. So a room
-    below `train` composes the configuration of a run without the schema of a run. Raises ConfigurationError.
+    `groups`: the schema of each group: a dataclass, `dict[str, <dataclass>]`, or a plain default. With it, a folder
+    below `train` composes parts of a run's configuration without importing `RunConfig`. Raises ConfigurationError.
     """
     kinds = {f"{group}.": kind for group, kind in groups.items() if isinstance(kind, type) or get_origin(kind)}
     schema = {group: _node(kind) for group, kind in groups.items()}
@@ -111,7 +111,7 @@ def _node(kind: Any) -> Any:
 
 
 def sentence(error: BaseException) -> str:
-    """Return on one line what is wrong with a configuration and what to change, for an error of ours or of Hydra."""
+    """Return one line with the mistake and the change to make, for an error of ours, of Hydra or of OmegaConf."""
     chain = _causes(error)
     for link in chain:
         if isinstance(link, ConfigurationError):
@@ -155,7 +155,7 @@ def _bad_key(error: OmegaConfBaseException) -> str:
         return what if what.startswith(key) else f"{key}: {what}"
     parent, _, leaf = key.rpartition(".")
     known: list[str] = []
-    if is_dataclass(error.object_type):  # also of an item of a list, whose place OmegaConf leaves out
+    if is_dataclass(error.object_type):  # also for an item of a list, whose index OmegaConf leaves out of the key
         known = [field.name for field in fields(error.object_type)]
     elif isinstance(error.parent_node, DictConfig):
         known = [str(name) for name in error.parent_node]

@@ -10,7 +10,7 @@ EXIT_STOPPED = 3  # the run stopped itself: the same command would stop again
 EXIT_HUNG = 4  # a rank made no progress or was lost; the run resumes from its last checkpoint
 EXIT_INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: a signal, or failing storage; the same command continues the run
 
-# Errors of a disk, a file server or the network between: they often pass, and are no defect of the data.
+# Errors of a disk, a file server or the network between: often temporary, and never a defect of the data.
 STORAGE_NAMES = (
     *("EIO", "EREMOTEIO", "EBADMSG", "EUCLEAN", "ENODATA", "ENODEV"),  # the disk
     *("ESTALE", "ETIMEDOUT", "ENOLINK", "ECOMM", "EPROTO", "ENOTCONN", "ESHUTDOWN"),  # the server
@@ -18,7 +18,7 @@ STORAGE_NAMES = (
     *("EHOSTDOWN", "EHOSTUNREACH"),
     *("EAGAIN", "EBUSY", "ENOLCK", "ENOBUFS", "ENOMEM", "EMFILE", "ENFILE"),  # this machine, short of something
 )
-OF_STORAGE = frozenset(getattr(errno, name) for name in STORAGE_NAMES if hasattr(errno, name))  # Linux has all of them
+OF_STORAGE = frozenset(getattr(errno, name) for name in STORAGE_NAMES if hasattr(errno, name))  # Linux defines all
 
 
 class ConfigurationError(ValueError):

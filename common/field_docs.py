@@ -57,7 +57,7 @@ def help_text(description: str | None, kind: Any, reads: Sequence[str] = (), gro
 
 
 def shown_default(field: "Field[Any]") -> str:
-    """Return the default of a field as it would be typed; "???" where it is required."""
+    """Return the default of a field as a user types it; "???" where it is required."""
     default = field.default if field.default_factory is MISSING else field.default_factory()
     if default is REQUIRED or default is MISSING:
         return "???"

@@ -7,11 +7,11 @@ from typing import Any
 
 CODE = Path(__file__).resolve().parent.parent
 SNAPSHOT = "commit.txt"  # file beside the folder `code` of a job's snapshot (slurm/code_snapshot.py)
-TIMEOUT_S = 20  # a repository on a slow network drive must not hold up a run
+TIMEOUT_S = 20  # a repository on a slow network drive must not delay a run
 
 
 def git(folder: Path, *words: str) -> str | None:
-    """Return what git prints in `folder`, or None where it fails, is missing or takes too long."""
+    """Return the output of git in `folder`, or None where git fails, is missing or takes too long."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *words],
@@ -54,5 +54,5 @@ def git_state(code: Path = CODE) -> dict[str, Any]:
         return {"commit": first if is_commit else None, "dirty": bool(changed) if is_commit else None}
     commit, changes = code_commit(code), git(code, "status", "--porcelain")
     if commit is None and git(code, "rev-parse", "HEAD"):
-        changes = None  # those of a checkout around the folder
+        changes = None  # the changes are those of a checkout around the folder
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}

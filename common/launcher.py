@@ -20,11 +20,11 @@ PAUSES_S = (1, 2, 4, 8, 15, 30, 60)  # before each retry of a command that Slurm
 OF_CONTROLLER = ("Unable to contact", "timed out", "Connection refused", "Connection reset", "No route to host",
                  "Zero Bytes were transmitted", "emporarily un", "Communication connection failure",
                  "Transport endpoint", "not responding")  # fmt: skip
-RESERVED_STEPS = 0xFFFFFFF0  # ids from here on are not of srun's steps: the batch script, an interactive shell, ...
+RESERVED_STEPS = 0xFFFFFFF0  # Slurm's ids of the batch script, an interactive shell, ...; srun's steps are below
 
 
 class ScriptOfTasks(ConfigurationError):
-    """This process is the script, or the interactive shell, of a Slurm job of several tasks, and none of its tasks."""
+    """This process is the batch script or interactive shell of a Slurm job of several tasks, not one of the tasks."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def this_process(environment: Mapping[str, str] = os.environ) -> Process:
 
 
 def is_main_rank() -> bool:
-    """Return whether this process prints for all; every process does where the launcher's variables show no peers."""
+    """Return whether this process has rank 0; true in every process if the launcher's variables show no peers."""
     try:
         return this_process().rank == 0 or {"RANK", "MASTER_ADDR"} & set(os.environ) == {"RANK"}
     except ConfigurationError:
@@ -84,7 +84,7 @@ def first_host(nodes: str) -> str:
 
 
 def is_of_controller(message: str) -> bool:
-    """Return whether an error of Slurm is one of its controller or the network, which passes, not of the request."""
+    """Return whether an error of Slurm is a temporary one of its controller or the network, not of the request."""
     return any(sign in message for sign in OF_CONTROLLER)
 
 
@@ -135,7 +135,7 @@ def _one_without(name: str, missing: list[str]) -> str:
 
 
 def _check_incomplete(environment: Mapping[str, str]) -> None:
-    """Refuse a rank whose number cannot be read: every process would count as the only one."""
+    """Raise ConfigurationError for half-set variables: without their rank, all processes would train alone."""
     for names in (TORCHRUN, *MPIRUN):
         given = [name for name in names[:2] if name in environment]
         if given and _integer(environment, names[1], 0) != 1:
@@ -143,7 +143,7 @@ def _check_incomplete(environment: Mapping[str, str]) -> None:
 
 
 def _check_stale(environment: Mapping[str, str], found: Process) -> None:
-    """Refuse a RANK that was exported once and inherited since: every task of a step would be the same rank."""
+    """Raise ConfigurationError for an inherited RANK: every task of the srun step would have the same rank."""
     if "TORCHELASTIC_RUN_ID" in environment or not in_step(environment):
         return
     task = _srun(environment)

@@ -1,4 +1,4 @@
-"""Change what libraries do, where they offer no setting; every patch names its library's version and its reason.
+"""Patch libraries where they offer no setting; every patch names its library's version and its reason.
 
 Each function patches for the whole process. tests/unit/common/test_library_patches.py fails for a patch that is no
 longer needed or no longer works. Two other modules change libraries: common/strict_omegaconf.py (values that OmegaConf
@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 @contextmanager
 def without_compilers_and_loggers() -> Iterator[None]:
-    """Make torch.compile return functions as they are, and wandb missing, while Megatron is imported.
+    """Disable torch.compile and hide wandb while Megatron is imported.
 
     megatron-core 0.16.1 compiles functions as it is imported, which loads Dynamo, Inductor and sympy, and it imports
     wandb. We call none of these functions -> without this, every process takes 2 s more CPU to start.

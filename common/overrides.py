@@ -1,4 +1,4 @@
-"""The words of a command line, before Hydra reads them: text stays as it was typed, keys nobody reads are refused."""
+"""Prepare the words of a command line for Hydra: keep text as typed; refuse renamed, misspelled and unread keys."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from common.errors import ConfigurationError
 from common.values import type_at
 
-# Keys of earlier versions, and today's.
+# Key of an earlier version -> key of today.
 RENAMED = {
     "parallel.micro_batch": "parallel.micro_batch_size",
     "parallel.persistent_elements": "parallel.param_persistence_threshold",
@@ -49,7 +49,7 @@ def check_renamed(words: Sequence[str]) -> None:
 
 
 def as_typed(words: Sequence[str], kinds: dict[str, Any]) -> list[str]:
-    """Quote what is text and looks like a number, a bool or a home folder, so that Hydra reads the typed characters.
+    """Quote text that looks like a number, a bool or a home folder, so that Hydra keeps the typed characters.
 
     `kinds`: dataclasses by the beginning of their keys ("" for the whole configuration).
     """
@@ -58,7 +58,7 @@ def as_typed(words: Sequence[str], kinds: dict[str, Any]) -> list[str]:
 
 
 def check_choices(words: Sequence[str], folder: Path) -> None:
-    """Raise ConfigurationError for an old key, and for a choice of a group that is no text, where Hydra ends badly.
+    """Raise ConfigurationError for an old key, and for a group's choice that is not text, on which Hydra crashes.
 
     `folder` holds a folder of YAML files for each group.
     """
@@ -70,30 +70,30 @@ def check_choices(words: Sequence[str], folder: Path) -> None:
             continue
         try:
             value = parser.parse_override(word).value()
-        except (HydraException, ValueError):  # Hydra refuses it, too
+        except (HydraException, ValueError):  # Hydra will refuse it
             continue
         choices = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
         if not all(isinstance(choice, str | QuotedString) for choice in choices):
             names = sorted(path.stem for path in group.glob("*.yaml"))
             hint = f"choose one of {', '.join(names)}, or leave it out." if names else "leave it out."
-            raise ConfigurationError(f"{word} names no file of conf/{_key(word)}; {hint}")
+            raise ConfigurationError(f"{word} is not a file of conf/{_key(word)}; {hint}")
 
 
 def open_names(words: Sequence[str], kinds: dict[str, Any], unseen: bool = False) -> list[str]:
-    """Rewrite words whose key lies in a mapping by name, as Hydra refuses names that are not there yet.
+    """Rewrite words whose key lies in a mapping by name, because Hydra refuses new names.
 
     `data.sources.webli=x` becomes `++data.sources.webli=x`. An entry that is a dataclass is merged into its mapping:
     `mixture.mine={…}` becomes `++mixture={mine: {…}}`. A field of such an entry (`mixture.ocr.weight=0`) stays as it
-    is, so that Hydra refuses a misspelled name. `unseen`: it is merged too, as Hydra does not see the entries.
+    is, so that Hydra refuses a misspelled name. `unseen`: merge it too, because Hydra does not have the entries.
     """
     return [_opened(word, kinds, unseen) if "=" in word and word[0] not in "-~" else word for word in words]
 
 
 @contextmanager
 def stored_schema(name: str, node: Any) -> Iterator[None]:
-    """Replace a schema of Hydra's store that is made by code above the caller, where nobody has stored it.
+    """Store a schema for the body of the `with` statement, unless Hydra's store has one of this name.
 
-    For this once, because the store is the whole process's: others would find their groups missing in `node`.
+    It is removed afterwards, because the store belongs to the whole process and other callers need other groups.
     """
     store = ConfigStore.instance()
     if f"{name}.yaml" in store.repo:
@@ -109,8 +109,8 @@ def stored_schema(name: str, node: Any) -> Iterator[None]:
 def check_read(words: Sequence[str], reads: Sequence[str], command: str, known: Any = None) -> None:
     """Raise ConfigurationError for a word whose key is not among `reads`, which `command` would ignore.
 
-    An entry covers a key and all below it, or with a final "=" for that very key, such as a choice of a group.
-    `known`: the dataclass of all settings, if Hydra is left to refuse the keys that no command has.
+    An entry of `reads` allows a key and all keys below it; with a final "=" that key alone, such as the choice of a
+    group. `known`: the dataclass of all settings, if Hydra is to refuse the keys that no command has.
     """
     check_renamed(words)
     for word in words:
@@ -140,10 +140,10 @@ def _quoted(word: str, kinds: dict[str, Any], parser: OverridesParser) -> str:
         return f"{key}='{raw}'"
     try:
         value = parser.parse_override(word).value()
-    except HydraException:  # Hydra reports it, but for the braces of a pattern
+    except HydraException:  # Hydra reports it, except for the braces of a pattern, which are text
         return f"{key}='{raw}'" if re.fullmatch(r"[^'\"\\]*\{[^'\"\\]*\}[^'\"\\]*", raw) else word
     except ValueError as error:  # an integer of thousands of digits
-        raise ConfigurationError(f"{key} is given a number that is too long to read; shorten or quote it.") from error
+        raise ConfigurationError(f"{key} is a number of too many digits; shorten or quote it.") from error
     if isinstance(value, bool | int | float):
         return f"{key}='{raw}'"
     if isinstance(value, ChoiceSweep) and len(value.list) == len(parts := raw.split(",")):

@@ -1,6 +1,6 @@
-"""OmegaConf that refuses what it would otherwise change; importing this module makes it so for the whole process.
+"""Make OmegaConf refuse values that it would change silently; the import patches it for the whole process.
 
-YAML and Hydra read what looks like a number or a bool as one, and OmegaConf writes it anew for a field of text:
+YAML and Hydra read text that looks like a number or a bool as one, and OmegaConf converts it back for a text field:
 `007` becomes "7", `on` "True", `24:00:00` "86400", and `12e4567` and `71e9999` both "inf".
 """
 
@@ -14,12 +14,12 @@ _string, _bool, _float = (kind._validate_and_convert_impl for kind in KINDS)
 
 
 def _text(node: StringNode, value: Any) -> str:
-    """Take text only; an integer also through an interpolation (`${run.seed}`), where nothing is read anew."""
+    """Accept text only; through an interpolation (`${run.seed}`) also an integer, whose text is exact."""
     key = str(node._get_full_key(None))
     of_hydra = key.startswith("hydra.") and not key.startswith("hydra.launcher.")
     if type(value) in (bool, int, float) and not of_hydra and not (type(value) is int and _is_interpolation(node)):
         raise ValidationError(
-            f"{key} is text, but what was given reads as the {type(value).__name__} {value}; put it in quotes "
+            f"{key} is text, but its value reads as the {type(value).__name__} {value}; put it in quotes "
             f"(in YAML: '…', on a command line: {key}=\"'…'\")."
         )
     return str(_string(node, value))
@@ -35,7 +35,7 @@ def _number(node: FloatNode, value: Any) -> float:
     try:
         return float(_float(node, value))
     except OverflowError as error:
-        raise ValidationError("An integer of that many digits is no number to compute with") from error
+        raise ValidationError("The integer has too many digits for a float") from error
 
 
 def _is_interpolation(node: ValueNode) -> bool:

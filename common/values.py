@@ -1,4 +1,4 @@
-"""Settings of every folder: from what was read to typed values that can be computed with."""
+"""Convert plain values into typed settings, and check them."""
 
 import difflib
 import math
@@ -21,7 +21,7 @@ LARGEST = 2**31 - 1  # of any integer setting; beyond it libraries overflow, eac
 
 
 def typed(kind: type[Kind], plain: Any, where: str = "") -> Kind:
-    """Make the dataclass `kind` from plain values, every one checked; `where` is the key of the whole.
+    """Convert plain values into the dataclass `kind` and check each; `where` is the key of the whole.
 
     Raises ConfigurationError; without `where`, OmegaConf's own errors for unknown keys and wrong types.
     """
@@ -36,7 +36,7 @@ def typed(kind: type[Kind], plain: Any, where: str = "") -> Kind:
 
 
 def replacing(kind: type, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of a phase's own settings that replace fields of the dataclass `kind`."""
+    """Return the settings of a phase that replace fields of the dataclass `kind`."""
     names = {field.name for field in fields(kind)}
     return {name: value for name, value in own.items() if name in names and value is not None}
 
@@ -113,7 +113,7 @@ def type_at(kind: Any, path: Sequence[str]) -> Any:
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """(key, value) of a setting, or of all settings in a list, dictionary or dataclass."""
+    """Yield (key, value) of a setting, or of all settings in a list or dictionary; check a dataclass instead."""
     if is_dataclass(value):
         check_values(value, key)
     elif isinstance(value, Mapping):
@@ -129,14 +129,14 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 def _check_leaf(key: str, value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigurationError(f"{key}={value} is no finite number; give one.")
+        raise ConfigurationError(f"{key}={value} is not finite; give a finite number.")
     if isinstance(value, int) and abs(value) > LARGEST:
         raise ConfigurationError(f"{key}={_short(str(value))} must lie between -{LARGEST} and {LARGEST}.")
     if isinstance(value, str):
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
-            raise ConfigurationError(f"{key}={value!a} holds bytes that are no UTF-8; type them anew.") from None
+            raise ConfigurationError(f"{key}={value!a} holds bytes that are not UTF-8; type it again.") from None
         if "\0" in value:
             raise ConfigurationError(f"{key}={value!r} holds a NUL character; leave it out.")
 

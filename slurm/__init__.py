@@ -1,1 +1,1 @@
-"""Submit jobs to Slurm: the job scripts, the calls of its commands, a snapshot of the code. It imports no training."""
+"""Submit jobs to Slurm: job scripts, calls of Slurm's commands, a snapshot of the code. It does not import `train`."""

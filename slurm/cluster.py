@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from common.errors import ConfigurationError
 from common.values import PATH
 
-TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+|\d+-\d+:\d\d|\d+-\d+:\d\d:\d\d")  # sbatch's
+TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+|\d+-\d+:\d\d|\d+-\d+:\d\d:\d\d")  # the forms that sbatch accepts
 
 
 @dataclass
@@ -24,7 +24,7 @@ class ClusterConfig:
     constraint: str | None = None
     """Features that nodes must have, such as `a100&ib`. Null by default: a partition has one kind of node."""
     nodelist: str | None = None
-    """Nodes that the job must run on, such as `n[01-04]`. Null by default: Slurm chooses well."""
+    """Nodes that the job must run on, such as `n[01-04]`. Null by default: Slurm chooses."""
     exclude: str | None = None
     """Nodes that the job must not run on, such as one with a broken GPU. Null by default: none."""
     time: str = "24:00:00"
@@ -73,12 +73,12 @@ class ClusterConfig:
             )
         if not TIME.fullmatch(self.time):
             raise ConfigurationError(
-                f'cluster.time={self.time!r} is not a time of sbatch; write "24:00:00", "2-00" or minutes, in quotes.'
+                f'cluster.time={self.time!r} is not a time of Slurm; write "24:00:00", "2-00" or minutes, in quotes.'
             )
         for name in self.environment:
             if not re.fullmatch(r"[A-Za-z_]\w*", name):
                 raise ConfigurationError(
-                    f"cluster.environment: {name!r} is not a name of a variable; use letters, digits and _."
+                    f"cluster.environment: {name!r} is not the name of a variable; use letters, digits and _."
                 )
 
     @property

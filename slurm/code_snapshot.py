@@ -1,6 +1,6 @@
-"""Keep what a job runs as it was at submission: a copy of code and configuration in the run's folder.
+"""Copy code and configuration into the run's folder at submission, so that a job runs what was submitted.
 
-<folder>/submitted/<digest>/code/…, and beside it the files that the submission adds. The same content is kept once.
+<folder>/submitted/<digest>/code/…, and beside it the files that the submission adds. Equal content shares one folder.
 """
 
 import hashlib
@@ -18,18 +18,18 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = ("common", "conf", "data", "evaluation", "hydra_plugins", "model", "parallel", "slurm", "train")
 SUFFIXES = (".py", ".pyi", ".yaml", ".yml", ".toml", ".sbatch", ".sh",
             ".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp")  # fmt: skip
-# Folders of other programs, and of what runs leave behind. `data/` is a package, and where people put data.
+# Folders of other programs and of the output of runs. `data/` is a package, but users put data there too.
 NOT_OURS = ("__pycache__", "site-packages", "node_modules", "runs", "wandb", "outputs", "multirun")
 MIB = 2**20
 FILE_MIB, TOTAL_MIB = 2, 20  # all code of ours takes 0.7 MiB, its largest file 0.03
-ENTRIES = 200_000  # names to look at: beyond it images lie among the code, and the search takes minutes
+ENTRIES = 200_000  # most names to look at; a folder with more holds data, and the search would take minutes
 
 
 def take(folder: Path, files: Mapping[str, str], dry: bool = False) -> Path:
-    """Copy the code, and write `files` (name -> text) beside it; returns the snapshot's folder. `dry` only names it.
+    """Copy the code, and write `files` (name -> text) beside it; return the snapshot's folder.
 
-    The files beside the code can be read by their owner alone: a site's environment may hold keys. Raises
-    ConfigurationError for code that cannot be read or is too large to be code.
+    `dry`: return the folder's name and write nothing. Only their owner can read the files beside the code, because a
+    site's environment may hold keys. Raises ConfigurationError for files that cannot be read or are too large for code.
     """
     code = {f"code/{path.relative_to(ROOT)}": content(path) for path in code_files()}
     beside = {
@@ -49,25 +49,25 @@ def take(folder: Path, files: Mapping[str, str], dry: bool = False) -> Path:
 
 
 def _publish(everything: Mapping[str, bytes], snapshot: Path, private: set[str]) -> None:
-    """Write the files into a folder of their own, and rename it when it is whole."""
-    scratch = snapshot.with_name(f"{snapshot.name}.{uuid.uuid4().hex[:12]}.partial")
+    """Write the files into a partial folder, and rename it when it is whole."""
+    partial = snapshot.with_name(f"{snapshot.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
         for name, its in everything.items():
-            path = scratch / name
+            path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600 if name in private else 0o666), "wb") as opened:
                 opened.write(its)
-        os.replace(scratch, snapshot)
+        os.replace(partial, snapshot)
     except OSError:
-        shutil.rmtree(scratch, ignore_errors=True)
-        if not snapshot.is_dir():  # else the same content was submitted twice at once
+        shutil.rmtree(partial, ignore_errors=True)
+        if not snapshot.is_dir():  # else another submission has just written the same content
             raise
 
 
 def code_files() -> list[Path]:
-    """Return the files that entry points need, as they are now, committed or not.
+    """Return the files of code and configuration, committed or not.
 
-    Raises ConfigurationError where they are too many or too large to be code, before any of them is read.
+    Raises ConfigurationError where they are too many or too large for code, before any of them is read.
     """
     found = sorted(path for top in _tops() for path in _below(top))
     sizes = {path: path.stat().st_size for path in found}
@@ -77,7 +77,7 @@ def code_files() -> list[Path]:
         named = ", ".join(f"{path.relative_to(ROOT)} ({sizes[path] / MIB:.1f} MiB)" for path in largest)
         raise ConfigurationError(
             f"The code that a job takes along is {sum(sizes.values()) / MIB:.1f} MiB in {len(found)} files (at most "
-            f"{TOTAL_MIB} MiB, {FILE_MIB} MiB a file); move what is no code out of {ROOT}, first of all {named}."
+            f"{TOTAL_MIB} MiB, {FILE_MIB} MiB a file); move files that are not code out of {ROOT}, first {named}."
         )
     return found
 
@@ -87,7 +87,7 @@ def _tops() -> list[Path]:
 
 
 def _below(top: Path) -> Iterator[Path]:
-    """Yield the code files at `top`, or below it. A link to a folder is followed where code lies right behind it."""
+    """Yield the code files at or below `top`; follow a link to a folder only if that folder itself holds code."""
     if _is_code(top):
         yield top
     looked_at, seen = 0, set()
@@ -96,11 +96,11 @@ def _below(top: Path) -> Iterator[Path]:
         looked_at += len(folders) + len(files)
         if looked_at > ENTRIES:
             raise ConfigurationError(
-                f"{top} holds more than {ENTRIES:,} files ({folder.relative_to(ROOT)} is among them); move what is no "
-                "code out of it, data.root and data.sources read it anywhere."
+                f"{top} holds more than {ENTRIES:,} files ({folder.relative_to(ROOT)} is among them); move "
+                "data out of it (data.root and data.sources accept any folder)."
             )
         where = folder.stat()
-        if (where.st_dev, where.st_ino) in seen:  # a link in a circle
+        if (where.st_dev, where.st_ino) in seen:  # a link leads back to a folder above it
             folders.clear()
             continue
         seen.add((where.st_dev, where.st_ino))
@@ -120,12 +120,12 @@ def _may_hold_code(folder: Path) -> bool:
 
 
 def _is_code(path: Path) -> bool:
-    """Return whether it is a file of ours; hidden ones are an editor's."""
+    """Return whether a file is one of code or configuration; an editor's files are hidden."""
     return path.suffix in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def content(path: Path) -> bytes:
-    """Return what a file of code holds; raises ConfigurationError where it cannot be read."""
+    """Return the bytes of a code file. Raises ConfigurationError where it cannot be read."""
     try:
         with path.open("rb") as opened:
             its = opened.read(FILE_MIB * MIB + 1)

@@ -36,7 +36,7 @@ class Job:
     kind: str
     words: tuple[str, ...]
     makes: Path
-    """The folder that it makes, or whose run it scores."""
+    """The folder that the job makes, or the folder of the run that it scores."""
     usable: tuple[int, ...]
     """Numbers of nodes that it can run on, most first."""
     tasks: int
@@ -54,7 +54,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """The folder of snapshot and log: that of the run; beside that of a corpus, which is renamed as a whole."""
+        """Folder of snapshot and log: the run's own; beside that of a corpus, which is renamed at its end."""
         return self.makes.with_name(f"{self.makes.name}.job") if self.kind == "corpus" else self.makes
 
     def log(self, number: str) -> Path:
@@ -77,7 +77,7 @@ def site_script(job: Job) -> str:
 
 
 def set_up(cluster: ClusterConfig) -> list[str]:
-    """Return the first shell lines of a job: the path of the snapshot's code, and the site's own lines."""
+    """Return the first shell lines of a job: PYTHONPATH of the snapshot's code, and the site's own lines."""
     exports = [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
     return [PYTHONPATH, *exports, *cluster.setup]
 
@@ -101,8 +101,8 @@ def sbatch_command(job: Job, snapshot: Path, after: str | None) -> list[str]:
         "exclude": cluster.exclude,
         "time": cluster.time,
         "nodes": most if least == most else f"{least}-{most}",
-        # One task with all cores for each node: given a number of tasks, Slurm would take only as many nodes of a range
-        # as these need.
+        # One task with all cores for each node: given a number of tasks, Slurm would allocate only as
+        # many nodes of a range as these tasks fill.
         "cpus-per-task": job.tasks if job.kind == "corpus" else job.tasks * cluster.cpus_per_task,
         **(gpu_option(cluster, min(cluster.gpus_per_node, job.tasks)) if job.kind != "corpus" else {}),
         "mem": cluster.memory,
@@ -186,8 +186,7 @@ def _accounted(number: str) -> str:
 def follow(number: str, log: Path, every_s: float = 2.0) -> str:
     """Print the log until the job has ended, over all its restarts; return its last state.
 
-    The state is read every `every_s` seconds at first, then more and more seldom, to spare the controller of a large
-    site.
+    The state is read every `every_s` seconds at first, then less often, to spare the controller of a large site.
     """
     read, decoder, pause = 0, getincrementaldecoder("utf-8")("replace"), every_s
     while True:

@@ -10,17 +10,17 @@ if [ -n "${PALI_SITE-}" ]; then
     set +e -u
     if [ "$status" != 0 ]; then
         # Without them the node would run another Python, or other code.
-        echo "The site's words ($PALI_SITE) cannot be read, or end with code $status; correct cluster.setup, or" \
+        echo "The site's file ($PALI_SITE) cannot be read, or ends with code $status; correct cluster.setup, or" \
             "submit again where the nodes see this file." >&2
         exit 2
     fi
 fi
 unset SLURM_CPUS_PER_TASK SLURM_TRES_PER_TASK # set for the whole node; srun >= 22.05 fails if its own value differs
 
-# A rank that stops the job alone (disk full, out of memory) writes its code and sentence into a note (train/exit_note.py):
-# its peers end with higher codes, lost or killed, and srun reports the highest. The note has its size beforehand, so
-# that a full disk has room for it; a rank that still cannot write removes it, which takes no room.
-expect_note() { # FOLDER, by default that of the site's words
+# A rank that stops the job alone (disk full, out of memory) writes its exit code and sentence into a note
+# (train/exit_note.py), because its peers, lost or killed, end with higher codes, and srun reports the highest. The note
+# is made at its full size here, so that a full disk has room for it. A rank that still cannot write removes it.
+expect_note() { # FOLDER, by default that of the site's file
     local folder=${1:-${SLURM_SUBMIT_DIR:-$PWD}} note
     [ -n "${1-}" ] || [ -z "${PALI_SITE-}" ] || folder=${PALI_SITE%/*}
     note=$folder/.note-${SLURM_JOB_ID:-0}
@@ -32,14 +32,14 @@ expect_note() { # FOLDER, by default that of the site's words
     fi
 }
 
-read_note() { # sets code to that of the note, if a rank wrote one
+read_note() { # sets code to that in the note, if a rank wrote one
     local first='' sentence=''
     [ -n "${PALI_NOTE-}" ] || return 0
     if [ -e "$PALI_NOTE" ]; then
         { read -r first && read -r sentence; } 2>/dev/null <"$PALI_NOTE"
         rm -f "$PALI_NOTE"
-    elif [ "$code" != 0 ] && [ -w "${PALI_NOTE%/*}" ]; then # not where the file system itself is gone for a while
-        first=3 sentence="A rank stopped the run and could not write why (is the disk full?); its last words are above."
+    elif [ "$code" != 0 ] && [ -w "${PALI_NOTE%/*}" ]; then # else the file system is unreachable: start again
+        first=3 sentence="A rank stopped the run and could not write why (is the disk full?); its last output is above."
     fi
     if [ "$code" != 0 ] && { [ "$first" = 2 ] || [ "$first" = 3 ]; }; then
         echo "The ranks ended with exit code $code, because one stopped the run with $first: $sentence"
@@ -48,10 +48,10 @@ read_note() { # sets code to that of the note, if a rank wrote one
 }
 
 # Sets code to the exit code of the job; returns 0 where the job must be queued again.
-# 0: done. 2: a mistake in the configuration. 3: the run stopped itself. A restart would change nothing.
-# All other codes
-# continue from the last checkpoint: a signal or failing storage (75), a hang (4), a rank that died (1, or from
-# 128). train/run/restarts.py stops a run that makes no progress; ends before that check are counted here.
+# Final: done (0), a mistake in the configuration (2), a run that stopped itself (3), where a restart would end alike.
+# All other codes are queued again, and the run continues from its last checkpoint: a signal or failing storage (75), a
+# hang (4), a rank that died (1, or from 128). train/run/restarts.py stops a run that makes no progress; only ends
+# before that check are counted here.
 judge() { # CODE
     code=$1
     read_note
@@ -59,7 +59,7 @@ judge() { # CODE
     local most=10 # a lost or killed rank may be a fault of the machine
     [ "$code" != 1 ] || most=3
     if [ "$SECONDS" -lt 120 ] && [ "${SLURM_RESTART_COUNT:-0}" -ge "$most" ]; then
-        echo "The ranks ended with exit code $code within $SECONDS s, and so may they have before: the job is not" \
+        echo "The ranks ended with exit code $code within $SECONDS s, at restart $SLURM_RESTART_COUNT; the job is not" \
             "requeued again."
         return 1
     fi
@@ -74,6 +74,6 @@ queue_again() {
         message=$(exec scontrol requeue "$SLURM_JOB_ID" 2>&1) && exit 0
         [ -z "$wait" ] || sleep "$wait"
     done
-    echo "Slurm did not queue the job again ($message); submit it once more, and it goes on from its last checkpoint."
+    echo "Slurm did not queue the job again ($message); submit it once more to continue from its last checkpoint."
     exit "$code"
 }

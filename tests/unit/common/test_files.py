@@ -28,9 +28,9 @@ def test_every_name_that_a_file_may_have_can_be_written(tmp_path: Path, name: st
 def test_an_error_or_a_kill_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_text(path, "old")
-    with pytest.raises(KeyboardInterrupt), beside(path) as scratch:
-        scratch.write_text("half", encoding="utf-8")
-        assert path.read_text(encoding="utf-8") == "old" and scratch.suffix != ".json"
+    with pytest.raises(KeyboardInterrupt), beside(path) as partial:
+        partial.write_text("half", encoding="utf-8")
+        assert path.read_text(encoding="utf-8") == "old" and partial.suffix != ".json"
         raise KeyboardInterrupt
     assert path.read_text(encoding="utf-8") == "old" and list(tmp_path.iterdir()) == [path]
 

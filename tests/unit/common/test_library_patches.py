@@ -58,7 +58,7 @@ def test_decorators_return_functions_as_they_are_while_megatron_is_imported() ->
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="DeepSpeed has this op on CPUs only")
-def test_deepspeed_would_compile_an_op_that_nobody_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deepspeed_would_compile_an_unused_op(monkeypatch: pytest.MonkeyPatch) -> None:
     assert deepspeed.__version__.startswith("0.19."), "look at skip_shared_memory_op beside this DeepSpeed"
     monkeypatch.setitem(deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm", True)
     skip_shared_memory_op()

@@ -1,4 +1,4 @@
-"""Settings that map names of the user's own to values take them in every form that Hydra has for a key."""
+"""Settings that map a user's names to values accept every form that Hydra has for a key."""
 
 from typing import Any
 

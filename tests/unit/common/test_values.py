@@ -1,4 +1,4 @@
-"""Text stays what was typed, numbers are numbers, paths begin at a home folder: for every setting of every command."""
+"""Every setting of every command: text stays as typed, numbers are numbers, paths may begin at a home folder."""
 
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
@@ -69,7 +69,7 @@ def test_hydra_reads_text_as_it_was_typed(word: str, read: str) -> None:
 
 
 def test_numbers_of_thousands_of_digits_are_one_sentence() -> None:
-    with pytest.raises(ConfigurationError, match=r"run\.name is given a number that is too long"):
+    with pytest.raises(ConfigurationError, match=r"run\.name is a number of too many digits"):
         as_typed(["run.name=" + "9" * 5000], TEXT)
 
 
@@ -89,7 +89,7 @@ def test_a_number_where_text_is_meant_is_refused(plain: dict[str, Any], key: str
     """From YAML, where nothing is left of what was typed: 007, on, 24:00:00."""
     with pytest.raises(ValidationError) as error:
         typed(Options, plain)
-    assert str(error.value).startswith(f"{key} is text, but what was given reads as the ")
+    assert str(error.value).startswith(f"{key} is text, but its value reads as the ")
 
 
 def test_text_from_other_settings() -> None:
@@ -99,10 +99,10 @@ def test_text_from_other_settings() -> None:
 @pytest.mark.parametrize(
     ("plain", "printed"),
     [
-        ({"rate": float("nan")}, "^rate=nan is no finite number"),
-        ({"rate": float("-inf")}, "^rate=-inf is no finite number"),
-        ({"rate": "nan"}, "^rate=nan is no finite number"),
-        ({"rate": 10**400}, "An integer of that many digits"),
+        ({"rate": float("nan")}, "^rate=nan is not finite"),
+        ({"rate": float("-inf")}, "^rate=-inf is not finite"),
+        ({"rate": "nan"}, "^rate=nan is not finite"),
+        ({"rate": 10**400}, "The integer has too many digits"),
         ({"rate": True}, "could not be converted to Float"),
         ({"parts": [{}, {"rate": float("inf")}]}, r"^parts\[1\].rate=inf"),
         ({"steps": 2**31}, "^steps=2147483648 must lie between"),
@@ -111,9 +111,9 @@ def test_text_from_other_settings() -> None:
         ({"steps": True}, "could not be converted to Integer"),
         ({"on": 2}, "not true or false"),
         ({"name": "a\0"}, "^name='a.*holds a NUL"),
-        ({"name": "gr\udcf6"}, "^name=.*holds bytes that are no UTF-8"),
-        ({"tags": ["\udcf6"]}, r"^tags\[0\]=.*no UTF-8"),
-        ({"sources": {"\udcf6": "x"}}, "^sources=.*no UTF-8"),
+        ({"name": "gr\udcf6"}, "^name=.*holds bytes that are not UTF-8"),
+        ({"tags": ["\udcf6"]}, r"^tags\[0\]=.*not UTF-8"),
+        ({"sources": {"\udcf6": "x"}}, "^sources=.*not UTF-8"),
         ({"folder": " "}, "^folder is empty"),
         ({"folder": "$HOME/x"}, r"^folder=\$HOME/x .*write \$\{oc.env:HOME\}"),
         ({"folder": "~no_such_user/x"}, "^folder=~no_such_user/x begins with a home folder"),
@@ -235,7 +235,7 @@ def test_sizes_that_would_take_hours_to_check_are_refused(kind: type, setting: s
     "word", ["vit=7", "parallel=null", "phases={a: 1}", "+mt5=12e4567", "mixture=[paper,1]", "hydra=7"]
 )
 def test_a_choice_that_is_no_text_is_refused_before_hydra(word: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"names no file of conf/\w+; (choose one of|leave it out)"):
+    with pytest.raises(ConfigurationError, match=r"is not a file of conf/\w+; (choose one of|leave it out)"):
         check_choices([word], CONF)
 
 

@@ -71,7 +71,7 @@ def test_mistakes_of_the_digest(corpus: Path, word: str, sentence: str) -> None:
     ("word", "sentence"),
     [
         ("scale=abc", "scale: Value 'abc'"),
-        ("scale=nan", "scale=nan is no finite number"),
+        ("scale=nan", "scale=nan is not finite"),
         ("foo=1", "foo is not an option; known here: folder, seed"),
         ("folder=[a", "cannot be read"),
         ("folder=/proc/x", "folder=/proc/x cannot be made"),

@@ -1,4 +1,4 @@
-"""What a job takes along: code and configuration as they are now, and nothing that people keep beside them."""
+"""A job's snapshot: code and configuration as they are now, and no data that users keep beside them."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""What Slurm is called for, how often, and what becomes of an answer that does not come."""
+"""The calls of Slurm's commands: their words, their retries, and answers that are lost."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""What a job's script does: with the site's words, with how its ranks ended, and with a controller that is busy."""
+"""What a job's script does: with the site's file, with each end of its ranks, and with a busy controller."""
 
 import os
 import subprocess
@@ -142,11 +142,11 @@ def test_a_site_that_cannot_be_read_ends_the_job(site: str, name: str, script: S
         path.write_text(site, encoding="utf-8")
     for words, variables in (((), {"PALI_SITE": str(path)}), ((f"--site={path}",), {})):
         ended, printed, calls = script(name, *words, **variables)
-        assert ended == 2 and calls == [] and f"The site's words ({path}) cannot be read, or end with code" in printed
+        assert ended == 2 and calls == [] and f"The site's file ({path}) cannot be read, or ends with code" in printed
 
 
 @pytest.mark.parametrize("name", ["pretrain", "evaluate", "corpus"])
-def test_the_sites_words_hold(name: str, script: Script, tmp_path: Path) -> None:
+def test_the_sites_commands_are_used(name: str, script: Script, tmp_path: Path) -> None:
     path = tmp_path / "a site.sh"
     path.write_text("python=(my 'own python') srun=(srun --mine)\n[ -n $UNSET ]\nset -e\n", encoding="utf-8")
     ended, _, calls = script(

@@ -127,7 +127,7 @@ def test_a_chain_is_checked_in_view_of_what_it_will_make() -> None:
         (["evaluate", "run.folder=no"], "run.folder=no holds no run"),
         (["corpus", "sed=1"], "sed"),
         (["corpus", "submit.ranks=5", "cluster.cpus_per_task=2"], "submit.ranks=5 cannot be dealt to 2 nodes"),
-        (["cluster.time=24h"], "cluster.time='24h' is not a time of sbatch"),
+        (["cluster.time=24h"], "cluster.time='24h' is not a time of Slurm"),
         (["cluster.gpus_per_node=2", "cluster.tasks_per_node=4"], "4 ranks would share cluster.gpus_per_node=2"),
         (["submit.data_parallel=2", "submit.min_data_parallel=3"], "swap them"),
     ],
