@@ -168,7 +168,7 @@ def saved_phase(saved: Mapping[str, Any], step: int) -> str | None:
 
 
 def _check_phases(saved: Mapping[str, Any], config: RunConfig, done: int) -> None:
-    """Add new steps, which belong to the last phase: those that are done keep theirs."""
+    """Raise ConfigurationError if a step that is done would be of another phase: new steps belong to the last one."""
     laid_out = lay_out(config.phases, config.run.steps)
     for span in _saved_spans(saved):
         for step in {span.first, min(span.last, done)}:
