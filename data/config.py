@@ -26,7 +26,7 @@ class DataConfig:
     tokenizer: str = field(default=MISSING, metadata=PATH)
     """SentencePiece model. Required; the groups of conf/data take `tokenizer.model` in `root`."""
     sources: dict[str, str] = field(default_factory=dict, metadata=PATH)
-    """Location by name of a source: a folder or a shard pattern, relative to `root` (data/README.md). A source that is
+    """Location by name of a source: a folder or a shard pattern, relative to `root` (docs/data.md). A source that is
     not named here is read from the folder of its name in `root`, hence empty by default."""
     global_batch_size: int = MISSING
     """Examples of one step, over all ranks. Required; a multiple of `num_streams`. The paper's is 4096."""
