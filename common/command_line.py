@@ -74,7 +74,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
 
 def split_own(words: Sequence[str], kind: type[Options]) -> tuple[Options, list[str]]:
     """Return a command's own options, of the dataclass `kind`, and the words that are left for the configuration."""
-    names = {field.name for field in fields(cast(Any, kind))}
+    names = {field.name for field in fields(cast(Any, kind))} | {"-h", "--help"}
     own = [word for word in words if word.partition("=")[0] in names]
     return parse(own, kind), [word for word in words if word not in own]
 

@@ -2,7 +2,7 @@
 
     python -m train.pretrain data.root=runs/corpus run.steps=100
     torchrun --nproc_per_node 2 -m train.pretrain experiment=demo
-    torchrun --nproc_per_node 8 -m train.pretrain experiment=paper_3b data.root=/data/shards \
+    torchrun --nproc_per_node 8 -m train.pretrain experiment=paper_3b data.root=/data/shards \\
         weights.vit=vit.safetensors weights.mt5=mt5.safetensors mixture.ocr.weight=0
 
 One process is one rank, under torchrun, srun or mpirun alike. `-m` starts a sweep, `hydra/launcher=slurm` submits one.

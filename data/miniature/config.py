@@ -1,4 +1,4 @@
-"""Settings of the miniature corpus.
+"""Make the miniature corpus: five sources of drawn images and texts, as shards.
 
     python -m data.miniature folder=runs/corpus
     python -m data.miniature folder=runs/corpus scale=0.01 languages=[en,de]
