@@ -5,7 +5,7 @@ from collections.abc import Callable
 listeners: list[Callable[[str], None]] = []
 
 
-def beat(place: str = "") -> None:
-    """Report progress to every listener. `place` names the next activity; empty keeps the current one."""
+def beat(activity: str = "") -> None:
+    """Report progress to every listener. `activity` names what is done next; empty keeps the current one."""
     for listener in listeners:
-        listener(place)
+        listener(activity)

@@ -47,16 +47,16 @@ def until(happens: Callable[[], bool], process: subprocess.Popen[str], seconds: 
 
 
 def process_of(folder: Path, rank: int) -> int:
-    """Read the process from its heart-beat, which another rank of its machine may copy a second later."""
+    """Read the process from its heartbeat, which another rank of its machine may copy a second later."""
     end = time.monotonic() + 60
     while rank not in (found := published(folder)):
-        assert time.monotonic() < end, f"no sign of life of rank {rank}"
+        assert time.monotonic() < end, f"no heartbeat of rank {rank}"
         time.sleep(0.05)
     return found[rank].process
 
 
-@pytest.mark.parametrize(("layout", "place"), [("parallel.pipeline=1", "in all_reduce"), ("parallel.pipeline=2", "")])
-def test_a_rank_that_stops_ends_the_run_and_is_named(corpus: Path, tmp_path: Path, layout: str, place: str) -> None:
+@pytest.mark.parametrize(("layout", "frame"), [("parallel.pipeline=1", "in all_reduce"), ("parallel.pipeline=2", "")])
+def test_a_rank_that_stops_ends_the_run_and_is_named(corpus: Path, tmp_path: Path, layout: str, frame: str) -> None:
     process = start(corpus, tmp_path, "run.steps=100000", "parallel.timeout_s=8", "checkpoint.every_steps=1000", layout)
     try:
         until(lambda: len(lines(tmp_path)) >= 3, process)
@@ -68,9 +68,9 @@ def test_a_rank_that_stops_ends_the_run_and_is_named(corpus: Path, tmp_path: Pat
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode != 0
     assert not any(map(psutil.pid_exists, (stopped, waiting))), "a rank is left"
-    assert f"Does not answer, stopped or dead: rank 1 on {os.uname().nodename} (process {stopped})" in printed
+    assert f"No response (stopped or dead): rank 1 on {os.uname().nodename} (process {stopped})" in printed
     assert "(exitcode: 4)" in printed or "exitcode  : 4" in printed, "the watchdog came before any time-out"
-    assert "Waits: rank 0 on" in printed and place in printed
+    assert "Waits for other ranks: rank 0 on" in printed and frame in printed
     assert "The run hangs" in (tmp_path / "stacks" / "rank_00000.txt").read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Trace some steps of a run, and save the contents of memory when it was not enough."""
+"""Trace some steps of a run, and report the content of memory when it does not suffice."""
 
 import re
 from collections.abc import Iterator
@@ -12,25 +12,25 @@ from common.errors import ConfigurationError, RunStopped
 from train.config import ProfileConfig
 from train.health.memory import GIB, is_lack_of_memory, memory_bytes
 
-WANTED = re.compile(r"[Tt]ried to allocate ([\d.]+ \w+)")  # of torch's messages, on GPU and CPU
-HISTORY_ENTRIES = 100_000  # allocations remembered for the snapshot, with their stacks
+WANTED = re.compile(r"[Tt]ried to allocate ([\d.]+ \w+)")  # in torch's messages of a failed allocation, on GPU and CPU
+HISTORY_ENTRIES = 100_000  # allocations, with their stacks, that the snapshot holds
 
 
 def profiled_steps(settings: ProfileConfig) -> range:
-    """`profile.steps=100-105` as a range, both ends included; empty where it is null."""
+    """Return `profile.steps`, such as 100-105, as a range with both ends; empty where it is null."""
     if settings.steps is None:
         return range(0)
     found = re.fullmatch(r"(\d+)(?:-(\d+))?", settings.steps)
     first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not 0 < first <= last:
         raise ConfigurationError(
-            f"profile.steps={settings.steps} is no range of steps; write the first and the last one, e.g. 100-105."
+            f"profile.steps={settings.steps} is no range of steps; give the first and the last one, e.g. 100-105."
         )
     return range(first, last + 1)
 
 
 class Profiler:
-    """Traces the steps of `profile.steps` on the ranks of `profile.ranks`: time, shapes and memory of every operation.
+    """Trace the steps of `profile.steps` on the ranks of `profile.ranks`: time, shapes and memory of every operation.
 
     profile/rank_00000_steps_100-105.pt.trace.json.gz    opens in Perfetto, chrome://tracing and TensorBoard
     """
@@ -44,7 +44,7 @@ class Profiler:
         self.trace: torch.profiler.profile | None = None
 
     def begin(self, step: int) -> None:
-        """Begin a step; a run that resumes within the range is traced from there."""
+        """Start the trace if the step is in the range; a run that resumes within the range traces the rest of it."""
         if step in self.steps and self.trace is None:
             activities = [torch.profiler.ProfilerActivity.CPU]
             if self.device.type == "cuda":
@@ -53,13 +53,13 @@ class Profiler:
             self.trace.start()
 
     def end(self, step: int) -> str | None:
-        """End a step; after the last one of the range, write the trace and return a sentence with its path."""
+        """Write the trace after the last step of the range; return a sentence with its path then, otherwise None."""
         if self.trace is None or step < self.steps[-1]:
             return None
         return self.close()
 
     def close(self) -> str | None:
-        """Write what was traced so far, if anything was."""
+        """Write the trace of the steps so far; return a sentence with its path, None where there is no trace."""
         if self.trace is None:
             return None
         trace, self.trace = self.trace, None
@@ -71,9 +71,9 @@ class Profiler:
 
 @contextmanager
 def explain_lack_of_memory(settings: ProfileConfig, folder: Path, rank: int, device: torch.device) -> Iterator[None]:
-    """Make a lack of memory one sentence (RunStopped) and, on a GPU, a snapshot of what memory held.
+    """Raise RunStopped with one sentence where memory does not suffice; on a GPU write a snapshot of memory too.
 
-    With `profile.memory_history` the snapshot shows which line allocated what (read it at https://pytorch.org/memory_viz).
+    With `profile.memory_history` the snapshot holds the line of each allocation (open it at https://pytorch.org/memory_viz).
     """
     history = settings.memory_history and device.type == "cuda"
     if history:
@@ -99,7 +99,7 @@ def _sentence(error: BaseException, folder: Path, rank: int, device: torch.devic
 
 
 def _readable(size: str) -> str:
-    """Return a size in GiB; the CPU allocator counts bytes."""
+    """Convert a size in bytes, as the CPU allocator reports it, to GiB; keep those with another unit."""
     number, unit = size.split()
     return f"{float(number) / GIB:.2f} GiB" if unit == "bytes" else size
 
@@ -126,6 +126,6 @@ def _snapshot(folder: Path, rank: int, device: torch.device) -> str:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.cuda.memory._dump_snapshot(str(path))
-    except (OSError, RuntimeError):  # the sentence matters more
+    except (OSError, RuntimeError):  # a failed snapshot must not hide the error that is reported
         return ""
     return f" (a snapshot is in {path}, for https://pytorch.org/memory_viz)"

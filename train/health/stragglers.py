@@ -7,15 +7,15 @@ from torch import Tensor
 
 from train.config import StragglerConfig
 
-RESOLUTION_S = 1e-6  # of times as ranks exchange them; a rank that only waits takes no time at all
+RESOLUTION_S = 1e-6  # of the times that ranks exchange; a rank that only waits may have 0 -> avoids division by 0
 
 
 @dataclass(frozen=True)
 class RankTimes:
-    """One rank's step, in seconds: all of it, waiting for other ranks, waiting for data; the rest is its computing.
+    """The seconds of one step on one rank: all of it, waiting for other ranks, waiting for data; the rest is compute.
 
-    Those of all ranks are a tensor, float64 [ranks, 3] with these fields as columns: objects for a thousand ranks
-    would cost each rank milliseconds in every step.
+    The times of all ranks are a tensor, float64 [ranks, 3] with these fields as columns, because an object for each of
+    a thousand ranks would cost milliseconds in every step.
     """
 
     step_s: float = 0.0
@@ -24,18 +24,18 @@ class RankTimes:
 
 
 def compute_s(times: Tensor) -> Tensor:
-    """Seconds of each rank's computing, [ranks]."""
+    """Return the seconds that each rank computed, [ranks]."""
     step, communication_wait, data_wait = times.unbind(1)
     return (step - communication_wait - data_wait).clamp(min=0)
 
 
 def busy_s(times: Tensor) -> Tensor:
-    """Seconds that a step would take each rank if no other rank were slow, [ranks]."""
+    """Return the seconds that the step would take each rank if it waited for no other, [ranks]."""
     return (times[:, 0] - times[:, 1]).clamp(min=0)
 
 
 def summary(times: Tensor) -> dict[str, Any]:
-    """For the line of metrics: the longest of each over all ranks, and which rank's own work takes longest."""
+    """Return the metrics of a step: maxima over ranks, and the rank whose own work takes longest; {} without times."""
     if not len(times):
         return {}
     busy = busy_s(times)
@@ -47,22 +47,22 @@ def summary(times: Tensor) -> dict[str, Any]:
         "communication_wait_s": communication_wait,
         "slowest_rank": slowest,
         "slowest_rank_busy_s": float(busy[slowest]),
-        "median_rank_busy_s": float(busy.median()),  # of two in the middle the smaller one
+        "median_rank_busy_s": float(busy.median()),  # the lower one of two in the middle
     }
 
 
 class Stragglers:
-    """Looks for a rank whose own work takes `factor` times the median of all ranks, on average over `window` steps.
+    """Find a rank whose own work takes `factor` times the median of all ranks, on average over `window` steps.
 
-    Every rank sees the same times. Of two ranks the faster one is the median. It is reported once per window.
+    Every rank judges the same times. The median of two ranks is the faster one. A straggler is reported once a window.
     """
 
     def __init__(self, settings: StragglerConfig) -> None:
         self.settings = settings
-        self.steps, self.sums = 0, Tensor()  # of (busy, data wait) by rank, over the steps since it was judged
+        self.steps, self.sums = 0, Tensor()  # [2, ranks]: seconds (busy, waiting for data) in this window
 
     def judge(self, times: Tensor) -> str | None:
-        """Return the sentence to report after a step, or None."""
+        """Add the times of a step; return a sentence that names a straggler, or None."""
         if len(times) < 2 or not self.settings.factor:
             return None
         seconds = busy_s(times), times[:, 2]

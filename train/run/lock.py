@@ -1,4 +1,4 @@
-"""One job at a time in a run's folder: two that write the same checkpoints would harm both."""
+"""Lock a run's folder, because two jobs that write the same checkpoints would destroy both runs."""
 
 import errno
 import fcntl
@@ -14,31 +14,26 @@ from typing import IO
 from common.errors import Notice
 from train.run.owner_file import BEAT_S, STALE_S, OwnerFile
 
-WAIT_S = 60.0  # a job that must stop saves first, and the next one may start before it is done
+WAIT_S = 60.0  # a job saves after a stop signal, and the next one may start before that is done
 POLL_S = 0.5
-NO_LOCKS = {
-    errno.ENOLCK,
-    errno.EOPNOTSUPP,
-    errno.ENOTSUP,
-    errno.ENOSYS,
-    errno.EINVAL,
-}  # errors of such file systems, e.g. Lustre without `-o flock`
+# Errors of a file system without locks, such as Lustre without `-o flock`.
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 
 class FolderLock:
-    """Held by the main rank; the kernel releases it when the process ends, however it ends.
+    """Lock a folder on the main rank; the kernel releases the lock when the process ends, however it ends.
 
-    On a file system without locks a file replaces it (`OwnerFile`), and a warning reports what that means.
+    On a file system without locks, a file is used instead (`OwnerFile`), and a warning states the consequences.
     """
 
     def __init__(self, folder: Path, wait_s: float = WAIT_S) -> None:
-        """Open no file yet; `wait_s` is the longest wait for another job."""
+        """Lock nothing yet. `wait_s`: the longest wait for another job."""
         self.path, self.wait_s = folder / "lock", wait_s
         self.file: IO[str] | None = None
         self.owner_file: OwnerFile | None = None
 
     def take(self) -> str | None:
-        """Wait for the folder; return None once it is ours, else who still holds it.
+        """Wait for the folder; return None once it is locked, else the name of the process that still holds it.
 
         Raises OSError, with the lock's path, where the disk fails, is full or cannot be written to.
         """
@@ -52,7 +47,7 @@ class FolderLock:
             return self._take_owner_file(error)
 
     def release(self) -> None:
-        """Release the folder: the run has ended."""
+        """Release the folder at the end of the run."""
         if self.file is not None:
             self.file.close()
         if self.owner_file is not None:
@@ -63,17 +58,17 @@ class FolderLock:
         warnings.warn(
             Notice(
                 f"{self.path.parent} is on a file system without locks ({error.strerror}), so {self.owner_file.path} "
-                f"is used in its place: a job that is killed holds the folder for {STALE_S:.0f} s; start no two jobs "
-                "there within a second of each other."
+                f"is used instead: a killed job holds the folder for {STALE_S:.0f} s; start no two jobs there within a "
+                "second of each other."
             ),
             stacklevel=2,
         )
         return self._wait(self.owner_file.take, min(STALE_S + BEAT_S, self.wait_s))
 
-    def _wait(self, holder_of: Callable[[], str | None], most_s: float) -> str | None:
-        """Ask until nobody holds the folder, or for so long; return who holds it then."""
+    def _wait(self, find_holder: Callable[[], str | None], most_s: float) -> str | None:
+        """Call `find_holder` until it returns None, at most for `most_s` seconds; return its last result."""
         begun, printed = time.monotonic(), False
-        while (holder := holder_of()) is not None and time.monotonic() <= begun + most_s:
+        while (holder := find_holder()) is not None and time.monotonic() <= begun + most_s:
             if not printed:
                 waiting = f"{self.path.parent} is in use by {holder}; waiting up to {most_s:.0f} s for it."
                 print(waiting, file=sys.stderr, flush=True)
@@ -82,7 +77,7 @@ class FolderLock:
         return holder
 
     def _locked_by(self) -> str | None:
-        """Lock the folder if it is free; else return who holds it."""
+        """Lock the folder if it is free and return None, else return the name of its holder."""
         assert self.file is not None
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,11 +91,11 @@ class FolderLock:
 
 
 def own_name() -> str:
-    """Name this process as another job's message shows it."""
+    """Return the name of this process, for the messages of other jobs."""
     return f"process {os.getpid()} on {socket.gethostname()}{of_this_job()}"
 
 
 def of_this_job() -> str:
-    """Describe the Slurm job of this process; the restarts of a job are one job."""
+    """Return the Slurm job of this process, in words; a restarted job keeps its name. Empty outside Slurm."""
     job = os.environ.get("SLURM_JOB_ID")
     return f" of Slurm job {job}" if job else ""

@@ -15,7 +15,7 @@ COUNTERS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 def stop_if_in_vain(run: Run) -> None:
     """Raise RunStopped after more than `run.restarts_without_progress` restarts that saved nothing new.
 
-    A restart is one by Slurm or torchrun; a run that its user starts is always given a try. A collective of all ranks.
+    Only restarts by Slurm or torchrun count; one by the user sets the count to 0. A collective of all ranks.
     """
     step, most = run.checkpoints.steps_done(), run.config.run.restarts_without_progress
     vain = count(run.folder / "restarts.json", step, was_restarted(os.environ)) if run.is_main_rank else 0

@@ -1,7 +1,7 @@
-"""Compare a run's settings with those of its newest checkpoint: what changed is noted, what must not change refused.
+"""Compare the settings of a run with those of its newest checkpoint: report changes, and refuse those that alter steps.
 
-A step number is the whole state of a run only as long as the settings in `FIXED` stay: they decide which
-examples a step learns from, and as which rows. `run.allow_changes` gives that up for those that it names.
+The settings in `FIXED` decide which examples a step trains on, and how rows hold them. As long as they stay, a step
+number determines the whole state of a run. `run.allow_changes` allows changes of the settings that it names.
 """
 
 import difflib
@@ -27,11 +27,11 @@ ROWS = (
         "data.images_per_row",
     ),
     *("data.holdout", "data.exif_orientation", "data.max_megapixels", "data.max_member_mib", "model.image_size"),
-)  # a phase may have each of them by its bare name
+)  # a phase may set each of them under its name without the group
 FIXED = ("run.seed", *ROWS, MIXTURE, "optimizer.name")
 ALLOWABLE = (*FIXED, SOURCES, PHASES)
 MODEL = ("vit", "mt5")
-# These change no step: names and places, what is shown of a run, and what is no part of it.
+# Settings that change no step: names, folders, what a run reports, and settings of other commands.
 SILENT = (
     "run.name",
     "run.folder",
@@ -48,7 +48,7 @@ NOTHING = "nothing"
 
 @dataclass(frozen=True)
 class Change:
-    """A setting whose value in the newest checkpoint is not that of now."""
+    """A setting whose value differs from that in the newest checkpoint."""
 
     key: str
     before: Any
@@ -59,9 +59,10 @@ class Change:
 
 
 def changes(saved: Mapping[str, Any], config: RunConfig) -> list[Change]:
-    """All that changed since `saved` (the settings of a checkpoint), but for what changes no step.
+    """Return the settings that changed since `saved` (those of a checkpoint), without those that change no step.
 
-    A setting that came with a later version was at its default; one that is no setting any more is left out.
+    A setting that `saved` lacks, because an earlier version wrote it, had its default. One that no longer exists is
+    left out.
     """
     before, now, defaults = _flat(saved), _flat(to_dict(config)), _defaults()
     found = []
@@ -70,16 +71,16 @@ def changes(saved: Mapping[str, Any], config: RunConfig) -> list[Change]:
         known = key in before or key in defaults or _is_item(key)
         same = _same(old, new) if _under(key, (MIXTURE,)) else old == new
         if key == MIXTURE and set(old or ()) != set(new):
-            continue  # the components that came and went are changes of their own; the order alone is not
+            continue  # added and removed components are changes of their own -> the list of names is none
         if known and not same and not _under(key, SILENT):
             found.append(Change(key, old, new))
     return found
 
 
 def check_resume(saved: Mapping[str, Any], config: RunConfig, done: int) -> None:
-    """Raise ConfigurationError where a step after the `done` ones of a run with the settings `saved` would be another.
+    """Raise ConfigurationError where a changed setting alters the steps after step `done`, or the model.
 
-    All such changes are in the one sentence.
+    `saved`: the settings of the checkpoint. One sentence names all such changes.
     """
     found, allowed = changes(saved, config), config.run.allow_changes
     check_same_model(saved, config)
@@ -87,7 +88,7 @@ def check_resume(saved: Mapping[str, Any], config: RunConfig, done: int) -> None
         _check_phases(saved, config, done)
     phase = find_span(lay_out(config.phases, config.run.steps), done + 1).name
     of_phase = [*(_key_in_phase(phase, key) for key in ROWS), f"{PHASES}.{phase}.objectives"]
-    if saved_phase(saved, done) != phase:  # its first step is to come
+    if saved_phase(saved, done) != phase:  # the phase has not begun -> its rows may change
         of_phase = []
     now = to_dict(config)
     same = [key for key in ROWS if _in_phase(saved, phase, key) == _in_phase(now, phase, key)]
@@ -98,13 +99,13 @@ def check_resume(saved: Mapping[str, Any], config: RunConfig, done: int) -> None
         names = dict.fromkeys(next((f for f in ALLOWABLE if _under(c.key, (f,))), c.key) for c in refused)
         was = "; ".join(f"{change.key}={_shown(change.before)}, now it is {_shown(change.now)}" for change in refused)
         raise ConfigurationError(
-            f"{config.run.folder} holds a run with {was}; the steps to come would be others than those of that run: "
+            f"{config.run.folder} holds a run with {was}; the steps to come would differ from those of that run; "
             f"choose another run.name, or go on all the same with run.allow_changes=[{','.join(names)}]."
         )
 
 
 def check_same_model(saved: Mapping[str, Any], config: RunConfig, keys: Sequence[str] = MODEL) -> None:
-    """Raise ConfigurationError where a run with the settings `saved` is of another model."""
+    """Raise ConfigurationError where the settings `saved` describe another model than `config`."""
     for change in changes(saved, config):
         if _under(change.key, keys):
             raise ConfigurationError(
@@ -119,27 +120,26 @@ def check_allowed(names: Sequence[str]) -> None:
         if not _under(name, ALLOWABLE):
             near = difflib.get_close_matches(name, ALLOWABLE, 1)
             hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(ALLOWABLE)}."
-            raise ConfigurationError(f"run.allow_changes={name} is nothing that a run is refused for; {hint}")
+            raise ConfigurationError(f"run.allow_changes={name} names no setting whose change is refused; {hint}")
 
 
 def note(saved: Mapping[str, Any], config: RunConfig, done: int) -> str | None:
-    """Return one sentence with every setting that changed since the checkpoint of step `done`, None where none did."""
+    """Return a sentence with every setting that changed since the checkpoint of step `done`, None where none did."""
     if not saved:
-        return f"The checkpoint of step {done} holds no settings, so what changed since is not compared."
+        return f"The checkpoint of step {done} holds no settings, so changes since then are not reported."
     found = changes(saved, config)
     if not found:
         return None
     before, now = _rate(saved, done + 1), learning_rate(config.schedule, done + 1, config.run.steps)
-    rate = (
-        "" if before is None or before == now else f"; so step {done + 1} learns at {now:.4g} instead of {before:.4g}"
-    )
+    rate = f"; so the learning rate of step {done + 1} is {now:.4g} instead of {before:.4g}"
+    rate = "" if before is None or before == now else rate
     return f"Changed since step {done}: {'; '.join(map(str, found))}{rate}."
 
 
 def check_sources(saved: Mapping[str, Any], facts: Facts, config: RunConfig) -> None:
     """Raise ConfigurationError where a source holds other records than when the newest checkpoint was saved.
 
-    One shard more or less shuffles all records of a source anew.
+    A shard that is added or removed changes the order of all records of its source.
     """
     if _under(SOURCES, config.run.allow_changes):
         return
@@ -147,8 +147,8 @@ def check_sources(saved: Mapping[str, Any], facts: Facts, config: RunConfig) -> 
         if (before := saved.get(source, now)) != now:
             raise ConfigurationError(
                 f"{config.run.folder} was trained on {described(before)} of {source}, now there are {described(now)}; "
-                "the steps to come would read others: bring back what was there, choose another run.name, or go on all "
-                f"the same with run.allow_changes=[{SOURCES}]."
+                "the steps to come would read other records; bring back the old ones, choose another run.name, or "
+                f"go on all the same with run.allow_changes=[{SOURCES}]."
             )
 
 
@@ -162,13 +162,13 @@ def note_sources(saved: Mapping[str, Any] | None, facts: Facts, done: int) -> st
 
 
 def saved_phase(saved: Mapping[str, Any], step: int) -> str | None:
-    """Return the name of a step's phase under the settings of a checkpoint, None where they are illegible."""
+    """Return the name of a step's phase under the settings of a checkpoint, None where they cannot be read."""
     laid_out = _saved_spans(saved)
     return find_span(laid_out, step).name if laid_out else None
 
 
 def _check_phases(saved: Mapping[str, Any], config: RunConfig, done: int) -> None:
-    """Raise ConfigurationError if a step that is done would be of another phase: new steps belong to the last one."""
+    """Raise ConfigurationError where a step that is done would belong to another phase; new steps are of the last."""
     laid_out = lay_out(config.phases, config.run.steps)
     for span in _saved_spans(saved):
         for step in {span.first, min(span.last, done)}:
@@ -176,9 +176,9 @@ def _check_phases(saved: Mapping[str, Any], config: RunConfig, done: int) -> Non
             if span.first <= done and now.name != span.name:
                 raise ConfigurationError(
                     f"{config.run.folder} holds a run whose step {step} was of phase {span.name!r}; with "
-                    f"run.steps={config.run.steps} and these phases it would be of {now.name!r}: give all "
-                    "phases but the last the steps that they took, and leave those of the last one out, so that new "
-                    "steps are of the last phase."
+                    f"run.steps={config.run.steps} and these phases it would be of {now.name!r}; give all "
+                    "phases but the last the steps that they took, and the last one none, so that new steps are of the "
+                    "last phase."
                 )
 
 
@@ -197,7 +197,7 @@ def _saved_spans(saved: Mapping[str, Any]) -> list[Span]:
     try:
         phases = {name: Phase(steps=phase["steps"]) for name, phase in saved[PHASES].items()}
         return lay_out(phases, int(saved["run"]["steps"]))
-    except (KeyError, TypeError, ValueError):  # also ConfigurationError: of another version
+    except (KeyError, TypeError, ValueError):  # also ConfigurationError (a ValueError): saved by another version
         return []
 
 
@@ -236,12 +236,12 @@ def _items(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_item(key: str) -> bool:
-    """Return whether a key is of a list or a table of the user's, so that its absence is a value."""
+    """Return whether a key is of a table that the user fills (components, sources), so that its absence is a value."""
     return _under(key, (MIXTURE, SOURCES))
 
 
 def _same(before: Any, now: Any) -> bool:
-    """Return whether two components are the same; a key that one of them lacks came with another version."""
+    """Return whether two components are equal; a key that one of them lacks came with another version."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         return all(before[key] == now[key] for key in before.keys() & now.keys())
     return bool(before == now)

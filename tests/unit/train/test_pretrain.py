@@ -194,7 +194,8 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_run_that_was_stays_on
     command(monkeypatch, *settings, "run.seed=8", "run.allow_changes=[run.seed]", "schedule.peak=1e-3")
     entry("pretrain", pretrain.main)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "Changed since step 1: run.seed: 7 -> 8; schedule.peak: 0.01 -> 0.001; so step 2 learns at 0.001" in printed
+    changes = "run.seed: 7 -> 8; schedule.peak: 0.01 -> 0.001; so the learning rate of step 2 is 0.001"
+    assert f"Changed since step 1: {changes}" in printed
     assert (tmp_path / "run" / "config.yaml.1").read_text(encoding="utf-8") == first
 
     for step in (1, 2):

@@ -1,4 +1,4 @@
-"""Signs of life cost a shared disk a few files of each machine, and come from every rank whatever its machine is."""
+"""Heartbeats cost a shared disk a few files per machine, and every rank has one, whatever its machine is."""
 
 import os
 import time
@@ -14,7 +14,7 @@ RANKS_PER_NODE, NODES = 8, 128
 
 
 def rank_of(folder: Path, rank: int, machine: Path, world_size: int = 4, local_rank: int | None = None) -> Heartbeats:
-    """A rank whose machine is a folder of its own; it beats at each call."""
+    """Return the heartbeats of a rank whose machine is the folder `machine`; it beats when a test calls `beat`."""
     beats = Heartbeats(folder, rank, world_size, machine=machine)
     beats.own.host = machine.name
     beats.is_first_here = (rank if local_rank is None else local_rank) == 0
@@ -22,14 +22,14 @@ def rank_of(folder: Path, rank: int, machine: Path, world_size: int = 4, local_r
 
 
 def beat(*ranks: Heartbeats) -> None:
-    """One tick of each, everything written."""
+    """Beat once on each rank, and wait until everything is written."""
     for each in ranks:
         each.beat()
-        assert each.nearby.wait(10) and each.far.wait(10)
+        assert each.local_job.wait(10) and each.shared_job.wait(10)
 
 
 class SharedDisk:
-    """Count the requests to a folder; each of these is a request to the server of metadata."""
+    """Count the operations on a folder; each of them is a request to the metadata server of a shared disk."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: Counter[str] = Counter()
@@ -47,7 +47,7 @@ class SharedDisk:
             monkeypatch.setattr(owner, name, counted(name, getattr(owner, name)))
 
 
-def test_a_thousand_ranks_ask_the_shared_disk_for_two_things_a_machine(
+def test_a_thousand_ranks_cost_the_shared_disk_two_requests_per_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
@@ -61,8 +61,8 @@ def test_a_thousand_ranks_ask_the_shared_disk_for_two_things_a_machine(
     ]
     for each in ranks:
         each._count()
-        each._write_nearby()
-        each.is_published = False  # nor by an earlier process
+        each._write_local()
+        each.is_published = False  # no file of an earlier process is to be removed
     disk = SharedDisk(run, monkeypatch)
     for each in ranks:
         each._publish()
@@ -76,9 +76,9 @@ def test_where_the_lowest_rank_of_a_machine_stops_the_next_one_writes(tmp_path: 
     first, second = (rank_of(tmp_path, rank, machine) for rank in (0, 1))
     beat(first, second)
     assert [path.name for path in (tmp_path / "heartbeats").iterdir()] == ["n0_rank_00000.jsonl"]
-    beat(first)  # a tick later it has seen the other one
+    beat(first)  # a tick later it has read the heartbeat of the other one
     assert [published(tmp_path)[rank].beats for rank in (0, 1)] == [2, 1]
-    second.fresh_s = 0.0  # whatever the first one wrote is old now
+    second.fresh_s = 0.0  # the heartbeat of the first one is no longer fresh
     second.is_first_here = True
     beat(second)
     assert published(tmp_path)[1].beats == second.own.beats
@@ -91,14 +91,14 @@ def test_ranks_that_share_no_memory_each_write_their_own(tmp_path: Path) -> None
     ranks = [rank_of(tmp_path, rank, tmp_path / f"container{rank}") for rank in range(3)]
     for each in ranks:
         each.machine.mkdir()  # type: ignore[union-attr]
-        each.begun = time.monotonic() - each.fresh_s - 1  # long enough to have seen the others
+        each.begun = time.monotonic() - each.fresh_s - 1  # long enough for heartbeats of other ranks to appear
     nowhere = Heartbeats(tmp_path, 3, 4)
     nowhere.machine = None
     beat(*ranks, nowhere)
     assert set(published(tmp_path)) == {0, 1, 2, 3}
 
 
-def test_a_rank_at_its_end_writes_itself_and_is_reported_from_its_earlier_process(tmp_path: Path) -> None:
+def test_a_rank_that_ends_writes_its_own_file_and_its_next_process_replaces_it(tmp_path: Path) -> None:
     machine = tmp_path / "n0"
     machine.mkdir()
     first, second = (rank_of(tmp_path, rank, machine) for rank in (0, 1))
@@ -119,17 +119,17 @@ def test_nothing_is_left_in_the_machines_memory(tmp_path: Path, monkeypatch: pyt
     run = tmp_path / "run"
     dead = Heartbeats(run, 5, 8)
     dead.own.at = 1.0  # seconds after the machine was started
-    dead._write_nearby()
+    dead._write_local()
     first, second = Heartbeats(run, 0, 2), Heartbeats(run, 1, 2)
     beat(first, second)
-    assert first.machine is not None and set(first.read_nearby()) == {0, 1}
+    assert first.machine is not None and set(first.read_local()) == {0, 1}
     assert first.machine.stat().st_mode & 0o777 == 0o700
     first.close(10)
     second.close(10)
     assert not first.machine.exists()
 
 
-def test_a_folder_that_others_can_enter_or_have_laid_there_is_not_used(
+def test_a_folder_that_other_users_can_enter_or_made_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared, own = tmp_path / "shm", tmp_path / "tmp"
@@ -147,7 +147,7 @@ def test_a_folder_that_others_can_enter_or_have_laid_there_is_not_used(
     assert machine_folder(tmp_path / "run") is None
 
 
-def test_a_file_that_is_no_sign_of_life_is_passed_over(tmp_path: Path) -> None:
+def test_lines_that_are_no_heartbeat_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "heartbeats").mkdir()
     written = '{"rank": 0}\n{"rank": 1, "x": 2}\n[1]\n{"ra'
     (tmp_path / "heartbeats" / "n0_rank_00000.jsonl").write_text(written, encoding="utf-8")

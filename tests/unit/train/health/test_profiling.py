@@ -1,4 +1,4 @@
-"""Traces of steps, and one sentence where memory is not enough."""
+"""Steps are traced, and a lack of memory is reported in one sentence."""
 
 import gzip
 import json
@@ -27,14 +27,14 @@ def test_no_range_is_one_sentence(steps: str) -> None:
 
 def test_the_steps_of_the_range_and_no_other_are_traced(tmp_path: Path) -> None:
     profiler = Profiler(ProfileConfig(steps="2-3"), tmp_path, 0, CPU)
-    reported = []
+    notes = []
     for step in (1, 2, 3, 4):
         profiler.begin(step)
         torch.ones(step, 7) @ torch.ones(7, 1)
-        reported.append(profiler.end(step))
-    assert [text is not None for text in reported] == [False, False, True, False]
+        notes.append(profiler.end(step))
+    assert [text is not None for text in notes] == [False, False, True, False]
     trace = tmp_path / "profile" / "rank_00000_steps_2-3.pt.trace.json.gz"
-    assert str(trace) in str(reported[2]) and list(trace.parent.iterdir()) == [trace]
+    assert str(trace) in str(notes[2]) and list(trace.parent.iterdir()) == [trace]
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     shapes = [event["args"]["Input Dims"][0] for event in events if event.get("name") == "aten::mm"]
     assert shapes == [[2, 7], [3, 7]]

@@ -1,4 +1,4 @@
-"""The slowest rank, and the steps after which it is reported."""
+"""The slowest rank is found from the times of all ranks, and reported once a window."""
 
 import pytest
 import torch
@@ -25,9 +25,9 @@ def test_the_slowest_rank_is_the_one_that_waits_least_for_others() -> None:
 
 def test_a_straggler_is_reported_once_a_window() -> None:
     stragglers = Stragglers(StragglerConfig(factor=2.0, window=3))
-    printed = [stragglers.judge(times(EVEN, SLOW)) for _ in range(6)]
-    assert [bool(text) for text in printed] == [False, False, True, False, False, True]
-    assert printed[2] is not None and printed[2].startswith(
+    reports = [stragglers.judge(times(EVEN, SLOW)) for _ in range(6)]
+    assert [bool(text) for text in reports] == [False, False, True, False, False, True]
+    assert reports[2] is not None and reports[2].startswith(
         "Rank 1 is slow: its own work takes 0.9 s a step (0.3 s of it waiting for data), 2.2 times"
     )
 
@@ -52,5 +52,5 @@ def test_a_thousand_ranks_are_judged_without_an_object_for_each() -> None:
 
 def test_a_rank_beside_others_that_only_wait_is_slow() -> None:
     stragglers = Stragglers(StragglerConfig(factor=2.0, window=1))
-    printed = stragglers.judge(times((1.0, 1.0, 0.0), (1.0, 1.5, 0.0), (1.0, 0.0, 0.0)))
-    assert printed is not None and printed.startswith("Rank 2 is slow: its own work takes 1 s a step")
+    report = stragglers.judge(times((1.0, 1.0, 0.0), (1.0, 1.5, 0.0), (1.0, 0.0, 0.0)))
+    assert report is not None and report.startswith("Rank 2 is slow: its own work takes 1 s a step")

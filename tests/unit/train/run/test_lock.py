@@ -1,4 +1,4 @@
-"""One job at a time in a folder."""
+"""Only one job at a time holds a folder."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ time.sleep(60)
 """
 
 
-def test_a_second_job_is_reported_who_holds_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_job_gets_the_name_of_the_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     first, second = FolderLock(tmp_path), FolderLock(tmp_path, wait_s=0)
     assert first.take() is None
@@ -38,10 +38,10 @@ def test_a_second_job_is_reported_who_holds_the_folder(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize(("free_after_s", "taken"), [(0.4, True), (2.4, True), (3.6, False)])
-def test_it_waits_as_long_as_it_may(
+def test_a_job_waits_for_the_folder_as_long_as_it_may(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_after_s: float, taken: bool
 ) -> None:
-    """On a clock of its own, on which nothing but sleeping takes time."""
+    """Uses a simulated clock, on which only sleeping takes time."""
     first, second, now = FolderLock(tmp_path), FolderLock(tmp_path, wait_s=3), [100.0]
 
     def sleep(seconds: float) -> None:
@@ -62,9 +62,7 @@ def without_locks(code: int) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
-def test_a_file_is_for_the_lock_where_there_are_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
+def test_a_file_is_used_where_there_are_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     monkeypatch.setattr("fcntl.flock", without_locks(code))
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     first, second = FolderLock(tmp_path), FolderLock(tmp_path, wait_s=0)
@@ -73,7 +71,7 @@ def test_a_file_is_for_the_lock_where_there_are_none(
     with pytest.warns(Notice):
         assert second.take() == f"process {os.getpid()} on {os.uname().nodename} of Slurm job 7"
     second.release()
-    assert (tmp_path / "lock.owner").exists(), "it is not the second one's"
+    assert (tmp_path / "lock.owner").exists(), "the second one does not own it"
     first.release()
     with pytest.warns(Notice):
         assert second.take() is None
@@ -82,7 +80,7 @@ def test_a_file_is_for_the_lock_where_there_are_none(
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EACCES, errno.ESTALE])
-def test_a_disk_that_fails_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_an_error_of_the_disk_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     monkeypatch.setattr("fcntl.flock", without_locks(code))
     with pytest.raises(OSError) as failed:
         FolderLock(tmp_path).take()
@@ -98,10 +96,10 @@ def test_an_owner_that_is_dead_or_silent_is_replaced_by_one_process(tmp_path: Pa
     assert first.take() is None and second.take() == "the first"
     old = path.stat().st_mtime - STALE_S - 60
     path.write_text("process 1 on n1\nn1 1 0\n", encoding="utf-8")
-    assert second.take() == "process 1 on n1"  # it may well live
+    assert second.take() == "process 1 on n1"  # of another machine, so it may live
     os.utime(path, (old, old))
     assert second.take() is None and first.take() == "the second"
-    first._remove("what was read before the second one was there")
+    first._remove("the text of an older file")
     assert first.take() == "the second", "a newer file is put back"
     assert [file.name for file in tmp_path.iterdir()] == ["lock.owner"]
     first.release()

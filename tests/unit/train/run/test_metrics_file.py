@@ -1,4 +1,4 @@
-"""No step appears twice in a run's file of metrics, and no line is lost."""
+"""No step appears twice in metrics.jsonl, and no line is lost."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import pytest
 from train.run.metrics_file import MetricsFile
 
 
-def test_a_resumed_file_forgets_later_steps_and_a_half_written_line(tmp_path: Path) -> None:
+def test_a_resumed_file_drops_later_steps_and_a_half_written_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     first = MetricsFile(path, restored_step=0)
     for step in (1, 2, 3, 4):
@@ -39,7 +39,7 @@ def test_a_file_that_would_lose_all_lines_is_kept_aside(tmp_path: Path) -> None:
     assert file.kept == tmp_path / "metrics.jsonl.2" and path.read_text(encoding="utf-8") == ""
     assert (tmp_path / "metrics.jsonl.1").read_text(encoding="utf-8").count("\n") == 2
     file.close()
-    path.write_bytes(b'{"step": 1, "lo\xff')  # nothing whole is in it
+    path.write_bytes(b'{"step": 1, "lo\xff')  # it has no complete line
     assert MetricsFile(path, restored_step=0).kept is None
 
 

@@ -1,4 +1,4 @@
-"""A run describes its machines."""
+"""The machines of a run are described from the hosts of its ranks."""
 
 import torch
 

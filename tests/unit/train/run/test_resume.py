@@ -1,4 +1,4 @@
-"""What may change under a run's checkpoints: silently, with a note, or not at all unless it is allowed by name."""
+"""A change of settings under a run's checkpoints is silent, noted, or refused unless it is allowed by name."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def config(tmp_path: Path) -> RunConfig:
 
 
 def changed(config: RunConfig, *dotlist: str, **parts: Any) -> RunConfig:
-    """Another one, with some keys set."""
+    """Return another configuration, with some keys set."""
     merged = OmegaConf.merge(OmegaConf.structured(replace(config, **parts)), OmegaConf.from_dotlist(list(dotlist)))
     found = OmegaConf.to_object(merged)
     assert isinstance(found, RunConfig)
@@ -73,7 +73,7 @@ def saved(config: RunConfig) -> dict[str, Any]:
         ),
     ],
 )
-def test_what_makes_other_steps_is_refused_unless_it_is_allowed(
+def test_a_change_that_alters_steps_is_refused_unless_it_is_allowed(
     config: RunConfig, change: Callable[[RunConfig], RunConfig], key: str
 ) -> None:
     before, now = saved(config), change(config)
@@ -84,10 +84,10 @@ def test_what_makes_other_steps_is_refused_unless_it_is_allowed(
     now.run.allow_changes = [allow]
     check_allowed(now.run.allow_changes)
     check_resume(before, now, 3)
-    assert key.split("=")[0] in str(note(before, now, 3)), "what is allowed is noted all the same"
+    assert key.split("=")[0] in str(note(before, now, 3)), "an allowed change is noted all the same"
 
 
-def test_all_that_is_refused_is_in_one_sentence(config: RunConfig) -> None:
+def test_all_refused_changes_are_in_one_sentence(config: RunConfig) -> None:
     now = changed(
         config, "run.seed=8", "data.global_batch_size=32", "run.allow_changes=[run.seed]", "schedule.peak=1e-3"
     )
@@ -104,13 +104,15 @@ def test_another_model_cannot_be_allowed(config: RunConfig) -> None:
         ConfigurationError, match=r"holds a run with mt5\.d_ff=320, now it is 640; choose another run\.name"
     ):
         check_resume(saved(config), now, 3)
-    with pytest.raises(ConfigurationError, match=r"run\.allow_changes=mt5\.d_ff is nothing that a run is refused for"):
+    with pytest.raises(
+        ConfigurationError, match=r"run\.allow_changes=mt5\.d_ff names no setting whose change is refused"
+    ):
         check_allowed(["mt5.d_ff"])
     with pytest.raises(ConfigurationError, match=r"did you mean data\.global_batch_size\?"):
         check_allowed(["data.batch_example"])
 
 
-def test_what_changes_no_step_is_silent_and_all_else_is_noted_in_full(config: RunConfig) -> None:
+def test_changes_that_alter_no_step_are_silent_or_noted(config: RunConfig) -> None:
     before = saved(config)
     silent = changed(
         config, "run.name=x", "run.folder=y", "tracker.name=none", "profile.memory_history=true", "run.rehearse=true"
@@ -126,7 +128,8 @@ def test_what_changes_no_step_is_silent_and_all_else_is_noted_in_full(config: Ru
     assert note(before, noted, 3) == (
         "Changed since step 3: run.precision: bf16 -> fp32; run.guard.roll_back: 0 -> 1; data.root: corpus -> "
         'elsewhere; phases.high.freeze: [] -> ["head.*"]; schedule.peak: 0.01 -> 0.001; parallel.tensor: 1 -> 2; '
-        "checkpoint.keep_last: 2 -> 5; evaluation.every_steps: 1000 -> 7; so step 4 learns at 4e-06 instead of 4e-05."
+        "checkpoint.keep_last: 2 -> 5; evaluation.every_steps: 1000 -> 7; so the learning rate "
+        "of step 4 is 4e-06 instead of 4e-05."
     ).replace('"head.*"', "head.*")
 
 
@@ -135,13 +138,13 @@ def test_a_schedule_that_follows_the_number_of_steps_is_noted(config: RunConfig)
     longer = changed(before, "run.steps=8")
     check_resume(saved(before), longer, 4)
     assert note(saved(before), longer, 4) == (
-        "Changed since step 4: run.steps: 4 -> 8; so step 5 learns at 0.375 instead of 0."
+        "Changed since step 4: run.steps: 4 -> 8; so the learning rate of step 5 is 0.375 instead of 0."
     )
 
 
 def test_new_steps_belong_to_the_last_phase(config: RunConfig) -> None:
     """The first phase is open, so that more steps would move the second one: steps that are done keep their phase."""
-    sentence = r"a run whose step 3 was of phase 'high'; with run\.steps=8 .* it would be of 'low': give all phases but"
+    sentence = r"a run whose step 3 was of phase 'high'; with run\.steps=8 .* it would be of 'low'; give all phases but"
     for done in (3, 4):
         with pytest.raises(ConfigurationError, match=sentence):
             check_resume(saved(config), changed(config, "run.steps=8"), done)
@@ -166,7 +169,7 @@ def test_rows_of_a_phase_may_change_before_it_begins_only(config: RunConfig) -> 
     check_resume(saved(config), now, 3)
 
 
-def test_settings_of_other_versions_are_taken_at_their_defaults(config: RunConfig) -> None:
+def test_settings_that_another_version_lacks_have_their_defaults(config: RunConfig) -> None:
     before = saved(config)
     del before["data"]["images_per_row"], before["run"]["precision"], before["mixture"]["captioning"]["options"]
     before["data"]["no_longer"] = 3
@@ -174,22 +177,22 @@ def test_settings_of_other_versions_are_taken_at_their_defaults(config: RunConfi
     assert note(before, config, 3) is None
     with pytest.raises(ConfigurationError, match=r"images_per_row=1, now it is 2"):
         check_resume(before, changed(config, "data.images_per_row=2"), 3)
-    assert note({}, config, 3) == "The checkpoint of step 3 holds no settings, so what changed since is not compared."
+    assert note({}, config, 3) == "The checkpoint of step 3 holds no settings, so changes since then are not reported."
 
 
 def test_the_settings_of_the_checkpoint_count_not_those_of_a_start_that_failed(
     config: RunConfig, tokenizer_path: Path, tmp_path: Path
 ) -> None:
     config = changed(config, f"data.tokenizer={tokenizer_path}", "mt5.vocab_size=4096")
-    place = tmp_path / "checkpoints" / "step_00000003"
-    place.mkdir(parents=True)
-    (place / "state.json").write_text(json.dumps({"step": 3, "extra": {"config": saved(config)}}), encoding="utf-8")
+    folder = tmp_path / "checkpoints" / "step_00000003"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text(json.dumps({"step": 3, "extra": {"config": saved(config)}}), encoding="utf-8")
     other = changed(config, "run.seed=8")
     replace_text(tmp_path / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(other)))
     check(config, 1)
     with pytest.raises(ConfigurationError, match=r"run\.seed=7, now it is 8"):
         check(other, 1)
-    check(other, 1, trains=False)  # an evaluation may choose
+    check(other, 1, trains=False)  # an evaluation may use another seed
 
 
 @pytest.mark.parametrize("left", ["latest", "step_00000006.damaged"])
@@ -211,9 +214,9 @@ def test_checkpoints_that_are_gone_are_no_new_run(
 
 def test_a_renamed_checkpoint_is_no_other_step(config: RunConfig, tokenizer_path: Path, tmp_path: Path) -> None:
     config = changed(config, f"data.tokenizer={tokenizer_path}", "mt5.vocab_size=4096")
-    place = tmp_path / "checkpoints" / "step_00000099"
-    place.mkdir(parents=True)
-    (place / "state.json").write_text(json.dumps({"step": 4}), encoding="utf-8")
+    folder = tmp_path / "checkpoints" / "step_00000099"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text(json.dumps({"step": 4}), encoding="utf-8")
     for trains in (True, False):
         with pytest.raises(ConfigurationError, match=r"step_00000099 holds the state of step 4, .* own name again"):
             check(config, 1, trains=trains)
@@ -260,7 +263,7 @@ def test_a_rehearsal_of_a_run_that_has_begun_needs_no_first_weights(config: RunC
 
 
 def phased(config: RunConfig, **own: Any) -> RunConfig:
-    """With these settings in the phase that is under way."""
+    """Return a configuration with these settings in the phase that is under way."""
     return replace(config, phases=config.phases | {"low": replace(config.phases["low"], **own)})
 
 
@@ -282,7 +285,7 @@ def test_a_phase_under_way_keeps_its_resolution(config: RunConfig) -> None:
         check_resume(saved(config), phased(config, image_size=112), 1)
 
 
-def test_what_a_phase_sees_may_be_given_elsewhere(config: RunConfig) -> None:
+def test_a_setting_may_move_between_phase_and_run(config: RunConfig) -> None:
     own = phased(config, global_batch_size=16)
     check_resume(saved(config), own, 1)
     check_resume(saved(own), replace(own, data=replace(own.data, global_batch_size=32)), 1)

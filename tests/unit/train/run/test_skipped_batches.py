@@ -1,4 +1,4 @@
-"""Which batch a step learns from once some are left out, and what a later process reads of it."""
+"""Left-out batches are skipped by every later step, and by every later process."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from train.run.skipped_batches import MOST_FILES, SkippedBatches, save_bad_batch
 from train.step.batch import identify
 
 
-def test_steps_go_on_with_the_batches_that_are_left() -> None:
+def test_steps_continue_with_the_remaining_batches() -> None:
     left_out = SkippedBatches([5, 3, 4, 9])
     assert [left_out.batch_number(step) for step in range(1, 8)] == [1, 2, 6, 7, 8, 10, 11]
     assert [SkippedBatches().batch_number(step) for step in (1, 2, 300)] == [1, 2, 300]
@@ -24,7 +24,7 @@ def test_the_next_process_leaves_out_the_same(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["left_out.json"]
 
 
-def test_a_file_that_cannot_be_read_is_no_empty_one(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     for text in ("cut sho", '{"batches": [3], "other": 1}', "[]"):
         (tmp_path / "left_out.json").write_text(text, encoding="utf-8")
         with pytest.raises(ConfigurationError, match="bring it back from a copy, or remove it"):
@@ -42,7 +42,7 @@ def test_the_examples_of_a_bad_step_are_saved(tmp_path: Path) -> None:
     }
 
 
-def test_few_files_of_bad_steps_are_kept_and_the_newest_of_all(tmp_path: Path) -> None:
+def test_only_the_newest_files_of_bad_steps_are_kept(tmp_path: Path) -> None:
     for step in range(1, MOST_FILES + 4):
         save_bad_batch(tmp_path, step, "loss is not finite", [])
     save_bad_batch(tmp_path, 1, "loss is not finite", [])  # once more, after a roll-back
@@ -50,7 +50,7 @@ def test_few_files_of_bad_steps_are_kept_and_the_newest_of_all(tmp_path: Path) -
     assert kept == [1, *range(5, MOST_FILES + 4)]
 
 
-def test_long_texts_are_cut_with_a_mark_and_broken_ones_written(tmp_path: Path) -> None:
+def test_long_texts_are_shortened_and_broken_ones_are_written(tmp_path: Path) -> None:
     info = ExampleInfo("webli", "ocr", "k", "shard", "en", "x" * 1000, "half a pair: \ud83d")
     (example,) = identify([info])
     assert example["input_text"] == "x" * 200 + " … (800 more characters)"

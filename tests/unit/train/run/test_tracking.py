@@ -1,4 +1,4 @@
-"""wandb, offline and for real."""
+"""A run is tracked by wandb itself, offline."""
 
 import json
 import os
@@ -27,7 +27,7 @@ TEXT_SAMPLE = Sample("text", "span_corruption", "k2", "th", "…", ["…"], "…
 
 
 def records(folder: Path) -> list[Record]:
-    """What an offline run that has ended wrote; its service may still be writing the last of it."""
+    """Read the records of an offline run that has ended; wait for its service to write the last ones."""
     end = time.monotonic() + 60
     while True:
         found = list(parse(folder))
@@ -37,7 +37,7 @@ def records(folder: Path) -> list[Record]:
 
 
 def parse(folder: Path) -> Iterator[Record]:
-    """A run's file as `wandb sync` reads it: LevelDB's log format after a header of 7 bytes."""
+    """Parse a run's file as `wandb sync` does: LevelDB's log format after a header of 7 bytes."""
     content = next(folder.glob("*.wandb")).read_bytes()
     position, parts = 7, b""
     while position + 7 <= len(content):
@@ -56,7 +56,7 @@ def parse(folder: Path) -> Iterator[Record]:
 
 
 def history(folder: Path) -> list[dict[str, object]]:
-    """The lines that were logged, by key."""
+    """Return the lines that were logged, by key."""
     return [
         {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
         for record in records(folder)
@@ -84,7 +84,7 @@ def test_an_offline_run_goes_on_under_its_id_and_logs_no_step_twice(config: RunC
 
     resumed = open_tracker(config, tmp_path, None, rank=0)  # it died before its first checkpoint
     assert isinstance(resumed, WandbTracker) and resumed.run_id == first.run_id
-    for step in (2, 3, 4):  # steps that are run again are equal, and known
+    for step in (2, 3, 4):  # steps 2 and 3 run again, with equal values
         resumed.log({"step": step, "loss": 0.0})
         resumed.samples(step, [SAMPLE])
     resumed.close()
@@ -97,13 +97,13 @@ def test_an_offline_run_goes_on_under_its_id_and_logs_no_step_twice(config: RunC
     assert [row[1] for row in table["data"]] == ["vqa", "span_corruption"]
 
 
-def test_the_environment_makes_no_two_runs_one_curve(
+def test_variables_of_the_environment_join_no_two_runs(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """wandb itself would take these from the shell for every run that starts there."""
+    """Without `forget_identities`, wandb reads them in every run that starts in the same shell."""
     monkeypatch.delenv("WANDB_DATA_DIR")
     ids, names = [], []
-    for folder in ("a", "b"):  # of one name, as two runs with run.folder of their own may be
+    for folder in ("a", "b"):  # two runs of one name, each with its own run.folder
         for name in ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RUN_NAME"):
             monkeypatch.setenv(name, "same")
         monkeypatch.setenv("WANDB_RESUME", "must")
@@ -134,20 +134,20 @@ def test_a_copy_of_a_run_is_another_run_and_a_renamed_one_the_same(tmp_path: Pat
     home = tmp_path / "a" / "wandb"
     home.mkdir(parents=True)
     (home / "run_id").write_text("x1", encoding="utf-8")
-    assert original_of(home) is None  # a run from before there was this file
+    assert original_of(home) is None  # a run of an earlier version, which wrote no such file
     (home / "folder").write_text(str(tmp_path / "a"), encoding="utf-8")
     assert original_of(home) is None
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     assert original_of(tmp_path / "b" / "wandb") == str(tmp_path / "a")
     (tmp_path / "link").symlink_to(tmp_path / "a")
     assert original_of(tmp_path / "link" / "wandb") is None
-    (tmp_path / "b" / "wandb" / "run_id").write_text("x2", encoding="utf-8")  # once it has an id of its own
+    (tmp_path / "b" / "wandb" / "run_id").write_text("x2", encoding="utf-8")  # it has an id of its own now
     assert original_of(tmp_path / "b" / "wandb") is None
     (tmp_path / "a").rename(tmp_path / "c")
     assert original_of(tmp_path / "c" / "wandb") is None
 
 
-def test_what_the_run_was_made_with_its_stages_and_alerts_are_kept(config: RunConfig, tmp_path: Path) -> None:
+def test_facts_stages_and_alerts_of_a_run_are_kept(config: RunConfig, tmp_path: Path) -> None:
     config.tracker.group, config.tracker.tags = "sweep", ["mini"]
     tracker = open_tracker(config, tmp_path, None, rank=0, facts=FACTS)
     tracker.stages([[0, "patches", "bridge", 6, 1.5, 0.1, 2.0], [1, "encoder_block_0", "head", 9, 2.5, 0.1, 3.0]])
@@ -167,7 +167,7 @@ def test_what_the_run_was_made_with_its_stages_and_alerts_are_kept(config: RunCo
         next((tmp_path / "wandb").glob("offline-run-*/files/media/table/*.json")).read_text(encoding="utf-8")
     )
     assert table["columns"][:2] == ["stage", "first unit"] and table["data"][1][1] == "encoder_block_0"
-    assert len(history(next((tmp_path / "wandb").glob("offline-run-*")))) == 1  # the table is no step
+    assert len(history(next((tmp_path / "wandb").glob("offline-run-*")))) == 1  # the table does not count as a step
 
 
 def test_a_server_that_cannot_be_reached_leaves_an_offline_run(
@@ -185,7 +185,7 @@ def test_a_server_that_cannot_be_reached_leaves_an_offline_run(
     assert [line["_step"] for line in history(next((tmp_path / "wandb").glob("offline-run-*")))] == [1]
 
 
-def test_its_failing_warns_once_and_stops_nothing(config: RunConfig, tmp_path: Path) -> None:
+def test_a_failure_of_wandb_warns_once_and_stops_nothing(config: RunConfig, tmp_path: Path) -> None:
     def fails(*_: object, **__: object) -> None:
         raise ConnectionError("no route to host")
 
@@ -201,7 +201,7 @@ def test_its_failing_warns_once_and_stops_nothing(config: RunConfig, tmp_path: P
     finish()
 
 
-def test_other_ranks_and_tracker_none_state_nothing(config: RunConfig, tmp_path: Path) -> None:
+def test_other_ranks_and_tracker_none_send_nothing(config: RunConfig, tmp_path: Path) -> None:
     assert type(open_tracker(config, tmp_path, None, rank=1)) is Tracker
     config.tracker.name = "none"
     assert type(open_tracker(config, tmp_path, None, rank=0)) is Tracker
