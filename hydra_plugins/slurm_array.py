@@ -129,14 +129,14 @@ class SlurmArrayLauncher(SlurmLauncher):
         for key in ("nodes", "tasks_per_node", "array_parallelism", "timeout_min"):
             if self.params[key] is not None and self.params[key] < 1:
                 raise ConfigurationError(f"hydra.launcher.{key}={self.params[key]} must be at least 1.")
-        from train.sweep import become_one_of, check_own_folder
+        from train.sweep import check_own_folder, join_sweep
 
         assert self.hydra_context is not None and self.config is not None
         runs: list[DictConfig] = []
         folders: set[str] = set()
         for overrides in job_overrides:
             composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-            become_one_of(composed, composed.hydra.job.override_dirname)
+            join_sweep(composed, composed.hydra.job.override_dirname)
             check_own_folder(composed.run.folder, folders)
             runs.append(composed)
         names = []

@@ -1,7 +1,7 @@
-"""The run: configuration, entry points, the loop, and what is measured and kept on the way."""
+"""Train PaLI: configuration, commands, the training loop, and the records of a run."""
 
 import os
 
-from train.caches import find_a_place
+from train.caches import set_writable_caches
 
-find_a_place(os.environ)  # here, for libraries look for their caches when they are imported
+set_writable_caches(os.environ)  # here, because libraries read these variables when they are imported

@@ -1,4 +1,4 @@
-"""Point the caches of libraries to a place that can be written to, where there is no home."""
+"""Point the caches of libraries to a temporary folder where the home is missing or cannot be written to."""
 
 import os
 import stat
@@ -7,7 +7,7 @@ from collections.abc import MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
-# Variable -> folder below the one for all. Each library makes its own.
+# Variable -> folder below one common folder; each library makes its own.
 CACHES = {
     "XDG_CACHE_HOME": "cache",
     "XDG_CONFIG_HOME": "config",
@@ -24,28 +24,28 @@ CACHES = {
     "CUDA_CACHE_PATH": "cuda",
     "NUMBA_CACHE_DIR": "numba",
 }
-# What is read as well: a home that can only be read may hold settings, models and keys.
+# Also read: a read-only home may hold settings, models and keys, so these stay there.
 READ_TOO = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "TORCH_HOME", "HF_HOME", "WANDB_CONFIG_DIR")
 
 
-def find_a_place(environment: MutableMapping[str, str]) -> None:
+def set_writable_caches(environment: MutableMapping[str, str]) -> None:
     """Set the variables of CACHES that are not set, if the home is missing or cannot be written to.
 
-    The place is on the node, so that a thousand ranks do not compile into one shared folder.
+    The folder is on the node, so that a thousand ranks do not compile into one shared folder.
     """
     home = environment.get("HOME") or os.path.expanduser("~")
     exists = os.path.isabs(home) and home != "/" and os.path.isdir(home)  # containers have / without a home
     if exists and os.access(home, os.W_OK | os.X_OK):
         return
-    with suppress(OSError):  # no temporary folder either: libraries find their own way
-        place = own_folder(Path(tempfile.gettempdir()))
+    with suppress(OSError):  # no temporary folder either: libraries use their defaults
+        place = private_folder(Path(tempfile.gettempdir()))
         for name, folder in CACHES.items():
             if not (exists and name in READ_TOO):
                 environment.setdefault(name, str(place / folder))
 
 
-def own_folder(temporary: Path) -> Path:
-    """Return a folder that nobody else can write to: what lies in caches is loaded as code."""
+def private_folder(temporary: Path) -> Path:
+    """Return a folder that no other user can write to, because libraries load code from their caches."""
     place = temporary / f"pali-caches-{os.getuid()}"
     with suppress(OSError):
         place.mkdir(mode=0o700, exist_ok=True)

@@ -33,9 +33,9 @@ def check(
 ) -> None:
     """Raise ConfigurationError, one sentence with the change to make, for settings that cannot work together.
 
-    `trains`: whether the run in run.folder is to go on, rather than to be looked at.
+    `trains`: whether the run in run.folder is to continue; false for commands that only read it.
     `weights`: whether first weights will be read, so that their files must be there.
-    `expected`: folders that jobs before this one will have made; what is missing in them is no mistake yet. Raises
+    `expected`: folders that earlier jobs will make; a file that is missing in them is no mistake yet. Raises
     OSError for a run.folder that cannot be made or written to.
     """
     _check_folder(config.run.folder)
@@ -174,11 +174,11 @@ def _check_same_run(config: RunConfig, trains: bool) -> None:
     checkpoints = CheckpointFolder.from_run(config.run.folder)
     if (lost := checkpoints.lost()) is not None:
         raise ConfigurationError(
-            f"{checkpoints.folder} holds no checkpoint to go on from, though {lost} was one; bring it back from a "
+            f"{checkpoints.folder} holds no checkpoint to continue from, though {lost} was one; bring it back from a "
             f"copy, or choose another run.name, or remove {checkpoints.folder} to begin anew."
         )
     if (renamed := checkpoints.renamed()) is not None:
-        raise ConfigurationError(f"{renamed}, and a name counts steps; give it its own name again, or move it away.")
+        raise ConfigurationError(f"{renamed}, and a checkpoint's name is its step; rename it back, or move it away.")
     saved = convert(checkpoints.latest_extra().get("config"))
     if trains and isinstance(saved, dict):
         check_resume(saved, config, checkpoints.latest_step() or 0)
@@ -199,7 +199,7 @@ def _check_same_tokenizer(config: RunConfig, expected: Sequence[Path]) -> None:
         if "tokenizer" in saved and saved["tokenizer"] != (now := checksum(path)):
             raise ConfigurationError(
                 f"{folder} was trained with another tokenizer than data.tokenizer={path} (SHA-256 "
-                f"{saved['tokenizer'][:12]}…, not {now[:12]}…); give that one, or choose another run."
+                f"{saved['tokenizer'][:12]}…, not {now[:12]}…); set data.tokenizer to that one, or choose another run."
             )
         if saved:
             return  # the run has weights of its own

@@ -1,8 +1,8 @@
-"""Wrap every entry point: Hydra, and one clear sentence for a configuration that cannot work.
+"""Run a command under Hydra; end with one sentence and an exit code where the user can correct an error.
 
 Exit codes: 0 done, 2 a mistake in the configuration, 3 a run that stopped itself (`RunStopped`, or a source over its
 error budget), 4 a run that hung or lost a rank (`train/health/watchdog.py`), 75 a run that was interrupted by a signal
-and saved, or whose storage kept failing (start it again to go on).
+and saved, or whose storage kept failing (start it again to continue).
 """
 
 import os
@@ -46,18 +46,18 @@ from slurm.cluster import ClusterConfig, SubmitConfig
 from train import exit_note as note
 from train.config import ComposedRun, ComposedSchedule, RunConfig, WeightsConfig
 from train.health.memory import is_lack_of_memory
-from train.sweep import FailedRuns, Sweep, become_one_of, folder_name
+from train.sweep import FailedRuns, Sweep, folder_name, join_sweep
 
 TEXT = {"": RunConfig, "cluster.": ClusterConfig, "hydra.launcher.cluster.": ClusterConfig}
-# What files and folders of the user's may do: (not) be what they should be, or take no more.
-OF_THE_USER = dict.fromkeys((EACCES, EPERM, EROFS, EEXIST, ENOTDIR, EISDIR, ENAMETOOLONG), EXIT_CONFIGURATION)
-OF_THE_USER |= dict.fromkeys((ENOSPC, EDQUOT, EFBIG), EXIT_STOPPED)
+# Errors of a user's files and folders -> exit code: wrong kind, name or permission (2), no room left (3).
+USER_ERRORS = dict.fromkeys((EACCES, EPERM, EROFS, EEXIST, ENOTDIR, EISDIR, ENAMETOOLONG), EXIT_CONFIGURATION)
+USER_ERRORS |= dict.fromkeys((ENOSPC, EDQUOT, EFBIG), EXIT_STOPPED)
 
 
 def entry(config_name: str, main: Callable[[DictConfig], None], reads: Sequence[str] = ()) -> None:
     """Compose `conf/<config_name>.yaml` with the command line and run `main` on it (once per run of a multirun).
 
-    `reads`: the keys that `main` reads (`words.check_read`), where these are not all; others are refused.
+    `reads`: the keys that `main` reads (`common.overrides.check_read`); others are refused. Empty: all keys.
     """
     use_utf8()
     register()
@@ -65,7 +65,7 @@ def entry(config_name: str, main: Callable[[DictConfig], None], reads: Sequence[
         print(help_text(main.__globals__["__doc__"], RunConfig, reads, CONF))
         sys.exit(0)
     in_one_sentence(lambda: _prepare_words(reads, config_name == "evaluate"))
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing: the sentences below are ours
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing -> `in_one_sentence` prints
     warnings.formatwarning = _format_warning
     sweep = Sweep()
 
@@ -73,7 +73,7 @@ def entry(config_name: str, main: Callable[[DictConfig], None], reads: Sequence[
     def job(composed: DictConfig) -> int:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             overrides = HydraConfig.get().job.override_dirname
-            become_one_of(composed, overrides)
+            join_sweep(composed, overrides)
             return sweep.run(overrides, lambda: in_one_sentence(lambda: main(sweep.claim(composed))))
         in_one_sentence(lambda: main(composed))
         return 0
@@ -82,7 +82,7 @@ def entry(config_name: str, main: Callable[[DictConfig], None], reads: Sequence[
         in_one_sentence(job)
         in_one_sentence(sweep.check)
     finally:
-        leave()  # after all runs of a sweep: processes can rendezvous only once
+        leave()  # after all runs of a sweep, because processes can rendezvous only once
 
 
 def _prepare_words(reads: Sequence[str], of_saved_run: bool) -> None:
@@ -117,13 +117,13 @@ def in_one_sentence(work: Callable[[], None]) -> None:
         stop(str(error), error.code)
     except OSError as error:
         if error.errno in OF_STORAGE and error.filename is not None:
-            failed = f"{error.filename}: {error.strerror}; start it again when its storage is back."
+            failed = f"{error.filename}: {error.strerror}; start again when the storage responds."
             stop(failed, EXIT_INTERRUPTED, getattr(error, "alone", True))
-        code = OF_THE_USER.get(error.errno or 0)
+        code = USER_ERRORS.get(error.errno or 0)
         if code is None or (error.filename is None and code != EXIT_STOPPED):
             raise
         stop(
-            f"{error.filename or 'A file'}: {error.strerror}; correct that, or choose another place.",
+            f"{error.filename or 'A file'}: {error.strerror}; correct that, or choose another path.",
             code,
             getattr(error, "alone", True),
         )
@@ -143,9 +143,9 @@ def register() -> None:
     """Register the typed schemas and the resolvers with Hydra."""
     run, submission = OmegaConf.structured(RunConfig), OmegaConf.structured(SubmitConfig)
     for names_of_the_user in (run.data.sources, submission.cluster.environment):
-        OmegaConf.set_struct(names_of_the_user, False)  # Hydra makes all else refuse keys that are not there yet
+        OmegaConf.set_struct(names_of_the_user, False)  # Hydra refuses new keys everywhere else
     run.run, run.schedule = OmegaConf.structured(ComposedRun), OmegaConf.structured(ComposedSchedule)
-    run.weights = WeightsConfig(MISSING, MISSING)  # in a merge "???" replaces nothing: conf/weights has null
+    run.weights = WeightsConfig(MISSING, MISSING)  # "???" replaces nothing in a merge, so conf/weights sets null
     ConfigStore.instance().store(name="run_schema", node=run)
     ConfigStore.instance().store(name="submit_schema", node=submission)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)

@@ -43,21 +43,21 @@ from train.step.reader import ReplicaReader
 from train.step.reduction import gather_to_main
 from train.step.validation import chosen
 
-OF_TRAINING = ("every_steps", "steps", "samples")
+TRAINING_KEYS = ("every_steps", "steps", "samples")
 READS = ("run.folder", "run.seed", "run.precision", "data", "mixture", "phases", "parallel", "model.attention",
-         *(f"evaluation.{one.name}" for one in fields(EvaluationConfig) if one.name not in OF_TRAINING))  # fmt: skip
-PICTURED = 24  # samples on the sheet
+         *(f"evaluation.{one.name}" for one in fields(EvaluationConfig) if one.name not in TRAINING_KEYS))  # fmt: skip
+SHEET_SIZE = 24  # samples on the sheet
 
 
 def main(composed: DictConfig) -> None:
-    """Generate answers on all ranks, score them, and write a sheet of samples."""
+    """Generate predictions on all ranks, score them, and write a sheet of samples."""
     config = saved_config(composed, HydraConfig.get().overrides.task)
     this = launch()
     checkpointer = Checkpointer.from_run(config.run.folder)
     step = checkpointer.latest_step()
     if step is None and (lost := checkpointer.lost()) is not None:
         raise ConfigurationError(
-            f"{config.run.folder} holds no checkpoint any more, though {lost} was one; bring it back."
+            f"{config.run.folder} holds no checkpoint, though {lost} was one; bring it back from a copy."
         )
     if step is None:
         raise ConfigurationError(f"{config.run.folder} holds no checkpoint yet; train the run first.")
@@ -68,9 +68,9 @@ def main(composed: DictConfig) -> None:
     check_settings_of_ranks(config, this)
     layout = Layout.start(config.parallel, this)
     folder = Path(config.run.folder)
-    # Signs of life of its own: the run may go on training meanwhile.
+    # Heartbeats in a folder of its own, because the run may still be training.
     with Watchdog(config.parallel.timeout_s, folder / "evaluation", layout.rank, layout.world_size):
-        done, samples, shown = answer(config, phase, checkpointer, layout)
+        done, samples, shown = predict(config, phase, checkpointer, layout)
         missing = layout.broadcast_from_main(lambda: without_examples(config, samples))
         if missing and not layout.broadcast_from_main(lambda: len(samples)):
             raise RunStopped(nothing_evaluated(config))
@@ -78,17 +78,17 @@ def main(composed: DictConfig) -> None:
         report(folder, config.evaluation.split, done, samples, shown, missing)
 
 
-def answer(
+def predict(
     config: RunConfig, phase: Phase, checkpointer: Checkpointer, layout: Layout
 ) -> tuple[int, list[Sample], list[Sample]]:
-    """Return (step of the checkpoint, all answers, those to show); answers are in order of the records.
+    """Return (step of the checkpoint, all samples, samples to show); samples are in order of the records.
 
-    `config`: as the phase sees it. The main rank has the answers, the others none.
+    `config`: as the phase sees it. Only the main rank has samples, the others none.
     """
     engine = build_phase_engine(config, phase, layout, restored=True)
     restored = checkpointer.load_latest(engine, weights_only=True)
     if restored is None:
-        raise ConfigurationError(f"{config.run.folder} holds no checkpoint any more; train the run first.")
+        raise ConfigurationError(f"{config.run.folder} holds no checkpoint; train the run first.")
     tokenizer, settings = Tokenizer(config.data.tokenizer), config.evaluation
     reader = ReplicaReader(config, layout, tokenizer, chosen(config.mixture, settings), settings.split)
     limit, seed = settings.examples, config.run.seed
@@ -126,9 +126,9 @@ def nothing_evaluated(config: RunConfig) -> str:
 def report(
     folder: Path, split: str, step: int, samples: list[Sample], shown: list[Sample], missing: Sequence[str] = ()
 ) -> None:
-    """Write `evaluation.json`, `predictions.jsonl` (every answer) and `samples.png` (those that are shown).
+    """Write `evaluation.json`, `predictions.jsonl` (every sample) and `samples.png` (the shown ones).
 
-    Print scores and places, and the components that are `missing` because no record gave an example of them.
+    Print the scores, the names of the files, and the components in `missing`, of whose records none gave an example.
     """
     results = {
         "step": step,
@@ -137,15 +137,15 @@ def report(
         "without_examples": list(missing),
         "objectives": evaluation(samples),
     }
-    scores_at, answers_at, image_at = (folder / n for n in ("evaluation.json", "predictions.jsonl", "samples.png"))
+    scores_at, predictions_at, sheet_at = (folder / n for n in ("evaluation.json", "predictions.jsonl", "samples.png"))
     write_text(scores_at, json.dumps(results, indent=1, ensure_ascii=False))
-    write_text(answers_at, "".join(f"{sample.line}\n" for sample in samples))
-    draw(shown, image_at)
+    write_text(predictions_at, "".join(f"{sample.line}\n" for sample in samples))
+    draw(shown, sheet_at)
     console = Console()
     console.print(table(results))
     if missing:
         console.print(f"no example of {', '.join(missing)}: not evaluated", highlight=False)
-    console.print(f"scores: {scores_at}\nanswers: {answers_at}\nsamples: {image_at}", highlight=False)
+    console.print(f"scores: {scores_at}\npredictions: {predictions_at}\nsamples: {sheet_at}", highlight=False)
 
 
 def selection(samples: list[Sample]) -> list[Sample]:
@@ -154,9 +154,9 @@ def selection(samples: list[Sample]) -> list[Sample]:
     for sample in samples:
         if sample.has_image:
             by_objective.setdefault(sample.objective, []).append(sample)
-    columns = [drawable_first(varied(own)[: 4 * PICTURED]) for own in by_objective.values()]
+    columns = [drawable_first(varied(own)[: 4 * SHEET_SIZE]) for own in by_objective.values()]
     turns = chain.from_iterable(zip_longest(*columns))
-    return [sample for sample in turns if sample is not None][:PICTURED]
+    return [sample for sample in turns if sample is not None][:SHEET_SIZE]
 
 
 def varied(samples: list[Sample]) -> list[Sample]:

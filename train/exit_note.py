@@ -13,9 +13,9 @@ from contextlib import suppress
 from common.errors import ConfigurationError
 from common.launcher import this_process
 
-JOB_SCRIPT = "PALI_NOTE"  # file that slurm/job.sh has made, with blanks for what is written here
-TORCHRUN = "TORCHELASTIC_ERROR_FILE"  # file of this rank, whose message torchrun prints
-SIZE = 4096  # bytes, of the file that the job script made: one block, which even a full disk has room for
+JOB_SCRIPT = "PALI_NOTE"  # variable with the file that slurm/job.sh has filled with blanks
+TORCHRUN = "TORCHELASTIC_ERROR_FILE"  # variable with the file of this rank whose message torchrun prints
+SIZE = 4096  # bytes of the job script's file: one block, allocated before the disk can be full
 FINAL = (2, 3)  # exit codes after which nothing is started again
 
 
@@ -31,7 +31,7 @@ def leave(code: int, message: str) -> None:
 
 
 def withdraw() -> None:
-    """Blank the job script's note: the next run of a sweep goes on where this one stopped."""
+    """Blank the job script's note, because a sweep continues with its next run."""
     if path := os.environ.get(JOB_SCRIPT):
         with suppress(OSError):
             _write(path, "")
@@ -45,11 +45,11 @@ def _fill(path: str, text: str) -> None:
         _write(path, text)
     except OSError:
         with suppress(OSError):
-            os.unlink(path)  # takes no room, and the script has made the file: its absence is read as exit code 3
+            os.unlink(path)  # needs no room; slurm/job.sh reads the missing file as exit code 3
 
 
 def _write(path: str, text: str) -> None:
-    """Write over the blanks in one piece, without a byte more than is there."""
+    """Overwrite the file in one write, without changing its size."""
     content = text.encode("utf-8", "replace")[: SIZE - 1].decode("utf-8", "ignore").encode()
     file = os.open(path, os.O_WRONLY)
     try:

@@ -1,7 +1,7 @@
 """Compare settings and shards of all ranks: ranks that differ would train on different data.
 
-Every rank opens its own copy of the shards, and shuffles by their number. So one shard more or less on one node would
-give its ranks other examples, without any error.
+Every rank opens its own copy of the shards and shuffles by their number. With one shard more or less on one node, its
+ranks would read other examples, without any error.
 """
 
 import socket
@@ -20,7 +20,7 @@ from parallel.layout import Layout, start_world
 from train.config import RunConfig, to_dict
 
 Facts = dict[str, dict[str, Any]]  # source -> records, shards and fingerprint
-# What may differ between nodes: places. What is found there is compared itself, or loaded by every rank.
+# Settings that may differ between nodes, because they are paths; the data there is compared, or loaded by every rank.
 FIRST_WEIGHTS = ("run.initial", "run.initial_weights", "weights")
 OF_A_NODE = ("data.root", "data.sources", "data.tokenizer", "data.index_folder", "parallel.offload_folder",
              *FIRST_WEIGHTS)  # fmt: skip
@@ -29,7 +29,7 @@ OF_A_NODE = ("data.root", "data.sources", "data.tokenizer", "data.index_folder",
 def check_settings_of_ranks(config: RunConfig, this: Launch) -> None:
     """Raise ConfigurationError on every rank if one was started with other settings. A collective.
 
-    It comes before the groups of a `Layout`, because ranks with other `parallel` settings would wait there for ever.
+    It comes before the groups of a `Layout`, because ranks with other `parallel` settings would wait there forever.
     """
     start_world(config.parallel, this)
     mine = _flat("", to_dict(config))

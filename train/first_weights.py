@@ -12,7 +12,7 @@ from train.config import RunConfig
 from train.phases import spans
 
 OF_VIT = ("patches.", "vit_block_", "bridge.vit_norm.")
-OF_NEITHER = "bridge.projection."  # joins the towers, and is trained with them
+OF_NEITHER = "bridge.projection."  # from ViT to mT5; in the file of neither tower
 SHOWN = 3  # units named in a message; a tower has dozens
 
 
@@ -25,14 +25,14 @@ def first_files(config: RunConfig) -> list[str]:
 def check_first_weights(config: RunConfig, phases: Sequence[PaLI], expected: Collection[Path] = ()) -> None:
     """Raise ConfigurationError for files that do not fit the model, and for a phase that freezes random weights.
 
-    `phases`: the model of every phase on `meta`, frozen as there. `expected`: files that an earlier job will make.
+    `phases`: the model of every phase on `meta`, with its frozen parameters. `expected`: files of earlier jobs to come.
     """
     if CheckpointFolder.from_run(config.run.folder).steps():
         return  # the run has weights of its own
     names = {part.name for _, part in parameter_parts(phases[0])}
     given: dict[str, str] = {}
     for key, file in _keys_and_files(config):
-        missing = _of_tower(names, key) - set(given)  # which a file that is not there yet is taken to give
+        missing = _of_tower(names, key) - set(given)  # a file that does not exist yet is assumed to give all of them
         own = missing if Path(file) in expected else _checked(phases[0], key, file, names)
         if twice := sorted(own & set(given)):
             raise ConfigurationError(
@@ -61,7 +61,7 @@ def _checked(plan: PaLI, key: str, file: str, names: set[str]) -> set[str]:
     found = names_in(file)
     if key != "run.initial_weights":
         tower = _of_tower(names, key)
-        for wrong, what in ((found - tower, "holds what is not of that tower"), (tower - found, "lacks")):
+        for wrong, what in ((found - tower, "holds other tensors than those of that tower"), (tower - found, "lacks")):
             if wrong:
                 raise ConfigurationError(f"{key}={file} {what}: {_some(wrong)}; give a file of this whole tower alone.")
     return found
@@ -82,7 +82,7 @@ def _check_frozen(config: RunConfig, phases: Sequence[PaLI], known: set[str]) ->
         if random:
             vit = any(name.startswith(OF_VIT) for name in random)
             raise ConfigurationError(
-                f"phase {span.name!r} freezes {_some(random)}, whose first weights would be random: give them by "
+                f"phase {span.name!r} freezes {_some(random)}, whose first weights would be random; give them by "
                 f"weights.{'vit' if vit else 'mt5'}=<safetensors file>, run.initial_weights or run.initial, or set "
                 "run.from_scratch=true."
             )

@@ -33,11 +33,11 @@ def lay_out(phases: Mapping[str, Phase], total: int) -> list[Span]:
     open_ended = [name for name, phase in phases.items() if phase.steps is None]
     if len(open_ended) > 1:
         raise ConfigurationError(
-            f"phases {' and '.join(open_ended)} have no steps; only one phase may take what the others leave."
+            f"phases {' and '.join(open_ended)} have no steps; only one phase may take the remaining steps."
         )
     if open_ended and given >= total:
         raise ConfigurationError(
-            f"run.steps={total} leaves no step for phase {open_ended[0]!r}; the others take {given}, so ask for more."
+            f"run.steps={total} leaves no step for phase {open_ended[0]!r}; the others take {given}; set more."
         )
     if not open_ended and given != total:
         raise ConfigurationError(f"The phases take {given} steps; set run.steps={given} (it is {total}).")
@@ -50,12 +50,12 @@ def lay_out(phases: Mapping[str, Phase], total: int) -> list[Span]:
 
 
 def find_span(laid_out: list[Span], step: int) -> Span:
-    """Return the span of a step (from 1); the last one for a step beyond the end."""
+    """Return the span of a step (from 1); for a step beyond the end, the last span."""
     return next((span for span in laid_out if step <= span.last), laid_out[-1])
 
 
 def for_phase(config: RunConfig, span: Span) -> RunConfig:
-    """Return the run's settings with the phase's own in their place, and the mixture of its objectives."""
+    """Return the run's settings, with those of the phase in their place and the mixture of its objectives."""
     try:
         return replace(
             config,
@@ -65,9 +65,9 @@ def for_phase(config: RunConfig, span: Span) -> RunConfig:
             mixture=for_objectives(config.mixture, span.phase.objectives, span.name),
         )
     except ConfigurationError as error:
-        impossible = str(error)
-    # Raised outside `except`: of a chain of errors the entry point prints the innermost one, which lacks the phase.
-    raise ConfigurationError(f"phases.{span.name}: {impossible}")
+        mistake = str(error)
+    # Raised outside `except`, because `sentence` prints the innermost error of a chain, which does not name the phase.
+    raise ConfigurationError(f"phases.{span.name}: {mistake}")
 
 
 def _replaced(config: Any, phase: Phase, kind: type) -> Any:

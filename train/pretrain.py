@@ -54,7 +54,7 @@ def main(composed: DictConfig) -> None:
             done = train_phase(run, find_span(spans(config), done + 1))
         run.checkpoints.settle()
         check_end(done, run.checkpoints.skipped_last(), folder)
-        more = f"{done} steps are done; run.steps={config.run.steps} asks for no more."
+        more = f"{done} steps are done; run.steps={config.run.steps} leaves none to do."
         run.records.note(f"{run.folder}: {more if done > config.run.steps else f'all {done} steps are done.'}")
 
 

@@ -4,12 +4,12 @@
     python -m train.pretrain_vit experiment=demo vit_pretraining.steps=2000 vit_pretraining.output=runs/vit.safetensors
     python -m train.pretrain_vit -m experiment=scaling vit=nano,micro,mini
 
-PaLI's ViT was a classifier of JFT's labels before it saw a text (paper section 3.1; sigmoid cross-entropy as in
-big_vision `train_vit_g.py`), and from scratch the whole is far worse (the paper's ablation). JFT has a billion images;
-where there are thousands, boxes make up for it: each patch is to name the words ("red", "circle") in the label of the
-object that it lies in, and that object's box, so that one image teaches as many times as it has patches. A box is named
-in bins, as PaLI's detection does: of a feature that is no more than proportional to a place, the text model has not
-learned in thousands of steps which of two things is on the left.
+PaLI's ViT is first trained to classify JFT's images (paper section 3.1; sigmoid cross-entropy as in big_vision
+`train_vit_g.py`); a ViT from scratch makes PaLI far worse (the paper's ablation). JFT has a billion images. To learn
+from thousands, each patch predicts the words ("red", "circle") in the label of its object and the object's box, so that
+one image gives as many targets as it has patches. Boxes are predicted in bins, as in PaLI's detection: with coordinates
+as plain numbers, the text model did not learn in thousands of steps to read from the features which of two objects is
+on the left.
 """
 
 import math
@@ -46,8 +46,8 @@ from train.run.kept_files import keep_old
 LOWER = "give a lower vit_pretraining.learning_rate"
 OF_DATA = ("data=", "data.root", "data.sources", "data.index_folder", "data.holdout")
 READS = ("vit", "vit_pretraining", "model=", "phases", "run.seed", "run.name", "run.folder", *OF_DATA)
-BINS = 12  # of each of a box's four coordinates
-BOX_WEIGHT = 0.25  # a coordinate's nat counts as much as a quarter of a word's
+BINS = 12  # for each of a box's four coordinates
+BOX_WEIGHT = 0.25  # weight of a coordinate's loss beside a word's loss of 1
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def main(composed: DictConfig) -> None:
         raise ConfigurationError(f"vit_pretraining.output={output} is a folder; name a file in it.")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=output.parent):  # an error now is better than one after the training
+        with TemporaryFile(dir=output.parent):  # raise for an unwritable folder before the training
             pass
     except OSError as error:
         raise ConfigurationError(
@@ -135,10 +135,10 @@ def main(composed: DictConfig) -> None:
         optimizer.step()
         right.append(share)
     try:
-        with beside(output) as unfinished:
-            write_tensors(classifier.weights(), unfinished)
-            kept = keep_old(output, unfinished)
-    except ValueError as error:  # after the last update
+        with beside(output) as partial_file:
+            write_tensors(classifier.weights(), partial_file)
+            kept = keep_old(output, partial_file)
+    except ValueError as error:  # a weight is not finite after the last update
         raise RunStopped(f"After step {settings.steps} {error.args[0].rstrip('.')}; {LOWER}.") from error
     if kept is not None:
         print(f"{kept}: the file that was there")

@@ -1,4 +1,4 @@
-"""Rehearse a run: do everything that each phase does, once, and measure memory and time.
+"""Rehearse a run: do once all that each phase does, and measure memory and time.
 
 Each phase makes its first step with its update, saves and loads a checkpoint, validates on one batch and predicts. All
 of it happens in `<run.folder>/rehearsal`, which is removed at the end, so that the run's own folder stays unchanged.
@@ -67,7 +67,7 @@ def rehearse(config: RunConfig, layout: Layout) -> list[Measured]:
     """Rehearse every phase, print memory and time of its parts, and leave nothing behind."""
     folder = Path(config.run.folder, NAME)
     was_there = layout.broadcast_from_main(Path(config.run.folder).exists)
-    rehearsed = in_scratch(config, folder)
+    rehearsed = rehearsal_config(config, folder)
     measuring = Measuring(layout.device)
     with closing(Run(rehearsed, layout)) as run, removed(folder, layout, with_parent=not was_there):
         with (
@@ -94,12 +94,12 @@ def removed(folder: Path, layout: Layout, with_parent: bool) -> Iterator[None]:
         if layout.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
             if with_parent:
-                with suppress(OSError):  # it holds other files by now
+                with suppress(OSError):  # not empty: it holds other files by now
                     folder.parent.rmdir()
 
 
-def in_scratch(config: RunConfig, folder: Path) -> RunConfig:
-    """Return the settings with another folder, no tracker, and the weights that the run would resume from."""
+def rehearsal_config(config: RunConfig, folder: Path) -> RunConfig:
+    """Return the settings with another folder and no tracker, starting from the weights that the run would resume."""
     begun = CheckpointFolder.from_run(config.run.folder).steps()
     settings, weights = replace(config.run, folder=str(folder)), config.weights
     if begun:
@@ -138,7 +138,7 @@ def rehearse_phase(run: Run, span: Span, measuring: Measuring) -> None:
         with measuring.part(name, "predictions"):
             if config.evaluation.every_steps and config.evaluation.samples:
                 validation.samples(engine)
-            else:  # the run makes none; its evaluation will
+            else:  # the run makes no predictions, but its evaluation will
                 list(predictions(engine, reader.held_out(1, 1), tokenizer, config))
 
 

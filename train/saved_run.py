@@ -13,13 +13,13 @@ from common.values import expand_home
 from train.config import RunConfig, to_run_config
 
 NAME = "config.yaml"
-GROUPS = ("run", "vit", "mt5", "phases")  # the settings of every run have them
+GROUPS = ("run", "vit", "mt5", "phases")  # the settings of every run have these groups
 
 
 def read_settings(folder: Path) -> DictConfig | None:
     """Return the settings in a run's folder, None where there are none.
 
-    Raises ConfigurationError for a file that is not that of a run.
+    Raises ConfigurationError for a file that does not hold the settings of a run.
     """
     path = folder / NAME
     if not path.is_file():
@@ -36,7 +36,7 @@ def read_settings(folder: Path) -> DictConfig | None:
 
 
 def convert(settings: Any) -> Any:
-    """Return the settings of a run, in a file or a checkpoint, with the keys of earlier versions renamed."""
+    """Return the settings of a run, from a file or a checkpoint, with today's keys for those of earlier versions."""
     if not isinstance(settings, dict):
         return settings
     settings = dict(settings)

@@ -99,7 +99,7 @@ def _with_unit(name: str, unit: str) -> str:
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     lines = list(rows)
-    with beside(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
+    with beside(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(lines[0]) if lines else [], lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)

@@ -6,9 +6,9 @@
         pretrain experiment=paper_17b_stage1 pretrain experiment=paper_17b_stage2 \
         evaluate run.folder=runs/paper_17b_stage2 --dry-run
 
-Each of several jobs waits until the one before has succeeded; the name of a job begins it, and its arguments follow.
-`cluster=…` (conf/cluster), `cluster.…` and `submit.…` are for the job that they follow, before the first job for all.
-`--dry-run` shows all that would be submitted, `--follow` the log until the last job has ended.
+A job is its name (corpus, pretrain or evaluate) and its arguments; it waits until the job before it has succeeded.
+`cluster=…` (conf/cluster), `cluster.…` and `submit.…` apply to the job that they follow; before the first job, to all.
+`--dry-run` prints all jobs and submits none; `--follow` prints the log until the last job has ended.
 """
 
 import difflib
@@ -135,7 +135,7 @@ def _run(request: Request, site: SubmitConfig, config: RunConfig, expected: Sequ
 def usable_nodes(model_ranks: int, site: SubmitConfig, check: Callable[[int], None]) -> tuple[tuple[int, ...], int]:
     """Return (numbers of nodes, most first, ranks on each); `check` raises ConfigurationError for a number of ranks.
 
-    What lies between the most and the least nodes is left out where the ranks cannot be divided.
+    Numbers between the most and the least nodes are left out where `check` raises.
     """
     per_node, most = site.cluster.ranks_per_node, model_ranks * site.submit.data_parallel
     least = model_ranks * (site.submit.min_data_parallel or site.submit.data_parallel)
@@ -177,7 +177,7 @@ def _corpus(request: Request, site: SubmitConfig) -> Job:
 
 
 def submit(jobs: Sequence[Job]) -> list[tuple[Job, str]]:
-    """Hand the jobs to Slurm, each after the one before; returns their ids. In a dry run, show them instead."""
+    """Submit the jobs to Slurm, each after the one before; return their ids. In a dry run, print them instead."""
     settings = jobs[0].site.submit
     if settings.dry_run:
         show(jobs)
@@ -193,8 +193,8 @@ def submit(jobs: Sequence[Job]) -> list[tuple[Job, str]]:
                 raise
             before = ", ".join(number for _, number in submitted)
             raise type(error)(
-                f"{error} Submitted already: {before} (`scancel {before.replace(',', '')}` takes them back; "
-                f"submit.after={after} goes on behind them)."
+                f"{error} Submitted already: {before} (`scancel {before.replace(',', '')}` cancels them; "
+                f"submit.after={after} continues after them)."
             ) from error
         submitted.append((job, after))
         print(f"{after}: {job.title}; log {job.log(after)}", flush=True)
@@ -215,7 +215,7 @@ def show(jobs: Sequence[Job]) -> None:
         print(f"# {position}. {job.title}\nPALI_SITE={shlex.quote(f'{snapshot}/site.sh')} {command}")
         print(f"\n# site.sh:\n{slurm.masked(slurm.site_script(job))}\n# {job.kind}.sbatch:\n{_script(job.kind)}")
         after = f"<id of job {position}>"
-    print(f"# slurm/job.sh, which they source:\n{(ROOT / 'slurm' / 'job.sh').read_text(encoding='utf-8')}")
+    print(f"# slurm/job.sh, which these scripts source:\n{(ROOT / 'slurm' / 'job.sh').read_text(encoding='utf-8')}")
 
 
 def _script(kind: str) -> str:
@@ -228,17 +228,17 @@ def follow(submitted: Sequence[tuple[Job, str]]) -> None:
         for job, number in submitted:
             ended = slurm.follow(number, job.log(number))
             if ended == slurm.FORGOTTEN:
-                print(f"Slurm has forgotten how job {number} ended; see {job.log(number)}.", file=sys.stderr)
+                print(f"Slurm no longer has the state of job {number}; see {job.log(number)}.", file=sys.stderr)
                 sys.exit(1)
             if ended != "COMPLETED":
                 print(f"Job {number} ended: {ended}.", file=sys.stderr)
                 sys.exit(1)
     except KeyboardInterrupt:
-        print("\nNo longer followed; the jobs go on (scancel ends them).", file=sys.stderr)
+        print("\nThe log is no longer followed; the jobs continue (scancel ends them).", file=sys.stderr)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Plan, submit, follow. Nothing is submitted unless all jobs are in order."""
+    """Check all jobs, submit them, and follow their logs. If one has a mistake, none is submitted."""
     if {"-h", "--help"} & set(arguments):
         print(help_text(__doc__, SubmitConfig))
         return

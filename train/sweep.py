@@ -1,4 +1,4 @@
-"""Run a sweep (`python -m train.pretrain -m vit=base,large …`): a run that fails is reported, and the next begins."""
+"""Run a sweep (`python -m train.pretrain -m vit=base,large …`): report a run that fails, and begin the next."""
 
 import hashlib
 import os
@@ -36,7 +36,7 @@ class Sweep:
     def claim(self, composed: DictConfig) -> DictConfig:
         """Return a run's configuration; raise ConfigurationError if an earlier run has the same folder.
 
-        The later run would find the steps of the earlier one done, or go on with them.
+        The later run would resume the earlier one.
         """
         check_own_folder(composed.run.folder, self.folders)
         return composed
@@ -76,8 +76,8 @@ def check_own_folder(folder: str, folders: set[str]) -> None:
     """Add a run's folder to those of the sweep's runs before it; raise ConfigurationError if it is there."""
     if os.path.normpath(folder) in folders:
         raise ConfigurationError(
-            f"{folder} is the folder of two runs of this sweep; leave out run.folder where run.name is swept, and give "
-            "no value twice."
+            f"{folder} is the folder of two runs of this sweep; leave run.folder out where run.name is swept, and give "
+            "each value once."
         )
     folders.add(os.path.normpath(folder))
 
@@ -90,8 +90,8 @@ def folder_name(overrides: str) -> str:
     return name
 
 
-def become_one_of(composed: DictConfig, overrides: str) -> None:
-    """Give a run of a sweep a folder and a name of its own, and the sweep's name as its group."""
+def join_sweep(composed: DictConfig, overrides: str) -> None:
+    """Set folder and name of a sweep's run to its own, and its tracker group to the sweep's name."""
     own = folder_name(overrides)
     if composed.tracker.group is None:
         composed.tracker.group = composed.run.name

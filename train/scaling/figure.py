@@ -1,4 +1,4 @@
-"""The joint-scaling figure: score against parameters and training arithmetic, and the return of larger towers."""
+"""Draw the joint-scaling figure: score over parameters and training arithmetic, and the return of larger towers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,8 +39,8 @@ def draw(runs: Sequence[Trained], found: Sequence[Return], score: Score, path: P
     by_return.set_xlabel("the tower that grows")
     by_return.set_ylabel(f"gain per million added parameters\n({score.unit})")
     figure.legend(handles=look.legend(), loc="outside lower center", ncols=len(look.colors) + len(look.markers) + 2)
-    with beside(path) as scratch:
-        figure.savefig(scratch, format=path.suffix[1:] or "png")
+    with beside(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:] or "png")
 
 
 class Look:

@@ -53,7 +53,7 @@ class Score:
         """Losses are in nats per target token, all other scores are shares, shown in percent."""
         return "nats per target token" if self.lower_is_better else "percent"
 
-    def of(self, folder: Path, last_line: dict[str, Any]) -> float:
+    def from_run(self, folder: Path, last_line: dict[str, Any]) -> float:
         """Read the score of the run in that folder, in `unit`."""
         if self.key.startswith(VALIDATION):
             found = last_line.get(self.key)
@@ -120,7 +120,7 @@ class Return:
 def read_sweep(folder: Path, score: Score) -> tuple[list[Trained], dict[str, str]]:
     """Return (finished runs by size, {run: reason to leave it out}); raise ConfigurationError if nothing is left."""
     if not folder.is_dir():
-        raise ConfigurationError(f"folder={folder} is no folder; name that of a sweep, such as runs/scaling.")
+        raise ConfigurationError(f"folder={folder} is not a folder; name that of a sweep, such as runs/scaling.")
     candidates = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     settings, found, left_out = {}, [], {}
     for path in candidates:
@@ -159,7 +159,7 @@ def read_run(folder: Path, score: Score) -> tuple[Trained, dict[str, Any]]:
     in_vit, in_mt5 = count_parameters(vit, mt5, image_size)
     run = Trained(
         folder.name, option_name("vit", vars(vit)), option_name("mt5", vars(mt5)), in_vit, in_mt5, arithmetic,
-        score.of(folder, last),
+        score.from_run(folder, last),
     )  # fmt: skip
     return run, config
 
@@ -244,7 +244,7 @@ def _averaged(found: list[Trained], settings: dict[str, dict[str, Any]]) -> list
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    flat_a, flat_b = dict(_flat("", a)), dict(_flat("", b))  # a key of one alone came with another version
+    flat_a, flat_b = dict(_flat("", a)), dict(_flat("", b))  # a key that only one has comes from another version
     keys = sorted(key for key in flat_a.keys() & flat_b.keys() if flat_a[key] != flat_b[key])
     return [key for key in keys if not any(key == own or key.startswith(f"{own}.") for own in OWN_TO_A_RUN)]
 

@@ -22,7 +22,7 @@ Stub = Callable[[str, str], Path]
 
 @pytest.fixture
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
-    """Puts a command of Slurm's into PATH; returns the file with a line for each call."""
+    """Put a stub of a Slurm command into PATH; return the file with a line for each call."""
     place, log = tmp_path / "bin", tmp_path / "calls"
     place.mkdir()
     monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
@@ -38,7 +38,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
 
 @pytest.fixture
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that would have been waited."""
+    """Replace `sleep` and return the list of its seconds."""
     seconds: list[float] = []
     monkeypatch.setattr(slurm.time, "sleep", seconds.append)
     return seconds
@@ -93,7 +93,7 @@ def test_a_chain_that_breaks_names_what_is_submitted(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("train.submit.take", lambda folder, files: folder)
     stub("sbatch", '[ -e first ] && { echo "no more jobs" >&2; exit 1; }; touch first; echo 5')
-    printed = r"no more jobs Submitted already: 5 \(`scancel 5` takes them back; submit.after=5 goes on behind them\)"
+    printed = r"no more jobs Submitted already: 5 \(`scancel 5` cancels them; submit.after=5 continues after them\)"
     with pytest.raises(ConfigurationError, match=printed):
         submit([job(), job("runs/y")])
 

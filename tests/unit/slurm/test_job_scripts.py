@@ -1,4 +1,4 @@
-"""What a job's script does: with the site's file, with each end of its ranks, and with a busy controller."""
+"""The job scripts: the site's file, the exit codes of ranks, a busy controller."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ STUB = '#!/bin/bash\necho "$(basename "$0") $*" >> "{log}"\n{body}\n'
 
 @pytest.fixture
 def script(tmp_path: Path) -> Script:
-    """Runs a script with stubs of Slurm's commands: (exit code, what it prints, the commands that it calls)."""
+    """Run a script with stubs of Slurm's commands; return (exit code, its output, the commands that it calls)."""
     log, place = tmp_path / "calls", tmp_path / "bin"
     place.mkdir()
 

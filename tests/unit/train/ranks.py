@@ -14,7 +14,7 @@ DEADLINE_S = 60
 
 
 class Ranks:
-    """Replaces the world of `torch.distributed`; `calls` counts each collective once, whatever the number of ranks."""
+    """Replace the world of `torch.distributed`; `calls` counts each collective once, whatever the number of ranks."""
 
     def __init__(self, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.size, self.calls = size, dict[str, int]()
@@ -30,7 +30,7 @@ class Ranks:
         monkeypatch.setattr(dist, "broadcast_object_list", self.broadcast_object_list)
 
     def run(self, function: Callable[[int], Result]) -> list[Result | BaseException]:
-        """What `function(rank)` returns or raises on every rank."""
+        """Return the result or the error of `function(rank)` of every rank."""
         results: list[Result | BaseException] = [RuntimeError("it never ended")] * self.size
 
         def body(rank: int) -> None:

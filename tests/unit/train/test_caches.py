@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from slurm.code_snapshot import ROOT
-from train.caches import CACHES, READ_TOO, find_a_place, own_folder
+from train.caches import CACHES, READ_TOO, private_folder, set_writable_caches
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("home", ["/nonexistent/me", "/", "~", "/dev/null"])
 def test_without_a_home_all_caches_have_a_place(home: str, temporary: Path) -> None:
     environment = {"HOME": home, "HF_HOME": "/mine"}
-    find_a_place(environment)
+    set_writable_caches(environment)
     assert environment.pop("HF_HOME") == "/mine"
     assert environment.keys() == {"HOME", *CACHES} - {"HF_HOME"}
     place = temporary / f"pali-caches-{os.getuid()}"
@@ -31,20 +31,20 @@ def test_without_a_home_all_caches_have_a_place(home: str, temporary: Path) -> N
 
 def test_a_home_stays_in_use(temporary: Path) -> None:
     environment = {"HOME": str(temporary)}
-    find_a_place(environment)
+    set_writable_caches(environment)
     assert environment == {"HOME": str(temporary)}
 
 
 def test_a_home_that_can_only_be_read_is_still_read(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: mode & os.W_OK == 0)
     environment = {"HOME": str(temporary)}
-    find_a_place(environment)
+    set_writable_caches(environment)
     assert environment.keys() == {"HOME", *CACHES} - {*READ_TOO}
 
 
 @pytest.mark.parametrize("trap", ["link", "file", "open"])
 def test_a_place_that_others_write_to_is_not_taken(trap: str, tmp_path: Path) -> None:
-    """What lies in caches is loaded as code."""
+    """Libraries load code from their caches."""
     place = tmp_path / f"pali-caches-{os.getuid()}"
     if trap == "link":
         (tmp_path / "theirs").mkdir()
@@ -54,7 +54,7 @@ def test_a_place_that_others_write_to_is_not_taken(trap: str, tmp_path: Path) ->
     else:
         place.mkdir()
         place.chmod(0o777)
-    taken = own_folder(tmp_path)
+    taken = private_folder(tmp_path)
     assert taken != place and taken.stat().st_mode & 0o777 == 0o700
 
 

@@ -90,7 +90,7 @@ def test_other_errors_of_the_program_stay_tracebacks() -> None:
     ("error", "code", "message"),
     [
         (StorageFailed("/data/x.tar: no answer."), 75, "/data/x.tar: no answer.\n"),
-        (OSError(errno.EIO, os.strerror(errno.EIO), "/x/metrics"), 75, "/x/metrics: Input/output error; start it aga"),
+        (OSError(errno.EIO, os.strerror(errno.EIO), "/x/metrics"), 75, "/x/metrics: Input/output error; start aga"),
         (OSError(errno.ESTALE, "a socket of no file"), None, ""),
     ],
 )
@@ -164,14 +164,14 @@ def test_what_the_users_disk_refuses_is_one_sentence(
     with pytest.raises(SystemExit) as end:
         entry("pretrain", refused)
     assert end.value.code == code
-    assert capsys.readouterr().err == f"some/where: {os.strerror(cause)}; correct that, or choose another place.\n"
+    assert capsys.readouterr().err == f"some/where: {os.strerror(cause)}; correct that, or choose another path.\n"
 
 
 @pytest.mark.parametrize(
     ("module", "argument", "sentence"),
     [
         ("train.pretrain", "parallel.tensor=3", "4 processes cannot be divided into parallel.tensor=3"),
-        ("train.pretrain", "run.folder=/dev/null/run", "Not a directory; correct that, or choose another place."),
+        ("train.pretrain", "run.folder=/dev/null/run", "Not a directory; correct that, or choose another path."),
         ("train.pretrain", "data.root=nowhere", "no train shards at nowhere/"),
         ("train.evaluate", "run.folder=nowhere", "run.folder=nowhere holds no run (no config.yaml); train one first."),
     ],

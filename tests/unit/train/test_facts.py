@@ -1,4 +1,4 @@
-"""Settings that differ between ranks: compared before any group is made of them."""
+"""Settings that differ between ranks are found before any process group is made."""
 
 from dataclasses import replace
 

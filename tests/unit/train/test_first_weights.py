@@ -1,4 +1,4 @@
-"""Nothing random is frozen, and what files give fits the model and is given once."""
+"""Nothing random is frozen; the tensors of files fit the model, and none is given twice."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +44,7 @@ def write(path: Path, *prefixes: str, without: str = "-") -> str:
 
 def test_a_frozen_tower_of_nowhere_is_refused(tmp_path: Path) -> None:
     sentence = (
-        "^phase 'phase0' freezes bridge, patches, vit_block_0 and 4 more units .* random: give them by weights.vit="
+        "^phase 'phase0' freezes bridge, patches, vit_block_0 and 4 more units .* random; give them by weights.vit="
     )
     with pytest.raises(ConfigurationError, match=sentence):
         check(a_run(tmp_path, FROZEN_VIT))
@@ -86,11 +86,11 @@ def test_files_of_towers(tmp_path: Path) -> None:
     for weights, printed in (
         (
             WeightsConfig(vit=mt5),
-            r"^weights\.vit=.* holds what is not of that tower: bridge, decoder_block_0, enc",
+            r"^weights\.vit=.* holds other tensors than those of that tower: bridge, decoder_block_0, enc",
         ),
         (
             WeightsConfig(mt5=vit),
-            r"^weights\.mt5=.* holds what is not of that tower: bridge, patches, vit_block_0 and",
+            r"^weights\.mt5=.* holds other tensors than those of that tower: bridge, patches, vit_block_0 and",
         ),
         (WeightsConfig(vit=part), r"^weights\.vit=.* lacks: vit_block_3 \(\d+ tensors\)"),
         (WeightsConfig(vit=str(tmp_path / "none")), r"^weights\.vit names .*/none, which is no file"),

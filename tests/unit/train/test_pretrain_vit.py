@@ -1,4 +1,4 @@
-"""The ViT pretrained alone: what it writes is what a run takes over, and mistakes are one sentence."""
+"""The ViT pretrained alone: a run can load its file, and mistakes are one sentence."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""A saved run's settings are read in one way, whatever command reads them."""
+"""All commands read the settings of a saved run in the same way."""
 
 from pathlib import Path
 

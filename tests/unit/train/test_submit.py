@@ -1,4 +1,4 @@
-"""What is submitted: the jobs of a command line, checked in view of each other, with the nodes that they need."""
+"""The jobs of a command line: checked as a chain, and submitted with the nodes that they need."""
 
 import shlex
 import subprocess

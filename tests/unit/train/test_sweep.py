@@ -1,4 +1,4 @@
-"""A sweep in this process: one run's failure is reported and costs no other run; what a Slurm array is refused for."""
+"""Sweeps: a failed run is reported and stops no other; a Slurm array is checked before it is submitted."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ Sweeping = Callable[..., tuple[int, str, list[int]]]
 
 @pytest.fixture
 def sweeping(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sweeping:
-    """Sweeps run.steps over 1, 2, 3, where run 2 raises: (exit code, what was printed, the runs that ended well)."""
+    """Sweep run.steps over 1, 2, 3, where run 2 raises; return (exit code, stderr, the runs that ended well)."""
 
     def sweep(error: BaseException | None, *arguments: str) -> tuple[int, str, list[int]]:
         ended: list[int] = []
@@ -118,7 +118,7 @@ def test_the_runs_of_a_sweep_share_a_group(
 
 @pytest.fixture
 def submitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Exists as soon as sbatch is called: nothing that is refused here may come so far."""
+    """Return a file that exists once sbatch was called; a refused sweep must not call it."""
     pytest.importorskip("submitit")
     trace, sbatch = tmp_path / "submitted", tmp_path / "bin" / "sbatch"
     sbatch.parent.mkdir()

@@ -14,7 +14,7 @@ from common.errors import ConfigurationError
 from data.config import ComponentConfig, DataConfig
 from train.checks import check
 from train.config import Phase, RunConfig, RunSettings, ScheduleConfig, to_dict
-from train.rehearsal import in_scratch
+from train.rehearsal import rehearsal_config
 from train.run.kept_files import replace_text
 from train.run.resume import check_allowed, check_resume, check_sources, note, note_sources
 
@@ -207,7 +207,7 @@ def test_checkpoints_that_are_gone_are_no_new_run(
     else:
         (checkpoints / left).mkdir()
     with pytest.raises(
-        ConfigurationError, match=r"holds no checkpoint to go on from, though step_00000006.* bring it back"
+        ConfigurationError, match=r"holds no checkpoint to continue from, though step_00000006.* bring it back"
     ):
         check(config, 1)
 
@@ -218,7 +218,7 @@ def test_a_renamed_checkpoint_is_no_other_step(config: RunConfig, tokenizer_path
     folder.mkdir(parents=True)
     (folder / "state.json").write_text(json.dumps({"step": 4}), encoding="utf-8")
     for trains in (True, False):
-        with pytest.raises(ConfigurationError, match=r"step_00000099 holds the state of step 4, .* own name again"):
+        with pytest.raises(ConfigurationError, match=r"step_00000099 holds the state of step 4, .* rename it back"):
             check(config, 1, trains=trains)
 
 
@@ -254,10 +254,10 @@ def test_sources_that_hold_other_records_are_refused_unless_it_is_allowed(config
 
 def test_a_rehearsal_of_a_run_that_has_begun_needs_no_first_weights(config: RunConfig, tmp_path: Path) -> None:
     config.weights.vit, config.run.initial_weights = "gone.safetensors", ["gone too.safetensors"]
-    new = in_scratch(config, tmp_path / "rehearsal")
+    new = rehearsal_config(config, tmp_path / "rehearsal")
     assert new.weights.vit == "gone.safetensors" and new.run.initial is None
     (tmp_path / "checkpoints" / "step_00000003").mkdir(parents=True)
-    begun = in_scratch(config, tmp_path / "rehearsal")
+    begun = rehearsal_config(config, tmp_path / "rehearsal")
     assert begun.run.initial == str(tmp_path) and begun.run.folder == str(tmp_path / "rehearsal")
     assert begun.weights.vit is None and not begun.run.initial_weights and begun.tracker.name == "none"
 

@@ -134,7 +134,7 @@ def test_seeds_are_averaged_and_other_differences_refused(tmp_path: Path) -> Non
     ("arguments", "sentence"),
     [
         ([], "folder is not given"),
-        (["folder=nowhere"], "folder=nowhere is no folder"),
+        (["folder=nowhere"], "folder=nowhere is not a folder"),
         (["folder=."], "holds 0 finished runs"),
         (["folder=.", "scores=x"], "scores is not an option; known here: folder, score, output."),
         (["folder=.", "score=accuracy"], "score=accuracy is unknown; give validation/loss"),
