@@ -1,4 +1,4 @@
-"""Report what a process does now, to the listeners that watch over it (`train/health/watchdog.py` is one)."""
+"""Report the current activity of a process to its listeners, such as `train/health/watchdog.py`."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Copy code and configuration into the run's folder at submission, so that a job runs what was submitted.
+"""Copy code and configuration into the run's folder at submission, so that later edits do not reach the job.
 
 <folder>/submitted/<digest>/code/…, and beside it the files that the submission adds. Equal content shares one folder.
 """
@@ -21,7 +21,7 @@ SUFFIXES = (".py", ".pyi", ".yaml", ".yml", ".toml", ".sbatch", ".sh",
 # Folders of other programs and of the output of runs. `data/` is a package, but users put data there too.
 NOT_OURS = ("__pycache__", "site-packages", "node_modules", "runs", "wandb", "outputs", "multirun")
 MIB = 2**20
-FILE_MIB, TOTAL_MIB = 2, 20  # all code of ours takes 0.7 MiB, its largest file 0.03
+FILE_MIB, TOTAL_MIB = 2, 20  # this project's code takes 0.7 MiB, its largest file 0.03
 ENTRIES = 200_000  # most names to look at; a folder with more holds data, and the search would take minutes
 
 

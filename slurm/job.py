@@ -160,7 +160,7 @@ def accepted_in_silence(snapshot: str) -> str | None:
 
 
 def call(command: Sequence[str], environment: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
-    """Run one of Slurm's commands, and keep what it prints."""
+    """Run one of Slurm's commands; return its exit code and output."""
     return subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", errors="replace")
 
 

@@ -35,7 +35,7 @@ def check(
 
     `trains`: whether the run in run.folder is to continue; false for commands that only read it.
     `weights`: whether first weights will be read, so that their files must be there.
-    `expected`: folders that earlier jobs will make; a file that is missing in them is no mistake yet. Raises
+    `expected`: folders that earlier jobs will make; a file that is missing in them is not a mistake yet. Raises
     OSError for a run.folder that cannot be made or written to.
     """
     _check_folder(config.run.folder)
@@ -175,7 +175,7 @@ def _check_same_run(config: RunConfig, trains: bool) -> None:
     if (lost := checkpoints.lost()) is not None:
         raise ConfigurationError(
             f"{checkpoints.folder} holds no checkpoint to continue from, though {lost} was one; bring it back from a "
-            f"copy, or choose another run.name, or remove {checkpoints.folder} to begin anew."
+            f"copy, or choose another run.name, or remove {checkpoints.folder} to start from step 1."
         )
     if (renamed := checkpoints.renamed()) is not None:
         raise ConfigurationError(f"{renamed}, and a checkpoint's name is its step; rename it back, or move it away.")

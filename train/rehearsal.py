@@ -116,7 +116,7 @@ def rehearsal_config(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def rehearse_phase(run: Run, span: Span, measuring: Measuring) -> None:
-    """Make the first step of a phase, and what may follow a step: a checkpoint, validation, predictions."""
+    """Make the first step of a phase, then a checkpoint, validation and predictions."""
     config, step, name = for_phase(run.config, span), span.first, span.name
     with measuring.part(name, "model and weights"):
         engine = build_phase_engine(config, span.phase, run.layout, run.checkpoints.restores())
