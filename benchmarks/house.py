@@ -177,7 +177,9 @@ def count_docstrings(root: Path, files: list[Path]) -> dict[str, object]:
     """Count ruff's findings about docstrings."""
     command = [sys.executable, "-m", "ruff", "check", "--isolated", "--preview", "--select", ",".join(RULES)]
     names = [str(path.relative_to(root)) for path in files]
-    done = subprocess.run([*command, "--output-format", "json", *names], cwd=root, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--output-format", "json", *names], cwd=root, capture_output=True, encoding="utf-8"
+    )
     found = Counter(finding["code"] for finding in json.loads(done.stdout))
     return {f"docstrings failing {rule}": found[rule] for rule in RULES}
 
@@ -206,7 +208,7 @@ def count_configuration(root: Path) -> dict[str, object]:
         overrides = ["experiment=equivalence", "run.steps=1", f"data.root={corpus}", f"run.folder={folder}/run"]
         step = [sys.executable, "-c", TRACER, str(out), *overrides]
         for command in (make, train, step):
-            done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+            done = subprocess.run(command, cwd=root, env=environment, capture_output=True, encoding="utf-8")
             if done.returncode and command is not step:
                 raise ConfigurationError(f"{' '.join(command[1:4])} failed in {root}: {done.stderr.strip()[-300:]}")
         if not out.exists():

@@ -18,20 +18,25 @@ from tests.fuzz.cases import KINDS, Corpus, fails
 
 @dataclass
 class Options:
-    """Run seeded cases of `kind` (or `all`) until `minutes` are over or `cases` have run; case `first` is the first."""
+    """Cases to run, until the time is over or all have run."""
 
     minutes: float = 30.0
+    """Longest duration."""
     cases: int = 2000
+    """Number of cases."""
     kind: str = "all"
+    """Kind of cases: shards, settings, processes or all."""
     seed: int = 1
     first: int = 0
+    """Number of the first case; a failed case is printed with the number that runs it again."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run cases, print the failed ones and how many ended how; return the exit code."""
     options = parse(arguments, Options)
     kinds = list(KINDS) if options.kind == "all" else [options.kind]
-    others = [kind for kind in kinds if kind != "processes"] or kinds  # after twenty, each as long as twenty others
+    # A case of processes takes as long as twenty others -> no more than twenty of them, unless no other kind is left.
+    others = [kind for kind in kinds if kind != "processes"] or kinds
     if unknown := set(kinds) - set(KINDS):
         raise ConfigurationError(f"kind={unknown.pop()} is unknown; choose one of all, {', '.join(KINDS)}.")
     until, ended, failed = time.monotonic() + 60 * options.minutes, Counter[str](), 0
@@ -57,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Log nothing: each skipped record is counted, and none is read by anybody."""
+    """Log nothing: the log lines of skipped records are read by nobody."""
     logging.disable(logging.CRITICAL)
     try:
         yield

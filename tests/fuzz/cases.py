@@ -16,7 +16,7 @@ KINDS: dict[str, Run] = {"shards": shards.run, "settings": settings.run, "proces
 
 
 class Corpus:
-    """A whole corpus and its tokenizer, which no case changes."""
+    """Make a small corpus with a tokenizer, which no case changes."""
 
     def __init__(self, folder: Path) -> None:
         self.root, self.tokenizer = folder / "corpus", folder / "corpus" / "tokenizer.model"
@@ -27,7 +27,7 @@ class Corpus:
 
 
 def fails(kind: str, seed: int, number: int, folder: Path, corpus: Corpus) -> tuple[str, str | None]:
-    """Run one case in `folder`, which it makes; (how it ended, what was wrong or None)."""
+    """Run one case in `folder`, which it makes; return (how it ended, what was wrong or None)."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng([seed, list(KINDS).index(kind), number])
     try:

@@ -1,6 +1,7 @@
-"""Run `train.pretrain` on mutated shards and settings as whole processes: a code of ours, a sentence, no traceback.
+"""Run `train.pretrain` on mutated shards and settings as processes, which must end with an exit code of the project.
 
-Processes are forked from one that has imported everything: importing torch and deepspeed takes 10 s each time.
+One that fails must print a sentence and no traceback. Processes are forked from one that has imported everything,
+because importing torch and deepspeed takes 10 s each time.
 """
 
 import json
@@ -36,7 +37,7 @@ def command(rng: np.random.Generator, folder: Path, tokenizer: Path) -> list[str
 
 
 def run(rng: np.random.Generator, folder: Path, tokenizer: Path) -> str:
-    """Train in a process of its own; return how it ended, raise AssertionError where wrongly."""
+    """Train in a new process; return how it ended. Raises AssertionError where it must not end like that."""
     arguments = command(rng, folder, tokenizer)
     log = folder / "log"
     child = os.fork()
@@ -55,7 +56,7 @@ def run(rng: np.random.Generator, folder: Path, tokenizer: Path) -> str:
 
 
 def _become(arguments: list[str], log: Path) -> None:
-    """Train in this process and end it; its output goes to `log`."""
+    """Train in this process, write its output to `log`, and end the process."""
     code = 1
     try:
         out = os.open(log, os.O_WRONLY | os.O_CREAT)

@@ -1,4 +1,4 @@
-"""Mutate settings: one to three of any command line, composed and checked as a run does before it starts."""
+"""Mutate one to three settings of a command line, then compose and check it as a run does before it starts."""
 
 import contextlib
 import io
@@ -59,14 +59,17 @@ def override(rng: np.random.Generator) -> str:
 
 
 def run(rng: np.random.Generator, folder: Path, corpus: Path) -> str:
-    """Compose and check a command line with odd words; return how it ended, raise AssertionError where wrongly."""
+    """Compose and check a command line with odd words; return how it ended.
+
+    Raises AssertionError where it must not end like that.
+    """
     words = [override(rng) for _ in range(pick(rng, (1, 1, 1, 2, 3)))]
     arguments = ["experiment=equivalence", f"data.root={corpus}", f"run.folder={folder / 'run'}", *words]
     return f"exit {checked(arguments)[0]}"
 
 
 def checked(arguments: list[str]) -> tuple[int, str]:
-    """Compose and check a command line in this process; (exit code, what was printed)."""
+    """Compose and check a command line in this process; return (exit code, output)."""
 
     def main(composed: DictConfig) -> None:
         config = to_run_config(composed)

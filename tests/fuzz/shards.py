@@ -20,7 +20,7 @@ from tests.fuzz.values import EXTENSIONS, NAMES, flipped, mutated, pick, to_json
 from tests.unit.data.conftest import COMPONENTS, IMAGE_SIZE, TOKENS_PER_IMAGE, png, record
 
 OURS = (ConfigurationError, ErrorBudgetExceeded, StorageFailed)
-SAMPLES = 12  # of a shard
+SAMPLES = 12  # per shard
 IMAGES = [png(number) for number in range(4)]
 Member = tuple[str, bytes, bytes]  # name, content, type of the tar's member
 
@@ -111,7 +111,10 @@ def write_source(rng: np.random.Generator, folder: Path) -> None:
 
 
 def run(rng: np.random.Generator, folder: Path, tokenizer: Path) -> str:
-    """Read one mutated source in every way that a run does; return how it ended, raise AssertionError where wrongly."""
+    """Read one mutated source in every way that a run does; return how it ended.
+
+    Raises AssertionError where a count does not add up, or the error is none of `OURS`.
+    """
     write_source(rng, folder / "source")
     for path in sorted((folder / "source").glob("*.tar")):
         check_members(path)
@@ -133,20 +136,20 @@ def run(rng: np.random.Generator, folder: Path, tokenizer: Path) -> str:
         ended = type(error).__name__
     else:
         ended = "read"
-    if ended != "ConfigurationError":  # where nothing can be opened there is nothing to count
+    if ended != "ConfigurationError":  # raised on opening -> there is nothing to count
         check_counts(data, mixture, words)
     return ended
 
 
 def check_members(path: Path) -> None:
-    """Each member of a tar lies in a sample, or is left out for one cause."""
+    """Check that each member of a tar lies in a sample, or is left out for one cause."""
     found = scan(str(path))
     assert int((found.spans[:, :, 1] >= 0).sum()) + sum(found.left_out.values()) == found.members, path
     assert len(set(found.keys)) == len(found.keys), path
 
 
 def check_rows(rows: Rows, num_examples: int | None, vocab_size: int) -> None:
-    """Every id is one of the vocabulary, and there are as many segments as examples."""
+    """Check that every id is in the vocabulary, and that there are as many segments as examples."""
     for name in ("encoder_tokens", "decoder_tokens", "decoder_targets"):
         ids = rows[name]  # type: ignore[literal-required]
         assert ids.size == 0 or (ids.min() >= 0 and ids.max() < vocab_size), name
@@ -156,10 +159,10 @@ def check_rows(rows: Rows, num_examples: int | None, vocab_size: int) -> None:
 
 
 def check_counts(data: DataConfig, mixture: Mixture, words: Tokenizer) -> None:
-    """Each record of each component is an example, or counted once under one cause."""
+    """Check that each record of each component is an example, or is counted once under one cause."""
     whole = DataConfig(**{**vars(data), "error_budget": 1.0})
     stream = Stream(whole, mixture, words, IMAGE_SIZE, TOKENS_PER_IMAGE, "train", seed=3)
-    stream.ledger.drain()  # of opening
+    stream.ledger.drain()  # drop the counts of opening
     made: Counter[str] = Counter()
     for component in stream.components:
         for number in range(len(component.source)):
@@ -171,5 +174,5 @@ def check_counts(data: DataConfig, mixture: Mixture, words: Tokenizer) -> None:
 
 
 def check_sentence(text: str) -> None:
-    """Our exceptions carry one line of a bounded length."""
+    """Check that the message of an exception is one line of bounded length."""
     assert text.strip() and "\n" not in text and len(text) < 2000, text

@@ -8,7 +8,7 @@ import numpy as np
 
 Item = TypeVar("Item")
 
-# Values that JSON has no word of its own for are written into its text (`to_json`).
+# Values that `json.dumps` cannot write; `to_json` replaces each name by its text.
 RAW = {"@huge": "1" + "0" * 400, "@digits": "9" * 5000, "@1e999": "1e999", "@deep": "[" * 3000 + "]" * 3000}
 RAW |= {"@deeper": "[" * 200_000 + "]" * 200_000}
 
@@ -45,7 +45,7 @@ def odd(rng: np.random.Generator) -> Any:
 
 
 def mutated(rng: np.random.Generator, value: Any) -> Any:
-    """Copy `value` (of JSON) with one change somewhere inside."""
+    """Copy a JSON value with one change somewhere inside."""
     if isinstance(value, dict) and value and rng.random() < 0.85:
         key = pick(rng, list(value))
         changed = dict(value)
@@ -69,7 +69,7 @@ def mutated(rng: np.random.Generator, value: Any) -> Any:
 
 
 def to_json(value: Any) -> bytes:
-    """Write a value as JSON text, with what JSON has no word for (`RAW`)."""
+    """Write a value as JSON text, and replace the names of `RAW` by their texts."""
     text = json.dumps(value)
     for word, raw in RAW.items():
         text = text.replace(f'"{word}"', raw)
@@ -77,7 +77,7 @@ def to_json(value: Any) -> bytes:
 
 
 def flipped(rng: np.random.Generator, content: bytes, most: int = 8) -> bytes:
-    """Copy bytes with up to `most` bits flipped, or cut, or with a piece taken out or repeated."""
+    """Copy bytes with up to `most` bits flipped, or truncated, or with a piece removed or repeated."""
     if not content:
         return content
     kind, place = rng.random(), int(rng.integers(len(content)))

@@ -1,6 +1,6 @@
-"""Golden files: what was computed when somebody last gave a reason, and what must come out again.
+"""Read golden files: values that were computed once, and that every later computation must reproduce.
 
-No test writes them: `python -m tests.golden` does, and shows first what changes.
+No test writes them. `python -m tests.golden` shows what changes, and writes it where a reason is given.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 BECAUSE = "because"  # the entry that holds the reason of the last change
-# File -> the function that computes its lists anew, by name: numbers, or words.
+# File -> the function, by name, that computes its lists (of numbers or words) again.
 FILES = {"equivalence": "tests.distributed.problem:golden_curve"}
 
 Lists = dict[str, list[Any]]
@@ -21,7 +21,7 @@ def path_of(name: str) -> Path:
 
 
 def expected(name: str) -> Lists:
-    """Read the lists of a golden file, without the reason; nothing if there is no file yet."""
+    """Read the lists of a golden file, without the reason; {} if there is no file yet."""
     path = path_of(name)
     held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return {key: values for key, values in held.items() if key != BECAUSE}

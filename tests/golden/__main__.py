@@ -1,4 +1,4 @@
-"""Compare golden files with what is computed now, value by value; write them only where a reason is given.
+"""Compare golden files with newly computed values; write them only where a reason is given.
 
     python -m tests.golden                                        # all of them; writes nothing
     python -m tests.golden equivalence --because "Adafactor factors matrices of 16 rows"
@@ -21,7 +21,7 @@ from tests.golden import BECAUSE, FILES, Lists, computed, expected, path_of
 
 
 def differences(old: Lists, new: Lists) -> list[tuple[str, int, object, object]]:
-    """List (name, index, old, new) of every value that is not the same; None where a list has no such value."""
+    """List (name, index, old, new) of every value that differs; None for a value that a list lacks."""
     return [
         (name, index, before, after)
         for name in {**old, **new}
@@ -31,7 +31,7 @@ def differences(old: Lists, new: Lists) -> list[tuple[str, int, object, object]]
 
 
 def relative(old: object, new: object) -> str:
-    """Write the distance of two numbers relative to the old one; nothing for words."""
+    """Return the difference of two numbers relative to the old one, as text; empty for words."""
     if not isinstance(old, int | float) or not isinstance(new, int | float):
         return ""
     return f"{(new - old) / abs(old):+.2e}" if old else "from 0"
@@ -58,9 +58,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--because", help="why the values change: writes them, with this reason")
     options = parser.parse_args(arguments)
     if unknown := sorted({*options.names} - {*FILES}):
-        parser.error(f"there is no golden file {unknown[0]!r}; choose of {', '.join(FILES)}")
+        parser.error(f"there is no golden file {unknown[0]!r}; choose one of {', '.join(FILES)}")
     if options.because is not None and not (options.names and options.because.strip()):
-        parser.error("a reason belongs to files that are named, and has words")
+        parser.error("--because needs the names of files and a reason; give both")
     left = False
     for name in options.names or FILES:
         old, new = expected(name), computed(name)

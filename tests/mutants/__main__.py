@@ -1,11 +1,11 @@
-"""Change the core blindly, one small thing at a time, run its tests, and print the changes that no test notices.
+"""Make random small changes to the core, one at a time, run its tests, and print the changes that no test detects.
 
     python -m tests.mutants count=60 seed=1
     python -m tests.mutants count=20 seed=2 files=parallel/optimizer/adafactor further=false
 
-A mutant runs in a copy of the checkout, in a process forked from one that has imported torch and the like. It goes
-to the unit tests of its folder, those of its own file first. A survivor goes to the other unit tests that import its
-file, and from model and parallel worlds of several processes (further=false: no more than its folder's).
+A mutant runs in a copy of the checkout, in a process forked from one that has imported torch and other slow packages.
+First the unit tests of its folder run, those of its own file before the others. If it survives, the other unit tests
+that import its file run, and for model and parallel those in worlds of several processes (not with further=false).
 """
 
 import sys
@@ -29,14 +29,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass
 class Options:
-    """count: mutants; seed: which; files: beginning of their paths; further: survivors go to other folders' tests too;
-    share: percent that must die (else exit code 1)."""
+    """Settings of a draw of mutants, given as `key=value`."""
 
     count: int = 60
+    """Mutants to draw."""
     seed: int = 1
     files: str = ""
+    """Beginning of the paths of the files to change; empty for all."""
     further: bool = True
+    """Run tests of other folders too on mutants that survive those of their own."""
     share: float = 95.0
+    """Percent of mutants that tests must detect; with fewer the exit code is 1."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,8 +1,8 @@
-"""Every small change that could be made to a file: operators, constants, conditions, returned values, calls left out.
+"""List the small changes to a file: of operators, constants, conditions and returned values, and removed calls.
 
-Changed is the span of source that a node of the syntax tree covers; all else stays as it is written. Left alone is what
-no test should look at: annotations, docstrings and other text, errors' sentences, log lines, `__repr__`, assertions
-that narrow a type, what only CUDA runs, and the lines of equivalent.txt.
+A change replaces the source of one node of the syntax tree; all other source stays as it is. Nodes that no test should
+check are not changed: annotations, docstrings and other text, errors, log lines, `__repr__`, assertions that narrow a
+type, code that only runs with CUDA, and the lines of equivalent.txt.
 """
 
 import ast
@@ -15,7 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 CORE = ("model", "parallel", "data", "evaluation", "train")
-# Made for tests (data/miniature), or images and tables for people.
+# Not changed: code made for tests (data/miniature), and images and tables for people.
 LEFT_OUT = (
     "data/miniature/",
     "train/run/display.py",
@@ -52,7 +52,7 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """Bytes [start, end) of a file, which are `before` on one line, become `after`."""
+    """A change of one file: bytes [start, end), which `before` shows on one line, become `after`."""
 
     file: str
     line: int
@@ -66,8 +66,10 @@ class Mutant:
 
 
 def draw(root: Path, count: int, seed: int, files: str = "") -> list[Mutant]:
-    """Choose `count` of all mutants of the core, each as likely, of files whose path begins with `files`; sorted by
-    file."""
+    """Draw `count` mutants of the core, all with the same probability; return them sorted by file.
+
+    `files`: the beginning of the paths of files to change.
+    """
     paths = sorted(path for folder in CORE for path in (root / folder).rglob("*.py"))
     names = [path.relative_to(root).as_posix() for path in paths]
     sources = {
@@ -81,7 +83,7 @@ def draw(root: Path, count: int, seed: int, files: str = "") -> list[Mutant]:
 
 @cache
 def mutants(file: str, source: bytes) -> tuple[Mutant, ...]:
-    """Every mutant of a file."""
+    """Return every mutant of a file."""
     lines = source.splitlines(keepends=True)
     starts = [0]
     for line in lines:
@@ -97,13 +99,13 @@ def mutants(file: str, source: bytes) -> tuple[Mutant, ...]:
 
 
 def is_another_program(source: bytes, mutant: Mutant) -> bool:
-    """Whether the mutant parses (a SyntaxError otherwise), and not as what it was."""
+    """Return whether the mutant parses to another program. Raises SyntaxError where it does not parse."""
     return ast.dump(ast.parse(mutant.applied(source))) != ast.dump(ast.parse(source))
 
 
 @cache
 def equivalent() -> frozenset[tuple[str, str]]:
-    """(file, line without its indentation) of the lines that are left alone; the list gives the reasons."""
+    """Return (file, line without indentation) of each line in equivalent.txt, which gives the reasons."""
     lines = (HERE / "equivalent.txt").read_text(encoding="utf-8").splitlines()
     entries = [line.split(": ", 1) for line in lines if line and not line.startswith(("#", " "))]
     return frozenset((file, text) for file, text in entries)
@@ -113,7 +115,7 @@ Change = tuple["ast.expr | ast.stmt", str]
 
 
 def _changes(node: ast.AST) -> Iterator[Change]:
-    """(node, its new source) of everything at and below a node."""
+    """Yield (node, its new source) for a node and all nodes below it."""
     if _is_left_alone(node):
         return
     yield from _of(node)
@@ -140,7 +142,7 @@ def _is_left_alone(node: ast.AST) -> bool:
 
 
 def _skipped(node: ast.AST) -> set[str]:
-    """Fields of a node that are not looked into; where a condition asks for CUDA, what needs it."""
+    """Return the fields of a node that are not changed; under a condition on CUDA, the branch that needs it too."""
     skipped = {"annotation", "returns", "decorator_list"}
     if isinstance(node, ast.If | ast.IfExp) and _asks_for_cuda(node.test):
         skipped |= {"test", "orelse" if ast.unparse(node.test).startswith("not ") else "body"}
@@ -168,7 +170,7 @@ def _of(node: ast.AST) -> Iterator[Change]:
         case ast.Constant(value=value):
             yield from ((node, repr(other)) for other in _constants(value))
         case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test):
-            own = isinstance(test, ast.Compare | ast.BoolOp | ast.UnaryOp)  # those have changes of their own
+            own = isinstance(test, ast.Compare | ast.BoolOp | ast.UnaryOp)  # such a node has changes of its own
             if not (own or _asks_for_cuda(test)):
                 yield test, f"(not {_bracketed(test)})"
         case ast.Return(value=ast.expr() as value) if not _is_none(value):

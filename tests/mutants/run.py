@@ -1,6 +1,6 @@
-"""Runs tests on a mutant: in a copy of the checkout, in a process forked from one that has imported what is slow.
+"""Run tests on a mutant, in a copy of the checkout and in a process forked from one that has imported slow packages.
 
-What is imported before the fork is other people's code only, so that a fork imports the mutant, and no more than that.
+Modules of this project are removed after the fork, so the fork imports the mutant.
 """
 
 import os
@@ -24,9 +24,9 @@ SLOW_IMPORTS = (
     "megatron.core", "hydra", "safetensors.torch", "scipy.ndimage", "sentencepiece", "PIL.Image", "rich.table",
     "transformers.models.mt5.modeling_mt5", "transformers.optimization",
 )  # fmt: skip
-CPU_S, REAL_S = 240, 1800  # of one process, and of all: what takes longer hangs; wall time misleads on a busy machine
+CPU_S, REAL_S = 240, 1800  # limits of one process (CPU time) and of all (wall time): tests that take longer hang
 HANGS = "the time limit"
-# Code that needs several processes is run in worlds of two.
+# Code that needs several processes is tested in worlds of two.
 ENGINES, CHECKPOINTS = "tests/distributed/test_engines.py", "tests/distributed/test_checkpoints.py"
 WORLDS = {
     "model/": "tests/distributed/test_model_tensor_parallel.py",
@@ -41,9 +41,9 @@ class Runner:
     def __init__(self, root: Path, folder: Path, further: bool) -> None:
         self.copy, self.log, self.further, self.stage = folder / "copy", folder / "log", further, ""
         _copy(root, self.copy)
-        os.environ["OMP_NUM_THREADS"] = "1"  # threads of torch's do not survive a fork
+        os.environ["OMP_NUM_THREADS"] = "1"  # torch's threads do not survive a fork
         self.green: set[str] = set()  # tests that pass without a mutant
-        self.red: set[str] = set()  # those that do not, and are left out: of a clock, on a busy machine
+        self.red: set[str] = set()  # tests that fail without one (timing on a busy machine) -> left out
         for name in SLOW_IMPORTS:
             with suppress(ImportError):
                 import_module(name)
@@ -93,9 +93,9 @@ class Runner:
         return 1 if re.search(imported, text) else 2
 
     def _is_green(self, killer: str, environment: dict[str, str]) -> bool:
-        """Run the test once more, without the mutant; one that fails then is left out from now on.
+        """Run the test once more without the mutant; return whether it passes, and leave it out from now on otherwise.
 
-        Raises ConfigurationError where it fails although it is left out: its whole file does.
+        Raises ConfigurationError where a test that is left out fails, which means that its whole file fails.
         """
         if killer in (*self.green, HANGS):
             return True
@@ -109,7 +109,7 @@ class Runner:
         return True
 
     def _killer(self, tests: Sequence[str], environment: dict[str, str]) -> str | None:
-        """Run tests in the copy as it is; name the first that fails, or HANGS, or nothing."""
+        """Run tests in the copy; return the name of the first that fails, or HANGS, or None."""
         pid = os.fork()
         if pid == 0:
             options = [f"--deselect={test}" for test in sorted(self.red)]
@@ -124,7 +124,7 @@ class Runner:
                 os.waitpid(pid, 0)
                 return HANGS
             time.sleep(0.02)
-        with suppress(ProcessLookupError):  # what a test left behind
+        with suppress(ProcessLookupError):  # processes that a test has left
             os.killpg(pid, signal.SIGKILL)
         if (code := os.waitstatus_to_exitcode(status)) in (0, -signal.SIGXCPU):
             return HANGS if code else None
@@ -134,7 +134,7 @@ class Runner:
 
 
 def _become_pytest(copy: Path, log: Path, tests: Sequence[str], environment: dict[str, str]) -> None:
-    """Turn a forked process into one that runs tests in the copy, and end it."""
+    """Run tests in the copy, in this forked process, and end it."""
     code = 70
     try:
         os.setsid()
@@ -144,7 +144,8 @@ def _become_pytest(copy: Path, log: Path, tests: Sequence[str], environment: dic
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.environ.update(environment | {"PYTHONDONTWRITEBYTECODE": "1"})
-        sys.dont_write_bytecode = True  # a mutant of the same second and size would be taken for the one before
+        # Python would take the cached bytecode of the previous mutant if the time and size of both files are the same.
+        sys.dont_write_bytecode = True
         sys.path[0] = str(copy)
         ours = {path.stem for path in copy.iterdir()}
         for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
@@ -157,7 +158,7 @@ def _become_pytest(copy: Path, log: Path, tests: Sequence[str], environment: dic
 
 
 def _copy(root: Path, copy: Path) -> None:
-    """Copy what Git would keep, changes that are not committed included."""
+    """Copy the files of the checkout that git does not ignore, uncommitted changes included."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in filter(None, subprocess.run(listed, cwd=root, capture_output=True, check=True).stdout.split(b"\0")):
         path = name.decode()

@@ -1,4 +1,4 @@
-"""Run every command block of the docs, or compose its commands where a mark gives the reason why it is not run.
+"""Every command block of the docs runs, or is composed where a mark gives the reason not to run it.
 
 Marks, in a comment above a block: `run with: KEY=VALUE … (REASON)` adds overrides to each command, and
 `checked only: REASON` composes their configurations and looks for their files.
@@ -52,7 +52,7 @@ SMALL = ["data.global_batch_size=4", "parallel.micro_batch_size=2", "run.steps=1
 
 @dataclass(frozen=True)
 class Block:
-    """A command block: the place where it begins, its mark, the mark's text, and its lines joined to commands."""
+    """A command block: the line at which it begins, its mark, the mark's text, and its commands."""
 
     place: str
     mark: str
@@ -95,7 +95,9 @@ def execute(command: str, home: Path) -> None:
     """Run a command in the user's folder, with this project's modules and this Python."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    done = subprocess.run(command, shell=True, cwd=home, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, shell=True, cwd=home, env=environment, capture_output=True, encoding="utf-8", timeout=300
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
 
 
@@ -245,6 +247,6 @@ def test_recipes_of_extending_work(tmp_path: Path) -> None:
     files = ["data/objectives/test_objectives.py", "parallel/optimizer/test_sgd.py", "evaluation/test_text_scores.py"]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(f"tests/unit/{file}" for file in files)]
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command, cwd=tmp_path, capture_output=True, encoding="utf-8", env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stdout[-3000:]

@@ -1,4 +1,4 @@
-"""The figure of docs/architecture.md is drawn from the code as it is now."""
+"""The figure of docs/architecture.md is drawn from the units of the code."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ def test_the_figure_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert drawn.size == committed.size and len(drawn.getcolors(drawn.width * drawn.height)) > 100
 
 
-def test_blocks_lie_side_by_side_from_edge_to_edge() -> None:
+def test_blocks_fill_the_width_without_overlap() -> None:
     config, frozen = read_model(draw_architecture.OVERRIDES)
     plan = plan_on_meta(config, frozen)
     costs = list(unit_costs(plan.units(), one_example(config, 32, 32)))

@@ -1,4 +1,4 @@
-"""Files and pipes are UTF-8, whatever the locale.
+"""Files and pipes are UTF-8 under every locale.
 
 Ruff's PLW1514 finds only calls on objects whose type it infers; this test reads the source of every file.
 """
@@ -62,7 +62,7 @@ def calls_by_locale(source: str) -> Iterator[ast.Call]:
         ("example(text=80)", 0),
     ],
 )
-def test_what_the_locale_decides_is_found(source: str, found: int) -> None:
+def test_calls_that_depend_on_the_locale_are_found(source: str, found: int) -> None:
     assert len(list(calls_by_locale(source))) == found
 
 
@@ -95,7 +95,7 @@ entry.in_one_sentence(main)
 """
 
 
-def test_no_locale_stops_what_is_printed() -> None:
+def test_every_locale_prints_every_character() -> None:
     ascii_only = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run(
         [sys.executable, "-c", PRINTS], cwd=ROOT, env=os.environ | ascii_only, capture_output=True, encoding="utf-8"

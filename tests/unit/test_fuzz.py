@@ -1,6 +1,6 @@
-"""A part of `python -m tests.fuzz`: as many seeded cases as fit into the time, and twenty runs as whole processes.
+"""No mutated input breaks the rule of `tests.fuzz`: seeded cases for half a minute a kind, and twenty processes.
 
-The seed is fixed, so that a case that fails here fails by its number again.
+The seed is fixed, so a case that fails here fails again under its number.
 """
 
 import subprocess
@@ -24,7 +24,7 @@ def test_only_our_exceptions_and_counts_that_add_up(kind: str, capsys: pytest.Ca
     assert code == 0, capsys.readouterr().out
 
 
-def test_whole_processes_end_with_a_code_of_ours_and_a_sentence() -> None:
+def test_processes_end_with_an_exit_code_of_the_project_and_a_sentence() -> None:
     words = [sys.executable, "-m", "tests.fuzz", "kind=processes", "cases=20"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=500)
     assert done.returncode == 0 and "20 passed, 0 failed" in done.stdout, done.stdout + done.stderr

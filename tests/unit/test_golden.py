@@ -1,4 +1,4 @@
-"""A golden file changes only where a reason is given, which it keeps; what changes is shown value by value."""
+"""A golden file changes only with a reason, which it keeps; every changed value is shown."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_without_a_reason_nothing_is_written(file: Path, capsys: pytest.CaptureF
     assert ["mine.json:", "3", "of", "4", "values", "differ"] in printed
 
 
-def test_the_reason_is_kept_and_is_no_value(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_reason_is_kept_beside_the_values(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mine", "--because", " the loss is smaller "]) == 0
     assert json.loads(file.read_text(encoding="utf-8")) == {"because": "the loss is smaller", **NOW}
     assert golden.expected("mine") == NOW
@@ -44,12 +44,12 @@ def test_the_reason_is_kept_and_is_no_value(file: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("arguments", [["theirs"], ["--because", "all"], ["mine", "--because", " "]])
-def test_mistakes(file: Path, arguments: list[str]) -> None:
+def test_wrong_arguments_write_nothing(file: Path, arguments: list[str]) -> None:
     before = file.read_bytes()
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2 and file.read_bytes() == before
 
 
-def test_every_golden_file_has_its_line() -> None:
+def test_every_golden_file_has_a_function() -> None:
     assert {path.stem for path in Path(golden.__file__).parent.glob("*.json")} == {*golden.FILES}

@@ -24,18 +24,18 @@ MAY_IMPORT = {
     "tests": {"common", "model", "data", "slurm", "parallel", "evaluation", "train", "hydra_plugins", "benchmarks",
               "examples"},
 }  # fmt: skip
-NO_CODE = {"conf", "docs"}  # folders of the checkout that hold no Python
+NO_CODE = {"conf", "docs"}  # folders of the checkout without a floor
 
 
 @cache
 def modules() -> dict[str, Path]:
-    """All modules of this project by dotted name."""
+    """Return the files of all modules of this project by dotted name."""
     files = [file for room in MAY_IMPORT for file in (ROOT / room).rglob("*.py")]
     return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
 
 
 def imported(file: Path) -> set[str]:
-    """Dotted names that a file imports: at its top, in functions, under TYPE_CHECKING and by `import_module`."""
+    """Return the names that a file imports: at its top, in functions, under TYPE_CHECKING and by `import_module`."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         found.update(_names(node, file))
@@ -56,7 +56,7 @@ def _names(node: ast.AST, file: Path) -> Iterator[str]:
 
 
 def _beginning(text: ast.expr) -> str:
-    """The constant beginning of a string: `data.objectives` of f"data.objectives.{name}"."""
+    """Return the constant beginning of a string: `data.objectives` for f"data.objectives.{name}"."""
     if isinstance(text, ast.JoinedStr) and text.values:
         text = text.values[0]
     return str(text.value).rstrip(".") if isinstance(text, ast.Constant) else ""
@@ -64,19 +64,19 @@ def _beginning(text: ast.expr) -> str:
 
 @cache
 def graph() -> dict[str, set[str]]:
-    """The modules of this project that each of them imports."""
+    """Return the modules of this project that each of them imports."""
     return {name: {m for i in imported(file) if (m := _module(i))} - {name} for name, file in modules().items()}
 
 
 def _module(name: str) -> str | None:
-    """The module that a dotted name is or lies in, None for one of another project."""
+    """Return the module that a dotted name is or lies in, None for one of another project."""
     while name and name not in modules():
         name = name.rpartition(".")[0]
     return name or None
 
 
 def circles(arrows: Mapping[str, set[str]]) -> list[list[str]]:
-    """Groups of nodes that can each be reached from each other (Tarjan's strongly connected components)."""
+    """Find the groups of nodes that all reach each other (Tarjan's strongly connected components)."""
     order: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -103,16 +103,16 @@ def circles(arrows: Mapping[str, set[str]]) -> list[list[str]]:
     return found
 
 
-def joined(node_of: Callable[[str], str]) -> dict[str, set[str]]:
-    """The graph with the modules of one node taken together."""
+def merged(node_name: Callable[[str], str]) -> dict[str, set[str]]:
+    """Return the graph with the modules of each node merged."""
     arrows: dict[str, set[str]] = {}
     for name, others in graph().items():
-        arrows.setdefault(node_of(name), set()).update({node_of(other) for other in others} - {node_of(name)})
+        arrows.setdefault(node_name(name), set()).update({node_name(other) for other in others} - {node_name(name)})
     return arrows
 
 
 def room(name: str) -> str:
-    """A folder within a package is one room; a file beside such folders is one of its own."""
+    """Return the room of a module: a folder within a package, or a file beside such folders."""
     parts = name.split(".")
     return ".".join(parts[:2]) if (ROOT / parts[0]).is_dir() and len(parts) > 1 else name
 
@@ -138,7 +138,7 @@ def test_no_modules_import_each_other() -> None:
 
 
 def test_no_rooms_import_each_other() -> None:
-    arrows = {node: others for node, others in joined(room).items() if not node.startswith("tests")}
+    arrows = {node: others for node, others in merged(room).items() if not node.startswith("tests")}
     assert not circles(arrows)
 
 
@@ -166,14 +166,14 @@ def test_one_file_imports_megatron() -> None:
 
 
 def test_a_process_loads_no_compiler_and_no_logger() -> None:
-    """Megatron would load them: 2 s of CPU for each rank."""
+    """Megatron loads them by default, which costs each rank 2 s of CPU time."""
     code = "import sys, train.pretrain; print({'torch._inductor.compile_fx', 'wandb'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.strip() == "set()"
 
 
 def imported_at_once(module: str, seen: set[str]) -> set[str]:
-    """Modules outside of this project that importing one of ours imports, by way of others of ours."""
+    """Return the packages that are imported with a module, directly or through other modules of this project."""
     file = ROOT.joinpath(*module.split(".")).with_suffix(".py")
     if not file.exists():
         file = file.with_suffix("") / "__init__.py"
@@ -192,8 +192,8 @@ def imported_at_once(module: str, seen: set[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("module", ["train.pretrain", "train.evaluate", "train.pretrain_vit"])
-def test_a_rank_imports_nothing_that_only_the_first_one_needs(module: str) -> None:
-    """A thousand ranks that import matplotlib from a shared disk wait for it, and never draw."""
+def test_a_rank_imports_nothing_that_only_the_main_rank_needs(module: str) -> None:
+    """A thousand ranks that import matplotlib from a shared disk would load that disk, and never draw."""
     found = imported_at_once(module, set())
     assert {"torch", "hydra"} <= found
     assert not found & {"matplotlib", "bidi", "arabic_reshaper", "wandb"}

@@ -1,4 +1,4 @@
-"""`make demo` does nothing twice: with programs that only write down what they are requested."""
+"""`make demo` repeats no finished step; its programs are fakes that only log their arguments."""
 
 import os
 import shutil
@@ -18,25 +18,25 @@ esac
 """
 
 
-def asked(folder: Path) -> list[str]:
-    """The modules that one `make demo` runs."""
+def executed(folder: Path) -> list[str]:
+    """Return the modules that one `make demo` runs."""
     (folder / "printed").unlink(missing_ok=True)
     subprocess.run(["make", "BIN=./bin", "demo"], cwd=folder, check=True, capture_output=True)
     return [line.split("-m ")[1].split()[0] for line in (folder / "printed").read_text(encoding="utf-8").splitlines()]
 
 
-def test_demo_does_nothing_twice(tmp_path: Path) -> None:
+def test_demo_repeats_no_finished_step(tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
-    for place in (".venv/ready", "bin/python", "bin/torchrun"):
-        (tmp_path / place).parent.mkdir(exist_ok=True)
-        (tmp_path / place).write_text(PROGRAM, encoding="utf-8")
-        (tmp_path / place).chmod(0o755)
+    for file in (".venv/ready", "bin/python", "bin/torchrun"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(PROGRAM, encoding="utf-8")
+        (tmp_path / file).chmod(0o755)
     rest = ["train.pretrain", "train.evaluate"]
-    assert asked(tmp_path) == ["data.miniature", "data.tokenizer", "train.pretrain_vit", *rest]
-    assert asked(tmp_path) == ["data.miniature", *rest]
+    assert executed(tmp_path) == ["data.miniature", "data.tokenizer", "train.pretrain_vit", *rest]
+    assert executed(tmp_path) == ["data.miniature", *rest]
     (tmp_path / "runs/demo_vit.safetensors").unlink()
-    assert asked(tmp_path) == ["data.miniature", "train.pretrain_vit", *rest]
+    assert executed(tmp_path) == ["data.miniature", "train.pretrain_vit", *rest]
     later = (tmp_path / "runs/demo_vit.safetensors").stat().st_mtime + 10
     os.utime(tmp_path / "runs/corpus/corpus.json", (later, later))  # another corpus
-    assert asked(tmp_path) == ["data.miniature", "data.tokenizer", "train.pretrain_vit", *rest]
+    assert executed(tmp_path) == ["data.miniature", "data.tokenizer", "train.pretrain_vit", *rest]

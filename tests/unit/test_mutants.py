@@ -1,4 +1,4 @@
-"""Mutants are drawn alike for the same seed; each parses, is another program, and is no change of mere text."""
+"""A seed always draws the same mutants; each one parses, and is another program."""
 
 import ast
 from pathlib import Path
@@ -33,7 +33,7 @@ def found(source: bytes) -> set[tuple[int, str, str]]:
     return {(mutant.line, mutant.before, mutant.after) for mutant in mutants("model/a.py", source)}
 
 
-def test_every_kind_of_change_is_made_and_text_is_left_alone() -> None:
+def test_every_kind_of_change_is_made_and_text_is_not_changed() -> None:
     assert found(SOURCE) == {
         (6, "3", "4"),
         (6, "3", "2"),
@@ -75,7 +75,7 @@ def test_a_mutant_changes_its_own_span_alone() -> None:
         assert changed.endswith(SOURCE[mutant.end :])
 
 
-def test_a_seed_draws_the_same_of_the_whole_core() -> None:
+def test_a_seed_draws_the_same_mutants_of_the_whole_core() -> None:
     drawn = draw(ROOT, 300, seed=1)
     assert drawn == draw(ROOT, 300, seed=1) != draw(ROOT, 300, seed=2)
     assert len(set(drawn)) == 300 and {mutant.file.split("/")[0] for mutant in drawn} == {*module.CORE}
@@ -86,7 +86,7 @@ def test_a_seed_draws_the_same_of_the_whole_core() -> None:
     }
 
 
-def test_lines_that_are_left_alone_are_lines_of_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_of_equivalent_txt_exist_and_are_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     for file, text in equivalent():
         lines = [line.strip() for line in (ROOT / file).read_text(encoding="utf-8").splitlines()]
         assert text in lines, f"equivalent.txt: {file} has no line {text!r} any more"

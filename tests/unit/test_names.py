@@ -1,4 +1,4 @@
-"""Every module of ours has a test file of its name, or a line in tests/README.md with the files that test it."""
+"""Every module has a test file of its name, or a line in tests/README.md that names the files that test it."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Skipped tests are printed in the last line, with the reason, any process that runs them."""
+"""The last line of pytest counts skipped tests by reason, with and without worker processes."""
 
 import subprocess
 import sys

@@ -16,15 +16,15 @@ WANTED = re.compile(r"[Tt]ried to allocate ([\d.]+ \w+)")  # in torch's messages
 HISTORY_ENTRIES = 100_000  # allocations, with their stacks, that the snapshot holds
 
 
-def profiled_steps(settings: ProfileConfig) -> range:
+def profiled_steps(config: ProfileConfig) -> range:
     """Return `profile.steps`, such as 100-105, as a range with both ends; empty where it is null."""
-    if settings.steps is None:
+    if config.steps is None:
         return range(0)
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?", settings.steps)
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", config.steps)
     first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not 0 < first <= last:
         raise ConfigurationError(
-            f"profile.steps={settings.steps} is no range of steps; give the first and the last one, e.g. 100-105."
+            f"profile.steps={config.steps} is no range of steps; give the first and the last one, e.g. 100-105."
         )
     return range(first, last + 1)
 
@@ -35,9 +35,9 @@ class Profiler:
     profile/rank_00000_steps_100-105.pt.trace.json.gz    opens in Perfetto, chrome://tracing and TensorBoard
     """
 
-    def __init__(self, settings: ProfileConfig, folder: Path, rank: int, device: torch.device) -> None:
+    def __init__(self, config: ProfileConfig, folder: Path, rank: int, device: torch.device) -> None:
         """`folder`: the run's."""
-        self.steps = profiled_steps(settings) if rank in settings.ranks else range(0)
+        self.steps = profiled_steps(config) if rank in config.ranks else range(0)
         self.device = device
         span = f"{self.steps[0]}-{self.steps[-1]}" if self.steps else ""
         self.path = folder / "profile" / f"rank_{rank:05d}_steps_{span}.pt.trace.json.gz"
@@ -70,12 +70,12 @@ class Profiler:
 
 
 @contextmanager
-def explain_lack_of_memory(settings: ProfileConfig, folder: Path, rank: int, device: torch.device) -> Iterator[None]:
+def explain_lack_of_memory(config: ProfileConfig, folder: Path, rank: int, device: torch.device) -> Iterator[None]:
     """Raise RunStopped with one sentence where memory does not suffice; on a GPU write a snapshot of memory too.
 
     With `profile.memory_history` the snapshot holds the line of each allocation (open it at https://pytorch.org/memory_viz).
     """
-    history = settings.memory_history and device.type == "cuda"
+    history = config.memory_history and device.type == "cuda"
     if history:
         torch.cuda.memory._record_memory_history(max_entries=HISTORY_ENTRIES)
     try:

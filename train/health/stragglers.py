@@ -57,13 +57,13 @@ class Stragglers:
     Every rank judges the same times. The median of two ranks is the faster one. A straggler is reported once a window.
     """
 
-    def __init__(self, settings: StragglerConfig) -> None:
-        self.settings = settings
+    def __init__(self, config: StragglerConfig) -> None:
+        self.config = config
         self.steps, self.sums = 0, Tensor()  # [2, ranks]: seconds (busy, waiting for data) in this window
 
     def judge(self, times: Tensor) -> str | None:
         """Add the times of a step; return a sentence that names a straggler, or None."""
-        if len(times) < 2 or not self.settings.factor:
+        if len(times) < 2 or not self.config.factor:
             return None
         seconds = busy_s(times), times[:, 2]
         if self.steps == 0:
@@ -71,15 +71,15 @@ class Stragglers:
         self.steps += 1
         for total, each in zip(self.sums, seconds, strict=True):
             total += each
-        if self.steps < self.settings.window:
+        if self.steps < self.config.window:
             return None
-        (busy, data_wait), self.steps = self.sums / self.settings.window, 0
+        (busy, data_wait), self.steps = self.sums / self.config.window, 0
         median, rank = max(RESOLUTION_S, float(busy.median())), int(busy.argmax())
         slowest, data = float(busy[rank]), float(data_wait[rank])
-        if slowest <= self.settings.factor * median:
+        if slowest <= self.config.factor * median:
             return None
         return (
             f"Rank {rank} is slow: its own work takes {slowest:.3g} s a step ({data:.3g} s of it waiting for data), "
             f"{slowest / median:.1f} times the median of all ranks ({median:.3g} s), on average over "
-            f"{self.settings.window} steps."
+            f"{self.config.window} steps."
         )

@@ -12,9 +12,9 @@ from train.run.metrics_file import Line
 
 PLAIN_EVERY_S = 10.0
 TABLE_WIDTH = 110  # characters
-MOST_NAMED = 3  # causes of skipped records, and components, in a line
-SHARE_TOLERANCE = 0.05  # relative: by which a component's share may miss the one asked for without a word
-PLAIN_FIRST_STEPS = 3  # printed whatever the time, so that a log shows at once that the run runs
+MOST_NAMED = 3  # causes of skipped records, or components, in a line
+SHARE_TOLERANCE = 0.05  # relative: a component whose share misses the configured one by more is reported
+PLAIN_FIRST_STEPS = 3  # printed at once, so that a log soon shows that the run works
 
 
 class Display:
@@ -48,7 +48,7 @@ class Progress(Display):
         return str(timedelta(seconds=round((time.monotonic() - began) / (step - first) * (self.total_steps - step))))
 
     def facts(self, line: Line) -> list[tuple[str, str]]:
-        """Return (name, value with its unit) of what a user looks at."""
+        """Return (name, value with its unit) of each fact that is shown."""
         step = line["step"]
         facts = [
             ("step", f"{step}/{self.total_steps}"),
@@ -160,7 +160,7 @@ def _nats(loss: float | None) -> str:
 
 
 def _is_refused(line: Line) -> bool:
-    """Return whether the guard skipped the step; a step without any target needs no look at once."""
+    """Return whether the guard skipped the step; a step without any target is not urgent."""
     return line["grad_norm"] is None and "empty_steps" not in line
 
 

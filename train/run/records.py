@@ -23,10 +23,10 @@ class Records:
     def __init__(self, config: RunConfig, rank: int) -> None:
         self.config, self.folder, self.rank = config, Path(config.run.folder), rank
         self.display = open_display(config.run.name, config.run.steps, rank)
-        self.tracker = Tracker()  # until `open`
+        self.tracker = Tracker()  # until `begin`
         self.metrics: MetricsFile | None = None
 
-    def open(self, step: int, tracker_run: str | None, facts: Callable[[], Mapping[str, Any]]) -> bool:
+    def begin(self, step: int, tracker_run: str | None, facts: Callable[[], Mapping[str, Any]]) -> bool:
         """Open metrics and tracker at a restored step, or truncate the open ones to it; return whether it opened them.
 
         `tracker_run`: the tracker's id in the restored checkpoint; `facts`: what the run is made with.

@@ -35,7 +35,7 @@ class Run:
 
     def begin(self, step: int, extra: Extra, engine: Engine) -> None:
         """Open the records of a run at a restored step, or truncate the open ones to it."""
-        if self.records.open(step, extra.get("tracker_run"), self.facts) and step:
+        if self.records.begin(step, extra.get("tracker_run"), self.facts) and step:
             changes = (
                 note(convert(extra.get("config") or {}), self.config, step),
                 note_sources(extra.get("sources"), self.checkpoints.sources, step),
@@ -56,9 +56,9 @@ class Run:
     def roll_back(self, last_good: int, bad: list[int]) -> int:
         """Remove every checkpoint after step `last_good`, and leave the `bad` batches out from now on.
 
-        Returns the step to continue after. A collective of all ranks. A process that is killed in here starts again
-        either before the bad batches, or without them. Raises RunStopped, with nothing removed, where steps were
-        trained and no checkpoint of them is there.
+        Returns the step to continue after. A collective of all ranks. A process that is killed here resumes either
+        before the bad batches, or without them. Raises RunStopped, with nothing removed, where steps were trained and
+        no checkpoint of them exists.
         """
         self.checkpoints.check_older(last_good, len(bad))
         self.skipped_batches.batches += bad

@@ -17,7 +17,7 @@ class SkippedBatches:
     """The batches that a run leaves out from now on, on every rank and after every restart."""
 
     batches: list[int] = field(default_factory=list)
-    """Numbers from 1: batch b is the one of step b in a run that leaves none out."""
+    """Numbers from 1: without left-out batches, step b trains on batch b."""
     roll_backs: int = 0
     """Roll-backs of the run until now."""
 

@@ -21,8 +21,8 @@ from train.run.provenance import STAGE_COLUMNS
 INIT_TIMEOUT_S = 60.0
 LOGGED_STEP, RUN_ID, FOLDER = "logged_step", "run_id", "folder"
 DATA_DIR = "WANDB_DATA_DIR"
-# Variables that join runs into one curve, or branch one. An export is inherited by every later command, job and run of
-# a sweep, but the identity of a run here is its folder, which holds its id.
+# Variables that make several runs one curve, or branch one. Every later command, job and run of a sweep inherits an
+# exported variable, but here a run is identified by its folder, which holds its id.
 IDENTITIES = ("WANDB_RUN_ID", "WANDB_RUN_NAME", "WANDB_NAME", "WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM",
               "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_SWEEP_URL")  # fmt: skip
 
@@ -60,7 +60,7 @@ class WandbTracker(Tracker):
         original = original_of(self.home)
         self.run_id = (
             None if original else run_id or _read(self.home / RUN_ID)
-        )  # the file: a run may be killed before its first checkpoint
+        )  # read the file, because a run may be killed before its first checkpoint
         self.run: Any = None
         self.gave_data_dir = False
         # Steps after a crash repeat those logged before it with equal values -> they are not sent twice.

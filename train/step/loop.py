@@ -1,6 +1,6 @@
 """Train the steps of one phase: read, forward and backward, judge, update, measure, save.
 
-The loop depends on nothing of how the model is divided over ranks.
+The loop does not depend on how the model is divided over ranks.
 """
 
 import math
@@ -64,7 +64,7 @@ class Loop:
         self.empty_steps = int(of_phase.get("empty_steps", 0))
         self.stragglers = Stragglers(config.run.straggler)
         self.profiler = Profiler(config.profile, run.folder, self.layout.rank, self.layout.device)
-        self.times: RankTimes | None = None  # of the step before
+        self.times: RankTimes | None = None  # of the previous step
         self.read_before: dict[int, StepData[MicroBatch]] = {}  # the dry run's data, by step
 
     def train(self, done: int) -> int:
@@ -102,9 +102,9 @@ class Loop:
     def save(self, step: int) -> None:
         """Begin the checkpoint of a step.
 
-        Within a row of skipped steps the weights are those before it, but whether to go back is open. So a checkpoint
-        that cannot wait, at a signal or at the end of the phase, holds the row, and the next process continues to count
-        it. Such a checkpoint replaces no other one.
+        Within a row of skipped steps, the weights are those before the row, and the run may still have to go back. So a
+        checkpoint that cannot wait (at a signal, or at the end of the phase) holds the row, and the next process
+        continues to count it. Such a checkpoint replaces no other one.
         """
         beat(f"step {step}, its checkpoint")
         shares: Extra = {"shares": self.shares.state} if self.shares.names else {}
@@ -129,7 +129,7 @@ class Loop:
     def step(self, step: int) -> StepStats:
         """Run one step on all ranks, from its data to its line of metrics."""
         began = time.perf_counter()
-        self.waiting.seconds()  # starts the sum anew -> it holds this step's waiting only
+        self.waiting.seconds()  # resets the sum -> it counts this step only
         seed_generators(self.config.run.seed, step, self.layout.data_parallel_rank)
         data, stats = self.read(step)
         beat(f"step {step}, forward and backward")
@@ -163,7 +163,7 @@ class Loop:
         return data, stats
 
     def update(self, totals: LossTotals, rate: float) -> tuple[str | None, float | None]:
-        """Update the weights, unless the loss or the gradient cannot be trusted: (why not, norm of the gradient)."""
+        """Update the weights unless the loss or gradient is bad; return (why it was skipped, norm of the gradient)."""
         if not totals.tokens.any():  # the loss would be 0, and an update would decay moments and weights
             self.engine.discard()
             return NO_TARGET, None
@@ -179,7 +179,7 @@ class Loop:
         return None, norm
 
     def count(self, stats: StepStats, cause: str | None) -> Line:
-        """Count the step's examples, and the step if it has none; return what the metrics hold of it."""
+        """Count the step's examples, and the step if it has none; return the metrics of both."""
         if self.shares.names:
             self.shares.add(stats.components, self.config.data.global_batch_size)
         line = self.shares.metrics() | ({} if cause is None else {"guard": cause})
@@ -189,7 +189,7 @@ class Loop:
         return line | {"empty_steps": self.empty_steps}
 
     def report(self, step: int, stats: StepStats, line: Line) -> None:
-        """Write the step's metrics, validate if it is time, and alert the user of what looks wrong."""
+        """Write the step's metrics, validate if that is due, and alert the user of missing examples and slow ranks."""
         validates = self.validation.due(step)
         self.run.records.record(line | (self.validation.losses(self.engine) if validates else {}))
         if validates:
@@ -202,7 +202,7 @@ class Loop:
             self.run.records.alert("straggler", slow)
 
     def report_empty_step(self, step: int) -> None:
-        """Alert the user of a step without any target: of the first one, and of each tenfold of them."""
+        """Alert the user of a step without any target: the 1st, 10th, 100th … of the phase."""
         if self.empty_steps == 10 ** (len(str(self.empty_steps)) - 1):
             self.run.records.alert(
                 "empty step",

@@ -1,4 +1,4 @@
-"""Compute what is measured in a step: losses, counts and speeds."""
+"""Compute the metrics of a step: losses, counts and speeds."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ class StepMetrics:
     """Compute the line of metrics of each step of a phase, for the global batch unless a unit states otherwise."""
 
     def __init__(self, flops: FlopCounter, world_size: int, peak_tflops: float | None) -> None:
-        """`peak_tflops`: of one device, None where it is unknown."""
+        """`peak_tflops`: the peak of one device, None where it is unknown."""
         self.flops, self.world_size, self.peak_tflops = flops, world_size, peak_tflops
 
     def line(
@@ -28,12 +28,12 @@ class StepMetrics:
         learning_rate: float,
         grad_norm: float | None,
     ) -> Line:
-        """Return one step's metrics; `seconds` of all of it, `grad_norm` None where the step was skipped.
+        """Return one step's metrics; `seconds`: its duration; `grad_norm`: None where it was skipped.
 
-        `data_wait_s` is that of the slowest rank, `memory_gib` of the fullest one. `step_s`, `compute_s`,
-        `communication_wait_s` and `…rank…` are of the step before, because ranks exchange their times once a step
+        `data_wait_s` and `memory_gib` are maxima over ranks. `step_s`, `compute_s`, `communication_wait_s` and
+        `…rank…` describe the previous step, because ranks exchange their times once a step
         (`train.health.stragglers.summary`). `added_micro_batches` hold no example: ranks compute them because another
-        one has more.
+        rank has more.
         """
         return {
             "step": step,

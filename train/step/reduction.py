@@ -25,9 +25,9 @@ Item = TypeVar("Item")
 
 
 class Operation(Enum):
-    """Name how the numbers of all ranks become one."""
+    """The operation that reduces the numbers of all ranks to one."""
 
-    SUM = auto()  # over replicas: the ranks of a replica hold the same rows, so only one of them counts
+    SUM = auto()  # over replicas: all ranks of a replica hold the same rows -> they count once
     MAX = auto()  # over ranks
 
 
@@ -37,7 +37,7 @@ Table = Mapping[str, tuple[int, Operation]]
 
 @dataclass
 class RankStats:
-    """One rank's statistics of a step. Counts of tokens, images and examples are of its replica's share."""
+    """One rank's statistics of a step; tokens, images and examples are those that its replica read."""
 
     num_micro_batches: int = 0
     num_targets: int = 0
@@ -60,11 +60,11 @@ class RankStats:
     data_wait_s: float = 0.0
     memory_bytes: int = 0
     stop: bool = False
-    """A signal asks to end the run after this step."""
+    """A signal requests to end the run after this step."""
     save: bool = False
     """A checkpoint is due after this step."""
     times: RankTimes | None = None
-    """Times of the step before; None where there was none."""
+    """Times of the previous step; None where there was none."""
 
     def table(self) -> Table:
         """Return each number under its name, with the operation that reduces it."""
@@ -93,7 +93,7 @@ class StepStats:
     """The statistics of a step, the same on every rank: sums over the global batch, and maxima over all ranks."""
 
     num_micro_batches: int
-    """Of the rank that has most; the others add empty ones."""
+    """The maximum over ranks; ranks with fewer add empty ones."""
     num_targets: int
     encoder_tokens: int
     images: int
@@ -105,9 +105,9 @@ class StepStats:
     skipped: dict[str, int]
     components: dict[str, int] = field(default_factory=dict)
     times: Tensor = field(default_factory=lambda: no_times(), compare=False)
-    """float64 [ranks, 3], each rank's `RankTimes` of the step before; [0, 3] where there was none."""
+    """float64 [ranks, 3], each rank's `RankTimes` of the previous step; [0, 3] where there was none."""
     positions: int = 0
-    """Positions that are computed, those of added micro-batches included."""
+    """Computed positions, those of added micro-batches included."""
     truncated: int = 0
     added_micro_batches: int = 0
     """Micro-batches without examples that ranks compute because another one has more."""
@@ -121,7 +121,7 @@ class SkipCauses:
     """
 
     def __init__(self) -> None:
-        self.names: dict[str, None] = {}  # "<source>/<cause>", in the order of their discovery
+        self.names: dict[str, None] = {}  # "<source>/<cause>", in the order in which they first occurred
 
     def split(self, skipped: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
         """Return the counts of every listed cause, and of the causes that are new."""

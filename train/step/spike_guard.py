@@ -35,7 +35,7 @@ class SpikeGuard:
 
 
 class SkippedSteps:
-    """Count the steps in a row that are skipped, and answer after each step whether the run continues.
+    """Count skipped steps in a row, and decide after each step whether the run continues, goes back or stops.
 
     It owns the judge of losses (`SpikeGuard`), the row of skipped steps, and the file of batches that a roll-back left
     out (`SkippedBatches`).

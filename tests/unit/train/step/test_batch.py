@@ -1,4 +1,4 @@
-"""A rank's data of a step: what is computed is counted, and a rank that cannot read is no riddle to the others."""
+"""A rank counts all positions that it computes, and an error of reading on one rank is raised on all."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def reader(rows: list[Rows], multiple: int, device: str = "cpu", pipeline: int = 1, dropout_rate: float = 0.0) -> Any:
-    """A reader of these micro-batches; `multiple` is `data.trim_multiple`."""
+    """Return a reader of these micro-batches; `multiple` is `data.trim_multiple`."""
     config: Any = SimpleNamespace(
         data=SimpleNamespace(trim_multiple=multiple),
         mixture={},
@@ -40,7 +40,7 @@ def reader(rows: list[Rows], multiple: int, device: str = "cpu", pipeline: int =
 @pytest.mark.parametrize(
     ("multiple", "positions", "of_an_empty_one"), [(0, 4 * 96, 2 * 96), (8, 2 * 24 + 2 * 16, 2 * 16)]
 )
-def test_the_positions_that_are_computed(multiple: int, positions: int, of_an_empty_one: int) -> None:
+def test_computed_positions_are_counted(multiple: int, positions: int, of_an_empty_one: int) -> None:
     """Two micro-batches of two rows; the longest text has 10 tokens, the longest target 3."""
     rows = empty_rows(4, SHAPE)
     for row, (text, target) in enumerate(((10, 3), (5, 2), (1, 1))):
@@ -63,9 +63,7 @@ def test_the_positions_that_are_computed(multiple: int, positions: int, of_an_em
     ("dropout_rate", "pipeline", "device", "rows"),
     [(0.0, 1, "cpu", 1), (0.1, 1, "cpu", 2), (0.0, 2, "cpu", 2), (0.0, 1, "cuda", 2)],
 )
-def test_rows_are_joined_where_that_changes_nothing_but_time(
-    dropout_rate: float, pipeline: int, device: str, rows: int
-) -> None:
+def test_rows_are_joined_where_that_only_saves_time(dropout_rate: float, pipeline: int, device: str, rows: int) -> None:
     packed = empty_rows(2, SHAPE)
     for segment in range(1, 5):
         packed["encoder_segments"][:, 10 * segment - 10 : 10 * segment] = segment

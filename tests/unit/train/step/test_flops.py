@@ -1,4 +1,4 @@
-"""The paper's arithmetic: TFLOP per training example, counted as forward plus backward of what is trained."""
+"""TFLOP per training example are those of the paper: forward, and backward of trained units."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_an_example_of_32_input_and_32_target_tokens(
 
 
 def test_a_step_is_the_sum_of_its_units() -> None:
-    """To the last digit, norms and the bridge too: of three examples of unequal length, as long as their mean."""
+    """All units count, norms and the bridge too; examples of unequal length count as if all had the mean length."""
     config = RunConfig().pali
     visual = config.tokens_per_image
     counter = FlopCounter(plan_on_meta(config), visual)

@@ -1,4 +1,4 @@
-"""The loop over an engine with given losses: steps skipped, runs ended, work saved."""
+"""The loop skips steps, ends runs and saves, on an engine with given losses."""
 
 import math
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ SHAPE = RowShape(80, 16, 1, 112, 64)
 
 
 class FakeEngine:
-    """Losses as given, step by step (the first is the dry run's); remembers its calls."""
+    """Return the given losses step by step (the first is the dry run's), and record all calls."""
 
     def __init__(self, losses: Sequence[float], norm: float = 1.0) -> None:
         self.losses, self.norm, self.calls = iter(losses), norm, []  # type: ignore[var-annotated]
@@ -250,7 +250,7 @@ def test_without_a_good_checkpoint_the_run_stops_with_nothing_forgotten(
         assert (
             checkpointer.steps() == kept and run.skipped_batches == SkippedBatches() and not (tmp_path / NAME).exists()
         )
-        assert Run.roll_back(run, 0, [1, 2]) == 0, "where nothing was trained before, it begins anew"  # type: ignore
+        assert Run.roll_back(run, 0, [1, 2]) == 0, "with no step to go back to, the run begins anew"  # type: ignore
     else:
         for failed, raised in ((SaveFailed("the disk"), RunStopped), (SaveStalled("the disk"), StorageFailed)):
             checkpointer.writing = Future()

@@ -1,4 +1,4 @@
-"""What a line of metrics holds."""
+"""A line of metrics holds losses, counts and speeds with their units."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +39,7 @@ def test_losses_are_weighted_by_target_tokens() -> None:
     assert "loss/vqg" not in values  # no target token: no loss
 
 
-def test_a_step_of_nothing_has_no_loss() -> None:
+def test_a_step_without_targets_has_no_loss() -> None:
     values = losses(LossTotals(*torch.zeros(4, 3)), OBJECTIVES, "validation/")
     assert values == {"validation/loss": None, "validation/z_loss": None}
 

@@ -1,4 +1,4 @@
-"""What a model predicts in an evaluation: every example once as it is, once without its image."""
+"""A model predicts every example twice in an evaluation: as it is, and with a blank image."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +24,7 @@ CONFIG: Any = SimpleNamespace(
 
 
 class Engine:
-    """Remembers the batches that it is given; the prediction of a row is the brightness of its image."""
+    """Record the batches; predict the brightness of a row's image."""
 
     def __init__(self) -> None:
         self.layout = SimpleNamespace(device=torch.device("cpu"))
@@ -36,7 +36,7 @@ class Engine:
 
 
 def reading(*brightness: int) -> StepData[Rows]:
-    """Two rows; the leading ones hold an example each."""
+    """Return two rows, with an example in as many of the leading ones as there are values."""
     rows: Rows = empty_rows(2, SHAPE)
     infos = []
     for row, value in enumerate(brightness):
@@ -84,7 +84,7 @@ def test_languages_are_chosen_by_those_of_the_examples() -> None:
 
 
 def test_the_main_rank_shows_the_same_samples_whatever_the_number_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two ranks, whose batches interleave, and of a rank alone that only counts for its replica."""
+    """Two ranks interleave their batches; a rank that is no replica leader adds none."""
 
     def samples(
         rank: int, batches: list[list[StepData[Rows]]], is_replica_leader: bool = True

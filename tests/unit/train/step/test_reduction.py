@@ -1,4 +1,4 @@
-"""What a reduction gives, by value, with four simulated ranks that form one, two or four replicas."""
+"""Statistics are reduced over four simulated ranks that form one, two or four replicas, compared by value."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from train.step.reduction import RankStats, SkipCauses, StepStats, gather_to_mai
 
 CPU = torch.device("cpu")
 WORLD = 4
-# By replica: what each of them read. A replica of several ranks counts the same on each.
+# The data that each replica read. All ranks of a replica count the same.
 READ = [
     RankStats(
         num_micro_batches=2 + number, num_targets=10 + number, encoder_tokens=100 + number, images=3 + number,
@@ -26,7 +26,7 @@ READ = [
 
 
 def reduced(monkeypatch: pytest.MonkeyPatch, replicas: int, rounds: int = 1) -> tuple[list[list[StepStats]], Ranks]:
-    """What every rank gets in each of `rounds` steps; ranks of a replica lie next to each other."""
+    """Return the result of every rank in each of `rounds` steps; ranks of a replica are consecutive."""
     ranks = Ranks(WORLD, monkeypatch)
 
     def steps(rank: int) -> list[StepStats]:
@@ -102,7 +102,7 @@ def test_times_are_sent_in_whole_microseconds_by_rank(monkeypatch: pytest.Monkey
         assert found.tolist() == [[1.5, 0.25, 0.125], [2.5, 0.25, 0.125]]  # type: ignore[union-attr]
 
 
-def test_what_stops_one_rank_is_raised_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_one_rank_is_raised_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
     def step(rank: int) -> StepStats:
         error = ErrorBudgetExceeded("most are in shard x.tar") if rank == 2 else None
         own = RankStats(examples={"ocr": 1, "vqa": 1}, error=error)
@@ -113,7 +113,7 @@ def test_what_stops_one_rank_is_raised_on_all(monkeypatch: pytest.MonkeyPatch) -
 
 
 def batches(*numbers: int, error: bool = False) -> list[StepData[int]]:
-    """A batch for each number, without an example where it is 0; an `error` ends them."""
+    """Yield a batch for each number, without an example where it is 0, and last the `error`."""
     found: list[StepData[int]] = [StepData([number], [object()] * bool(number)) for number in numbers]  # type: ignore
     return found + [StepData([], [], error=ErrorBudgetExceeded("too many"))] * error
 

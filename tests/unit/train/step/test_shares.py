@@ -1,4 +1,4 @@
-"""Asked and achieved shares: the warning where a source gives less than its share."""
+"""Shares are compared with the configured ones, with a warning where a source falls short."""
 
 import json
 
@@ -16,13 +16,13 @@ MIXTURE = {
 
 
 def counts(*numbers: int) -> dict[str, int]:
-    """Examples by component of MIXTURE."""
+    """Return numbers of examples by component of MIXTURE."""
     return dict(zip(MIXTURE, numbers, strict=True))
 
 
 def test_shares_are_of_all_examples_since_the_phase_began() -> None:
     shares = Shares(MIXTURE, "mini")
-    assert shares.metrics()["share/ocr"] is None  # of nothing
+    assert shares.metrics()["share/ocr"] is None  # before the first example
     shares.add(counts(1, 1, 2), due=4)
     shares.add(counts(0, 2, 2), due=4)
     assert shares.metrics() == {
@@ -31,7 +31,7 @@ def test_shares_are_of_all_examples_since_the_phase_began() -> None:
     }  # fmt: skip
 
 
-def test_a_share_that_is_missed_is_named_once_and_not_too_early() -> None:
+def test_a_missed_share_is_reported_once_and_not_too_early() -> None:
     shares = Shares(MIXTURE, "mini")
     shares.add(counts(150, 250, 500), due=999)
     assert shares.warning() is None
@@ -49,14 +49,14 @@ def test_five_percent_are_relative(numbers: list[int], parted: list[str]) -> Non
     assert shares.parted() == parted
 
 
-def test_a_weight_that_asks_for_nothing_is_named() -> None:
+def test_a_weight_too_small_for_one_example_is_reported() -> None:
     tiny = {"ocr": ComponentConfig("webli", "ocr", 1e-12), "vqa": ComponentConfig("webli", "vqa", 1.0)}
     warning = Shares(tiny, "mini").too_rare(1000, 4096)
     assert warning is not None and "less than one example in its 1,000 steps of ocr (4.1e-06)" in warning
     assert Shares(MIXTURE, "mini").too_rare(1, 4) is None
 
 
-def test_what_interleaving_cannot_divide_is_no_difference() -> None:
+def test_rounding_of_interleaving_is_not_reported() -> None:
     rare = {"ocr": ComponentConfig("webli", "ocr", 1.0), "vqa": ComponentConfig("webli", "vqa", 999.0)}
     shares = Shares(rare, "mini")
     shares.add({"ocr": 2, "vqa": 998}, due=1000)
@@ -65,7 +65,7 @@ def test_what_interleaving_cannot_divide_is_no_difference() -> None:
     assert shares.parted() == ["ocr"]
 
 
-def test_a_resumed_run_counts_on_unless_the_mixture_is_another() -> None:
+def test_a_resumed_run_continues_to_count_the_same_mixture() -> None:
     shares = Shares(MIXTURE, "mini")
     shares.add(counts(1, 1, 2), due=4)
     state = json.loads(json.dumps(shares.state))

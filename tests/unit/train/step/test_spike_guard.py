@@ -1,4 +1,4 @@
-"""Which losses are refused, and when a run goes back or stops."""
+"""Losses that are not finite or spike are refused; after many of them a run goes back or stops."""
 
 import json
 import math
@@ -22,7 +22,7 @@ def test_a_loss_that_is_not_finite_is_refused_from_the_first_step(loss: float) -
     assert SpikeGuard(SETTINGS).verdict(loss) == "loss is not finite"
 
 
-def test_spikes_are_parted_from_noise_once_the_window_is_full() -> None:
+def test_spikes_are_separated_from_noise_once_the_window_is_full() -> None:
     guard = SpikeGuard(SETTINGS)
     for loss in (9.0, 5.0, 2.0, 2.0, 2.0):
         assert guard.verdict(100.0) is None

@@ -1,4 +1,4 @@
-"""Validation of nothing is reported, not passed; components that come twice are evaluated twice."""
+"""A validation without examples is reported; components with different options are all evaluated."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ LAYOUT = SimpleNamespace(device=torch.device("cpu"), data_parallel_size=1)
 
 
 def validation(*weights: float) -> Validation:
-    """Two batches of eight examples, of components with these weights."""
+    """Return a validation of two batches of eight examples, of components with these weights."""
     config = RunConfig(evaluation=EvaluationConfig(every_steps=0, steps=2))
     config.data.global_batch_size = 8
     config.mixture = {f"s{i}/ocr": ComponentConfig(f"s{i}", "ocr", weight) for i, weight in enumerate(weights)}
@@ -28,7 +28,7 @@ def validation(*weights: float) -> Validation:
         ((1, 1), [16, 0], "no example of s1/ocr in 2 batches of the validation split"),
         ((1, 1), [16, 0], "(7 x s1/ocr: no OCR text)"),
         ((1, 1), [0, 0], "no example (of s0/ocr, s1/ocr) in 2 batches"),
-        ((1, 15), [0, 16], None),  # one example was due: where it falls is chance
+        ((1, 15), [0, 16], None),  # only one example is due, so a batch may lack it by chance
     ],
 )
 def test_components_without_examples_are_named(
