@@ -1,12 +1,14 @@
 """Draw docs/architecture.png from the code: the units, the cuts of a pipeline, and the tensors that stages send.
 
-python -m docs.draw_architecture
+    python -m docs.draw_architecture
+    python -m docs.draw_architecture output=/tmp/architecture.png
 
 Every name and number of the figure is computed: units and costs by `model`, the cut by `parallel.plan.cut`, the sent
 tensors by `parallel.pipeline`, the blocks of a parameter by `model.layers`. Nothing is started.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -17,7 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from torch import Tensor
 
+from common.command_line import parse, run_command
 from common.files import beside
+from common.values import PATH as IS_PATH
 from model.costs import UnitCost, unit_costs
 from model.describe import read_model
 from model.layers import OneProcess, Part, TensorParallel, parameter_info
@@ -38,6 +42,14 @@ INK, FAINT = "#2b2f36", "#8a9099"
 COLORS = {"vit": "#4c78a8", "bridge": "#e3a53a", "encoder": "#54a075", "decoder": "#9a6fb0", "head": "#c8594f"}
 PARTS = ("#2f6f4f", "#6fae8c", "#b5d6c3")  # query, key, value
 LEFT, RIGHT, SLIM, GAP = 0.03, 0.97, 0.024, 0.005  # of the width of the figure; `SLIM` is a unit that is no block
+
+
+@dataclass
+class Options:
+    """Options of this command."""
+
+    output: str = field(default=str(PATH), metadata=IS_PATH)
+    """File to write. By default the figure of this checkout."""
 
 
 class SecondOfTwo(OneProcess):
@@ -188,8 +200,9 @@ def draw_parameter(axes: Axes, parts: Sequence[Part]) -> None:
     )  # fmt: skip
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Draw the figure."""
+    output = Path(parse(words, Options).output)
     config, frozen = read_model(OVERRIDES)
     step = StepShape.from_one_example(config, PARALLEL, DTYPE)
     memory = MemoryModel(PARALLEL, OptimizerConfig(), step, DATA_PARALLEL)
@@ -215,9 +228,9 @@ def main() -> None:
     draw_cuts(axes, places, stages, CarryPlan(plan, PARALLEL))
     axes.plot([LEFT, RIGHT], [0.275, 0.275], color="#dfe2e6", lw=1)
     draw_parameter(axes, parameter_info(block.attention_in.weight).parts)
-    with beside(PATH) as scratch:
+    with beside(output) as scratch:
         figure.savefig(scratch, format="png")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -1,16 +1,19 @@
 """Write docs/configuration.md from the docstrings of the settings.
 
 python -m train.configuration_page
+python -m train.configuration_page output=/tmp/configuration.md
 """
 
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from common.command_line import CONF
+from common.command_line import CONF, parse, run_command
 from common.field_docs import field_docs, shown_default
 from common.files import write_text
+from common.values import PATH
 from data import objectives
 from slurm.cluster import SubmitConfig
 from train.config import Phase, RunConfig
@@ -26,6 +29,19 @@ phases are mappings by name: `mixture.ocr.weight=0` or `~mixture.ocr` leaves a c
 `mixture.mine={source: photos, objective: captioning, weight: 10}` adds one, and `phases.full_588.micro_batch_size=2`
 changes one phase. A mistake ends the command with exit code 2 and one sentence.
 """
+
+
+@dataclass
+class Options:
+    """Options of this command."""
+
+    output: str = dataclasses.field(default=str(PAGE), metadata=PATH)
+    """File to write. By default the page of this checkout."""
+
+
+def main(words: Sequence[str]) -> None:
+    """Write the page."""
+    write_text(Path(parse(words, Options).output), page())
 
 
 def page() -> str:
@@ -73,4 +89,4 @@ def _first_comment(file: Path) -> str:
 
 
 if __name__ == "__main__":
-    write_text(PAGE, page())
+    run_command(main)

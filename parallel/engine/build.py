@@ -27,11 +27,12 @@ def build_engine(
 ) -> Engine:
     """Build a trainable model for a layout that is started; a collective of all ranks.
 
-    Steps: plan on `meta` -> freeze -> mark recomputed blocks -> cut into stages -> fill unit by unit -> gradient hooks
-    -> data-parallel engine -> optimizer state. The caller loads a checkpoint afterwards. `precision="bf16"` computes in
-    bf16 and keeps fp32 weights in the optimizer. `seed=None` leaves parameters uninitialized; the caller must load
-    every one. Stages are balanced for `step`, by default for rows of one example. Raises ConfigurationError as
-    `plan_stages` does.
+    Steps: plan on `meta` -> freeze -> mark recomputed blocks -> cut into stages -> start the engine's library -> fill
+    unit by unit -> gradient hooks -> data-parallel engine -> optimizer state. The caller loads a checkpoint afterwards.
+
+    `precision="bf16"` computes in bf16 and keeps fp32 weights in the optimizer. `seed=None` leaves parameters
+    uninitialized; the caller must load every one. Stages are balanced for `step`, by default for rows of one example.
+    Raises ConfigurationError as `plan_stages` does.
     """
     dtype = DTYPES[precision]
     step = step or StepShape.from_one_example(config, layout.config, dtype)

@@ -12,9 +12,8 @@ from model.describe import one_example, read_model
 from model.pali import plan_on_meta
 
 
-def test_the_figure_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draw_architecture, "PATH", tmp_path / "architecture.png")
-    draw_architecture.main()
+def test_the_figure_is_drawn(tmp_path: Path) -> None:
+    draw_architecture.main([f"output={tmp_path / 'architecture.png'}"])
     with Image.open(tmp_path / "architecture.png") as drawn, Image.open("docs/architecture.png") as committed:
         assert drawn.size == committed.size and len(drawn.getcolors(drawn.width * drawn.height)) > 100
 
