@@ -18,7 +18,7 @@ STORAGE_NAMES = (
     *("EHOSTDOWN", "EHOSTUNREACH"),
     *("EAGAIN", "EBUSY", "ENOLCK", "ENOBUFS", "ENOMEM", "EMFILE", "ENFILE"),  # this machine, short of something
 )
-OF_STORAGE = frozenset(getattr(errno, name) for name in STORAGE_NAMES if hasattr(errno, name))  # Linux defines all
+STORAGE_ERRNOS = frozenset(getattr(errno, name) for name in STORAGE_NAMES if hasattr(errno, name))  # Linux defines all
 
 
 class ConfigurationError(ValueError):

@@ -17,7 +17,7 @@ MPIRUN = (
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
 )
 PAUSES_S = (1, 2, 4, 8, 15, 30, 60)  # before each retry of a command that Slurm's controller did not answer
-OF_CONTROLLER = ("Unable to contact", "timed out", "Connection refused", "Connection reset", "No route to host",
+CONTROLLER_ERRORS = ("Unable to contact", "timed out", "Connection refused", "Connection reset", "No route to host",
                  "Zero Bytes were transmitted", "emporarily un", "Communication connection failure",
                  "Transport endpoint", "not responding")  # fmt: skip
 RESERVED_STEPS = 0xFFFFFFF0  # Slurm's ids of the batch script, an interactive shell, ...; srun's steps are below
@@ -85,7 +85,7 @@ def first_host(nodes: str) -> str:
 
 def is_of_controller(message: str) -> bool:
     """Return whether an error of Slurm is a temporary one of its controller or the network, not of the request."""
-    return any(sign in message for sign in OF_CONTROLLER)
+    return any(sign in message for sign in CONTROLLER_ERRORS)
 
 
 def _srun(environment: Mapping[str, str]) -> Process:

@@ -16,8 +16,8 @@ _string, _bool, _float = (kind._validate_and_convert_impl for kind in KINDS)
 def _text(node: StringNode, value: Any) -> str:
     """Accept text only; through an interpolation (`${run.seed}`) also an integer, whose text is exact."""
     key = str(node._get_full_key(None))
-    of_hydra = key.startswith("hydra.") and not key.startswith("hydra.launcher.")
-    if type(value) in (bool, int, float) and not of_hydra and not (type(value) is int and _is_interpolation(node)):
+    is_hydra_key = key.startswith("hydra.") and not key.startswith("hydra.launcher.")
+    if type(value) in (bool, int, float) and not is_hydra_key and not (type(value) is int and _is_interpolation(node)):
         raise ValidationError(
             f"{key} is text, but its value reads as the {type(value).__name__} {value}; put it in quotes "
             f"(in YAML: '…', on a command line: {key}=\"'…'\")."

@@ -1,6 +1,6 @@
 """Retry reads while storage fails, and separate a failing disk from bad data.
 
-A read that fails with an error of `errors.OF_STORAGE` is retried, at growing intervals, for `patience_s`; then
+A read that fails with an error of `errors.STORAGE_ERRNOS` is retried, at growing intervals, for `patience_s`; then
 StorageFailed is raised, and the job is queued again. If the file was there before, a folder that is gone or empty is a
 lost mount and is retried too. A file that is missing from a folder with other files was removed: this error, and every
 other, is raised at once for the caller to handle.
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from common.errors import OF_STORAGE, ConfigurationError, StorageFailed
+from common.errors import STORAGE_ERRNOS, ConfigurationError, StorageFailed
 from common.progress import beat
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def retry(read: Callable[[], Result], path: str, patience_s: float = PATIENCE_S,
             _lost.discard(folder)
             return result
         except OSError as error:
-            if error.errno not in OF_STORAGE and not (was_there and _is_unmounted(error, path)):
+            if error.errno not in STORAGE_ERRNOS and not (was_there and _is_unmounted(error, path)):
                 raise
             left_s = deadline - time.monotonic()
             if left_s <= 0 or folder in _lost:

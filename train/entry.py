@@ -26,7 +26,7 @@ from common.errors import (
     EXIT_HUNG,
     EXIT_INTERRUPTED,
     EXIT_STOPPED,
-    OF_STORAGE,
+    STORAGE_ERRNOS,
     ConfigurationError,
     Interrupted,
     Notice,
@@ -88,7 +88,7 @@ def entry(config_name: str, main: Callable[[DictConfig], None], reads: Sequence[
 def _prepare_words(reads: Sequence[str], of_saved_run: bool) -> None:
     """Check the words of the command line, and rewrite those that Hydra would misread.
 
-    `of_saved_run`: the entries of mappings are those of a saved run, which Hydra does not see.
+    `of_saved_run`: mappings have the entries of a saved run, which Hydra does not read.
     """
     words = without_injected(sys.argv[1:])
     if reads:
@@ -116,7 +116,7 @@ def in_one_sentence(work: Callable[[], None]) -> None:
     except FailedRuns as error:
         stop(str(error), error.code)
     except OSError as error:
-        if error.errno in OF_STORAGE and error.filename is not None:
+        if error.errno in STORAGE_ERRNOS and error.filename is not None:
             failed = f"{error.filename}: {error.strerror}; start again when the storage responds."
             stop(failed, EXIT_INTERRUPTED, getattr(error, "alone", True))
         code = USER_ERRORS.get(error.errno or 0)

@@ -22,7 +22,7 @@ from train.config import RunConfig, to_dict
 Facts = dict[str, dict[str, Any]]  # source -> records, shards and fingerprint
 # Settings that may differ between nodes, because they are paths; the data there is compared, or loaded by every rank.
 FIRST_WEIGHTS = ("run.initial", "run.initial_weights", "weights")
-OF_A_NODE = ("data.root", "data.sources", "data.tokenizer", "data.index_folder", "parallel.offload_folder",
+NODE_KEYS = ("data.root", "data.sources", "data.tokenizer", "data.index_folder", "parallel.offload_folder",
              *FIRST_WEIGHTS)  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def check_settings_of_ranks(config: RunConfig, this: Launch) -> None:
 
 def _may_differ(key: str, mine: Any, first: Any) -> bool:
     """Return whether a setting names places of a node; first weights are loaded by all ranks together, or by none."""
-    if not any(f"{key}.".startswith(f"{own}.") for own in OF_A_NODE):
+    if not any(f"{key}.".startswith(f"{own}.") for own in NODE_KEYS):
         return False
     return not key.startswith(FIRST_WEIGHTS) or _number(mine) == _number(first)
 

@@ -11,8 +11,8 @@ from parallel.checkpoint.initial_weights import check_files, names_in
 from train.config import RunConfig
 from train.phases import spans
 
-OF_VIT = ("patches.", "vit_block_", "bridge.vit_norm.")
-OF_NEITHER = "bridge.projection."  # from ViT to mT5; in the file of neither tower
+VIT_PREFIXES = ("patches.", "vit_block_", "bridge.vit_norm.")
+PROJECTION_PREFIX = "bridge.projection."  # from ViT to mT5; in the file of neither tower
 SHOWN = 3  # units named in a message; a tower has dozens
 
 
@@ -70,8 +70,8 @@ def _checked(plan: PaLI, key: str, file: str, names: set[str]) -> set[str]:
 def _of_tower(names: set[str], key: str) -> set[str]:
     if key == "run.initial_weights":
         return names
-    vit = {name for name in names if name.startswith(OF_VIT)}
-    return vit if key == "weights.vit" else {name for name in names - vit if not name.startswith(OF_NEITHER)}
+    vit = {name for name in names if name.startswith(VIT_PREFIXES)}
+    return vit if key == "weights.vit" else {name for name in names - vit if not name.startswith(PROJECTION_PREFIX)}
 
 
 def _check_frozen(config: RunConfig, phases: Sequence[PaLI], known: set[str]) -> None:
@@ -80,7 +80,7 @@ def _check_frozen(config: RunConfig, phases: Sequence[PaLI], known: set[str]) ->
         trained = {part.name for parameter, part in parameter_parts(model) if parameter.requires_grad}
         random = {part.name for _, part in parameter_parts(model)} - trained - known
         if random:
-            vit = any(name.startswith(OF_VIT) for name in random)
+            vit = any(name.startswith(VIT_PREFIXES) for name in random)
             raise ConfigurationError(
                 f"phase {span.name!r} freezes {_some(random)}, whose first weights would be random; give them by "
                 f"weights.{'vit' if vit else 'mt5'}=<safetensors file>, run.initial_weights or run.initial, or set "

@@ -44,8 +44,8 @@ from train.entry import entry
 from train.run.kept_files import keep_old
 
 LOWER = "give a lower vit_pretraining.learning_rate"
-OF_DATA = ("data=", "data.root", "data.sources", "data.index_folder", "data.holdout")
-READS = ("vit", "vit_pretraining", "model=", "phases", "run.seed", "run.name", "run.folder", *OF_DATA)
+DATA_KEYS = ("data=", "data.root", "data.sources", "data.index_folder", "data.holdout")
+READS = ("vit", "vit_pretraining", "model=", "phases", "run.seed", "run.name", "run.folder", *DATA_KEYS)
 BINS = 12  # for each of a box's four coordinates
 BOX_WEIGHT = 0.25  # weight of a coordinate's loss beside a word's loss of 1
 
@@ -104,9 +104,11 @@ def main(composed: DictConfig) -> None:
     data = config.data
     ledger = Ledger(data.error_budget, data.error_budget_minimum, data.error_window)
     source = ShardSource(settings.source, data.location(settings.source), "train", ledger, data.read_options())
-    seen = partial(decode, size=size, max_megapixels=data.max_megapixels, exif_orientation=data.exif_orientation)
+    decode_image = partial(
+        decode, size=size, max_megapixels=data.max_megapixels, exif_orientation=data.exif_orientation
+    )
     grid = size // config.vit.patch_size
-    found = list(_labeled(source, seen, ledger))
+    found = list(_labeled(source, decode_image, ledger))
     if not found:
         raise ConfigurationError(f"vit_pretraining.source={settings.source} has no image with objects; name another.")
     records = [each for each in found if any(all(map(len, _inside(box, grid))) for _, box in each.objects)]
@@ -145,7 +147,7 @@ def main(composed: DictConfig) -> None:
     print(f"{output}: all words right at {np.mean(right[-20:]):.1%} of the last patches")
 
 
-def _labeled(source: ShardSource, see: Callable[[bytes], np.ndarray], ledger: Ledger) -> Iterator[Labeled]:
+def _labeled(source: ShardSource, decode_image: Callable[[bytes], np.ndarray], ledger: Ledger) -> Iterator[Labeled]:
     """Yield every record of the source that has an image and objects with boxes; a broken one costs budget."""
     for number in range(len(source)):
         try:
@@ -155,7 +157,7 @@ def _labeled(source: ShardSource, see: Callable[[bytes], np.ndarray], ledger: Le
                 objects = [(set(each.label.split()), each.box) for each in found if each.box is not None]
                 if record.image is None or not objects:
                     raise Skip("no image with boxes")
-                image = see(record.image)
+                image = decode_image(record.image)
         except Skip as skip:
             if not skip.defect:
                 ledger.count_skip(source.name, skip.cause)
@@ -188,11 +190,11 @@ def _inside(box: Sequence[float], grid: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _judge(output: Tensor, targets: Tensor) -> tuple[Tensor, float]:
     """Return (loss per image, share of patches with all words right) of two [N, I, words + 4 * BINS]."""
-    (logits, of_boxes), (named, bins) = (x.tensor_split([-4 * BINS], -1) for x in (output, targets))
+    (logits, box_logits), (named, bins) = (x.tensor_split([-4 * BINS], -1) for x in (output, targets))
     objects = named.any(-1)
     words = F.binary_cross_entropy_with_logits(logits, named, reduction="sum")
-    of_boxes, bins = (x[objects].view(-1, BINS) for x in (of_boxes, bins))
-    boxes = F.cross_entropy(of_boxes, bins, reduction="sum")
+    box_logits, bins = (x[objects].view(-1, BINS) for x in (box_logits, bins))
+    boxes = F.cross_entropy(box_logits, bins, reduction="sum")
     right = ((logits > 0) == (named > 0)).all(-1).float().mean()
     return (words + BOX_WEIGHT * boxes) / output.shape[1], float(right)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from common.errors import OF_STORAGE, ConfigurationError, Notice, StorageFailed
+from common.errors import STORAGE_ERRNOS, ConfigurationError, Notice, StorageFailed
 from common.progress import beat
 from model.finite import first_not_finite
 from model.layers import parameter_parts
@@ -303,7 +303,7 @@ def _together(group: dist.ProcessGroup, work: Callable[[], None]) -> None:
 
 
 def _is_storage_error(error: BaseException) -> bool:
-    return isinstance(error, StorageFailed) or (isinstance(error, OSError) and error.errno in OF_STORAGE)
+    return isinstance(error, StorageFailed) or (isinstance(error, OSError) and error.errno in STORAGE_ERRNOS)
 
 
 def _anywhere(mistake: T | None, group: dist.ProcessGroup | None = None) -> T | None:

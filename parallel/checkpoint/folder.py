@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Self
 
-from common.errors import OF_STORAGE, Notice, StorageFailed
+from common.errors import STORAGE_ERRNOS, Notice, StorageFailed
 from common.files import write_text
 
 FOLDER = re.compile(r"step_([0-9]{8,})")
@@ -133,7 +133,7 @@ class CheckpointFolder:
 
 def raise_if_storage_failed(error: Exception, path: Path) -> None:
     """Raise StorageFailed for an error of the disk, which often passes and is no sign of a damaged file."""
-    if isinstance(error, OSError) and error.errno in OF_STORAGE:
+    if isinstance(error, OSError) and error.errno in STORAGE_ERRNOS:
         raise StorageFailed(f"{path} could not be read ({error.strerror}); start again when its storage is back.")
 
 

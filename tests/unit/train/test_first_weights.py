@@ -12,7 +12,7 @@ from model.config import MT5Config, PaLIConfig, ViTConfig
 from model.layers import parameter_parts
 from model.pali import PaLI, plan_on_meta
 from train.config import Phase, RunConfig, RunSettings, WeightsConfig
-from train.first_weights import OF_VIT, check_first_weights, first_files
+from train.first_weights import VIT_PREFIXES, check_first_weights, first_files
 from train.phases import spans
 
 VIT = ViTConfig(width=8, depth=5, mlp_dim=16, num_heads=1)
@@ -62,7 +62,7 @@ def test_what_an_earlier_phase_has_trained_may_be_frozen(tmp_path: Path) -> None
 
 def test_files_and_checkpoints_are_somewhere(tmp_path: Path) -> None:
     config = a_run(tmp_path, FROZEN_VIT)
-    vit = write(tmp_path / "vit.safetensors", *OF_VIT)
+    vit = write(tmp_path / "vit.safetensors", *VIT_PREFIXES)
     check(replace(config, weights=WeightsConfig(vit=vit)))
     check(replace(config, run=replace(config.run, initial_weights=[vit])))
     check(replace(config, run=replace(config.run, initial=str(tmp_path))))
@@ -77,10 +77,10 @@ def test_files_and_checkpoints_are_somewhere(tmp_path: Path) -> None:
 
 def test_files_of_towers(tmp_path: Path) -> None:
     config = a_run(tmp_path, [])
-    vit, mt5 = write(tmp_path / "v", *OF_VIT), write(tmp_path / "m", "", without="bridge.projection")
+    vit, mt5 = write(tmp_path / "v", *VIT_PREFIXES), write(tmp_path / "m", "", without="bridge.projection")
     of_text = ("bridge.embedding", "bridge.encoder_bias", "bridge.decoder_bias", "encoder", "decoder", "head")
     text = write(tmp_path / "t", *of_text)
-    part, norm = write(tmp_path / "p", *OF_VIT, without="vit_block_3"), write(tmp_path / "n", "bridge.vit_norm")
+    part, norm = write(tmp_path / "p", *VIT_PREFIXES, without="vit_block_3"), write(tmp_path / "n", "bridge.vit_norm")
     check(replace(config, weights=WeightsConfig(vit, text)))
     assert first_files(replace(config, weights=WeightsConfig(vit, text))) == [vit, text]
     for weights, printed in (
