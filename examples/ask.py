@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import MISSING
 
 from common.command_line import parse, run_command
@@ -19,6 +20,7 @@ from data.examples import EncodedExample, ExampleInfo
 from data.images import decode
 from data.objectives import vqa
 from data.packing import RowShape, pack
+from data.skip import Skip
 from data.tokenizer import EOS, Tokenizer
 from parallel.checkpoint.checkpointer import Checkpointer
 from parallel.config import ParallelConfig
@@ -65,7 +67,7 @@ def ask(options: Options) -> str:
 
     tokenizer, size = Tokenizer(config.data.tokenizer), config.model.image_size
     prompt = options.prompt or vqa.PROMPTS[0].format(language="EN", question=options.question)
-    pixels = decode(Path(options.image).read_bytes(), size)
+    pixels = read_image(options.image, size)
     encoder_ids = np.array([*tokenizer.encode_prompt(prompt), EOS], np.int32)
     info = ExampleInfo("", "vqa", "", "", "en", prompt, "")
     example = EncodedExample(encoder_ids, np.array([EOS], np.int32), pixels[None], info, closing=2)
@@ -73,6 +75,16 @@ def ask(options: Options) -> str:
     rows, _ = pack([example], RowShape(tokens_per_image + len(encoder_ids), 1, 1, size, tokens_per_image))
     answer: torch.Tensor = engine.generate(to_tensors(rows), options.max_new_tokens)
     return tokenizer.decode(answer[0].tolist())
+
+
+def read_image(path: str, size: int) -> NDArray[np.uint8]:
+    """Read an image file as [size, size, 3]. Raises ConfigurationError."""
+    try:
+        return decode(Path(path).read_bytes(), size)
+    except OSError as error:
+        raise ConfigurationError(f"image={path} cannot be read ({error.strerror}); name a readable file.") from error
+    except Skip as skip:
+        raise ConfigurationError(f"image={path} cannot be read ({skip.detail}); name another file.") from skip
 
 
 def main(options: Options) -> None:
