@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -120,6 +121,8 @@ def sentence(error: BaseException) -> str:
             return _missing_option(link)
         if isinstance(link, OverrideParseException):
             return f"{link.override!r} cannot be read as key=value ({_one_line(str(link))})"
+    if found := re.match(r"Could not delete from config\. '(.+)' does not exist\.", str(error)):
+        return f"{found[1]} does not exist; there is nothing to leave out."
     for link in chain:
         if isinstance(link, MissingMandatoryValue) and link.full_key:
             return f"{link.full_key} is not given; set it on the command line."

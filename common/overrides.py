@@ -1,5 +1,6 @@
 """Prepare the words of a command line for Hydra: keep text as typed; refuse renamed, misspelled and unread keys."""
 
+import difflib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -84,9 +85,17 @@ def open_names(words: Sequence[str], kinds: dict[str, Any], unseen: bool = False
 
     `data.sources.webli=x` becomes `++data.sources.webli=x`. An entry that is a dataclass is merged into its mapping:
     `mixture.mine={…}` becomes `++mixture={mine: {…}}`. A field of such an entry (`mixture.ocr.weight=0`) stays as it
-    is, so that Hydra refuses a misspelled name. `unseen`: merge it too, because Hydra does not have the entries.
+    is, so that Hydra refuses a misspelled name. Before a word below such a field (`phases.full_588.objectives.ocr=1`)
+    comes `phases.full_588={}`: it changes nothing, and Hydra refuses it where the entry does not exist. `unseen`: merge
+    fields too and refuse nothing, because Hydra does not have the entries.
     """
-    return [_opened(word, kinds, unseen) if "=" in word and word[0] not in "-~" else word for word in words]
+    made: list[str] = []
+    for word in words:
+        opened = "=" in word and word[0] not in "-~"
+        if opened and not unseen:
+            made += _presence(word, kinds)
+        made.append(_opened(word, kinds, unseen) if opened else word)
+    return made
 
 
 @contextmanager
@@ -121,6 +130,36 @@ def check_read(words: Sequence[str], reads: Sequence[str], command: str, known: 
             continue
         if not any(f"{key}=" == name or key == name or key.startswith(f"{name}.") for name in reads):
             raise ConfigurationError(f"{command} does not read {key}; leave it out (it reads {', '.join(reads)}).")
+
+
+def check_for_saved_run(words: Sequence[str], folder: Path) -> None:
+    """Raise ConfigurationError for a word that cannot change the settings of a saved run, which Hydra does not see.
+
+    Such words leave out a key, or choose a file of a group other than `parallel`. `folder`: see check_choices.
+    """
+    for word in words:
+        key, _, value = word.lstrip("+").partition("=")
+        if word.startswith("~"):
+            raise ConfigurationError(
+                f"{word} cannot leave out a setting of a saved run; write mixture.<name>.weight=0 for a component."
+            )
+        if key not in ("", "parallel") and (folder / key).is_dir() and not value.strip(" '\"").startswith("{"):
+            if key.startswith(("-", "hydra")):
+                continue
+            raise ConfigurationError(
+                f"{word} cannot choose a file of conf/{key} for a saved run; set single keys of the run instead."
+            )
+
+
+def check_phase_keys(words: Sequence[str], reads: Sequence[str], command: str) -> None:
+    """Raise ConfigurationError for a key of one phase (`phases.<name>.<key>`) that is not among `reads`."""
+    for word in words:
+        path = _path(_key(word))
+        if len(path) < 3 or path[0] != "phases" or path[2] in reads:
+            continue
+        near = difflib.get_close_matches(path[2], reads, 1)
+        hint = f"did you mean {'.'.join([*path[:2], near[0]])}?" if near else "leave it out."
+        raise ConfigurationError(f"{command} does not read {_key(word)}; {hint}")
 
 
 def _path(key: str) -> list[str]:
@@ -175,6 +214,18 @@ def _opened(word: str, kinds: dict[str, Any], unseen: bool) -> str:
             value = f"{{{name}: {value}}}"
         return f"++{beginning}{'.'.join(outer)}".rstrip(".") + f"={value}"
     return word
+
+
+def _presence(word: str, kinds: dict[str, Any]) -> list[str]:
+    """Return the word that Hydra refuses where the entry above a forced key does not exist; none for other keys."""
+    key = _key(word)
+    for beginning, kind in kinds.items():
+        path = _path(key[len(beginning) :]) if key.startswith(beginning) else []
+        mappings = [end for end in range(len(path)) if get_origin(type_at(kind, path[:end])) is dict]
+        forced = len(mappings) > 1 or get_origin(type_at(kind, path)) is dict
+        if mappings and len(path) > mappings[0] + 1 and forced:
+            return [f"{beginning}{'.'.join(path[: mappings[0] + 1])}={{}}"]
+    return []
 
 
 def _is_text(key: str, kinds: dict[str, Any]) -> bool:

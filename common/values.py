@@ -10,7 +10,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import common.strict_omegaconf  # noqa: F401
 from common.errors import ConfigurationError
@@ -45,6 +45,8 @@ def in_one_line(error: Exception, where: str = "") -> str:
     """Return an error of OmegaConf or Hydra on one line, behind the key it is about; `where` begins the key."""
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error
     key = ".".join(filter(None, (where, getattr(cause, "full_key", None))))
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{key} is not given; set it on the command line."
     text = " ".join(str(cause).split("full_key")[0].split()).rstrip(".")
     return f"{key}: {text}." if key else f"{text}."
 

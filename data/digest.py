@@ -11,7 +11,7 @@ and `phases` (the first phase counts).
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from common.command_line import PHASES, compose_groups, first_phase, run_command, split_own
 from common.errors import ConfigurationError
 from common.field_docs import help_text
-from common.overrides import check_read
+from common.overrides import check_phase_keys, check_read
 from common.values import at_least, one_of, replacing, typed
 from data.config import ComponentConfig, DataConfig, for_objectives
 from data.error_budget import NothingUsable
@@ -30,6 +30,7 @@ from data.tokenizer import Tokenizer
 
 OF_NOTHING = hashlib.sha256(b"").hexdigest()  # the digest of a step without any row
 READS = ("data", "mixture", "phases", "vit", "run.seed", "model=", "experiment=")
+PHASE_READS = ("image_size", "objectives", *(one.name for one in fields(DataConfig)))
 
 
 @dataclass
@@ -121,6 +122,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     own, overrides = split_own(arguments, DigestConfig)
     check_read(overrides, READS, "data.digest")
+    check_phase_keys(overrides, PHASE_READS, "data.digest")
     stream = open_stream(overrides, own.split)
     first, end = map(int, own.steps.split(":"))
     digests = []

@@ -20,7 +20,7 @@ from sentencepiece import sentencepiece_model_pb2 as protocol
 from common.errors import ConfigurationError, ReadingStopped, StorageFailed
 from common.files import write_bytes
 from common.terminal import use_utf8
-from common.values import PATH
+from common.values import PATH, one_of
 from data.objectives.base import SENTINEL
 from data.storage import not_permitted, read_file
 
@@ -194,7 +194,7 @@ class Options:
     vocab_size: int = 4096
     """Most pieces, with 3 special ones, 256 bytes and 100 sentinels. The default suits the demo; mT5 has 250,112."""
     split: str = "train"
-    """Split whose text is read."""
+    """Split whose text is read: train, validation or test."""
     error_budget: float = 0.01
     """Fraction of a source's records that may be broken; beyond it, and `error_budget_minimum`, the command stops."""
     error_budget_minimum: int = 16
@@ -205,10 +205,12 @@ def main(arguments: Sequence[str]) -> None:
     """Train on all text of the training shards below `root` (see Options)."""
     from common.command_line import parse
     from data.corpus.text import corpus_texts
+    from data.shards.source import SPLITS
 
     options = parse(arguments, Options)
     if options.vocab_size <= SMALLEST:
         raise ConfigurationError(f"vocab_size={options.vocab_size} leaves no piece to learn; set it above {SMALLEST}.")
+    one_of("split", options.split, SPLITS)
     texts = corpus_texts(options.root, options.split, options.error_budget, options.error_budget_minimum)
     try:
         tokenizer = train_tokenizer(texts, options.output, options.vocab_size)

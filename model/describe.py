@@ -10,7 +10,7 @@ run's configuration (conf/pretrain.yaml): the groups `vit`, `mt5`, `model` and `
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import groupby
 from typing import Any
 
@@ -19,13 +19,14 @@ from rich.table import Table
 
 from common.command_line import PHASES, compose_groups, first_phase, run_command, split_own
 from common.field_docs import help_text
-from common.overrides import check_read
+from common.overrides import check_phase_keys, check_read
 from common.values import at_least, replacing, typed
 from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from model.costs import BatchShape, UnitCost, unit_costs
 from model.pali import plan_on_meta
 
 READS = ("vit", "mt5", "model", "phases", "experiment=")
+PHASE_READS = ("freeze", *(one.name for one in fields(ModelConfig)))
 
 
 @dataclass
@@ -124,6 +125,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     own, overrides = split_own(arguments, DescribeConfig)
     check_read(overrides, READS, "model.describe")
+    check_phase_keys(overrides, PHASE_READS, "model.describe")
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(describe(*read_model(overrides), own.input_tokens, own.target_tokens))
 

@@ -37,7 +37,7 @@ from common.errors import (
 )
 from common.field_docs import help_text
 from common.launcher import is_main_rank
-from common.overrides import as_typed, check_choices, check_read, open_names
+from common.overrides import as_typed, check_choices, check_for_saved_run, check_read, open_names
 from common.terminal import use_utf8
 from common.values import expand_home
 from data.error_budget import ErrorBudgetExceeded
@@ -94,6 +94,8 @@ def _prepare_words(reads: Sequence[str], of_saved_run: bool) -> None:
     if reads:
         check_read(words, reads, f"train.{Path(sys.argv[0]).stem}", RunConfig)
     check_choices(words, CONF)
+    if of_saved_run:
+        check_for_saved_run(words, CONF)
     sys.argv[1:] = open_names(as_typed(words, TEXT), TEXT, of_saved_run)
 
 

@@ -32,7 +32,7 @@ from train.step.reader import ReplicaReader
 from train.step.spike_guard import check_end
 from train.step.validation import Validation
 
-READS = tuple(group.name for group in fields(RunConfig) if group.name != "vit_pretraining")
+READS = (*(group.name for group in fields(RunConfig) if group.name != "vit_pretraining"), "experiment=")
 
 
 def main(composed: DictConfig) -> None:

@@ -2,8 +2,8 @@
 
     python -m train.submit cluster=site experiment=paper_3b data.root=/data/shards submit.data_parallel=16
     python -m train.submit cluster=site evaluate run.folder=runs/paper_3b --follow
-    python -m train.submit cluster=site submit.data_parallel=16 corpus folder=runs/corpus \
-        pretrain experiment=paper_17b_stage1 pretrain experiment=paper_17b_stage2 \
+    python -m train.submit cluster=site submit.data_parallel=16 corpus folder=runs/corpus \\
+        pretrain experiment=paper_17b_stage1 pretrain experiment=paper_17b_stage2 \\
         evaluate run.folder=runs/paper_17b_stage2 --dry-run
 
 A job is its name (corpus, pretrain or evaluate) and its arguments; it waits until the job before it has succeeded.
@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.errors import ConfigurationError, Interrupted
 from common.field_docs import help_text
-from common.overrides import as_typed, check_choices, check_read, open_names
+from common.overrides import as_typed, check_choices, check_for_saved_run, check_read, open_names
 from common.terminal import use_utf8
 from common.values import expand_home, typed
 from data.miniature.config import parse as parse_corpus
@@ -103,6 +103,8 @@ def composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
     """Compose `conf/<config_name>.yaml` with overrides."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         check_choices(overrides, CONF)
+        if config_name == "evaluate":
+            check_for_saved_run(overrides, CONF)
         return compose(config_name, open_names(as_typed(overrides, TEXT), TEXT, config_name == "evaluate"))
 
 

@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
 
 from common.command_line import CONF
-from common.overrides import as_typed, open_names
+from common.errors import ConfigurationError
+from common.overrides import as_typed, check_for_saved_run, open_names
 from train.entry import TEXT, register
 
 
@@ -34,3 +36,25 @@ def test_names_of_sources_objectives_and_options(words: list[str]) -> None:
 def test_other_words_stay_as_they_are() -> None:
     words = ["-m", "~data.sources", "run.steps=3", "hydra/launcher=slurm", "data.source.x=1"]
     assert open_names(words, TEXT) == words
+
+
+@pytest.mark.parametrize("word", ["phases.minni.objectives.ocr=1", "mixture.ocrr.options.languages=[en]"])
+def test_a_misspelled_entry_is_refused(word: str) -> None:
+    with pytest.raises(ConfigCompositionException, match=f"Could not override '{'.'.join(word.split('.')[:2])}'"):
+        composed(word)
+
+
+def test_an_entry_of_the_command_line_takes_words_below_it() -> None:
+    made = composed("phases.late={steps: 3}", "phases.late.objectives.ocr=1")
+    assert (made.phases.late.steps, dict(made.phases.late.objectives)) == (3, {"ocr": 1.0})
+
+
+@pytest.mark.parametrize("word", ["~mixture.ocr", "mixture=paper", "+phases=demo", "data=web", "experiment=demo"])
+def test_words_that_cannot_change_a_saved_run(word: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"a saved run; .*\.$"):
+        check_for_saved_run([word], CONF)
+
+
+def test_words_that_change_a_saved_run() -> None:
+    words = ["-m", "parallel=tp2", "mixture.ocr.weight=0", "mixture={mine: {weight: 1}}", "hydra/launcher=slurm"]
+    check_for_saved_run(words, CONF)

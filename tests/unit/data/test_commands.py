@@ -29,6 +29,7 @@ from tests.unit.data.conftest import png, record
         (["root="], "root: "),
         (["root=[a"], "cannot be read"),
         (["root=/nowhere"], "no folder of shards in /nowhere: point root to a corpus"),
+        (["split=trian"], "split='trian' is unknown; did you mean train?"),
         (["output=/proc/x/y"], "output=/proc/x/y cannot be written"),
     ],
 )
@@ -58,6 +59,10 @@ def test_mistakes_of_the_tokenizer(corpus: Path, words: list[str], sentence: str
         ("~phases", "phases is empty"),
         ("data.root=/nowhere", "data.tokenizer=/nowhere/tokenizer.model does not exist"),
         ("data=web", "data.root"),
+        ("phases.minni.image_size=84", "phases.minni is not a setting; did you mean phases.mini?"),
+        ("phases.mini.image_sise=84", "does not read phases.mini.image_sise; did you mean phases.mini.image_size?"),
+        ("phases.mini.tensor=2", "data.digest does not read phases.mini.tensor; leave it out."),
+        ("~mixture.ocrr", "mixture.ocrr does not exist; there is nothing to leave out."),
     ],
 )
 def test_mistakes_of_the_digest(corpus: Path, word: str, sentence: str) -> None:

@@ -154,6 +154,17 @@ def test_settings_may_refer_to_others() -> None:
     assert config.vit.depth == read_model(["model=pali_mini"])[0].mt5.num_heads
 
 
+@pytest.mark.parametrize(("word", "sentence"), [
+    ("phases.minni.freeze=[x]", "phases.minni is not a setting; did you mean phases.mini?"),
+    ("phases.mini.freez=[x]", "model.describe does not read phases.mini.freez; did you mean phases.mini.freeze?"),
+    ("phases.mini.tensor=2", "model.describe does not read phases.mini.tensor; leave it out."),
+])  # fmt: skip
+def test_a_misspelled_phase_is_refused(word: str, sentence: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        main([word])
+    assert str(error.value) == sentence
+
+
 def test_a_mistake_is_one_sentence_and_exit_code_2() -> None:
     done = _run("model=pali_18b")
     assert done.returncode == 2
