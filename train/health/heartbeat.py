@@ -60,7 +60,7 @@ class Heartbeats:
     def __init__(
         self, folder: Path, rank: int, world_size: int, fresh_s: float = 15.0, machine: Path | None = None
     ) -> None:
-        """`folder`: the run's; `machine`: a folder that the ranks of this machine share, None to make one."""
+        """`folder`: that of the run; `machine`: a folder that the ranks of this machine share, None to make one."""
         self.folder, self.world_size, self.fresh_s = folder / "heartbeats", world_size, fresh_s
         self.machine = machine_folder(folder) if machine is None else machine
         self.own = Heartbeat(rank, socket.gethostname(), os.getpid(), started=time.time())

@@ -36,7 +36,7 @@ class Profiler:
     """
 
     def __init__(self, config: ProfileConfig, folder: Path, rank: int, device: torch.device) -> None:
-        """`folder`: the run's."""
+        """`folder`: the folder of the run."""
         self.steps = profiled_steps(config) if rank in config.ranks else range(0)
         self.device = device
         span = f"{self.steps[0]}-{self.steps[-1]}" if self.steps else ""

@@ -56,7 +56,7 @@ class Watchdog:
     """
 
     def __init__(self, timeout_s: float, folder: Path, rank: int = 0, world_size: int = 1) -> None:
-        """`folder`: the run's."""
+        """`folder`: the folder of the run."""
         self.timeout_s, self.tick_s = timeout_s, min(LONGEST_TICK_S, timeout_s / 20)
         self.heartbeats = Heartbeats(folder, rank, world_size, fresh_s=3 * self.tick_s)
         self.stacks_path = folder / "stacks" / f"rank_{rank:05d}.txt"
@@ -92,7 +92,7 @@ class Watchdog:
             raise PeerLost(lost) from error
 
     def beat(self, activity: str = "") -> None:
-        """Count a call of the watched thread as progress.
+        """Count a call of the watched thread as progress, and ignore calls of other threads.
 
         `activity` names what the thread does next; empty keeps the current activity.
         """
@@ -152,7 +152,7 @@ class Watchdog:
             call_within(self.tick_s, partial(write_all, self.stacks_file.fileno(), text))
 
     def _end(self) -> None:
-        """Report a hang and end the process; kill stopped processes of the same launcher first."""
+        """Report a hang, kill stopped processes of the same launcher, and end this process."""
         own = self.heartbeats.own
         self._set_timers(TICKS_OVER * self.tick_s)
         own.frame, own.waits = describe(sys._current_frames().get(self.watched))
@@ -170,12 +170,8 @@ class Watchdog:
             beat.frame is not None for rank, beat in now.items() if beat and rank < own.rank and is_reporter(rank)
         ):
             run = self.heartbeats.folder.parent
-            unseen = (
-                ""
-                if self.sees_other_machines
-                else f" {run} does not respond, so ranks of other machines are not listed."
-            )
-            self._report(f"{verdict(own, before, now)}{unseen}\n")
+            stalled = f" {run} does not respond, so ranks of other machines are not listed."
+            self._report(f"{verdict(own, before, now)}{'' if self.sees_other_machines else stalled}\n")
         for rank, beat in now.items():
             if beat is not None and not responds(before.get(rank), beat):
                 kill_sibling(own, beat)
@@ -203,7 +199,7 @@ class Watchdog:
     def _others(self) -> dict[int, Heartbeat | None]:
         """Return the last heartbeats of the other ranks, None for one that has none.
 
-        They are those of this machine only where the run's folder does not respond, or this rank is no reporter of a
+        Only those of this machine are read if the run's folder does not respond, or if this rank is no reporter in a
         large world.
         """
         own, size = self.heartbeats.own.rank, self.heartbeats.world_size

@@ -71,7 +71,7 @@ def changes(saved: Mapping[str, Any], config: RunConfig) -> list[Change]:
         known = key in before or key in defaults or _is_item(key)
         same = _same(old, new) if _under(key, (MIXTURE,)) else old == new
         if key == MIXTURE and set(old or ()) != set(new):
-            continue  # added and removed components are changes of their own -> the list of names is none
+            continue  # added and removed components are changes themselves -> the list of names is not
         if known and not same and not _under(key, SILENT):
             found.append(Change(key, old, new))
     return found
@@ -131,8 +131,9 @@ def note(saved: Mapping[str, Any], config: RunConfig, done: int) -> str | None:
     if not found:
         return None
     before, now = _rate(saved, done + 1), learning_rate(config.schedule, done + 1, config.run.steps)
-    rate = f"; so the learning rate of step {done + 1} is {now:.4g} instead of {before:.4g}"
-    rate = "" if before is None or before == now else rate
+    rate = ""
+    if before is not None and before != now:
+        rate = f"; so the learning rate of step {done + 1} is {now:.4g} instead of {before:.4g}"
     return f"Changed since step {done}: {'; '.join(map(str, found))}{rate}."
 
 

@@ -142,6 +142,13 @@ def test_a_schedule_that_follows_the_number_of_steps_is_noted(config: RunConfig)
     )
 
 
+def test_a_schedule_that_cannot_be_read_gives_no_learning_rate(config: RunConfig) -> None:
+    before = saved(config)
+    before["schedule"] = {"name": "of another version"}
+    found = str(note(before, changed(config, "run.steps=8"), 1))
+    assert "run.steps: 4 -> 8" in found and "learning rate" not in found
+
+
 def test_new_steps_belong_to_the_last_phase(config: RunConfig) -> None:
     """The first phase is open, so that more steps would move the second one: steps that are done keep their phase."""
     sentence = r"a run whose step 3 was of phase 'high'; with run\.steps=8 .* it would be of 'low'; give all phases but"
