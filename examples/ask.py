@@ -27,7 +27,7 @@ from parallel.config import ParallelConfig
 from parallel.distributed import launch
 from parallel.layout import Layout
 from train.build import build_phase_engine
-from train.config import to_run_config
+from train.compose import to_run_config
 from train.phases import find_span, for_phase, spans
 from train.saved_run import read_settings
 from train.step.batch import to_tensors

@@ -1,20 +1,16 @@
 """Define the settings of a run: those of `train/`, joined with those of `model`, `parallel` and `data`."""
 
-import difflib
-import math
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, get_type_hints
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from common.errors import ConfigurationError
-from common.values import PATH, at_least, one_of, typed
+from common.values import PATH, at_least, one_of
 from data.config import ComponentConfig, DataConfig
 from data.objectives import NAMES
 from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from parallel.config import OptimizerConfig, ParallelConfig
-
-TOWERS = {"vit": "ViT", "mt5": "mT5"}
 
 
 @dataclass
@@ -369,120 +365,6 @@ class RunConfig:
     def pali(self) -> PaLIConfig:
         """The configuration of the whole model; of a phase only after `for_phase`, which sets the image size."""
         return PaLIConfig(self.vit, self.mt5, self.model, len(NAMES))
-
-
-@dataclass
-class ComposedRun(RunSettings):
-    """The settings of a run before `examples` is resolved: a number of steps may be left out."""
-
-    steps: int | None = None  # type: ignore[assignment]
-    """See RunSettings."""
-
-    def __post_init__(self) -> None:
-        """Check nothing: the resolved settings are checked."""
-
-
-@dataclass
-class ComposedSchedule(ScheduleConfig):
-    """The schedule before `warmup_examples` is resolved: a number of steps may be left out."""
-
-    warmup_steps: int | None = None  # type: ignore[assignment]
-    """See ScheduleConfig."""
-
-    def __post_init__(self) -> None:
-        """Check nothing: the resolved schedule is checked."""
-
-
-def to_run_config(composed: DictConfig, weights: bool = True) -> RunConfig:
-    """Return the typed settings of a composed configuration, not yet checked against each other.
-
-    `weights`: whether first weights are read, so that files which an experiment leaves open must be given. Raises
-    ConfigurationError for a value that is impossible on its own.
-    """
-    composed = composed.copy()
-    for tower in ("vit", "mt5"):
-        if "weights" in composed and OmegaConf.is_missing(composed.weights, tower):
-            if weights and not composed.run.get("from_scratch"):
-                raise ConfigurationError(
-                    f"weights.{tower} is not given; name a safetensors file of the pretrained {TOWERS[tower]} (or set "
-                    f"run.from_scratch=true and weights.{tower}=null)."
-                )
-            composed.weights[tower] = None
-    plain = OmegaConf.to_container(composed)  # plain: of typed values a merge takes keys added by `+`
-    _check_components(plain.get("mixture") or {})  # type: ignore[union-attr]
-    if not plain.get("phases"):  # type: ignore[union-attr]
-        raise ConfigurationError("phases is empty; give at least one phase (see conf/phases).")
-    examples = [_take_examples(plain, *key) for key in (("run", "examples", "steps"),
-                                                        ("schedule", "warmup_examples", "warmup_steps"))]  # fmt: skip
-    config = typed(RunConfig, plain)
-    if examples[0] is not None:
-        config.run.steps = _steps_of_run(config, examples[0])
-    if examples[1] is not None:
-        config.schedule.warmup_steps = _steps_after(config, examples[1])
-    return config
-
-
-def _take_examples(plain: Any, group: str, examples: str, steps: str) -> float | None:
-    """Return a length in examples and leave both keys out, where it replaces the one in steps."""
-    settings = plain.get(group) or {}
-    if settings.get(steps) is None:
-        settings.pop(steps, None)
-    if settings.get(examples) is None:
-        return None
-    if steps in settings:
-        raise ConfigurationError(
-            f"{group}.{steps}={settings[steps]} and {group}.{examples}={settings[examples]} give the same length "
-            "twice; set one of them to null."
-        )
-    length = float(settings.pop(examples))
-    if not 1 <= length < math.inf:
-        raise ConfigurationError(f"{group}.{examples}={length:g} must be at least 1.")
-    return length
-
-
-def _steps_of_run(config: RunConfig, examples: float) -> int:
-    """Return how many steps of the phases, each with its own batch size, take so many examples."""
-    sizes = [phase.global_batch_size or config.data.global_batch_size for phase in config.phases.values()]
-    given = [phase.steps for phase in config.phases.values()]
-    rest = examples - sum((steps or 0) * size for steps, size in zip(given, sizes, strict=True))
-    if None not in given:
-        if rest:
-            raise ConfigurationError(
-                f"run.examples={examples:g} is not what the phases take ({examples - rest:g}); leave run.examples out, "
-                "or the steps of one phase."
-            )
-        return sum(steps or 0 for steps in given)
-    if rest <= 0:
-        raise ConfigurationError(
-            f"run.examples={examples:g} leaves none for phase {list(config.phases)[given.index(None)]}, as the others "
-            f"take {examples - rest:g}; ask for more."
-        )
-    return sum(steps or 0 for steps in given) + math.ceil(rest / sizes[given.index(None)])
-
-
-def _steps_after(config: RunConfig, examples: float) -> int:
-    """Return after how many steps of the run so many examples were read."""
-    done, total = 0, config.run.steps
-    given = sum(phase.steps or 0 for phase in config.phases.values())
-    for phase in config.phases.values():
-        steps, size = phase.steps or total - given, phase.global_batch_size or config.data.global_batch_size
-        if examples <= steps * size:
-            break
-        done, examples = done + steps, examples - steps * size
-    return done + math.ceil(examples / size)
-
-
-def _check_components(mixture: dict[str, Any]) -> None:
-    """Raise ConfigurationError for a component that lacks a required key, as one of a misspelled name does."""
-    required = ("source", "objective", "weight")
-    given = {
-        name: [key for key in required if (one or {}).get(key, MISSING) == MISSING] for name, one in mixture.items()
-    }
-    for name, missing in given.items():
-        if missing:
-            near = difflib.get_close_matches(name, [other for other in mixture if not given[other]], 1)
-            hint = f"did you mean mixture.{near[0]}?" if near else f"give it, or leave mixture.{name} out."
-            raise ConfigurationError(f"mixture.{name}.{missing[0]} is not given; {hint}")
 
 
 def to_yaml(config: RunConfig) -> str:

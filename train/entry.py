@@ -44,7 +44,8 @@ from data.error_budget import ErrorBudgetExceeded
 from parallel.distributed import stop as leave
 from slurm.cluster import ClusterConfig, SubmitConfig
 from train import exit_note as note
-from train.config import ComposedRun, ComposedSchedule, RunConfig, WeightsConfig
+from train.compose import ComposedRun, ComposedSchedule
+from train.config import RunConfig, WeightsConfig
 from train.health.memory import is_lack_of_memory
 from train.sweep import FailedRuns, Sweep, folder_name, join_sweep
 

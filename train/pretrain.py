@@ -19,7 +19,8 @@ from parallel.distributed import launch
 from parallel.layout import Layout
 from train.build import build_phase_engine
 from train.checks import check, check_training_data
-from train.config import RunConfig, to_run_config
+from train.compose import to_run_config
+from train.config import RunConfig
 from train.entry import entry
 from train.facts import check_settings_of_ranks
 from train.health.watchdog import Watchdog

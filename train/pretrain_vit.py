@@ -39,7 +39,8 @@ from model.batch import MicroBatch
 from model.pali import PaLI, initialize, units
 from model.weights import logical_tensors
 from model.weights.files import write_tensors
-from train.config import RunConfig, to_run_config
+from train.compose import to_run_config
+from train.config import RunConfig
 from train.entry import entry
 from train.run.kept_files import keep_old
 

@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from common.errors import ConfigurationError
 from common.overrides import RENAMED
 from common.values import expand_home
-from train.config import RunConfig, to_run_config
+from train.compose import to_run_config
+from train.config import RunConfig
 
 NAME = "config.yaml"
 GROUPS = ("run", "vit", "mt5", "phases")  # the settings of every run have these groups

@@ -33,7 +33,8 @@ from slurm.code_snapshot import ROOT, take
 from slurm.job import Job
 from train import evaluate, pretrain
 from train.checks import check, check_sources, check_training_data
-from train.config import RunConfig, to_run_config, to_yaml
+from train.compose import to_run_config
+from train.config import RunConfig, to_yaml
 from train.entry import CONF, TEXT, in_one_sentence, register
 from train.phases import for_phase, spans
 from train.saved_run import overridden, saved_config

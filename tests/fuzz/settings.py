@@ -15,7 +15,8 @@ from common.launcher import this_process
 from tests.fuzz.shards import check_sentence
 from tests.fuzz.values import pick
 from train.checks import check, check_training_data
-from train.config import RunConfig, to_run_config
+from train.compose import to_run_config
+from train.config import RunConfig
 from train.entry import CONF, entry
 
 VALUES = (

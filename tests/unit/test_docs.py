@@ -29,7 +29,8 @@ from data.miniature.corpus import make_corpus
 from data.tokenizer import train_tokenizer
 from train import evaluate, pretrain, pretrain_vit
 from train.checks import check
-from train.config import RunConfig, to_run_config
+from train.compose import to_run_config
+from train.config import RunConfig
 from train.entry import register
 from train.saved_run import overridden
 from train.submit import composed, requests

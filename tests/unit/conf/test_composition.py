@@ -13,7 +13,8 @@ from data.config import DataConfig
 from model.config import ModelConfig
 from parallel.config import ParallelConfig
 from train.checks import check
-from train.config import RunConfig, WeightsConfig, to_run_config
+from train.compose import to_run_config
+from train.config import RunConfig, WeightsConfig
 from train.entry import CONF, TEXT, register
 from train.phases import for_phase, spans
 

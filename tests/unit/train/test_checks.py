@@ -14,7 +14,8 @@ from data.tokenizer import checksum, train_tokenizer
 from model.config import ModelConfig, MT5Config, ViTConfig
 from parallel.config import ParallelConfig
 from train.checks import check, check_training_data
-from train.config import Phase, RunConfig, RunSettings, ScheduleConfig, to_dict, to_run_config, to_yaml
+from train.compose import to_run_config
+from train.config import Phase, RunConfig, RunSettings, ScheduleConfig, to_dict, to_yaml
 from train.phases import find_span, spans
 
 

@@ -12,7 +12,8 @@ from common.errors import ConfigurationError
 from model.costs import unit_costs
 from model.describe import one_example, read_model
 from model.pali import plan_on_meta
-from train.config import to_run_config, to_yaml
+from train.compose import to_run_config
+from train.config import to_yaml
 from train.entry import CONF, register
 from train.scaling_report import main
 
