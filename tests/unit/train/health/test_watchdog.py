@@ -48,6 +48,8 @@ with Watchdog({timeout_s}, Path(sys.argv[1]), rank=int(sys.argv[2]), world_size=
 SLEEP, HOLDS_THE_LOCK = "time.sleep(60)", "ctypes.PyDLL(None).sleep(60)"
 BLOCKED_STDERR = "os.dup2(full_pipe(), 2)"
 BLOCKED_STACKS = "watchdog.stacks_file = os.fdopen(full_pipe(), 'wb', buffering=0); time.sleep(1); "
+# The suffix of partial files, so that a pipe can be where the heartbeat of the disk is written.
+NAMED_PARTIAL = "import secrets; secrets.token_hex = lambda _: 'stalled'"
 # Name: (code in the watchdog, code before it, whether the disk responds, timeout_s).
 ALONE = {
     "hangs": (SLEEP, "", True, 4),
@@ -57,9 +59,9 @@ ALONE = {
     "another thread makes progress": (
         f"threading.Thread(target=beats, args=(60, progress.beat), daemon=True).start(); {SLEEP}", "", True, 2
     ),
-    "makes progress, no disk": ("beats(5, watchdog.beat)", "", False, 2),
-    "hangs, no disk": (SLEEP, "", False, 2),
-    "holds the interpreter's lock, no disk": (HOLDS_THE_LOCK, "", False, 2),
+    "makes progress, no disk": ("beats(5, watchdog.beat)", NAMED_PARTIAL, False, 2),
+    "hangs, no disk": (SLEEP, NAMED_PARTIAL, False, 2),
+    "holds the interpreter's lock, no disk": (HOLDS_THE_LOCK, NAMED_PARTIAL, False, 2),
     "hangs, blocked stderr": (SLEEP, BLOCKED_STDERR, True, 2),
     "holds the interpreter's lock, blocked dump": (BLOCKED_STACKS + HOLDS_THE_LOCK, "", True, 2),
 }  # fmt: skip
@@ -82,6 +84,7 @@ def stall_disk(folder: Path) -> None:
     for name in ("heartbeats", "stacks"):
         (folder / name).mkdir(parents=True)
     os.mkfifo(folder / "heartbeats" / "n1_rank_00001.jsonl")
+    os.mkfifo(folder / "heartbeats" / f".{f'{os.uname().nodename}_rank_00000.jsonl'[:50]}.stalled.partial")
     os.mkfifo(folder / "stacks" / "rank_00000.txt")
 
 
