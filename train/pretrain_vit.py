@@ -91,16 +91,7 @@ def main(composed: DictConfig) -> None:
     if size % config.vit.patch_size:
         raise ConfigurationError(f"image_size={size} must be a multiple of vit.patch_size={config.vit.patch_size}.")
     output = Path(settings.output)
-    if output.is_dir():
-        raise ConfigurationError(f"vit_pretraining.output={output} is a folder; name a file in it.")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=output.parent):  # raise for an unwritable folder before the training
-            pass
-    except OSError as error:
-        raise ConfigurationError(
-            f"vit_pretraining.output={output} cannot be written ({error.strerror}); choose another."
-        ) from error
+    _check_writable(output)
     torch.set_num_threads(os.cpu_count() or 1)
     data = config.data
     ledger = Ledger(data.error_budget, data.error_budget_minimum, data.error_window)
@@ -131,8 +122,7 @@ def main(composed: DictConfig) -> None:
         loss, share = _judge(classifier(images.to(device)), torch.from_numpy(np.stack(targets, 1)).to(device))
         if not math.isfinite(loss.item()):
             raise RunStopped(f"The ViT's loss is not finite at step {step + 1}, so {output} is not written; {LOWER}.")
-        warmup, decay = (step + 1) / 50, (settings.steps - step) / (0.2 * settings.steps)
-        optimizer.param_groups[0]["lr"] = settings.learning_rate * min(1.0, warmup, decay)
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * _schedule(step, settings.steps)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -146,6 +136,25 @@ def main(composed: DictConfig) -> None:
     if kept is not None:
         print(f"{kept}: the file that was there")
     print(f"{output}: all words right at {np.mean(right[-20:]):.1%} of the last patches")
+
+
+def _check_writable(output: Path) -> None:
+    """Make the folder of `output`. Raise ConfigurationError before the training where no file can be written."""
+    if output.is_dir():
+        raise ConfigurationError(f"vit_pretraining.output={output} is a folder; name a file in it.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"vit_pretraining.output={output} cannot be written ({error.strerror}); choose another."
+        ) from error
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Return the factor of the learning rate: linear warm-up over 50 steps, linear decay over the last fifth."""
+    return min(1.0, (step + 1) / 50, (steps - step) / (0.2 * steps))
 
 
 def _labeled(source: ShardSource, decode_image: Callable[[bytes], np.ndarray], ledger: Ledger) -> Iterator[Labeled]:

@@ -56,6 +56,11 @@ def test_a_patch_names_words_and_box_of_its_object() -> None:
     assert bins.sum() == 4 and bins.argmax(1).tolist() == [0, 6, 5, 11]
 
 
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    factors = [pretrain_vit._schedule(step, 400) for step in (0, 24, 49, 50, 200, 320, 360, 399)]
+    assert factors == pytest.approx([0.02, 0.5, 1, 1, 1, 1, 0.5, 1 / 80])
+
+
 def test_images_without_objects_have_a_loss() -> None:
     nothing = torch.zeros(4, 2, 3 + 4 * pretrain_vit.BINS)
     loss, right = pretrain_vit._judge(nothing - 1, nothing)
