@@ -4,8 +4,8 @@
     python -m data.miniature folder=runs/corpus scale=0.01 languages=[en,de]
     mpirun -n 8 python -m data.miniature folder=runs/corpus seed=1
 
-A corpus of the same settings that is there already is left as it is. One of other settings is replaced, and a tokenizer
-in its folder is deleted with it.
+A corpus of the same settings that is there already is left as it is. One of other settings is replaced,
+unless its folder holds anything else, such as a tokenizer.
 """
 
 import math

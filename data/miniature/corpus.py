@@ -31,7 +31,7 @@ def make_corpus(
     """Make the corpus in `config.folder`; return False if the same corpus is there already.
 
     All files are written beside the folder and renamed at the end: a folder with a `corpus.json` is whole. A corpus of
-    other settings is replaced; a folder with anything else in it raises ConfigurationError. `progress(done, total)` is
+    other settings is replaced; a folder with anything else in it, such as a tokenizer, raises ConfigurationError. `progress(done, total)` is
     called with this rank's records. A collective of `ranks`, which share a file system; each writes some of the shards.
     """
     folder = Path(config.folder)
@@ -48,6 +48,11 @@ def _prepare(config: MiniatureConfig, folder: Path, staging: Path) -> bool:
     if (folder / MANIFEST).exists():
         if _manifest_in(folder) == _manifest(config):
             return False
+        if others := sorted(path.name for path in folder.iterdir() if path.name not in (*SOURCES, MANIFEST)):
+            raise ConfigurationError(
+                f"folder={folder} holds a corpus of other settings and {', '.join(others)}, which would be lost; "
+                "remove the folder, or choose another."
+            )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigurationError(f"{folder} exists and is no miniature corpus; choose another folder or remove it.")
     shutil.rmtree(staging, ignore_errors=True)

@@ -82,6 +82,15 @@ def under_mpirun(size: int, *arguments: str) -> subprocess.CompletedProcess[str]
     )  # fmt: skip
 
 
+def test_a_tokenizer_is_never_lost(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    assert make_corpus(MiniatureConfig(str(folder), scale=0.0005, workers=1))
+    (folder / "tokenizer.model").write_bytes(b"x")
+    with pytest.raises(ConfigurationError, match=r"other settings and tokenizer\.model, which would be lost; remove"):
+        make_corpus(MiniatureConfig(str(folder), scale=0.0005, workers=1, seed=1))
+    assert (folder / "tokenizer.model").exists()
+
+
 def test_the_seed_changes_the_corpus_and_replaces_it(tmp_path: Path) -> None:
     config = MiniatureConfig(str(tmp_path / "corpus"), scale=0.0005, workers=1)
     assert make_corpus(config)
