@@ -31,8 +31,9 @@ def make_corpus(
     """Make the corpus in `config.folder`; return False if the same corpus is there already.
 
     All files are written beside the folder and renamed at the end: a folder with a `corpus.json` is whole. A corpus of
-    other settings is replaced; a folder with anything else in it, such as a tokenizer, raises ConfigurationError. `progress(done, total)` is
-    called with this rank's records. A collective of `ranks`, which share a file system; each writes some of the shards.
+    other settings is replaced; a folder with anything else in it, such as a tokenizer, raises ConfigurationError.
+    `progress(done, total)` is called with this rank's records. A collective of `ranks`, which share a file system; each
+    writes some of the shards.
     """
     folder = Path(config.folder)
     staging = folder.with_name(folder.name + ".partial")
