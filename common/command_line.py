@@ -16,7 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from common.errors import ConfigurationError, ReadingStopped, StorageFailed
+from common.errors import (
+    EXIT_CONFIGURATION,
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    ConfigurationError,
+    ReadingStopped,
+    StorageFailed,
+)
 from common.field_docs import help_text
 from common.overrides import as_typed, check_choices, open_names, stored_schema
 from common.terminal import use_utf8
@@ -67,10 +74,10 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
         main(sys.argv[1:])
     except ConfigurationError as error:
         print(f"Configuration: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(EXIT_CONFIGURATION)
     except ReadingStopped as error:
         print(error, file=sys.stderr)
-        sys.exit(75 if isinstance(error, StorageFailed) else 3)  # the codes of train/entry.py
+        sys.exit(EXIT_INTERRUPTED if isinstance(error, StorageFailed) else EXIT_STOPPED)
 
 
 def split_own(words: Sequence[str], kind: type[Options]) -> tuple[Options, list[str]]:

@@ -9,7 +9,6 @@ Training reads all text of one split of the sources below `root`.
 
 import hashlib
 import io
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +16,8 @@ from pathlib import Path
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as protocol
 
-from common.errors import ConfigurationError, ReadingStopped, StorageFailed
+from common.errors import ConfigurationError, ReadingStopped
 from common.files import write_bytes
-from common.terminal import use_utf8
 from common.values import PATH, one_of
 from data.objectives.base import SENTINEL
 from data.storage import not_permitted, read_file
@@ -222,12 +220,6 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    use_utf8()
-    try:
-        main(sys.argv[1:])
-    except ConfigurationError as error:
-        print(f"Configuration: {error}", file=sys.stderr)
-        sys.exit(2)
-    except ReadingStopped as error:
-        print(error, file=sys.stderr)
-        sys.exit(75 if isinstance(error, StorageFailed) else 3)  # the exit codes of a run (train/entry.py)
+    from common.command_line import run_command
+
+    run_command(main)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.command_line import parse
+from common.command_line import parse, run_command
 from common.errors import ConfigurationError
 from tests.fuzz.cases import KINDS, Corpus, fails
 
@@ -71,8 +71,4 @@ def quiet() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ConfigurationError as error:
-        print(f"Configuration: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(lambda words: sys.exit(main(words)))

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.table import Table
 
-from common.command_line import parse
+from common.command_line import parse, run_command
 from common.errors import ConfigurationError
 from tests.mutants.draw import Mutant, draw
 from tests.mutants.run import Runner
@@ -82,8 +82,4 @@ def _show(survivors: Sequence[Mutant]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ConfigurationError as error:
-        print(f"Configuration: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(lambda words: sys.exit(main(words)))
