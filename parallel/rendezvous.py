@@ -109,7 +109,7 @@ def mpi_rendezvous(this: Process) -> tuple[str, int]:
         )
     host = socket.gethostname()
     one_host = len(set(world.allgather(host))) == 1
-    point = ("127.0.0.1" if one_host else host, _free_port()) if this.rank == 0 else None
+    point = ("127.0.0.1" if one_host else host, free_port()) if this.rank == 0 else None
     address, port = world.bcast(point)
     return str(address), int(port)
 
@@ -140,7 +140,8 @@ def interface_towards(address: str) -> str | None:
     return None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a TCP port of this machine that is free now."""
     with socket.socket() as found:
         found.bind(("", 0))
         return int(found.getsockname()[1])

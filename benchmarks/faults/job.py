@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from parallel.rendezvous import free_port
 from train.health.heartbeat import published
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +47,7 @@ class Job:
     def start(self) -> None:
         """Start the command, on a new port."""
         self.starts += 1
-        port = _free_port()
+        port = free_port()
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **self.environment}
         self.launchers = []
         for node in range(self.nodes):
@@ -167,9 +167,3 @@ class Job:
     def curve(self) -> list[tuple[Any, ...]]:
         """Return (step, loss, gradient norm, learning rate) of every step: no fault may change them."""
         return [(line["step"], line["loss"], line["grad_norm"], line["lr"]) for line in self.lines()]
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("", 0))
-        return int(found.getsockname()[1])
