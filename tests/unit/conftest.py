@@ -1,4 +1,4 @@
-"""A tokenizer as small as they come, for configurations that are checked as a whole."""
+"""A tiny tokenizer, for tests that check a whole configuration."""
 
 from pathlib import Path
 
