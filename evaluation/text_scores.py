@@ -5,6 +5,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
+from rapidfuzz.distance import Levenshtein
+
 from data.objectives.split_captioning import UNSPACED
 
 UNSPACED_CHARACTER = re.compile(f"[{''.join(f'{chr(low)}-{chr(high)}' for low, high in UNSPACED)}]")
@@ -37,12 +39,7 @@ def character_error_rate(prediction: str, reference: str) -> float:
 
 def edit_distance(a: str, b: str) -> int:
     """Return the least insertions, deletions and substitutions that turn `a` into `b` (Levenshtein)."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        diagonal, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
-    return row[-1]
+    return Levenshtein.distance(a, b)
 
 
 def tokens(text: str) -> list[str]:

@@ -1,0 +1,1 @@
+"""Official metrics as pure functions of (predictions by id, references by id); one file per family."""
