@@ -1,0 +1,77 @@
+"""Find the checkpoint that a command line names: FOLDER, FOLDER@STEP or FOLDER@best."""
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from common.errors import ConfigurationError
+from common.values import expand_home
+from parallel.checkpoint.folder import CheckpointFolder
+
+METRICS = "metrics.jsonl"
+SCORE = "validation/loss"  # lower is better
+STEP = re.compile(r"[0-9]+|best|latest")
+
+
+class SavedCheckpoint(NamedTuple):
+    """A checkpoint of a run."""
+
+    run: Path
+    """The run's folder, with its config.yaml."""
+    step: int
+    path: Path
+    """The checkpoint's own folder."""
+
+
+def find_checkpoint(name: str, key: str = "checkpoint") -> SavedCheckpoint:
+    """Return the checkpoint of `name`, the value of `key`: FOLDER means the run's latest, as FOLDER@latest does.
+
+    FOLDER@best is the kept checkpoint with the lowest `validation/loss` in the run's metrics.jsonl. Raises
+    ConfigurationError where the folder or the step does not exist; the message lists the steps that do.
+    """
+    folder, wanted = _parts(expand_home(name, key))
+    if not folder.is_dir():
+        raise ConfigurationError(f"{key}={name} is no folder of a run; name one, such as runs/demo or runs/demo@1000.")
+    checkpoints = CheckpointFolder.from_run(folder)
+    steps = checkpoints.steps()
+    if not steps:
+        lost = checkpoints.lost()
+        reason = f"though {lost} was one; bring it back from a copy" if lost else "yet; train the run first"
+        raise ConfigurationError(f"{key}={name} holds no checkpoint {reason}.")
+    if wanted == "best":
+        step = _best(folder, steps, f"{key}={name}")
+    else:
+        step = steps[-1] if wanted == "latest" else int(wanted)
+    if step not in steps:
+        raise ConfigurationError(
+            f"{key}={name} has no checkpoint of step {step}; it has those of {', '.join(map(str, steps))}."
+        )
+    return SavedCheckpoint(folder, step, checkpoints.path(step))
+
+
+def _parts(name: str) -> tuple[Path, str]:
+    """Split FOLDER@STEP; an @ in the name of an existing folder is part of it."""
+    folder, at, step = name.rpartition("@")
+    if at and STEP.fullmatch(step) and not Path(name).is_dir():
+        return Path(folder), step
+    return Path(name), "latest"
+
+
+def _best(folder: Path, steps: list[int], name: str) -> int:
+    """Return the kept step with the lowest validation loss; of equal ones the later."""
+    losses: dict[int, float] = {}
+    file = folder / METRICS
+    for text in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
+        try:
+            line = json.loads(text)
+            losses[int(line["step"])] = float(line[SCORE])
+        except (ValueError, KeyError, TypeError):  # a step without validation, or a line cut by a kill
+            continue
+    validated = [step for step in steps if step in losses]
+    if not validated:
+        raise ConfigurationError(
+            f"{name} has no checkpoint of a step that was validated ({SCORE} in {file}); let checkpoint.every_steps be a "
+            "multiple of evaluation.every_steps, or name a step."
+        )
+    return min(reversed(validated), key=losses.__getitem__)
