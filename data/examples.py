@@ -29,6 +29,15 @@ class ExampleInfo:
     """Name in the mixture."""
     index: int = -1
     """Of a held-out record, counted over all components; -1 for a training example."""
+    references: tuple[str, ...] = ()
+    """Every wording that is right; never empty once an example is made."""
+    item: str = ""
+    """The item of the record (a question, a language); empty where a record has one."""
+
+    @property
+    def id(self) -> str:
+        """Name the item among those of its source."""
+        return f"{self.key}#{self.item}" if self.item else self.key
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,8 @@ class Component:
             input_text=example.input_text,
             target_text=example.target_text,
             component=self.name,
+            references=example.references or (example.target_text,),
+            item=example.item,
         )
         encode = self._tokenizer.encode_prompt if self._closed else self._tokenizer.encode
         input_ids = encode(example.input_text) if example.input_ids is None else example.input_ids

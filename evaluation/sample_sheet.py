@@ -41,6 +41,8 @@ class Sample:
     """Its number among all held-out records."""
     component: str = ""
     """Its name in the mixture."""
+    id: str = ""
+    """Its item of the source."""
 
     @property
     def correct(self) -> bool:
@@ -50,7 +52,7 @@ class Sample:
     @property
     def line(self) -> str:
         """The sample as one line of JSON, without its image."""
-        hidden = ("image", "has_image", "index", "component")
+        hidden = ("image", "has_image", "index")
         return json.dumps({k: v for k, v in vars(self).items() if k not in hidden}, ensure_ascii=False)
 
 

@@ -62,20 +62,23 @@ SCORERS: dict[str, Scorer] = {  # by objective; token F1 for any other
 IN_ASKED_LANGUAGE = ("split_captioning", "captioning", "vqg")
 
 
-def evaluation(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Return {objective: {examples, <score>: {score, blind}, languages: {code: the same}}}.
+def evaluation(samples: Sequence[Sample], by: str = "objective") -> dict[str, Any]:
+    """Return {objective: {examples, <score>: {score, blind}, languages: {code: the same}}}; `by` names the keys.
+
+    By `component`, two components of one objective have scores of their own.
 
     `blind` is null where no prediction on a blank image was made. `asked_language` is the share of predictions in the
     language of the prompt (`evaluation.language_id` learns the languages from the references);
     `references_in_asked_language`, the same share of the references, shows how reliable it is.
     """
     result: dict[str, Any] = {}
-    for objective in dict.fromkeys(sample.objective for sample in samples):
-        own = [sample for sample in samples if sample.objective == objective]
+    for name in dict.fromkeys(getattr(sample, by) for sample in samples):
+        own = [sample for sample in samples if getattr(sample, by) == name]
+        objective = own[0].objective
         identify = LanguageIdentifier((s.language, r) for s in own for r in s.references)
-        result[objective] = _scores(own, objective, identify)
+        result[name] = _scores(own, objective, identify)
         languages = sorted({sample.language for sample in own})
-        result[objective]["languages"] = {
+        result[name]["languages"] = {
             language: _scores([s for s in own if s.language == language], objective, identify) for language in languages
         }
     return result

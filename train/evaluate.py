@@ -136,6 +136,7 @@ def report(
         "examples": len(samples),
         "without_examples": list(missing),
         "objectives": evaluation(samples),
+        "components": evaluation(samples, "component"),
     }
     scores_at, predictions_at, sheet_at = (folder / n for n in ("evaluation.json", "predictions.jsonl", "samples.png"))
     write_text(scores_at, json.dumps(results, indent=1, ensure_ascii=False))
@@ -172,14 +173,14 @@ def varied(samples: list[Sample]) -> list[Sample]:
 def table(results: dict[str, Any]) -> Table:
     """Return a table of the scores over all languages, in percent."""
     shown = Table(title=f"Step {results['step']}, {results['examples']} examples of the {results['split']} split")
-    for heading in ("objective", "score", "percent", "blind", "examples"):
-        shown.add_column(heading, justify="left" if heading in ("objective", "score") else "right")
-    for objective, scores in results["objectives"].items():
+    for heading in ("component", "score", "percent", "blind", "examples"):
+        shown.add_column(heading, justify="left" if heading in ("component", "score") else "right")
+    for component, scores in results["components"].items():
         for name, value in scores.items():
             if isinstance(value, dict) and "score" in value:
                 blind = "" if value["blind"] is None else f"{100 * value['blind']:.1f}"
                 score = "nothing to score" if value["score"] is None else f"{100 * value['score']:.1f}"
-                shown.add_row(objective, name.replace("_", " "), score, blind, str(scores["examples"]))
+                shown.add_row(component, name.replace("_", " "), score, blind, str(scores["examples"]))
     return shown
 
 

@@ -71,7 +71,7 @@ def _best(folder: Path, steps: list[int], name: str) -> int:
     validated = [step for step in steps if step in losses]
     if not validated:
         raise ConfigurationError(
-            f"{name} has no checkpoint of a step that was validated ({SCORE} in {file}); let checkpoint.every_steps be a "
-            "multiple of evaluation.every_steps, or name a step."
+            f"{name} has no checkpoint of a step that was validated ({SCORE} in {file}); let checkpoint.every_steps "
+            "be a multiple of evaluation.every_steps, or name a step."
         )
     return min(reversed(validated), key=losses.__getitem__)

@@ -28,6 +28,10 @@ class Example:
     image: bool = True
     input_ids: Sequence[int] | None = None
     target_ids: Sequence[int] | None = None
+    references: tuple[str, ...] = ()
+    """Every wording that is right, as evaluation compares them; empty: the target alone."""
+    item: str = ""
+    """The item of the record that was drawn, as its number or language; empty where a record has one."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, 
     captions = fields.captions(record, options.uses)
     language = base.choose(rng, list(captions), "no caption")
     caption = base.one_of(rng, captions[language])
-    return Example(PROMPTS[0].format(language=options.code(language)), caption, language)
+    prompt = PROMPTS[0].format(language=options.code(language))
+    return Example(prompt, caption, language, references=tuple(captions[language]), item=language)
 
 
 def read(text: str) -> str:

@@ -1,7 +1,7 @@
 """Visual question answering, native and cross-lingual (VQ2A): a question in any language, answered in English."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,17 +13,33 @@ PROMPTS = ("Answer in {language}: {question} <extra_id_0>",)
 ANSWER_LANGUAGE = "en"  # as in the paper: short answers are mistranslated out of context
 
 
-def question_and_answer(record: Mapping[str, Any], rng: np.random.Generator, options: Options) -> tuple[str, str, str]:
-    """Return (language, question, answer) of one of the record's `questions`, drawn uniformly."""
-    language, asked, answers = base.choose(rng, fields.questions(record, options.uses), "no question")
-    return language, base.one_of(rng, asked), base.one_of(rng, answers)
+class Drawn(NamedTuple):
+    """One of a record's questions, with one of its wordings and one of its answers."""
+
+    language: str
+    question: str
+    answer: str
+    wordings: tuple[str, ...]
+    """Of the question."""
+    answers: tuple[str, ...]
+    item: str
+    """The question's number in the record."""
+
+
+def draw_question(record: Mapping[str, Any], rng: np.random.Generator, options: Options) -> Drawn:
+    """Draw one of the record's `questions` uniformly."""
+    questions = fields.questions(record, options.uses)
+    number = base.choose(rng, range(len(questions)), "no question")
+    language, asked, answers = questions[number]
+    question, answer = base.one_of(rng, asked), base.one_of(rng, answers)
+    return Drawn(language, question, answer, tuple(asked), tuple(answers), str(number))
 
 
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
     """Make an example of `questions`; its language is the question's."""
-    language, question, answer = question_and_answer(record, rng, options)
-    prompt = PROMPTS[0].format(language=options.code(ANSWER_LANGUAGE), question=question)
-    return Example(prompt, answer, language)
+    drawn = draw_question(record, rng, options)
+    prompt = PROMPTS[0].format(language=options.code(ANSWER_LANGUAGE), question=drawn.question)
+    return Example(prompt, drawn.answer, drawn.language, references=drawn.answers, item=drawn.item)
 
 
 def read(text: str) -> str:

@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 
 from data.objectives.base import Example, Options, Vocabulary
-from data.objectives.vqa import question_and_answer
+from data.objectives.vqa import draw_question
 
 PROMPTS = ("Generate a question in {language} for {answer}: <extra_id_0>",)
 
 
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
     """Make an example of `questions`, as vqa does."""
-    language, question, answer = question_and_answer(record, rng, options)
-    return Example(PROMPTS[0].format(language=options.code(language), answer=answer), question, language)
+    drawn = draw_question(record, rng, options)
+    prompt = PROMPTS[0].format(language=options.code(drawn.language), answer=drawn.answer)
+    return Example(prompt, drawn.question, drawn.language, references=drawn.wordings, item=drawn.item)
 
 
 def read(text: str) -> str:

@@ -154,7 +154,7 @@ def read_and_broadcast(read: Callable[[], StepData[Rows] | None], layout: Layout
 def _without_texts_and_pixels(data: StepData[Rows]) -> StepData[Rows]:
     """Return what the other ranks of a replica need: images without channels, and infos that are only counted."""
     rows = [cast(Rows, {**each, "images": each["images"][..., :0]}) for each in data.micro_batches]
-    infos = [replace(info, key="", shard="", input_text="", target_text="") for info in data.infos]
+    infos = [replace(info, key="", shard="", input_text="", target_text="", references=()) for info in data.infos]
     return StepData(rows, infos, data.skipped, error=data.error)
 
 

@@ -121,6 +121,13 @@ def test_the_report_writes_files_and_prints_where(tmp_path: Path, capsys: pytest
     assert "samples.png" in printed and "exactmatch" in printed
 
 
+def test_two_components_of_one_objective_have_scores_of_their_own() -> None:
+    samples = [sample(component="vqav2"), sample(component="okvqa", prediction="blue")]
+    assert evaluation(samples)["vqa"]["exact_match"]["score"] == 0.5
+    by_component = evaluation(samples, "component")
+    assert [by_component[name]["exact_match"]["score"] for name in ("vqav2", "okvqa")] == [1, 0]
+
+
 def test_a_page_weighs_more_than_a_word_in_the_error_rate() -> None:
     """One wrong letter of ten in all, however the texts are cut: the rate is of letters, not of samples."""
     scores = evaluation([

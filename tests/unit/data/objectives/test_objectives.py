@@ -136,6 +136,16 @@ def test_vqa_and_vqg_prompts_are_cross_lingual():
     assert (question.target_text, question.language) == ("Quel animal ?", "fr")
 
 
+def test_every_wording_travels_as_a_reference_and_the_item_is_named():
+    fields = {"questions": [{"question": "Color?", "answer": ["red", "crimson"], "language": "en"}],
+              "captions": {"de": ["ein Hund", "ein Tier"]}}  # fmt: skip
+    answered = make("vqa", fields)
+    assert answered.references == ("red", "crimson") and answered.target_text in answered.references
+    assert answered.item == "0"
+    captioned = make("captioning", fields)
+    assert captioned.references == ("ein Hund", "ein Tier") and captioned.item == "de"
+
+
 def test_object_vqa_asks_in_the_four_ways_and_answers_truly():
     fields = {
         "objects": [{"label": "cat", "box": [0, 0, 1, 1]}, {"label": "dog", "box": [0, 0, 1, 1]}],
