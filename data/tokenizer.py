@@ -59,7 +59,7 @@ class Tokenizer:
                 )
         closing = processor.encode(f"a{CLOSING}")[len(processor.encode("a")) :]
         # The space before the sentinel is a piece of its own in some models, part of the sentinel's piece in others.
-        self._closing = closing if closing[-1:] == [self.sentinel(0)] else [self.sentinel(0)]
+        self.closing = closing if closing[-1:] == [self.sentinel(0)] else [self.sentinel(0)]
         self._processor = _of_characters(model)
 
     def sentinel(self, number: int) -> int:
@@ -74,7 +74,7 @@ class Tokenizer:
         """Return the ids of a prompt, without EOS; an <extra_id_0> at its end is the sentinel."""
         if not text.endswith(CLOSING):
             return self.encode(text)
-        return [*self._processor.encode(text.removesuffix(CLOSING)), *self._closing]
+        return [*self._processor.encode(text.removesuffix(CLOSING)), *self.closing]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text before the first EOS; padding, and ids beyond the vocabulary, are left out."""

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as protocol
+from tokenizers import Tokenizer as HFTokenizer
 
 from common.errors import ConfigurationError
 from data import tokenizer as module
 from data.corpus.text import corpus_texts
-from data.tokenizer import Tokenizer, train_tokenizer
+from data.tokenizer import CLOSING, EOS, Tokenizer, train_tokenizer
+from data.tokenizer_json import tokenizer_json
 
 
 def test_sentinels_are_the_last_pieces_and_the_first_is_last(tokenizer):
@@ -139,3 +141,34 @@ def test_transformers_reads_the_same_ids_from_the_model(corpus, tokenizer, tmp_p
     assert theirs.convert_tokens_to_ids("<extra_id_0>") == tokenizer.sentinel(0)
     for text in ("a red circle", "Generate the alt_text in DE at 0:", "  Quelle est  la forme ?", "10 500 999 dog"):
         assert theirs(text).input_ids == [*tokenizer.encode(text), 1]
+
+
+TEXTS = [
+    "a red circle",
+    "二匹の犬が走っている",
+    "ﬁne  ｆｕｌｌ width",
+    "  two  spaces",
+    "😀 emoji",
+    "tab\tx\ny",
+    "A▁B",
+    "",
+]
+
+
+@pytest.mark.parametrize("pieces", ["as trained", "as mT5's"])
+def test_tokenizer_json_gives_the_same_ids(tokenizer, tmp_path, pieces):
+    """Read by Hugging Face's tokenizers, without SentencePiece; prompts end in a sentinel."""
+    if pieces == "as mT5's":
+        proto = protocol.ModelProto()
+        proto.ParseFromString(Path(tokenizer.path).read_bytes())
+        for piece in proto.pieces[-100:]:
+            piece.piece = f"▁{piece.piece}"
+        (tmp_path / "t.model").write_bytes(proto.SerializeToString())
+        tokenizer = Tokenizer(tmp_path / "t.model")
+    (tmp_path / "tokenizer.json").write_text(tokenizer_json(tokenizer), encoding="utf-8")
+    theirs = HFTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in TEXTS:
+        assert theirs.encode(text).ids == [*tokenizer.encode(text), EOS], text
+        assert theirs.decode(tokenizer.encode(text)) == tokenizer.decode(tokenizer.encode(text)), text
+    for text in filter(None, TEXTS):
+        assert theirs.encode(text + CLOSING).ids == [*tokenizer.encode_prompt(text + CLOSING), EOS], text

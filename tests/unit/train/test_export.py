@@ -1,0 +1,170 @@
+"""An exported checkpoint, read here and by transformers: the same weights, the same tokens, and one sentence each for
+what cannot be exported or answered."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    MT5ForConditionalGeneration,
+    SiglipVisionModel,
+)
+
+from common.errors import ConfigurationError
+from model.megatron import parallel_state
+from model.weights import logical_tensors
+from model.weights.export_folder import tables
+from parallel.checkpoint.checkpointer import Checkpointer
+from parallel.config import ParallelConfig
+from parallel.distributed import Launch
+from parallel.layout import Layout
+from tests.unit.conf.test_composition import composed
+from train.build import build_phase_engine
+from train.config import to_yaml
+from train.export import export
+from train.inference import PaLIPipeline
+from train.phases import find_span, for_phase, spans
+
+SIZES = (
+    "vit.width=24 vit.depth=2 vit.mlp_dim=40 vit.num_heads=4 vit.patch_size=8 mt5.d_model=32 mt5.d_ff=56 mt5.d_kv=12 "
+    "mt5.num_heads=4 mt5.num_encoder_layers=2 mt5.num_decoder_layers=3 mt5.vocab_size=512 run.steps=2 tracker=none "
+    "schedule.warmup_steps=0 schedule.peak=0.01 phases.mini.image_size=32 "
+)
+PROMPTS = ["Answer in EN: what is blue? <extra_id_0>", "a red circle <extra_id_0>"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> Iterator[Path]:
+    """Make a run's folder: settings, and checkpoints of two steps; the ViT is frozen, norms and biases are rough."""
+    folder = tmp_path_factory.mktemp("run")
+    words = [*SIZES.split(), f"run.folder={folder}", f"data.tokenizer={tokenizer_path}", "run.precision=bf16"]
+    config = composed(*words, "phases.mini.freeze=['vit_block_*','patches.*']")
+    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    span = find_span(spans(config), 2)
+    layout = Layout.start(ParallelConfig(), Launch(0, 1, 0))
+    engine = build_phase_engine(for_phase(config, span), span.phase, layout, restored=False)
+    generator = torch.Generator().manual_seed(5)
+    for rectangle, values in engine.held_weights():
+        rough = "norm" in rectangle.name or rectangle.name.endswith("bias") or "output" in rectangle.name
+        values += rough * 0.3 * torch.randn(values.shape, generator=generator)
+    saver = Checkpointer.from_run(folder)
+    for step in (1, 2):
+        saver.save(engine, step, {})
+        saver.wait()
+        engine.held_weights()[0][1].add_(1.0)
+    yield folder
+    parallel_state.destroy_model_parallel()
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path) -> Path:
+    return export(str(run), max_shard_gb=2e-5)  # 20 kB a file: several files
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def inputs(folder: Path, image: Path) -> dict[str, Tensor]:
+    """Return a batch of two images with prompts of two lengths, made by transformers alone."""
+    tokenizer, processor = (
+        each.from_pretrained(folder, trust_remote_code=True) for each in (AutoTokenizer, AutoImageProcessor)
+    )
+    pixels = processor([Image.open(image)] * 2, return_tensors="pt")
+    return {**tokenizer(PROMPTS, return_tensors="pt", padding=True), **pixels}
+
+
+def test_it_is_read_here_and_equals_the_checkpoint_to_the_last_bit(run: Path, exported: Path) -> None:
+    assert exported == run / "export" and len(list(exported.glob("*/model-*.safetensors"))) > 3
+    ours, stored = (logical_tensors(PaLIPipeline.from_folder(each).model) for each in (exported, run))
+    assert ours.keys() == stored.keys() and all(torch.equal(ours[name], stored[name]) for name in ours)
+
+
+def test_transformers_reads_the_towers_and_the_whole(run: Path, exported: Path) -> None:
+    ours = logical_tensors(PaLIPipeline.from_folder(run).model)
+    text, found = MT5ForConditionalGeneration.from_pretrained(exported / "text", output_loading_info=True)
+    assert not any(found.values()), found
+    vision, found = SiglipVisionModel.from_pretrained(exported / "vision", output_loading_info=True)
+    assert not any(found.values()), found
+    whole, found = AutoModelForImageTextToText.from_pretrained(
+        exported, trust_remote_code=True, output_loading_info=True
+    )
+    assert not any(found.values()), found
+    assert vision.dtype == torch.float32  # its last norm is trained, so not all of it is bf16
+    theirs = whole.state_dict()
+    for table in tables(PaLIPipeline.from_folder(exported).config).values():
+        for name, tensor in table.items():
+            assert torch.equal(tensor.read(theirs[tensor.name]), ours[name]), name
+    assert all(torch.equal(value, theirs[name]) for name, value in text.state_dict().items())
+    assert all(torch.equal(value, theirs[f"vision_model.{name}"]) for name, value in vision.state_dict().items())
+
+
+def test_generate_of_transformers_gives_our_tokens(exported: Path, image: Path, tmp_path: Path) -> None:
+    theirs = AutoModelForImageTextToText.from_pretrained(exported, trust_remote_code=True).eval()
+    batch = inputs(exported, image)
+    pipeline = PaLIPipeline.from_folder(exported)
+    greedy = theirs.generate(**batch, max_new_tokens=12)
+    answers = [pipeline.tokenizer.decode(row) for row in greedy[:, 1:].tolist()]
+    assert pipeline.ask_all([image, Image.open(image)], PROMPTS, max_new_tokens=12) == answers
+    assert len(set(answers)) == 2
+    theirs.save_pretrained(tmp_path)  # once more through transformers
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path, trust_remote_code=True).eval()
+    assert torch.equal(again.generate(**batch, max_new_tokens=12), greedy)
+
+
+def test_the_card_names_what_went_in(exported: Path, tokenizer_path: Path) -> None:
+    card = (exported / "README.md").read_text(encoding="utf-8")
+    assert all(words in card for words in ("random (seed", str(tokenizer_path), "step 2 of 2", "| vqa |")), card
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "sentence"),
+    [
+        ("{run}@7", "has no checkpoint of step 7; it has those of 1, 2"),
+        ("{run}/nothing", "is no folder of a run"),
+        ("{run}/export/text", "holds no checkpoint"),
+        ("{run}", "output=.* is not an empty folder; choose another"),
+    ],
+)
+def test_what_cannot_be_exported(run: Path, exported: Path, checkpoint: str, sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=sentence):
+        export(checkpoint.format(run=run))
+
+
+def test_a_damaged_checkpoint_is_refused(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    damaged = next((tmp_path / "run" / "checkpoints" / "step_00000002").glob("*.distcp"))
+    damaged.unlink()
+    with pytest.raises(ConfigurationError, match=f"is damaged .{damaged.name} is missing"):
+        export(str(tmp_path / "run"), str(tmp_path / "out"))
+    assert export(f"{tmp_path / 'run'}@1", str(tmp_path / "out")).is_dir()
+
+
+def test_a_missing_file_of_an_export_is_one_sentence(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "copy")
+    index = json.loads((exported / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    lost = index["weight_map"]["lm_head.weight"]
+    (tmp_path / "copy" / lost).unlink()
+    with pytest.raises(ConfigurationError, match=f"is not a whole export .*{lost}"):
+        PaLIPipeline.from_folder(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("content", [None, b"no image", b""])
+def test_an_image_that_cannot_be_read(exported: Path, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "image.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=f"image={path} cannot be read .*; name a"):
+        PaLIPipeline.from_folder(exported).ask(path, "Answer in EN: what is it?")

@@ -1,0 +1,120 @@
+"""Export a checkpoint to a folder that Hugging Face transformers and `train.inference` read.
+
+    python -m train.export checkpoint=runs/demo
+    python -m train.export checkpoint=runs/demo@400 output=exports/demo_400
+
+The checkpoint may have been written under any layout. Tensors keep their type: fp32 where they were trained, the run's
+precision where they were frozen. docs/weights.md describes the folder.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from common.command_line import parse, run_command
+from common.errors import ConfigurationError
+from common.files import write_text
+from common.values import PATH
+from data.tokenizer import Tokenizer, checksum
+from data.tokenizer_json import tokenizer_config, tokenizer_json
+from model.weights.export_folder import TEXT, Stored, write_weights
+from parallel.checkpoint.stored_weights import StoredWeights
+from train.compose import to_run_config
+from train.config import RunConfig
+from train.model_card import model_card
+from train.phases import find_span, for_phase, spans
+from train.saved_checkpoint import find_checkpoint
+from train.saved_run import read_settings
+
+GB = 10**9
+
+
+@dataclass
+class Options:
+    """Export a checkpoint to a folder that Hugging Face transformers and `train.inference` read."""
+
+    checkpoint: str = MISSING
+    """Run's folder (its newest checkpoint), `FOLDER@STEP` or `FOLDER@best`."""
+    output: str | None = field(default=None, metadata=PATH)
+    """New or empty folder to write. Null by default: `export/` in the run's folder."""
+    max_shard_gb: float = 2.0
+    """Most gigabytes (10^9 bytes) of a file of weights, and so of memory that the export takes; a larger tensor is a
+    file of its own. 2 by default: it suits laptops and uploads."""
+
+
+def main(words: Sequence[str]) -> None:
+    """Export as the words of the command line set it, and print the folder."""
+    options = parse(words, Options)
+    if options.max_shard_gb <= 0:
+        raise ConfigurationError(f"max_shard_gb={options.max_shard_gb} must be greater than 0.")
+    print(f"exported to {export(options.checkpoint, options.output, options.max_shard_gb)}")
+
+
+def export(checkpoint: str, output: str | None = None, max_shard_gb: float = 2.0) -> Path:
+    """Write a checkpoint as a Hugging Face folder, and return the folder; it appears whole or not at all.
+
+    Raises ConfigurationError for a checkpoint that is missing or damaged, and for an output that is not empty.
+    """
+    weights = StoredWeights(*find_checkpoint(checkpoint)[:2])
+    config = read_run_config("checkpoint", weights)
+    tokenizer = checked_tokenizer(config, weights)
+    folder = Path(output) if output is not None else weights.run / "export"
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ConfigurationError(f"output={folder} exists and is not an empty folder; choose another, or remove it.")
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        stored = {name: Stored(shape, weights.dtypes[name]) for name, shape in weights.shapes.items()}
+        write_weights(partial, config.pali, stored, weights.load, int(max_shard_gb * GB), _print_progress)
+        for place in (partial, partial / TEXT):
+            write_tokenizer(place, tokenizer)
+        write_text(partial / "README.md", model_card(config, weights, folder.name))
+        os.replace(partial, folder)
+    except OSError as error:
+        raise ConfigurationError(
+            f"output={folder} cannot be written ({error.strerror or error}); choose another folder."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def read_run_config(key: str, weights: StoredWeights) -> RunConfig:
+    """Return the settings of a checkpoint's run as the phase of its step has them. Raises ConfigurationError."""
+    settings = read_settings(weights.run)
+    if settings is None:
+        raise ConfigurationError(f"{key}={weights.run} holds no run (no config.yaml); name a run's folder.")
+    config = to_run_config(settings)
+    return for_phase(config, find_span(spans(config), weights.step))
+
+
+def checked_tokenizer(config: RunConfig, weights: StoredWeights) -> Tokenizer:
+    """Return the tokenizer of a run. Raises ConfigurationError where the file is missing, or was changed since."""
+    tokenizer = Tokenizer(config.data.tokenizer)
+    if (saved := weights.extra.get("tokenizer")) not in (None, checksum(config.data.tokenizer)):
+        raise ConfigurationError(
+            f"data.tokenizer={config.data.tokenizer} is not the file that the run was trained with (SHA-256 {saved}); "
+            "bring that one back from a copy."
+        )
+    return tokenizer
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """Write a tokenizer as SentencePiece has it, and as Hugging Face reads it."""
+    shutil.copyfile(tokenizer.path, folder / "tokenizer.model")
+    write_text(folder / "tokenizer.json", tokenizer_json(tokenizer))
+    write_text(folder / "tokenizer_config.json", json.dumps(tokenizer_config(), indent=1) + "\n")
+
+
+def _print_progress(file: str) -> None:
+    print(f"writing {file}", flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,130 @@
+"""Use a trained model in Python: answer a prompt about images, or score given answers.
+
+    from train.inference import PaLIPipeline
+    pipeline = PaLIPipeline.from_folder("runs/demo/export")
+    pipeline.ask("photo.jpg", "Answer in EN: what color is the circle?")
+
+The folder is an export (`python -m train.export`), or a run's folder, whose newest checkpoint is read.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from common.errors import ConfigurationError
+from data.examples import EncodedExample, ExampleInfo
+from data.images import decode
+from data.packing import RowShape, pack
+from data.skip import Skip
+from data.tokenizer import CLOSING, EOS, Tokenizer
+from model.batch import MicroBatch
+from model.config import PaLIConfig
+from model.generation import generate
+from model.pali import PaLI, units
+from model.weights import load
+from model.weights.export_folder import is_export, load_weights, read_config
+from parallel.checkpoint.stored_weights import StoredWeights
+from train.export import checked_tokenizer, read_run_config
+from train.saved_checkpoint import find_checkpoint
+from train.step.batch import to_tensors
+
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # of Pillow; others, such as CMYK, are converted first
+ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
+
+
+class PaLIPipeline:
+    """A model in one process with its tokenizer, in evaluation mode."""
+
+    def __init__(self, model: PaLI, tokenizer: Tokenizer, config: PaLIConfig, device: torch.device | str) -> None:
+        self.model, self.tokenizer, self.config = model.to(device).eval(), tokenizer, config
+        self.device = torch.device(device)
+
+    @classmethod
+    def from_folder(
+        cls, folder: str | Path, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> "PaLIPipeline":
+        """Read an export, or the newest checkpoint of a run's folder (`FOLDER@STEP`: that of a step).
+
+        `device`: by default the first GPU, else the CPU. `dtype`: of weights and activations. Raises
+        ConfigurationError for a folder that holds neither.
+        """
+        if is_export(Path(folder)):
+            config, tokenizer = read_config(Path(folder)), Tokenizer(Path(folder, "tokenizer.model"))
+            model = _empty(config, dtype)
+            load_weights(Path(folder), model, config)
+        else:
+            weights = StoredWeights(*find_checkpoint(str(folder), "folder")[:2])
+            run = read_run_config("folder", weights)
+            config, tokenizer = run.pali, checked_tokenizer(run, weights)
+            model = _empty(config, dtype)
+            for name in weights.shapes:  # one tensor at a time: the model is in memory once
+                load(model, weights.load([name]))
+        return cls(model, tokenizer, config, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def ask(self, image: ImageLike | None, prompt: str, max_new_tokens: int = 64, **search: Any) -> str:
+        """Return the text that the model generates; see `ask_all`. `image`: None for a prompt without one."""
+        return self.ask_all([image], [prompt], max_new_tokens, **search)[0]
+
+    def ask_all(
+        self, images: Sequence[ImageLike | None], prompts: Sequence[str], max_new_tokens: int = 64, **search: Any
+    ) -> list[str]:
+        """Return the answers to several prompts at once, whose lengths may differ.
+
+        A file, encoded bytes, a Pillow image or an array uint8 [H, W, 3] is an image. `search`: the fields of
+        `model.generation.Search`, greedy by default. Raises ConfigurationError for an image that cannot be read.
+        """
+        answers = generate(self.model, self.batch(images, prompts), max_new_tokens, **search)
+        return [self.tokenizer.decode(answer) for answer in answers.tolist()]
+
+    def batch(self, images: Sequence[ImageLike | None], prompts: Sequence[str]) -> MicroBatch:
+        """Return one row per prompt; the closing sentinel of every prompt of the paper is added where it is missing."""
+        size, tokens_per_image = self.config.model.image_size, self.config.tokens_per_image
+        examples = []
+        for image, prompt in zip(images, prompts, strict=True):
+            prompt = prompt if prompt.endswith(CLOSING) else prompt + CLOSING
+            ids = np.array([*self.tokenizer.encode_prompt(prompt), EOS], np.int32)
+            pixels = np.zeros((0, size, size, 3), np.uint8) if image is None else read_image(image, size)[None]
+            info = ExampleInfo("", "vqa", "", "", "en", prompt, "")
+            examples.append(EncodedExample(ids, np.array([EOS], np.int32), pixels, info, closing=2))
+        length = max(len(one.images) * tokens_per_image + len(one.encoder_ids) for one in examples)
+        shape = RowShape(length, 1, 1, size, tokens_per_image)  # a decoder of one position: an example a row
+        return to_tensors(pack(examples, shape)[0]).to(self.device)
+
+
+def read_image(image: ImageLike, size: int) -> NDArray[np.uint8]:
+    """Read an image as uint8 [size, size, 3], in the way of training. Raises ConfigurationError."""
+    name = str(image) if isinstance(image, str | Path) else f"<{type(image).__name__}>"
+    try:
+        if isinstance(image, str | Path):
+            content = Path(image).read_bytes()
+        elif isinstance(image, bytes):
+            content = image
+        else:
+            opened = image if isinstance(image, Image.Image) else Image.fromarray(image)
+            buffer = io.BytesIO()
+            (opened if opened.mode in PNG_MODES else opened.convert("RGB")).save(buffer, "PNG", compress_level=0)
+            content = buffer.getvalue()
+        return decode(content, size)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ConfigurationError(f"image={name} cannot be read ({why}); name a readable file.") from error
+    except (TypeError, ValueError) as error:  # an array of another shape or type
+        raise ConfigurationError(f"image={name} cannot be read ({error}); give uint8 [H, W, 3].") from error
+    except Skip as skip:
+        raise ConfigurationError(f"image={name} cannot be read ({skip.detail}); name another file.") from skip
+
+
+def _empty(config: PaLIConfig, dtype: torch.dtype) -> PaLI:
+    """Make a model whose parameters have memory and no values yet."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return PaLI(units(config))
+    finally:
+        torch.set_default_dtype(before)
