@@ -57,7 +57,7 @@ test: setup slurm tools
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/unit --numprocesses 2
-	$(BIN)/python -m pytest tests/distributed tests/slurm --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest tests/distributed tests/slurm --numprocesses 2 --dist loadfile
 
 clean:
 	rm -rf .venv runs

@@ -1,16 +1,27 @@
-"""Group tests that share worlds or a cluster, and print last which tests a machine could not run."""
+"""Schedule tests that share worlds or a cluster, and print last which tests a machine could not run."""
 
 from collections import Counter
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one worker run a file of tests/distributed, or all of tests/slurm, because their tests share fixtures."""
-    for item in items:
-        room = item.path.parent.name
-        if room in ("distributed", "slurm") and "unit" not in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem if room == "distributed" else room))
+class RoomScheduling(LoadFileScheduling):
+    """Give one worker a file of tests/distributed, or all of tests/slurm: their tests share worlds, or a cluster.
+
+    `--dist loadgroup` does not do it: pytest-xdist 3.8.0 writes groups into a field that pytest 9.2 does not read.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "tests/slurm" if file.startswith("tests/slurm/") else file
+
+
+@pytest.hookimpl(optionalhook=True)  # `-p no:xdist` has no such hook
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    """Schedule by rooms where `--dist loadfile` is given; leave every other mode to pytest-xdist."""
+    return RoomScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
