@@ -7,7 +7,7 @@ from model import example_attention as unpacking
 from model.batch import MicroBatch
 from model.example_attention import Examples, Unpacking
 from model.loss import LossTotals
-from tests.unit.model.examples import TOKENS_PER_IMAGE, example, gradients, largest_error, micro_batch, small_model
+from tests.unit.model.examples import MT5, TOKENS_PER_IMAGE, example, gradients, largest_error, micro_batch, small_model
 
 TOLERANCE = 1e-5
 ALIKE = [example(i, inputs=4 + i % 3, targets=2 + i % 4) for i in range(1, 8)]
@@ -121,3 +121,18 @@ def test_examples_are_cut_into_classes_where_that_saves_most_scores(seed: int) -
     found = unpacking._classes(queries, keys)
     assert sorted(torch.cat(found).tolist()) == list(range(6))
     assert scores(found) == (best if best <= whole - unpacking.WORTH_A_CLASS else whole)
+
+
+def test_every_class_of_examples_has_one_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacking, "WORTH_A_CLASS", 0)
+    batch, block = packed(), small_model().encoder_block_0
+    mask = batch.encoder_mask
+    query, key, value = torch.randn(3, 80, len(batch.encoder_tokens), MT5.num_heads, MT5.d_kv)
+    own = block.attention(query, key, value, None, mask)
+    torch.testing.assert_close(
+        own * (batch.encoder_segments.t() > 0)[..., None],
+        block.dense_attention(query, key, value, None, mask) * (batch.encoder_segments.t() > 0)[..., None],
+    )
+    mask.unpacked.append(mask.unpacked[0])
+    with pytest.raises(ValueError, match="longer than"):
+        block.attention(query, key, value, None, mask)

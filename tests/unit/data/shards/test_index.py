@@ -240,6 +240,15 @@ def test_an_index_that_is_not_right_is_made_anew(tmp_path, kind):
     assert sorted(os.listdir(tmp_path)) == ["0.tar", "0.tar.index.npz"]
 
 
+def test_the_index_of_a_tar_without_a_byte_is_kept_too(tmp_path):
+    path = tmp_path / "0.tar"
+    path.touch()
+    assert index(str(path)).defect == "truncated tar"
+    os.utime(tmp_path / "0.tar.index.npz", (1, 1))
+    assert index(str(path)).defect == "truncated tar"
+    assert (tmp_path / "0.tar.index.npz").stat().st_mtime == 1
+
+
 def test_indices_are_kept_in_a_folder_of_their_own(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -41,13 +41,15 @@ def samples(count: int) -> list:
 def test_every_record_is_read_at_random_access(tmp_path):
     write_shard(tmp_path / "train-00000.tar", samples(5))
     write_shard(tmp_path / "train-00001.tar", samples(3))
+    write_shard(tmp_path / "train-00002.tar", samples(4))
     opened, ledger = source(tmp_path)
-    assert len(opened) == 8
-    for number in (7, 0, 4, 5):
-        within = number % 5
-        assert opened[number].key == f"{within:05d}" and opened[number].fields == {"alt_text": f"text {within}"}
-        assert opened[number].image == png(within) and opened[number].shard.endswith(f"train-0000{number // 5}.tar")
-        assert opened.shard(number) == opened[number].shard
+    places = [(shard, within) for shard, count in enumerate((5, 3, 4)) for within in range(count)]
+    assert len(opened) == len(places) == 12
+    for number in (7, 0, 4, 5, 8, 11):
+        shard, within = places[number]
+        assert opened[number].key == opened.key(number) == f"{within:05d}"
+        assert opened[number].fields == {"alt_text": f"text {within}"} and opened[number].image == png(within)
+        assert opened[number].shard == opened.shard(number) == str(tmp_path / f"train-0000{shard}.tar")
     assert not ledger.drain()
 
 
@@ -348,6 +350,12 @@ def test_a_tar_that_is_there_twice_is_read_once(tmp_path):
     opened, ledger = source(f"{tmp_path}/{{a,b,a}}/*.tar")
     assert (len(opened), opened.paths) == (3, [f"{tmp_path}/a/0.tar"])
     assert ledger.drain() == {"webli/shard that is a link to another one": 3}
+
+
+def test_an_empty_member_is_not_a_missing_one(tmp_path):
+    write_tar(tmp_path / "train-00000.tar", {"a.json": b"{}", "a.png": b"", "b.json": b"{}"})
+    opened, _ = source(tmp_path)
+    assert [opened[number].image for number in range(2)] == [b"", None]
 
 
 @pytest.mark.parametrize("kind", ["json", "txt", "png"])

@@ -94,3 +94,25 @@ def test_frozen_units_cost_their_forward_pass_and_move_the_cut() -> None:
 def test_a_cut_by_hand_must_make_as_many_stages() -> None:
     with pytest.raises(ConfigurationError, match=r"makes 2 stages, not 3; name the first unit of every stage but"):
         cut(costs(), memory(pipeline=3, cut=["bridge"]))
+
+
+def test_a_cut_by_hand_names_the_first_unit_of_every_stage_but_the_first() -> None:
+    priced = costs()
+    first, second, *_, last = [unit.name for unit in priced]
+    found = cut(priced, memory(pipeline=3, cut=[last, second]))
+    assert [stage.units for stage in found] == [(first,), tuple(unit.name for unit in priced[1:-1]), (last,)]
+    for names in ([first, last], [last, last]):
+        with pytest.raises(ConfigurationError, match=r"makes 2 stages, not 3; name the first unit of every stage but"):
+            cut(priced, memory(pipeline=3, cut=names))
+    with pytest.raises(ConfigurationError, match=r"names 'nowhere', which is no unit; units are patches, "):
+        cut(priced, memory(pipeline=2, cut=["nowhere"]))
+
+
+def test_a_cut_by_hand_keeps_the_limit_of_memory_or_is_refused() -> None:
+    priced = costs()
+    free = cut(priced, memory(pipeline=2, cut=[priced[1].name]))
+    most = max(stage.memory_bytes for stage in free)
+    assert most == free[1].memory_bytes
+    assert cut(priced, memory(pipeline=2, cut=[priced[1].name], memory_gib=most / 2**30)) == free
+    with pytest.raises(ConfigurationError, match=r"gives pipeline rank 1 stages that take .* GiB; move units to"):
+        cut(priced, memory(pipeline=2, cut=[priced[1].name], memory_gib=0.999 * most / 2**30))

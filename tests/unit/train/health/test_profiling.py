@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from common.errors import ConfigurationError, RunStopped
 from train.config import ProfileConfig
-from train.health.profiling import Profiler, explain_lack_of_memory, profiled_steps
+from train.health.profiling import HISTORY_ENTRIES, Profiler, explain_lack_of_memory, profiled_steps
 
 CPU = torch.device("cpu")
 
@@ -52,6 +53,24 @@ def test_memory_that_does_not_suffice_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         with explain_lack_of_memory(ProfileConfig(), tmp_path, 3, CPU):
             torch.ones(2, 3) @ torch.ones(2, 3)
+
+
+@pytest.mark.parametrize("failing", [False, True])
+@pytest.mark.parametrize(("wanted", "device"), [(True, "cuda"), (False, "cuda"), (True, "cpu")])
+def test_the_history_of_memory_is_recorded_until_training_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: bool, device: str, failing: bool
+) -> None:
+    calls: list[dict[str, object]] = []
+    monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda **options: calls.append(options))
+    with (
+        suppress(KeyError),
+        explain_lack_of_memory(ProfileConfig(memory_history=wanted), tmp_path, 0, torch.device(device)),
+    ):
+        expected = [{"max_entries": HISTORY_ENTRIES}] if wanted and device == "cuda" else []
+        assert calls == expected
+        if failing:
+            raise KeyError
+    assert calls == expected + [{"enabled": None}] * len(expected)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
