@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from common.errors import ConfigurationError, Interrupted, RunStopped
 from train.entry import CONF, entry
+from train.sweep import FailedRuns, Sweep
 
 Sweeping = Callable[..., tuple[int, str, list[int]]]
 
@@ -63,6 +64,16 @@ def test_two_runs_never_share_a_folder(words: list[str], runs: int, sweeping: Sw
     code, printed, ended = sweeping(None, *words)
     assert len(ended) == runs
     assert code == (2 if runs == 3 else 0) and ("is the folder of two runs of this sweep" in printed) == (runs == 3)
+
+
+def test_a_run_returns_its_exit_code() -> None:
+    sweep = Sweep()
+    assert sweep.run("well", lambda: None) == 0
+    sweep.check()
+    assert [sweep.run(name, lambda code=code: sys.exit(code)) for name, code in (("a", 3), ("b", 2))] == [3, 2]  # type: ignore[misc]
+    with pytest.raises(FailedRuns, match=r"^2 of 3 runs failed, .*: a \(exit code 3\); b \(exit code 2\)\.$") as failed:
+        sweep.check()
+    assert failed.value.code == 3
 
 
 def test_a_signal_ends_the_whole_sweep(sweeping: Sweeping) -> None:
