@@ -15,6 +15,12 @@ RECOMPUTE = ("none", "block", "every_n", "attention")
 class ParallelConfig:
     """Divide the world: world = data x pipeline x tensor ranks, where data parallelism is what remains."""
 
+    auto: bool = False
+    """Plan the layout for the world size as `train.plan` does, and keep it in the run's folder while that size stays.
+    Degrees, ZeRO stage, cut, micro-batch and recomputation are then chosen. False by default; `parallel=auto` sets it.
+    """
+    hardware: str | None = None
+    """File of conf/hardware that `auto` plans for. Null by default: that of this machine's GPU, or `cpu`."""
     tensor: int = 1
     """Degree of tensor parallelism, in ranks. 1 by default: a model that fits needs none."""
     pipeline: int = 1

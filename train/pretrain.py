@@ -25,6 +25,7 @@ from train.entry import entry
 from train.facts import check_settings_of_ranks
 from train.health.watchdog import Watchdog
 from train.phases import Span, find_span, for_phase, spans
+from train.planning import choose_layout
 from train.rehearsal import rehearse
 from train.run.restarts import stop_if_in_vain
 from train.run.run import Run
@@ -40,6 +41,7 @@ def main(composed: DictConfig) -> None:
     """Train one run, from its composed configuration to its last checkpoint."""
     config = to_run_config(composed)
     this = launch()
+    config = choose_layout(config, this.world_size)
     check(config, this.world_size)
     check_training_data(config)
     check_settings_of_ranks(config, this)

@@ -37,6 +37,7 @@ from train.compose import to_run_config
 from train.config import RunConfig, to_yaml
 from train.entry import CONF, TEXT, in_one_sentence, register
 from train.phases import for_phase, spans
+from train.planning import choose_layout
 from train.saved_run import overridden, saved_config
 from train.step.validation import chosen
 
@@ -124,7 +125,9 @@ def _config(request: Request, runs: dict[Path, RunConfig], weights: bool) -> Run
 def _run(request: Request, site: SubmitConfig, config: RunConfig, expected: Sequence[Path]) -> Job:
     model_ranks = config.parallel.tensor * config.parallel.pipeline
     weights = request.kind == "pretrain" and not site.submit.dry_run
-    usable, tasks = usable_nodes(model_ranks, site, lambda ranks: check(config, ranks, expected, weights=weights))
+    usable, tasks = usable_nodes(
+        model_ranks, site, lambda ranks: check(choose_layout(config, ranks), ranks, expected, weights=weights)
+    )
     if request.kind == "evaluate":
         usable = usable[:1]
         mixture = chosen(for_phase(config, spans(config)[-1]).mixture, config.evaluation)

@@ -52,7 +52,7 @@ def plan_stages(
     where `cut` finds no cut.
     """
     plan = plan_on_meta(config, frozen, tensor_parallel)
-    mark_recomputed(plan, memory.parallel)
+    mark_recomputed(plan.units(), memory.parallel)
     check_groups(memory.optimizer.groups, [part.name for _, part in parameter_parts(plan)])
     if not any(p.requires_grad for p in plan.parameters()):
         raise ConfigurationError(f"The freeze patterns {list(frozen)} leave nothing to train; remove one.")

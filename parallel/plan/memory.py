@@ -62,16 +62,18 @@ class MemoryModel:
         parameters = [(part.shape.numel(), p.requires_grad) for p, part in parameter_parts(unit.unit)]
         trained = sum(number for number, is_trained in parameters if is_trained)
         total = sum(number for number, _ in parameters)
-        return (total * self._weight_bytes() + trained * self._update_bytes()) / self.parallel.tensor
+        return (total * self.weight_bytes() + trained * self.update_bytes()) / self.parallel.tensor
 
-    def _weight_bytes(self) -> float:
+    def weight_bytes(self) -> float:
+        """Return the bytes of a parameter in the compute dtype."""
         config, each = self.parallel, self.step.micro_batch.element_bytes
         found = 0.0 if config.offload_parameters != "none" else each * self._share(from_stage=3)
         if config.hpz_partition_size > 1:
             found += each / config.hpz_partition_size
         return found + (each if config.gather == "step" else 0.0)
 
-    def _update_bytes(self) -> float:
+    def update_bytes(self) -> float:
+        """Return the bytes of a trained parameter's gradient, fp32 copy and optimizer state."""
         config = self.parallel
         if config.offload_optimizer != "none":
             return 0.0

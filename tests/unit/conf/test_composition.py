@@ -18,7 +18,7 @@ from train.config import RunConfig, WeightsConfig
 from train.entry import CONF, TEXT, register
 from train.phases import for_phase, spans
 
-OTHERS = ("experiment", "cluster", "hydra")  # overlays, and the groups of train.submit and of Hydra itself
+OTHERS = ("experiment", "cluster", "hardware", "hydra")  # overlays, and groups of other commands and of Hydra itself
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in OTHERS)
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))

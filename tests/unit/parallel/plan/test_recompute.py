@@ -14,7 +14,7 @@ from tests.distributed.problem import PALI, micro_batches
 def kept_and_gradients(config: ParallelConfig) -> tuple[int, dict[str, Tensor]]:
     """Bytes that autograd keeps for the backward pass, and what that pass gives."""
     pali, batch = build(PALI), micro_batches(0)[0]
-    mark_recomputed(pali, config)
+    mark_recomputed(pali.units(), config)
     seen: dict[int, int] = {}
     with torch.autograd.graph.saved_tensors_hooks(lambda x: seen.setdefault(x.data_ptr(), x.nbytes) and x, lambda x: x):
         loss = pali((), batch).loss
@@ -36,7 +36,7 @@ def test_keeps_less_and_changes_nothing() -> None:
 
 
 def marked(pali: PaLI, **options: object) -> set[str]:
-    mark_recomputed(pali, ParallelConfig(**options))  # type: ignore[arg-type]
+    mark_recomputed(pali.units(), ParallelConfig(**options))  # type: ignore[arg-type]
     return {name for name, unit in pali.units() if unit.recompute != "none"}
 
 

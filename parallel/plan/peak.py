@@ -1,0 +1,243 @@
+"""Predict the most memory that a rank holds at any moment of a step, term by term, over the played schedule.
+
+`MemoryModel` counts what a rank stores, and what micro-batches in flight keep. This adds what lives for a moment:
+gradients before they are added up, DeepSpeed's buckets and gathered parameters, temporary tensors of a pass, logits,
+and the process's own overhead. Sizes of DeepSpeed 0.19.8 are its defaults (`runtime/zero/config.py`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from model.costs import UnitCost
+from parallel.plan.actions import BACKWARD, FORWARD, Pipeline
+from parallel.plan.hardware import GIB, Hardware
+from parallel.plan.memory import FP32, MemoryModel
+from parallel.plan.operators import Operators, operators
+from parallel.plan.play import Moments, kept_counts
+from parallel.plan.step_time import UnitInfo
+
+REDUCE_BUCKET = 5e8  # elements: `reduce_bucket_size`, and the buffer of stage 1's sums (engine.allreduce_no_retain)
+MAX_LIVE = 1e9  # elements: `stage3_max_live_parameters`; gathered parameters stay until so many live
+PREFETCH = 5e7  # elements: `stage3_prefetch_bucket_size`
+REPLICATED_BUCKET = 2**24  # elements: BUCKET_ELEMENTS of parallel/engine/replicated.py
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes of one rank at its fullest moment."""
+
+    stored: float
+    """Parameters, accumulated gradients, fp32 copies and the optimizer's state."""
+    kept: float
+    """Activations of micro-batches in flight."""
+    passing: float
+    """Temporary tensors and gradients of the pass that runs."""
+    buffers: float
+    """Buckets of gradients and gathered parameters."""
+    overhead: float
+    """The process itself: context, libraries, communicators."""
+    moment: str
+    """The pass, or the update, in which it happens."""
+
+    @property
+    def total(self) -> float:
+        """Return all bytes."""
+        return self.stored + self.kept + self.passing + self.buffers + self.overhead
+
+    @property
+    def tensors(self) -> float:
+        """Return the bytes of tensors."""
+        return self.total - self.overhead
+
+
+@dataclass(frozen=True)
+class PeakModel:
+    """Predict the peak of ranks of a layout; `fused`: T5's attention is one kernel; `on_gpu`: as CUDA computes."""
+
+    memory: MemoryModel
+    hardware: Hardware
+    costs: Sequence[UnitCost]
+    infos: Sequence[UnitInfo]
+    fused: bool = True
+    on_gpu: bool = True
+    counted: dict[tuple[Any, ...], float] = field(default_factory=dict, compare=False)
+
+    def peaks(self, starts: Sequence[int]) -> list[Peak]:
+        """Return the peak of every pipeline rank, for stages that start at these units."""
+        parallel, step = self.memory.parallel, self.memory.step
+        number = min(step.num_micro_batches, 4 * parallel.pipeline * parallel.virtual_stages)
+        pipeline = Pipeline(parallel.pipeline, parallel.virtual_stages, number, parallel.schedule)
+        alone: Moments = [(f"{FORWARD} 0", (1,)), (f"{BACKWARD} 0", (1,))]
+        moments = [alone] if parallel.pipeline == 1 else kept_counts(pipeline)
+        ends = [*starts[1:], len(self.costs)]
+        stages = list(zip(starts, ends, strict=True))
+        return [self._rank(stages[r :: parallel.pipeline], own) for r, own in enumerate(moments)]
+
+    def _rank(self, stages: list[tuple[int, int]], moments: Moments) -> Peak:
+        memory = self.memory
+        units = [i for first, end in stages for i in range(first, end)]
+        weights, updates = memory.weight_bytes(), memory.update_bytes()
+        infos = [self.infos[i] for i in units]
+        stored = self._local(sum(weights * info.elements + updates * info.trained_elements for info in infos))
+        kept = [sum(self._kept(i) for i in range(*stage)) for stage in stages]
+        buffers, overhead = self._buffers(infos), self._overhead()
+        extra = {(FORWARD, s): self._in_forward(*stage) for s, stage in enumerate(stages)}
+        extra |= {(BACKWARD, s): self._in_backward(*stage) for s, stage in enumerate(stages)}
+        found = [self._update(infos, stored, buffers, overhead)]
+        for moment in dict.fromkeys(moments):
+            kind, _, own = moment[0].partition(" ")
+            held = sum(number * size for number, size in zip(moment[1], kept, strict=True))
+            found.append(Peak(stored, held, extra[kind, int(own)], buffers, overhead, moment[0]))
+        return max(found, key=lambda peak: peak.total)
+
+    @property
+    def _element(self) -> int:
+        return self.memory.step.micro_batch.element_bytes
+
+    def _overhead(self) -> float:
+        p, data = self.memory.parallel, self.memory.data_parallel_size
+        groups = 1 + sum(size > 1 for size in (p.tensor, p.pipeline, data)) + (p.tensor > 1 and data > 1)
+        return self.hardware.overhead_gib * GIB + groups * self.hardware.communicator_mib * 2**20
+
+    def _local(self, elements: float) -> float:
+        return elements / self.memory.parallel.tensor
+
+    def _buffers(self, infos: Sequence[UnitInfo]) -> float:
+        """Return what DeepSpeed holds besides shards: a flat fp32 bucket of gradients (stages 2, 3).
+
+        Stage 2 has two buckets where sums overlap, and the trained 16-bit weights a second time, flat.
+        """
+        stage = self.memory.parallel.zero_stage
+        if stage < 2:
+            return 0.0
+        if stage == 3:
+            return REDUCE_BUCKET * FP32
+        flat = self._element * self._local(sum(info.trained_elements for info in infos))
+        return REDUCE_BUCKET * FP32 * (2 if self.on_gpu else 1) + flat
+
+    def _update(self, infos: Sequence[UnitInfo], stored: float, buffers: float, overhead: float) -> Peak:
+        """Return the moment after the passes: nothing is kept, and sums of gradients take copies."""
+        stage, data = self.memory.parallel.zero_stage, self.memory.data_parallel_size
+        trained = self._local(sum(info.trained_elements for info in infos))
+        largest = self._local(max((info.trained_elements for info in infos), default=0))
+        copies = self._element * trained if self._element < FP32 or stage in (1, 2) else 0.0
+        if stage == 0 and data > 1:
+            copies = max(copies, FP32 * min(trained, max(REPLICATED_BUCKET, largest)))
+        return Peak(stored, 0.0, copies if stage < 3 else 0.0, buffers if stage > 1 else 0.0, overhead, "update")
+
+    def _kept(self, i: int) -> float:
+        """Return what a unit keeps of a micro-batch; the head keeps its weights' gradient too."""
+        head = self._work(i).vocabulary
+        gradient = self._element * self._local(head.size) * head.d_model if head and self.infos[i].trained else 0.0
+        return self.memory.kept_once(self.costs[i]) + gradient
+
+    def _gathered(self, first: int, end: int) -> float:
+        """Return the parameters of units that ZeRO-3 holds gathered at once, of those that the pass needs."""
+        p = self.memory.parallel
+        if p.zero_stage < 3 or p.gather == "step":
+            return 0.0
+        sizes = [self._local(self.infos[i].elements) for i in range(first, end)]
+        return self._element * min(sum(sizes), max(MAX_LIVE, max(sizes, default=0.0)) + PREFETCH)
+
+    def _in_forward(self, first: int, end: int) -> float:
+        """Return the most bytes of a forward pass beyond what is kept."""
+        return max(self._forward(i) + self._gathered(first, i + 1) for i in range(first, end))
+
+    def _in_backward(self, first: int, end: int) -> float:
+        """Return the most bytes of a backward pass beyond what is kept; units free what they kept, last one first.
+
+        Stages 0 to 2 leave the gradients of weights in 16 bits until the pass ends (stage 0 until the next one begins,
+        when it moves those before to fp32); stage 3 copies them into its bucket, and sums a full one from a flat copy.
+        """
+        stage, step = self.memory.parallel.zero_stage, self.memory.step
+        trained = [self._local(info.trained_elements) for info in self.infos]
+        freed = grads = bucket = most = 0.0
+        narrow = self._element < FP32
+        if stage == 0 and narrow and step.num_micro_batches > 1:
+            most = self._element * sum(trained[first:end])
+        for i in range(end - 1, first - 1, -1):
+            info = self.infos[i]
+            if not (info.trained or info.below_trained):
+                continue
+            own = self._backward(i)
+            is_head = self._work(i).vocabulary is not None
+            if stage < 3 and narrow and not is_head:
+                grads += self._element * trained[i]
+            gathered = self._gathered(first, i + 1)
+            most = max(most, own + grads + gathered - freed)
+            if is_head and stage < 3 and narrow:
+                grads += self._element * trained[i]
+            if stage == 3 and bucket + trained[i] > REDUCE_BUCKET and bucket:
+                most = max(most, FP32 * bucket + gathered + self._element * trained[i] - freed)
+                bucket = 0.0
+            bucket += trained[i]
+            freed += self._kept(i)
+        if stage == 3:
+            most = max(most, FP32 * bucket - freed)
+        elif stage and narrow:
+            most = max(most, grads + FP32 * max(trained[first:end]) - freed)
+        return most
+
+    def _work(self, i: int) -> Operators:
+        return operators(self.costs[i].unit, self.memory.step.micro_batch, self.fused)
+
+    def _widest(self, work: Operators) -> float:
+        """Return the elements of the widest tensor between column and row maps, on this rank."""
+        return max((self._local(x.tokens * x.d_out) for x in work.linears if x.split == "column"), default=0.0)
+
+    def _stream(self, work: Operators) -> float:
+        split = self.memory.parallel.tensor if self.memory.parallel.sequence else 1
+        return (
+            max((x.tokens * max(x.d_in if x.split == "column" else x.d_out, 0) for x in work.linears), default=0)
+            / split
+        )
+
+    def _scores(self, work: Operators) -> float:
+        return max((self._local(x.score_elements) for x in work.attentions if not x.fused), default=0.0)
+
+    def _forward(self, i: int) -> float:
+        return self._once(i, FORWARD, self._unit_forward)
+
+    def _backward(self, i: int) -> float:
+        return self._once(i, BACKWARD, self._unit_backward)
+
+    def _once(self, i: int, kind: str, count: Callable[[int], float]) -> float:
+        """Return count(i), computed once for equal units."""
+        unit = self.costs[i].unit
+        key = (kind, type(unit), unit.recompute, self.infos[i].trained)
+        if key not in self.counted:
+            self.counted[key] = count(i)
+        return self.counted[key]
+
+    def _unit_forward(self, i: int) -> float:
+        work, element = self._work(i), self.memory.step.micro_batch.element_bytes
+        if work.vocabulary:
+            return self._loss(i)
+        return element * (2 * self._stream(work) + self._widest(work) + 2 * self._scores(work))
+
+    def _unit_backward(self, i: int) -> float:
+        work, cost = self._work(i), self.costs[i]
+        element = self.memory.step.micro_batch.element_bytes
+        if work.vocabulary:
+            return 2 * self._element * self._stream_of_head(i)
+        found = element * (3 * self._stream(work) + 2 * self._widest(work) + 2 * self._scores(work))
+        if cost.unit.recompute != "none":
+            found += (cost.cost.activation_bytes - cost.kept_bytes) / self.memory.parallel.tensor
+        return found
+
+    def _stream_of_head(self, i: int) -> float:
+        head = self._work(i).vocabulary
+        return float(head.tokens * head.d_model) if head else 0.0
+
+    def _loss(self, i: int) -> float:
+        """Return logits of a chunk with their gradients, and the fp32 sum of the weights' gradient over chunks."""
+        head = self._work(i).vocabulary
+        assert head is not None
+        columns = self._local(head.size)
+        logits = min(head.tokens, head.chunk) * columns * (FP32 + self._element)
+        several = head.tokens > head.chunk and self.infos[i].trained
+        weight = columns * head.d_model * (FP32 if several and self._element < FP32 else 0)
+        if several and not self.on_gpu and self._element < FP32:
+            weight *= 2  # a CPU multiplies fp32 copies
+        return logits + weight

@@ -1,0 +1,188 @@
+"""Compute the seconds of one unit's forward and backward pass for one micro-batch on one rank.
+
+Overlap is that of the code today: Megatron-Core's column-parallel maps run the all-reduce (or reduce-scatter) of the
+inputs' gradient beside the weights' gradient, and gather the inputs beside the inputs' gradient; all else is exposed.
+"""
+
+from dataclasses import dataclass
+
+from model.costs import BatchShape, Unit
+from parallel.config import ParallelConfig
+from parallel.plan.collectives import Group, all_gather_s, all_reduce_s, reduce_scatter_s
+from parallel.plan.hardware import Hardware
+from parallel.plan.operators import Attention, Linear, Operators, Vocabulary, operators
+
+FLASH_BACKWARD = 2.5  # FLOPs of a fused backward pass over the forward pass: scores again (Dao 2023, section 3.1)
+SCORE_PASSES = 8  # reads and writes of the scores where attention is not fused: product, bias, mask, softmax, product
+LOGIT_PASSES = 10  # of fp32 logits in the loss: product, largest, shift, exponent, sum, scale, scatter, to 16 bits
+FP32 = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Seconds of one pass of a unit: its own work, and tensor-parallel collectives that no work hides."""
+
+    compute_s: float = 0.0
+    tensor_s: float = 0.0
+
+    def __add__(self, other: "Pass") -> "Pass":
+        return Pass(self.compute_s + other.compute_s, self.tensor_s + other.tensor_s)
+
+    @property
+    def total_s(self) -> float:
+        """Return the seconds of the pass."""
+        return self.compute_s + self.tensor_s
+
+
+@dataclass(frozen=True)
+class UnitTime:
+    """Seconds of a unit for one micro-batch."""
+
+    forward: Pass
+    backward: Pass
+
+    @property
+    def total_s(self) -> float:
+        """Return the seconds of both passes."""
+        return self.forward.total_s + self.backward.total_s
+
+
+@dataclass(frozen=True)
+class UnitClock:
+    """Compute times of units under one layout on one kind of hardware; `fused`: T5's attention is one kernel."""
+
+    hardware: Hardware
+    parallel: ParallelConfig
+    tensor_group: Group
+    shape: BatchShape
+    fused: bool
+
+    def time(self, unit: Unit, trained: bool, below_trained: bool) -> UnitTime:
+        """Return the seconds of a unit; a frozen unit below everything trained has no backward pass."""
+        work = operators(unit, self.shape, self.fused)
+        forward = self._forward(work)
+        if not trained and not below_trained:
+            return UnitTime(forward, Pass())
+        backward = self._backward(work, trained, below_trained)
+        if unit.recompute == "block":
+            backward += forward
+        elif unit.recompute == "attention":
+            backward += Pass(sum(self._attention_s(each) for each in work.attentions))
+        return UnitTime(forward, backward)
+
+    def _forward(self, work: Operators) -> Pass:
+        compute = self._elementwise_s(work, 1.0) + sum(self._attention_s(each) for each in work.attentions)
+        compute += sum(self._product_s(each) for each in work.linears)
+        messages = sum(self._forward_message_s(each) for each in work.linears) + self._embedding_s(work)
+        if work.vocabulary:
+            compute += self._vocabulary_s(work.vocabulary)
+            messages += self._gathered_s(work.vocabulary.tokens, work.vocabulary.d_model)
+        return Pass(compute, messages)
+
+    def _backward(self, work: Operators, trained: bool, below_trained: bool) -> Pass:
+        compute = self._elementwise_s(work, 2.0)
+        compute += sum(self._attention_s(each, backward=True) for each in work.attentions)
+        total = Pass(compute)
+        for linear in work.linears:
+            total += self._linear_backward(linear, trained)
+        if head := work.vocabulary:
+            scaled = FP32 * head.d_model * (head.tokens + head.size / self.parallel.tensor)
+            whole = self.shape.element_bytes * head.tokens * head.d_model
+            reduce = reduce_scatter_s if self.parallel.sequence else all_reduce_s
+            total += Pass(self.hardware.elementwise_s(scaled, 2), reduce(whole, self.tensor_group, self.hardware))
+        if work.embedded_tokens and trained:  # a dense gradient of the table: zeros, then one row for every token
+            embedding = next(each for each in work.linears if each.split == "whole")
+            total += Pass(self._table_s(embedding.d_out, work.embedded_tokens))
+        return total
+
+    def _table_s(self, d_model: int, tokens: int) -> float:
+        return self.hardware.elementwise_s(3.0 * self.shape.element_bytes * tokens * d_model, 3)
+
+    def _product_s(self, linear: Linear) -> float:
+        rows, columns, inner = self._local(linear)
+        return self.hardware.product_s(rows, columns, inner, self.shape.element_bytes)
+
+    def _local(self, linear: Linear) -> tuple[float, float, float]:
+        """Return (rows, columns, inner) of a rank's product."""
+        t = self.parallel.tensor
+        if linear.split == "column":
+            return linear.tokens, linear.d_out / t, linear.d_in
+        if linear.split == "row":
+            return linear.tokens, linear.d_out, linear.d_in / t
+        return linear.tokens / (t if self.parallel.sequence else 1), linear.d_out, linear.d_in
+
+    def _bytes(self, tokens: int, width: int) -> float:
+        return float(self.shape.element_bytes * tokens * width)
+
+    def _gathered_s(self, tokens: int, width: int) -> float:
+        """Return the seconds in which sequence shards become whole sequences; nothing without such shards."""
+        if not self.parallel.sequence:
+            return 0.0
+        return all_gather_s(self._bytes(tokens, width), self.tensor_group, self.hardware)
+
+    def _forward_message_s(self, linear: Linear) -> float:
+        if linear.split == "column":
+            return self._gathered_s(linear.tokens, linear.d_in)
+        if linear.split == "whole":
+            return 0.0
+        reduce = reduce_scatter_s if self.parallel.sequence else all_reduce_s
+        return reduce(self._bytes(linear.tokens, linear.d_out), self.tensor_group, self.hardware)
+
+    def _linear_backward(self, linear: Linear, trained: bool) -> Pass:
+        """Return both gradients of a map; a frozen one has none of its weights."""
+        rows, columns, inner = self._local(linear)
+        size = self.shape.element_bytes
+        inputs = self.hardware.product_s(rows, inner, columns, size)
+        weights = self.hardware.product_s(inner, columns, rows, size) if trained else 0.0
+        if linear.split != "column":
+            gathered = self._gathered_s(linear.tokens, linear.d_out) if linear.split == "row" else 0.0
+            return Pass(inputs + weights, gathered)
+        whole = self._bytes(linear.tokens, linear.d_in)
+        if not self.parallel.sequence:
+            reduced = all_reduce_s(whole, self.tensor_group, self.hardware)
+            return Pass(inputs + weights, max(0.0, reduced - weights))
+        gathered = all_gather_s(whole, self.tensor_group, self.hardware) if trained else 0.0
+        scattered = reduce_scatter_s(whole, self.tensor_group, self.hardware)
+        return Pass(inputs + weights, max(0.0, gathered - inputs) + max(0.0, scattered - weights))
+
+    def _attention_s(self, attention: Attention, backward: bool = False) -> float:
+        t, size = self.parallel.tensor, self.shape.element_bytes
+        if attention.fused:
+            factor = FLASH_BACKWARD if backward else 1.0
+            moved = attention.io_elements * (2 if backward else 1)
+        else:
+            factor = 2.0 if backward else 1.0
+            moved = attention.io_elements * factor + SCORE_PASSES * attention.score_elements
+        launches = (2 if backward else 1) if attention.fused else SCORE_PASSES
+        return self.hardware.attention_s(factor * attention.flops / t, moved * size / t, size, launches)
+
+    def _elementwise_s(self, work: Operators, passes: float) -> float:
+        t = self.parallel.tensor
+        stream = work.stream_elements / (t if self.parallel.sequence else 1)
+        moved = passes * self.shape.element_bytes * (stream + work.inner_elements / t)
+        return self.hardware.elementwise_s(moved, passes * work.launches)
+
+    def _embedding_s(self, work: Operators) -> float:
+        """Return the sum of looked-up embeddings, and the gathering of visual tokens under sequence parallelism."""
+        if not work.embedded_tokens:
+            return 0.0
+        (projection,) = work.linears
+        whole = self._bytes(work.embedded_tokens, projection.d_out)
+        visual = self._gathered_s(projection.tokens, projection.d_out)
+        return all_reduce_s(whole, self.tensor_group, self.hardware) + visual
+
+    def _vocabulary_s(self, head: Vocabulary) -> float:
+        """Return the loss with its gradients: three products a chunk, passes over fp32 logits, sums over chunks."""
+        columns, size = head.size / self.parallel.tensor, self.shape.element_bytes
+        full, rest = divmod(head.tokens, head.chunk)
+        total = 0.0
+        for tokens, times in ((head.chunk, full), (rest, 1)):
+            if tokens and times:
+                once = self.hardware.product_s(tokens, columns, head.d_model, size)
+                once += self.hardware.product_s(tokens, head.d_model, columns, size)
+                once += self.hardware.product_s(columns, head.d_model, tokens, size)
+                once += self.hardware.elementwise_s(LOGIT_PASSES * FP32 * tokens * columns, 16)
+                if head.tokens > head.chunk:  # the gradient's sum over chunks, in fp32
+                    once += self.hardware.elementwise_s(3 * FP32 * columns * head.d_model, 8)
+                total += times * once
+        return total
