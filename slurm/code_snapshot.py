@@ -16,7 +16,7 @@ from common.git import SNAPSHOT, snapshot_text
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("common", "conf", "data", "evaluation", "hydra_plugins", "model", "parallel", "slurm", "train")
-SUFFIXES = (".py", ".pyi", ".yaml", ".yml", ".toml", ".sbatch", ".sh",
+SUFFIXES = (".py", ".pyi", ".yaml", ".yml", ".toml", ".html", ".sbatch", ".sh",
             ".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp")  # fmt: skip
 # Folders of other programs and of the output of runs. `data/` is a package, but users put data there too.
 NOT_OURS = ("__pycache__", "site-packages", "node_modules", "runs", "wandb", "outputs", "multirun")

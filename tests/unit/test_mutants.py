@@ -1,11 +1,13 @@
-"""A seed always draws the same mutants; each one parses, and is another program."""
+"""A seed always draws the same mutants; each one parses, and is another program. Tests by chance kill none."""
 
 import ast
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.mutants import draw as module
+from tests.mutants import run
 from tests.mutants.draw import Mutant, draw, equivalent, mutants
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,3 +97,43 @@ def test_lines_of_equivalent_txt_exist_and_are_not_changed(monkeypatch: pytest.M
         Mutant("model/a.py", 2, 10, 11, "1", "2"),
         Mutant("model/a.py", 2, 10, 11, "1", "0"),
     )
+
+
+FLAKY = """
+def test_fails_once(pytestconfig):
+    seen = pytestconfig.rootpath.parent / "seen"
+    first = not seen.exists()
+    seen.touch()
+    assert not first
+"""
+SHARP = """
+from model.a import endless, number
+def test_number():
+    assert number() == 1
+def test_end():
+    while endless():
+        pass
+"""
+
+
+def test_only_a_test_that_fails_twice_on_the_mutant_detects_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "SLOW_IMPORTS", ())
+    monkeypatch.setattr(run, "CPU_S", 2)
+    root = tmp_path / "root"
+    source = b"def number():\n    return 1\ndef endless():\n    return 0\ndef unused():\n    return 2\n"
+    files = {"model/__init__.py": "", "model/a.py": source.decode()}
+    files |= {"tests/unit/model/test_a.py": SHARP, "tests/unit/model/test_b.py": FLAKY}
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    (root / "pytest.ini").write_text("[pytest]\npythonpath = .\naddopts = -q", encoding="utf-8")
+    subprocess.run(["git", "init", "-q", str(root)], check=True)
+    runner = run.Runner(root, tmp_path / "work", further=False)
+    changed = {mutant.line: mutant for mutant in mutants("model/a.py", source) if mutant.after.isdigit()}
+    assert runner.reach(changed[2]) == "tests/unit/model/test_a.py::test_number"
+    assert runner.reach(changed[4]) == "tests/unit/model/test_a.py::test_end"  # takes more CPU time than allowed
+    assert runner.reach(changed[6]) is None
+    assert "test_b.py::test_fails_once fails once only" in capsys.readouterr().out
+    assert (runner.copy / "model" / "a.py").read_bytes() == source

@@ -1,0 +1,64 @@
+"""Read caption files: COCO's (also NoCaps, VizWiz-Captions), Karpathy's splits of COCO, Crossmodal-3600."""
+
+from collections.abc import Iterator
+
+from data.tasks.config import TaskConfig
+from data.tasks.item import Item, distinct, get, read_json
+
+
+def coco_captions(config: TaskConfig) -> list[Item]:
+    """Return an item of each of `images`, with all captions of `annotations` that are not rejected.
+
+    The item's id is the image's. NoCaps' `domain` is its group.
+    """
+    (file,) = config.files
+    content = read_json(file)
+    captions: dict[str, list[str]] = {}
+    for annotation in content.get("annotations", ()) if isinstance(content, dict) else ():
+        if not annotation.get("is_rejected"):  # VizWiz marks captions of annotators who gave none
+            image_id = str(get(file, annotation, "image_id"))
+            captions.setdefault(image_id, []).append(str(get(file, annotation, "caption")))
+    items = (
+        Item(
+            id=str(get(file, image, "id")),
+            references=tuple(captions.get(str(image["id"]), ())),
+            image=str(image.get("file_name", "")),
+            image_id=str(image["id"]),
+            language=config.language,
+            group=str(image.get("domain", "")),
+        )
+        for image in get(file, content, "images")
+    )
+    return distinct(items, file)
+
+
+def karpathy(config: TaskConfig) -> list[Item]:
+    """Return an item of each image of one split of `dataset_coco.json`; `val` does not include `restval`."""
+    (file,) = config.files
+    items = (
+        Item(
+            id=str(get(file, image, "cocoid", "imgid")),
+            references=tuple(str(get(file, sentence, "raw")) for sentence in get(file, image, "sentences")),
+            image="/".join(filter(None, (image.get("filepath"), get(file, image, "filename")))),
+            image_id=str(get(file, image, "cocoid", "imgid")),
+            language=config.language,
+        )
+        for image in get(file, read_json(file), "images")
+        if get(file, image, "split") == config.split
+    )
+    return distinct(items, file)
+
+
+def xm3600(config: TaskConfig) -> list[Item]:
+    """Return an item of each image and language of `captions.jsonl`; references are the tokenized captions."""
+    (file,) = config.files
+    return distinct(_xm3600_items(file, read_json(file)), file)
+
+
+def _xm3600_items(file: str, images: list[dict[str, object]]) -> Iterator[Item]:
+    for image in images:
+        key = str(get(file, image, "image/key"))
+        for language, captions in image.items():
+            if isinstance(captions, dict) and "caption" in captions:
+                references = captions.get("caption/tokenized") or captions["caption"]
+                yield Item(f"{key}/{language}", tuple(map(str, references)), "", key, key, language, language)

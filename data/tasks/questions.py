@@ -1,0 +1,96 @@
+"""Read question files: VQAv2's (also OKVQA), rows of named fields, SQuAD's (XQuAD, TyDiQA-GoldP)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from common.errors import ConfigurationError
+from data.tasks.config import TaskConfig
+from data.tasks.item import Item, distinct, get, read_json, texts
+
+ROW_FIELDS = ("id", "text", "answers", "image", "language", "group", "ocr")
+
+
+def vqa_v2(config: TaskConfig) -> list[Item]:
+    """Return an item of each question of the first file, with all annotators' answers of the second, if there is one.
+
+    Its group is the answer type (yes/no, number, other). Raises ConfigurationError for answers to unknown questions.
+    """
+    questions, *annotations = config.files
+    answered: dict[str, Any] = {}
+    for file in annotations:
+        for annotation in get(file, read_json(file), "annotations"):
+            answered[str(get(file, annotation, "question_id"))] = annotation
+    items = [
+        Item(
+            id=(number := str(get(questions, question, "question_id"))),
+            references=texts(questions, answered.get(number, {}).get("answers")),
+            text=str(get(questions, question, "question")),
+            image=str(get(questions, question, "image_id")),
+            image_id=str(get(questions, question, "image_id")),
+            language=config.language,
+            group=str(answered.get(number, {}).get("answer_type", "")),
+        )
+        for question in get(questions, read_json(questions), "questions")
+    ]
+    strangers = answered.keys() - {item.id for item in items}
+    if strangers:
+        raise ConfigurationError(
+            f"task.files: {len(strangers)} answers of {annotations[0]} are to questions that {questions} does not have "
+            f"(such as {min(strangers)}); name two files of one split."
+        )
+    return distinct(items, questions)
+
+
+def rows(config: TaskConfig) -> list[Item]:
+    """Return an item of each row; `task.fields` has the rows' names of ROW_FIELDS, and of the list that they lie in.
+
+    Rows are a list, a list under `fields.list`, or a mapping from ids. A row's other fields serve the prompt.
+    """
+    return distinct((_row(config, file, id_, row) for file in config.files for id_, row in _rows(config, file)),
+                    ", ".join(config.files))  # fmt: skip
+
+
+def _rows(config: TaskConfig, file: str) -> Iterator[tuple[str, Any]]:
+    content = read_json(file)
+    if "list" in config.fields:
+        content = get(file, content, config.fields["list"])
+    if isinstance(content, dict):
+        yield from content.items()
+    else:
+        for number, row in enumerate(content):
+            yield str(number), row
+
+
+def _row(config: TaskConfig, file: str, id_: str, row: Any) -> Item:
+    name = {field: config.fields[field] for field in ROW_FIELDS if field in config.fields}
+    language = str(get(file, row, name["language"])) if "language" in name else config.language
+    image = str(get(file, row, name["image"])) if "image" in name else ""
+    return Item(
+        id=str(get(file, row, name["id"])) if "id" in name else id_,
+        references=texts(file, row.get(name.get("answers", "answers"))),
+        text=str(get(file, row, name["text"])) if "text" in name else "",
+        image=image,
+        image_id=image,
+        language=language,
+        group=str(get(file, row, name["group"])) if "group" in name else "",
+        ocr=texts(file, row.get(name["ocr"])) if "ocr" in name else (),
+        extra={str(key): value for key, value in row.items() if isinstance(value, str | int | float)},
+    )
+
+
+def squad(config: TaskConfig) -> list[Item]:
+    """Return an item of each question, with its paragraph as {context}."""
+    items = (
+        Item(
+            id=str(get(file, question, "id")),
+            references=tuple(dict.fromkeys(texts(file, question.get("answers"), "text"))),
+            text=str(get(file, question, "question")),
+            language=config.language,
+            extra={"context": str(get(file, paragraph, "context"))},
+        )
+        for file in config.files
+        for article in get(file, read_json(file), "data")
+        for paragraph in get(file, article, "paragraphs")
+        for question in get(file, paragraph, "qas")
+    )
+    return distinct(items, ", ".join(config.files))

@@ -1,0 +1,137 @@
+"""The official files of tasks become items; mistakes in them are one sentence."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.errors import ConfigurationError
+from data.skip import Skip
+from data.tasks.config import TaskConfig
+from data.tasks.item import Item
+from data.tasks.read import encode_item, prompt, read_task
+from data.tokenizer import EOS, Tokenizer
+
+COCO = {
+    "images": [{"id": 7, "file_name": "a.png", "domain": "in-domain"}, {"id": 8, "file_name": "b.png"}],
+    "annotations": [
+        {"image_id": 7, "caption": "a dog"},
+        {"image_id": 7, "caption": "one dog"},
+        {"image_id": 7, "caption": "bad", "is_rejected": True},
+    ],
+}
+KARPATHY = {
+    "images": [
+        {"cocoid": 5, "split": split, "filepath": "val2014", "filename": "x.jpg", "sentences": [{"raw": "a cat"}]}
+        for split in ("test", "train")
+    ]
+}
+XM3600 = [
+    {"image/key": "k", "en": {"caption": ["A dog."], "caption/tokenized": ["a dog"]}, "th": {"caption": ["หมา"]}},
+]
+QUESTIONS = {"questions": [{"question_id": q, "image_id": 7, "question": f"How many {q}?"} for q in (70, 71)]}
+ANNOTATIONS = {
+    "annotations": [{"question_id": 70, "answer_type": "number", "answers": [{"answer": "2"}, {"answer": "two"}]}]
+}
+TEXTVQA = {
+    "data": [{"question_id": 1, "image_id": "i", "question": "Sign?", "answers": ["stop"], "ocr": ["STOP", "X"]}]
+}
+XGQA = {"q1": {"question": "Farbe?", "imageId": 3, "answer": "red"}}
+SQUAD = {
+    "data": [
+        {"paragraphs": [{"context": "A b.", "qas": [{"id": "s", "question": "A?", "answers": [{"text": "b"}] * 2}]}]}
+    ]
+}
+BOXES = {
+    "images": [{"id": 1, "file_name": "a.png", "height": 100, "width": 200}],
+    "categories": [{"id": 4, "name": "dog"}, {"id": 5, "name": "cat"}],
+    "annotations": [{"image_id": 1, "category_id": 4, "bbox": [10, 20, 30, 40]}],
+}
+
+
+def task(folder: Path, contents: Any, format: str, **settings: Any) -> TaskConfig:
+    """Write files of a task, and return its settings."""
+    files = []
+    for number, content in enumerate(contents if isinstance(contents, tuple) else (contents,)):
+        lines = format == "xm3600"
+        file = folder / f"{number}.json{'l' * lines}"
+        file.write_text("\n".join(map(json.dumps, content)) if lines else json.dumps(content), encoding="utf-8")
+        files.append(str(file))
+    return TaskConfig(name="t", format=format, files=files, **settings)
+
+
+def test_captions(tmp_path: Path) -> None:
+    first, second = read_task(task(tmp_path, COCO, "coco_captions"))
+    assert first == Item("7", ("a dog", "one dog"), "", "a.png", "7", "en", "in-domain")
+    assert second.references == ()
+    (one,) = read_task(task(tmp_path, KARPATHY, "karpathy"))
+    assert (one.id, one.references, one.image) == ("5", ("a cat",), "val2014/x.jpg")
+    english, thai = read_task(task(tmp_path, XM3600, "xm3600"))
+    assert english == Item("k/en", ("a dog",), "", "k", "k", "en", "en")
+    assert (thai.id, thai.references, thai.language) == ("k/th", ("หมา",), "th")
+
+
+def test_questions(tmp_path: Path) -> None:
+    counted, unanswered = read_task(task(tmp_path, (QUESTIONS, ANNOTATIONS), "vqa_v2"))
+    assert counted == Item("70", ("2", "two"), "How many 70?", "7", "7", "en", "number")
+    assert unanswered.references == ()
+    assert len(read_task(task(tmp_path, QUESTIONS, "vqa_v2"))) == 2
+    fields = {"list": "data", "id": "question_id", "text": "question", "image": "image_id", "ocr": "ocr"}
+    config = task(tmp_path, TEXTVQA, "rows", fields=fields, prompt="Answer in {language}: {text} {ocr} <extra_id_0>")
+    (row,) = read_task(config)
+    assert (row.id, row.references, row.ocr) == ("1", ("stop",), ("STOP", "X"))
+    assert prompt(config, row) == "Answer in EN: Sign? STOP X <extra_id_0>"
+    fields = {"text": "question", "answers": "answer", "image": "imageId"}
+    (row,) = read_task(task(tmp_path, XGQA, "rows", fields=fields, language="de"))
+    assert (row.id, row.references, row.image, row.language) == ("q1", ("red",), "3", "de")
+    (one,) = read_task(task(tmp_path, SQUAD, "squad", prompt="{context} {text}"))
+    assert (one.id, one.references, one.extra) == ("s", ("b",), {"context": "A b."})
+
+
+def test_boxes(tmp_path: Path) -> None:
+    (one,) = read_task(task(tmp_path, BOXES, "coco_detection", prompt="detect {text}"))
+    assert one.text == "dog and cat" and one.extra["boxes"] == [["dog", 20, 10, 60, 40]]
+
+
+@pytest.mark.parametrize(
+    "contents, format, settings, message",
+    [
+        ({**COCO, "images": COCO["images"] * 2}, "coco_captions", {}, "two entries with the id 7"),
+        ((QUESTIONS, {"annotations": [{"question_id": 9}]}), "vqa_v2", {}, "1 answers of .*such as 9"),
+        (COCO, "vqa_v2", {}, "has no questions but images, annotations; check task.format"),
+        ({"images": []}, "coco_captions", {}, "holds no entry to evaluate"),
+        (QUESTIONS, "vqa_v2", {"prompt": "{txt}"}, r"task.prompt has \{txt\}, which the items lack"),
+        (COCO, "coco_captions", {"images": "nowhere"}, "task.images=nowhere has none of the task's images"),
+        ((COCO, COCO), "coco_captions", {}, "names 2 files"),
+    ],
+)
+def test_mistakes_are_sentences(tmp_path: Path, contents: Any, format: str, settings: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        read_task(task(tmp_path, contents, format, **settings))
+
+
+def test_files_that_are_missing_or_no_json(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{", encoding="utf-8")
+    for name, reason in (("x.json", "is no JSON"), ("y.json", "No such file")):
+        with pytest.raises(ConfigurationError, match=reason):
+            read_task(TaskConfig(format="squad", files=[str(tmp_path / name)]))
+    with pytest.raises(ConfigurationError, match="names no file"):
+        read_task(TaskConfig())
+    with pytest.raises(ConfigurationError, match="is no template"):
+        TaskConfig(prompt="{text")
+
+
+def test_an_item_becomes_an_example(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    config = task(tmp_path, COCO, "coco_captions", images=str(tmp_path), prompt="Generate in {language} <extra_id_0>")
+    first, second = read_task(config)
+    example = encode_item(config, first, tokenizer, 4, 3)
+    assert example.images.shape == (1, 4, 4, 3) and example.images[0, 0, 0].tolist() == [255, 0, 0]
+    assert example.encoder_ids[-1] == EOS and example.info.references == ("a dog", "one dog")
+    assert (example.info.id, example.info.index, example.info.input_text) == ("7", 3, "Generate in EN <extra_id_0>")
+    assert np.array_equal(example.decoder_ids, [EOS])
+    with pytest.raises(Skip, match="missing image"):
+        encode_item(config, second, tokenizer, 4, 4)
