@@ -9,6 +9,7 @@ restores them). parallel/engine/zero.py lists private names of DeepSpeed that it
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -46,6 +47,17 @@ def let_megatron_use_cpus() -> None:
     """
     if not torch.cuda.is_available():
         torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
+
+
+def let_megatron_plan(layers: ModuleType) -> None:
+    """Make Megatron's layers take size and rank from the group that they are given, before any group has started.
+
+    megatron-core 0.16.1 ignores the group until torch.distributed has started -> without this, a tensor-parallel model
+    cannot be planned before, with the shapes that its ranks will hold. `layers` is its module of parallel layers.
+    """
+    layers.get_tensor_model_parallel_group_if_none = lambda tp_group, **_: tp_group  # type: ignore[attr-defined]
+    layers.get_pg_size = lambda group: group.size()  # type: ignore[attr-defined]
+    layers.get_pg_rank = lambda group: group.rank()  # type: ignore[attr-defined]
 
 
 def skip_shared_memory_op() -> None:

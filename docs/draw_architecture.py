@@ -24,7 +24,7 @@ from common.files import beside
 from common.values import PATH as IS_PATH
 from model.costs import UnitCost, unit_costs
 from model.describe import read_model
-from model.layers import OneProcess, Part, TensorParallel, parameter_info
+from model.layers import Part, PlannedGroup, TensorParallel, parameter_info
 from model.mt5 import Carry, EncoderBlock
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.pipeline.schedule import CarryPlan, CarrySizes
@@ -50,18 +50,6 @@ class Options:
 
     output: str = field(default=str(PATH), metadata=IS_PATH)
     """File to write. By default the figure of this checkout."""
-
-
-class SecondOfTwo(OneProcess):
-    """The group on tensor-parallel rank 1 of 2: without processes."""
-
-    def size(self) -> int:
-        """Return 2."""
-        return 2
-
-    def rank(self) -> int:
-        """Return 1."""
-        return 1
 
 
 def tower(name: str) -> str:
@@ -209,7 +197,7 @@ def main(words: Sequence[str]) -> None:
     plan, stages = plan_stages(config, frozen, memory)
     costs = list(unit_costs(plan.units(), step.micro_batch))
     with torch.device("meta"):
-        block = EncoderBlock(config.mt5, config.model, TensorParallel(SecondOfTwo()))
+        block = EncoderBlock(config.mt5, config.model, TensorParallel(PlannedGroup(num_ranks=2, rank=1)))
 
     figure = Figure(figsize=(14, 8.2), dpi=110)
     FigureCanvasAgg(figure)

@@ -35,19 +35,23 @@ Initializer = Callable[[Tensor, Generator], object]
 AT_ONCE = 2**24  # elements; torch's truncated normal takes several times the memory of its result
 
 
-class OneProcess:
-    """A tensor-parallel group of this process alone, without torch.distributed.
+class PlannedGroup:
+    """A tensor-parallel group that is not started: its number of ranks, and this rank's number in it.
 
-    A layer that holds its matrix whole computes by itself, because megatron-core 0.16.1 needs a started group.
+    By default the group of one process alone. A layer that holds its matrix whole computes by itself, because
+    megatron-core 0.16.1 needs a started group. Layers of a larger group compute after `join_group`.
     """
 
+    def __init__(self, num_ranks: int = 1, rank: int = 0) -> None:
+        self._num_ranks, self._rank = num_ranks, rank
+
     def size(self) -> int:
-        """Return 1."""
-        return 1
+        """Return the number of ranks."""
+        return self._num_ranks
 
     def rank(self) -> int:
-        """Return 0."""
-        return 0
+        """Return this rank's number."""
+        return self._rank
 
 
 @dataclass
@@ -57,7 +61,7 @@ class TensorParallel:
     `sequence`: Megatron's sequence parallelism splits activations between the layers along the sequence.
     """
 
-    group: Any = field(default_factory=OneProcess)
+    group: Any = field(default_factory=PlannedGroup)
     sequence: bool = False
 
     @property
@@ -101,6 +105,15 @@ class TensorParallel:
         if not self.sequence:
             return copy_to_tensor_model_parallel_region(x, group=self.group) if partial_gradient else x
         return gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=partial_gradient, group=self.group)
+
+
+def join_group(module: nn.Module, group: Any) -> None:
+    """Replace the planned group of a module's layers by the group that has started, of the same size and rank."""
+    for layer in module.modules():
+        if hasattr(layer, "tp_group"):  # Megatron's layers
+            layer.tp_group = group
+        if isinstance(parallel := getattr(layer, "parallel", None), TensorParallel):
+            parallel.group = group
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.errors import ConfigurationError
 from model.config import PaLIConfig
-from model.layers import TensorParallel
+from model.layers import PlannedGroup, TensorParallel
 from model.megatron import parallel_state
 from parallel.config import ParallelConfig
 from parallel.distributed import Launch, gather_objects, start
@@ -53,6 +53,11 @@ def check(parallel: ParallelConfig, model: PaLIConfig, world_size: int) -> None:
         raise ConfigurationError(
             "parallel.sequence=true splits sequences over tensor-parallel ranks; set parallel.tensor to 2 or more."
         )
+
+
+def planned_tensor_parallel(parallel: ParallelConfig, rank: int) -> TensorParallel:
+    """Return the tensor-parallel group of a rank of the world before it starts."""
+    return TensorParallel(PlannedGroup(parallel.tensor, rank % parallel.tensor), parallel.sequence)
 
 
 def check_device(parallel: ParallelConfig, device: torch.device) -> None:

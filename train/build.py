@@ -5,19 +5,20 @@ import gc
 import torch
 
 from model.costs import BatchShape
-from model.pali import PaLI
 from parallel.engine.base import Engine
 from parallel.engine.build import DTYPES, build_engine
-from parallel.layout import Layout
-from parallel.plan.blueprint import plan_stages
+from parallel.layout import Layout, planned_tensor_parallel
+from parallel.plan.blueprint import Plan, plan_stages
 from parallel.plan.memory import MemoryModel, StepShape
 from train.config import Phase, RunConfig
 
 
-def build_phase_engine(config: RunConfig, phase: Phase, layout: Layout, restored: bool) -> Engine:
+def build_phase_engine(
+    config: RunConfig, phase: Phase, layout: Layout, restored: bool, plan: Plan | None = None
+) -> Engine:
     """Build the model as a phase trains it; `config` is that of the phase (`for_phase`).
 
-    `restored`: every weight will be loaded afterwards, so none is initialized here.
+    `restored`: every weight will be loaded afterwards, so none is initialized here. `plan`: the phase's, of the checks.
     """
     gc.collect()  # an engine and its pipeline refer to each other -> free those of the phase before first
     if layout.device.type == "cuda":
@@ -30,18 +31,19 @@ def build_phase_engine(config: RunConfig, phase: Phase, layout: Layout, restored
         freeze=phase.freeze,
         seed=None if restored else config.run.seed,
         step=expected_step_shape(config, layout.data_parallel_size),
+        plan=plan,
     )
 
 
-def plan_phase(config: RunConfig, phase: Phase, data_parallel_size: int) -> PaLI:
-    """Plan the model of a phase on `meta` and return it; `config` is that of the phase. Nothing is started.
+def plan_phase(config: RunConfig, phase: Phase, world_size: int, rank: int) -> Plan:
+    """Plan the model of a phase on `meta`, as a rank will hold it; `config` is that of the phase. Nothing is started.
 
     Raises ConfigurationError for each setting with which `build_phase_engine` would.
     """
+    data_parallel_size = world_size // (config.parallel.tensor * config.parallel.pipeline)
     step = expected_step_shape(config, data_parallel_size)
     memory = MemoryModel(config.parallel, config.optimizer, step, data_parallel_size)
-    plan, _ = plan_stages(config.pali, phase.freeze, memory)
-    return plan
+    return plan_stages(config.pali, phase.freeze, memory, planned_tensor_parallel(config.parallel, rank))
 
 
 def expected_step_shape(config: RunConfig, data_parallel_size: int) -> StepShape:

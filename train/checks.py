@@ -18,6 +18,7 @@ from model.config import ModelConfig
 from model.pali import PaLI
 from parallel import layout
 from parallel.checkpoint.folder import CheckpointFolder
+from parallel.plan.blueprint import Plan
 from train.build import plan_phase
 from train.config import RunConfig
 from train.first_weights import check_first_weights, first_files
@@ -29,10 +30,16 @@ from train.step.validation import SPLIT
 
 
 def check(
-    config: RunConfig, world_size: int, expected: Sequence[Path] = (), trains: bool = True, weights: bool = True
-) -> None:
-    """Raise ConfigurationError, one sentence with the change to make, for settings that cannot work together.
+    config: RunConfig,
+    world_size: int,
+    expected: Sequence[Path] = (),
+    trains: bool = True,
+    weights: bool = True,
+    rank: int = 0,
+) -> dict[str, Plan]:
+    """Return the plan of each phase; raise ConfigurationError, one sentence, for settings that cannot work together.
 
+    The plans are those of a `rank`, for its engines: the model is planned once.
     `trains`: whether the run in run.folder is to continue; false for commands that only read it.
     `weights`: whether first weights will be read, so that their files must be there.
     `expected`: folders that earlier jobs will make; a file that is missing in them is not a mistake yet. Raises
@@ -41,7 +48,7 @@ def check(
     _check_folder(config.run.folder)
     _check_image_size(config)
     check_mixture(config.mixture)
-    plans = [_check_phase(for_phase(config, span), span, world_size) for span in spans(config)]
+    plans = {span.name: _check_phase(for_phase(config, span), span, world_size, rank) for span in spans(config)}
     if config.schedule.cooldown_steps > config.run.steps:
         raise ConfigurationError(
             f"schedule.cooldown_steps={config.schedule.cooldown_steps} is longer than the run; "
@@ -51,8 +58,9 @@ def check(
     _check_tokenizer(config, expected)
     _check_same_run(config, trains)
     if weights:
-        _check_initial(config, plans, expected)
+        _check_initial(config, [model for model, _ in plans.values()], expected)
     _check_same_tokenizer(config, expected)
+    return plans
 
 
 def check_training_data(config: RunConfig, expected: Sequence[Path] = ()) -> None:
@@ -93,8 +101,8 @@ def check_sources(config: RunConfig, mixture: Mixture, split: str, expected: Seq
                 raise
 
 
-def _check_phase(config: RunConfig, span: Span, world_size: int) -> PaLI:
-    """Build the phase's model on `meta`."""
+def _check_phase(config: RunConfig, span: Span, world_size: int, rank: int) -> Plan:
+    """Plan the phase's model on `meta`."""
     image_size, patch = config.model.image_size, config.vit.patch_size
     if image_size % patch:
         raise ConfigurationError(
@@ -106,7 +114,7 @@ def _check_phase(config: RunConfig, span: Span, world_size: int) -> PaLI:
     check_rows(config.mixture, config.data.encoder_length, config.data.decoder_length)
     layout.check(config.parallel, config.pali, world_size)
     data_parallel_size = world_size // (config.parallel.tensor * config.parallel.pipeline)
-    plan = plan_phase(config, span.phase, data_parallel_size)
+    plan = plan_phase(config, span.phase, world_size, rank)
     if config.data.num_streams % data_parallel_size:
         raise ConfigurationError(
             f"data.num_streams={config.data.num_streams} cannot be dealt evenly to {data_parallel_size} data-parallel "

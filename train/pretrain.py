@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from data.tokenizer import Tokenizer
 from parallel.distributed import launch
 from parallel.layout import Layout
+from parallel.plan.blueprint import Plan
 from train.build import build_phase_engine
 from train.checks import check, check_training_data
 from train.compose import to_run_config
@@ -42,29 +43,33 @@ def main(composed: DictConfig) -> None:
     config = to_run_config(composed)
     this = launch()
     config = choose_layout(config, this.world_size)
-    check(config, this.world_size)
+    plans = check(config, this.world_size, rank=this.rank)
     check_training_data(config)
     check_settings_of_ranks(config, this)
     layout = Layout.start(config.parallel, this)
     if config.run.rehearse:
-        rehearse(config, layout)
+        rehearse(config, layout, plans)
         return
     timeout_s, folder = config.parallel.timeout_s, Path(config.run.folder)
     with closing(Run(config, layout)) as run, Watchdog(timeout_s, folder, layout.rank, layout.world_size):
         stop_if_in_vain(run)
         done = run.checkpoints.steps_done()
         while done < config.run.steps:
-            done = train_phase(run, find_span(spans(config), done + 1))
+            span = find_span(spans(config), done + 1)
+            done = train_phase(run, span, plans.pop(span.name, None))
         run.checkpoints.settle()
         check_end(done, run.checkpoints.skipped_last(), folder)
         more = f"{done} steps are done; run.steps={config.run.steps} leaves none to do."
         run.records.note(f"{run.folder}: {more if done > config.run.steps else f'all {done} steps are done.'}")
 
 
-def train_phase(run: Run, span: Span) -> int:
-    """Train one phase from the newest checkpoint to its last step; return the steps of the run that are done."""
+def train_phase(run: Run, span: Span, plan: Plan | None) -> int:
+    """Train one phase from the newest checkpoint to its last step; return the steps of the run that are done.
+
+    `plan`: the phase's model, planned by the checks; None where the phase is entered again, because it is used up.
+    """
     config = for_phase(run.config, span)
-    engine = build_phase_engine(config, span.phase, run.layout, run.checkpoints.restores())
+    engine = build_phase_engine(config, span.phase, run.layout, run.checkpoints.restores(), plan)
     run.records.introduce(engine)
     done, extra = run.checkpoints.restore(engine)
     if done < span.first - 1:

@@ -6,7 +6,7 @@ of it happens in `<run.folder>/rehearsal`, which is removed at the end, so that 
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from data.tokenizer import Tokenizer
 from parallel.checkpoint.folder import CheckpointFolder
 from parallel.distributed import gather_objects
 from parallel.layout import Layout
+from parallel.plan.blueprint import Plan
 from train.build import build_phase_engine
 from train.config import RunConfig, WeightsConfig
 from train.health.memory import GIB
@@ -63,8 +64,11 @@ class Measuring:
         self.found.append(Measured(phase, name, max(peaks), max(seconds)))
 
 
-def rehearse(config: RunConfig, layout: Layout) -> list[Measured]:
-    """Rehearse every phase, print memory and time of its parts, and leave nothing behind."""
+def rehearse(config: RunConfig, layout: Layout, plans: Mapping[str, Plan]) -> list[Measured]:
+    """Rehearse every phase, print memory and time of its parts, and leave nothing behind.
+
+    `plans`: the phases' models, planned by the checks; they are used up.
+    """
     folder = Path(config.run.folder, NAME)
     was_there = layout.broadcast_from_main(Path(config.run.folder).exists)
     rehearsed = rehearsal_config(config, folder)
@@ -75,7 +79,7 @@ def rehearse(config: RunConfig, layout: Layout) -> list[Measured]:
             explain_lack_of_memory(config.profile, folder, layout.rank, layout.device),
         ):
             for span in spans(config):
-                rehearse_phase(run, span, measuring)
+                rehearse_phase(run, span, plans[span.name], measuring)
             run.records.note(as_text(table(measuring.found, layout.device)))
             run.records.note(f"{config.run.folder}: rehearsed. Without run.rehearse=true the same command trains.")
         layout.barrier()
@@ -115,11 +119,11 @@ def rehearsal_config(config: RunConfig, folder: Path) -> RunConfig:
     )
 
 
-def rehearse_phase(run: Run, span: Span, measuring: Measuring) -> None:
+def rehearse_phase(run: Run, span: Span, plan: Plan, measuring: Measuring) -> None:
     """Make the first step of a phase, then a checkpoint, validation and predictions."""
     config, step, name = for_phase(run.config, span), span.first, span.name
     with measuring.part(name, "model and weights"):
-        engine = build_phase_engine(config, span.phase, run.layout, run.checkpoints.restores())
+        engine = build_phase_engine(config, span.phase, run.layout, run.checkpoints.restores(), plan)
         _, extra = run.checkpoints.restore(engine)
     tokenizer = Tokenizer(config.data.tokenizer)
     validation = Validation(config, run.layout, tokenizer)

@@ -138,7 +138,7 @@ def _run(request: Request, site: SubmitConfig, config: RunConfig, expected: Sequ
     return Job(request.kind, tuple(request.words), folder, usable, tasks, site, to_yaml(config))
 
 
-def usable_nodes(model_ranks: int, site: SubmitConfig, check: Callable[[int], None]) -> tuple[tuple[int, ...], int]:
+def usable_nodes(model_ranks: int, site: SubmitConfig, check: Callable[[int], object]) -> tuple[tuple[int, ...], int]:
     """Return (numbers of nodes, most first, ranks on each); `check` raises ConfigurationError for a number of ranks.
 
     Numbers between the most and the least nodes are left out where `check` raises.
@@ -159,7 +159,7 @@ def usable_nodes(model_ranks: int, site: SubmitConfig, check: Callable[[int], No
     return tuple(number for number in nodes if _works(check, number * per_node)), per_node
 
 
-def _works(check: Callable[[int], None], world_size: int) -> bool:
+def _works(check: Callable[[int], object], world_size: int) -> bool:
     try:
         check(world_size)
     except ConfigurationError:

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 
 from model.config import PaLIConfig
+from model.layers import join_group
 from parallel.config import OptimizerConfig
 from parallel.engine.base import Engine, reduce_partial_gradients
 from parallel.engine.replicated import ReplicatedEngine
 from parallel.layout import Layout
-from parallel.plan.blueprint import Blueprint, materialize, plan_stages
+from parallel.plan.blueprint import Blueprint, Plan, materialize, plan_stages
 from parallel.plan.memory import MemoryModel, StepShape
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -24,6 +25,7 @@ def build_engine(
     freeze: Sequence[str] = (),
     seed: int | None = 0,
     step: StepShape | None = None,
+    plan: Plan | None = None,
 ) -> Engine:
     """Build a trainable model for a layout that is started; a collective of all ranks.
 
@@ -32,18 +34,20 @@ def build_engine(
 
     `precision="bf16"` computes in bf16 and keeps fp32 weights in the optimizer. `seed=None` leaves parameters
     uninitialized; the caller must load every one. Stages are balanced for `step`, by default for rows of one example.
+    `plan` is what the checks have planned for this rank with the same settings (steps 1 to 4); it is used up here.
     Raises ConfigurationError as `plan_stages` does.
     """
     dtype = DTYPES[precision]
     step = step or StepShape.from_one_example(config, layout.config, dtype)
     # 1. Plan all units on `meta`, in the shapes of this rank's tensor-parallel blocks: every rank has the whole list
-    #    and none has its memory, so all ranks cut alike without a message.
+    #    and none has its memory, so all ranks cut alike without a message. No group is needed: the checks do it.
     # 2. Freeze: costs (4) and ZeRO (8) depend on it; only trained parameters get fp32 copies and optimizer state.
     # 3. Mark recomputed blocks: costs (4) depend on what a unit keeps for its backward pass.
     # 4. Cut the list into pipeline stages.
     memory = MemoryModel(layout.config, optimizer, step, layout.data_parallel_size)
-    plan, stages = plan_stages(config, freeze, memory, layout.tensor_parallel)
-    blueprint = Blueprint(config, optimizer, layout, dtype, plan, stages)
+    units, stages = plan or plan_stages(config, freeze, memory, layout.tensor_parallel)
+    join_group(units, layout.tensor_group)
+    blueprint = Blueprint(config, optimizer, layout, dtype, units, stages)
     # 5. Start the engine's library: ZeRO-3 must be ready to shard before the first parameter has memory.
     kind = _engine_class(layout.config.zero_stage)
     shard = kind.prepare(blueprint)

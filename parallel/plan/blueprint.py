@@ -19,6 +19,7 @@ from parallel.plan.cut import StageCost, cut
 from parallel.plan.memory import MemoryModel
 from parallel.plan.recompute import mark_recomputed
 
+Plan = tuple[PaLI, list[StageCost]]  # every unit of the model on `meta`, and the stages that they are cut into
 ShardUnit = Callable[[nn.Module], None]
 
 
@@ -45,7 +46,7 @@ class Blueprint:
 
 def plan_stages(
     config: PaLIConfig, frozen: Sequence[str], memory: MemoryModel, tensor_parallel: TensorParallel | None = None
-) -> tuple[PaLI, list[StageCost]]:
+) -> Plan:
     """Plan the whole model on `meta` and cut it into pipeline stages; starts nothing, so a login node can check it.
 
     Raises ConfigurationError for a pattern that matches no parameter, for patterns that freeze every parameter, and

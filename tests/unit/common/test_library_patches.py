@@ -93,3 +93,48 @@ def test_the_secondary_group_is_where_deepspeed_reads_it(monkeypatch: pytest.Mon
     monkeypatch.setattr(groups, "_ZERO_PARAM_INTRA_PARALLEL_GROUP", None)
     set_secondary_group("nearby")  # type: ignore[arg-type]
     assert groups._get_zero_param_intra_parallel_group() == "nearby"
+
+
+PLANNED = """
+import torch, torch.distributed as dist
+from megatron.core.tensor_parallel import layers
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+original = layers.get_tensor_model_parallel_group_if_none, layers.get_pg_size
+from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
+from model.layers import PlannedGroup, TensorParallel, join_group, parameter_info
+from model.pali import plan_on_meta
+
+group = PlannedGroup(num_ranks=2, rank=1)
+assert original[0](group) is None and original[1](group) == 1, "let_megatron_plan is not needed"
+
+VIT = ViTConfig(width=64, depth=2, mlp_dim=160, num_heads=4, patch_size=14)
+MT5 = MT5Config(d_model=64, d_ff=96, d_kv=16, num_heads=4, num_encoder_layers=1, num_decoder_layers=1, vocab_size=256)
+CONFIG = PaLIConfig(VIT, MT5, ModelConfig(image_size=28), 1)
+
+def layout(plan):
+    return [(name, p.shape, [(part.name, part.slices, part.start) for part in parameter_info(p).parts])
+            for name, p in plan.named_parameters()]
+
+before = plan_on_meta(CONFIG, (), TensorParallel(group, sequence=True))
+dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+after = plan_on_meta(CONFIG, (), TensorParallel(dist.group.WORLD, sequence=True))
+assert layout(before) == layout(after)
+join_group(before, dist.group.WORLD)
+
+def plain(module):
+    skipped = {"parallel", "config", "init_method"}
+    return {key: value for key, value in vars(module).items() if not key.startswith("_") and key not in skipped}
+
+for (name, one), (_, other) in zip(before.named_modules(), after.named_modules(), strict=True):
+    assert plain(one).keys() == plain(other).keys(), name
+    for key, value in plain(one).items():
+        assert value == plain(other)[key], (name, key)
+    assert not hasattr(one, "parallel") or one.parallel == other.parallel, name
+print("equal")
+"""
+
+
+def test_a_model_planned_before_groups_start_is_that_of_started_groups() -> None:
+    done = subprocess.run([sys.executable, "-c", PLANNED], capture_output=True, encoding="utf-8", timeout=120)
+    assert done.stdout.strip() == "equal", done.stderr

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.layers import OneProcess
+from model.layers import PlannedGroup
 from model.loss import VocabularyLoss, totals_by_objective
 
-GROUP = OneProcess()
+GROUP = PlannedGroup()
 
 
 def _case(tokens: int = 23, width: int = 16, vocabulary: int = 101) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,10 +88,10 @@ def test_totals_by_objective() -> None:
 PEAK = """
 import re, torch
 from pathlib import Path
-from model.layers import OneProcess
+from model.layers import PlannedGroup
 from model.loss import VocabularyLoss
 
-weight, group = torch.randn(100_000, 8, requires_grad=True), OneProcess()
+weight, group = torch.randn(100_000, 8, requires_grad=True), PlannedGroup()
 
 def peak_bytes(tokens, chunk):
     hidden, targets = torch.randn(tokens, 8, requires_grad=True), torch.randint(0, 100_000, (tokens,))

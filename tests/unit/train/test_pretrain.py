@@ -50,10 +50,8 @@ def lines(folder: Path) -> list[dict[str, float]]:
     return [json.loads(text) for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_phase_is_planned_on_meta_by_the_checks_and_by_its_engine_alone(
-    corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """The checks plan it before any process group starts, the engine with its tensor-parallel group: no one else."""
+def test_the_model_is_planned_on_meta_once(corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The checks plan it before any process group starts, and the engine takes their plan."""
     plans: list[str] = []
     made, step = PaLI.__init__, Loop.step
 
@@ -71,7 +69,7 @@ def test_a_phase_is_planned_on_meta_by_the_checks_and_by_its_engine_alone(
     monkeypatch.chdir(tmp_path)
     command(monkeypatch, "experiment=equivalence", f"data.root={corpus}", "run.steps=1", "run.from_scratch=true")
     entry("pretrain", pretrain.main)
-    assert plans == ["plan", "plan", "step 1"]
+    assert plans == ["plan", "step 1"]
 
 
 def test_trained_resumed_and_evaluated(
