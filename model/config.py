@@ -7,6 +7,7 @@ from common.values import at_most
 
 # Far beyond any model, and small enough that a model on `meta` is made, and counted, in seconds.
 LAYERS, WIDEST, PIXELS = 1_000, 2**20, 2**14
+RESAMPLINGS = ("aligned_corners", "half_pixel")
 
 
 @dataclass
@@ -65,9 +66,11 @@ class MT5Config:
     """Buckets of the relative position bias. mT5's default."""
     relative_attention_max_distance: int = 128
     """Positions beyond which all distances share a bucket. mT5's default."""
+    bias_per_layer: bool = False
+    """Give each block a relative-bias table of its own, as umT5 does. False by default: mT5 has one for a stack."""
 
     def __post_init__(self) -> None:
-        _positive("mt5", **vars(self))
+        _positive("mt5", **{name: value for name, value in vars(self).items() if name != "bias_per_layer"})
         at_most("mt5.", LAYERS, num_encoder_layers=self.num_encoder_layers, num_decoder_layers=self.num_decoder_layers)
         at_most("mt5.", WIDEST, d_model=self.d_model, d_ff=self.d_ff, d_kv=self.d_kv, num_heads=self.num_heads)
         at_most("mt5.", 2**24, vocab_size=self.vocab_size)
@@ -77,6 +80,11 @@ class MT5Config:
         """Width of all attention heads together; differs from `d_model` in mT5-small."""
         return self.num_heads * self.d_kv
 
+    @property
+    def bias_size(self) -> int:
+        """Elements of one relative-bias table."""
+        return self.relative_attention_num_buckets * self.num_heads
+
 
 @dataclass
 class ModelConfig:
@@ -85,6 +93,10 @@ class ModelConfig:
     image_size: int = 224
     """Edge of the square images, in pixels; a multiple of `vit.patch_size`. A phase usually has its own. 224 by
     default: the paper's first phase."""
+    position_resampling: str = "aligned_corners"
+    """How the ViT's position embeddings are resampled, bilinearly, to another number of patches. `aligned_corners`: the
+    corners of the two grids are one point (big_vision, `scipy.ndimage.zoom`). `half_pixel`: the edges of their patches
+    are one line (`jax.image.resize`). The default is big_vision's; the paper does not state PaLI's."""
     dropout_rate: float = 0.0
     """Dropout of mT5; the ViT has none. 0 by default, as in PaLI's pretraining."""
     attention: str = "auto"
@@ -103,6 +115,10 @@ class ModelConfig:
         at_most("model.", PIXELS, image_size=self.image_size)
         if self.attention not in ("auto", "plain", "flex"):
             raise ConfigurationError(f"model.attention={self.attention!r} is unknown; choose auto, plain or flex.")
+        if self.position_resampling not in RESAMPLINGS:
+            raise ConfigurationError(
+                f"model.position_resampling={self.position_resampling!r} is unknown; choose {' or '.join(RESAMPLINGS)}."
+            )
         if self.loss_reduction not in ("mean", "sum"):
             raise ConfigurationError(f"model.loss_reduction={self.loss_reduction!r} is unknown; choose mean or sum.")
         if not 0 <= self.dropout_rate < 1:

@@ -1,5 +1,6 @@
 """mT5 (T5 1.1) as units: bridge (embeddings), encoder blocks, the encoder's norm, decoder blocks, vocabulary head."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,6 @@ from torch import Tensor, nn
 
 from model.attention import Mask, dropout, flex_t5_attention, relative_bias, split_heads, t5_attention
 from model.batch import MicroBatch
-from model.cache import Cache, attend
 from model.config import ModelConfig, MT5Config, ViTConfig
 from model.costs import BatchShape, Cost, Unit, attention_flops, linear_flops
 from model.layers import (
@@ -39,12 +39,22 @@ class Carry(NamedTuple):
 
     encoder: Tensor  # [L, B, d]
     decoder: Tensor  # [M, B, d]
-    encoder_bias: Tensor  # [buckets, heads / tensor]
+    encoder_bias: Tensor  # [buckets, heads / tensor]; zeros, which no block reads, where each has a table of its own
     decoder_bias: Tensor  # [buckets, heads / tensor]
 
 
+@dataclass
+class Cache:
+    """Keys and values of one decoder block while it generates; each [length, B, heads / tensor, d_kv]."""
+
+    key: Tensor  # of the tokens generated so far
+    value: Tensor
+    cross_key: Tensor  # of the encoder
+    cross_value: Tensor
+
+
 class RelativeBias(nn.Module):
-    """The relative-bias table of a stack, shared by its layers (T5X): [buckets, heads / tensor]."""
+    """The relative-bias table of a stack (mT5, T5X) or of one block (umT5): [buckets, heads / tensor]."""
 
     def __init__(self, config: MT5Config, parallel: TensorParallel) -> None:
         super().__init__()
@@ -72,8 +82,9 @@ class Bridge(Unit):
             vit.width, mt5.d_model, weight_init=fan_in_truncated, partial_gradient=parallel.sequence
         )
         self.embedding = Embedding(mt5.vocab_size, mt5.d_model, parallel, weight_init=normal(1.0))
-        self.encoder_bias = RelativeBias(mt5, parallel)
-        self.decoder_bias = RelativeBias(mt5, parallel)
+        shared = not mt5.bias_per_layer
+        self.encoder_bias = RelativeBias(mt5, parallel) if shared else None
+        self.decoder_bias = RelativeBias(mt5, parallel) if shared else None
 
     def forward(self, carry: Tensors, batch: MicroBatch) -> Carry:
         """(vision [N, I, width],) -> (encoder, decoder, encoder_bias, decoder_bias)."""
@@ -86,12 +97,15 @@ class Bridge(Unit):
         index = batch.visual_index.t().contiguous()
         encoder = torch.where((index >= 0).unsqueeze(-1), visual[index.clamp(min=0)], encoder)
         encoder, decoder = (self.parallel.scatter(dropout(x, self.dropout_rate, self)) for x in (encoder, decoder))
-        return Carry(encoder, decoder, self.encoder_bias(), self.decoder_bias())
+        heads = self.mt5.num_heads // self.parallel.size
+        none = encoder.new_zeros(self.mt5.relative_attention_num_buckets, heads)
+        tables = [none if bias is None else bias() for bias in (self.encoder_bias, self.decoder_bias)]
+        return Carry(encoder, decoder, *tables)
 
     def cost(self, shape: BatchShape) -> Cost:
         """See Unit.cost. Kept: the norm's input and output; per text position ids, visual index and kind."""
         w, d, tokens = self.vit.width, self.mt5.d_model, shape.images * shape.vision_tokens
-        tables = 2 * self.mt5.relative_attention_num_buckets * self.mt5.num_heads
+        tables = 0 if self.mt5.bias_per_layer else 2 * self.mt5.bias_size
         return Cost(
             2 * w + w * d + d + self.mt5.vocab_size * d + tables,
             linear_flops(tokens, w, d),
@@ -120,6 +134,16 @@ class Block(Unit):
             d, {"gate": mt5.d_ff, "up": mt5.d_ff}, parallel, bias=False, weight_init=fan_in_truncated
         )
         self.mlp_out = RowLinear(mt5.d_ff, d, "out", parallel, bias=False, weight_init=fan_in_truncated)
+        self.relative_bias = RelativeBias(mt5, parallel) if mt5.bias_per_layer else None
+
+    def table(self, of_stack: Tensor) -> Tensor:
+        """Return the relative-bias table of this block: its own, else that of its stack [buckets, heads / tensor]."""
+        return of_stack if self.relative_bias is None else self.relative_bias()
+
+    @property
+    def bias_size(self) -> int:
+        """Elements of the block's own relative-bias table."""
+        return self.mt5.bias_size if self.mt5.bias_per_layer else 0
 
     def project(self, x: Tensor) -> list[Tensor]:
         """[L, B, d] -> query, key, value [L, B, heads / tensor, d_kv]."""
@@ -152,10 +176,10 @@ class Block(Unit):
             bias = relative_bias(table, self.mt5, query.shape[0], key.shape[0], self.bidirectional)
         return t5_attention(query, key, value, bias, allowed, self.dropout_rate if self.training else 0.0)
 
-    def self_attention(self, x: Tensor, table: Tensor, mask: Mask) -> Tensor:
-        """[L, B, d] -> [L, B, d], with the residual."""
+    def self_attention(self, x: Tensor, of_stack: Tensor, mask: Mask) -> Tensor:
+        """[L, B, d] -> [L, B, d], with the residual; `of_stack`: the relative-bias table of the stack."""
         query, key, value = self.project(x)
-        attended = self.attention(query, key, value, table, mask)
+        attended = self.attention(query, key, value, self.table(of_stack), mask)
         return x + dropout(self.attention_out(attended), self.dropout_rate, self)
 
     def kept_weights(self, shape: BatchShape, queries: int, keys: int) -> int:
@@ -185,7 +209,7 @@ class EncoderBlock(Block):
         flops = linear_flops(tokens, d, 4 * i + 3 * f) + attention_flops(shape.rows, length, length, i)
         element, weights = shape.element_bytes * tokens, self.kept_weights(shape, length, length)
         kept = element * (4 * d + 4 * i + 4 * f) + weights
-        return Cost(4 * d * i + 3 * d * f + 2 * d, flops, kept, element * d, weights)
+        return Cost(4 * d * i + 3 * d * f + 2 * d + self.bias_size, flops, kept, element * d, weights)
 
 
 class EncoderNorm(Unit):
@@ -237,33 +261,20 @@ class DecoderBlock(Block):
         """[M, B, d] -> the query of cross-attention [M, B, heads / tensor, d_kv]."""
         return split_heads(self.cross_query(self.cross_norm(x))[0], self.mt5.d_kv)
 
-    def start_cache(self, encoder: Tensor) -> Cache:
-        """Return an empty cache that attends to the encoder's output [L, B, d]."""
-        key, value = (y.permute(1, 2, 0, 3).contiguous() for y in self.memory(encoder))
-        return Cache(key, value)
-
     def memory(self, encoder: Tensor) -> list[Tensor]:
         """[L, B, d] -> key and value of cross-attention [L, B, heads / tensor, d_kv]."""
         return [split_heads(y, self.mt5.d_kv) for y in self.cross_memory(encoder)]
 
-    def decode(self, x: Tensor, table: Tensor, cache: Cache, cross_mask: Tensor) -> Tensor:
-        """Decode M positions [M, B * N, d] after those in `cache`, and extend it: [M, B * N, d].
-
-        N hypotheses of one row follow each other. They are queries of one cross-attention, because they share the
-        row's encoder. cross_mask bool [B, 1, 1, L].
-        """
+    def decode(self, x: Tensor, of_stack: Tensor, cache: Cache, cross_mask: Tensor) -> Tensor:
+        """Decode one token [1, B, d] after those in `cache`, and extend it; cross_mask bool [B, 1, 1, L]."""
         query, key, value = self.project(x)
-        before, (keys, values) = cache.length, cache.extend(key, value)
-        bias = relative_bias(table, self.mt5, len(x), cache.length, bidirectional=False, first_query=before)
-        if len(x) > 1:
-            past = torch.ones(bias.shape[1:], dtype=torch.bool, device=x.device).tril(before)
-            bias = bias.masked_fill(~past, torch.finfo(bias.dtype).min)
-        attended = attend(query.permute(1, 2, 0, 3), keys, values, bias.unsqueeze(0))
-        x = x + self.attention_out(attended.permute(2, 0, 1, 3).flatten(2))
-        query = self.project_cross(x).unflatten(1, (cross_mask.shape[0], -1))  # [M, B, N, heads, d_kv]
-        queries = query.permute(1, 3, 0, 2, 4).flatten(2, 3)  # [B, heads, M * N, d_kv]
-        attended = attend(queries, cache.cross_key, cache.cross_value, cross_mask)
-        attended = attended.unflatten(2, (len(x), -1)).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+        before = cache.key.shape[0]
+        cache.key, cache.value = torch.cat([cache.key, key]), torch.cat([cache.value, value])
+        table = self.table(of_stack)
+        bias = relative_bias(table, self.mt5, 1, before + 1, bidirectional=False, first_query=before)
+        everything = torch.ones(1, 1, 1, before + 1, dtype=torch.bool, device=x.device)
+        x = x + self.attention_out(t5_attention(query, cache.key, cache.value, bias, everything, 0.0))
+        attended = t5_attention(self.project_cross(x), cache.cross_key, cache.cross_value, None, cross_mask, 0.0)
         return self.mlp(x + self.cross_out(attended))
 
     def cost(self, shape: BatchShape) -> Cost:
@@ -280,7 +291,7 @@ class DecoderBlock(Block):
         )
         element, weights = shape.element_bytes * shape.rows, self.kept_weights(shape, m, m + n)
         kept = element * (m * (6 * d + 6 * i + 4 * f) + 2 * n * i) + weights
-        return Cost(8 * d * i + 3 * d * f + 3 * d, flops, kept, element * m * d, weights)
+        return Cost(8 * d * i + 3 * d * f + 3 * d + self.bias_size, flops, kept, element * m * d, weights)
 
 
 class VocabularyOutput(nn.Module):

@@ -4,7 +4,7 @@ The units are patches, vit_block x N, bridge, encoder_block x N, encoder_norm, d
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -30,7 +30,7 @@ def units(config: PaLIConfig, parallel: TensorParallel | None = None) -> Units:
     vit, mt5, model = config.vit, config.mt5, config.model
     parallel = parallel or TensorParallel()
     return {
-        "patches": Patches(vit, model.image_size, parallel),
+        "patches": Patches(vit, model, parallel),
         **{f"vit_block_{i}": ViTBlock(vit, model.image_size, parallel) for i in range(vit.depth)},
         "bridge": Bridge(vit, mt5, model, parallel),
         **{f"encoder_block_{i}": EncoderBlock(mt5, model, parallel) for i in range(mt5.num_encoder_layers)},
@@ -110,12 +110,14 @@ def freeze(module: nn.Module, patterns: Iterable[str]) -> None:
 
 
 @torch.no_grad()
-def initialize(module: nn.Module, seed: int, name: str = "") -> None:
-    """Fill every parameter of a module of that name in place.
+def initialize(module: nn.Module, seed: int, name: str = "", given: Collection[str] = ()) -> None:
+    """Fill every parameter of a module of that name in place, except the logical tensors of `given`.
 
     The value of a logical tensor depends on (seed, name) alone, not on the layout.
     """
     for parameter, part in parameter_parts(module, name):
+        if part.name in given:
+            continue
         local_block(parameter, part).copy_(initial_block(part, seed))
 
 

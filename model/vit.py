@@ -1,11 +1,13 @@
 """The vision transformer of big_vision `models/vit.py`, as units: patches and blocks; the bridge has its last norm."""
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, empty, float32, nn
 
 from model.attention import split_heads, vit_attention
 from model.batch import MicroBatch
-from model.config import ViTConfig
+from model.config import ModelConfig, ViTConfig
 from model.costs import BatchShape, Cost, Unit, attention_flops, linear_flops
 from model.layers import (
     ColumnLinear,
@@ -23,13 +25,14 @@ from model.layers import (
 class Patches(Unit):
     """Patch tokens of the images, with their positions."""
 
-    def __init__(self, config: ViTConfig, image_size: int, parallel: TensorParallel) -> None:
+    def __init__(self, config: ViTConfig, model: ModelConfig, parallel: TensorParallel) -> None:
         super().__init__()
-        self.config, self.parallel, self.tokens = config, parallel, config.num_tokens(image_size)
+        self.config, self.parallel, self.tokens = config, parallel, config.num_tokens(model.image_size)
         pixels = config.patch_size**2 * 3
         self.embedding = Linear(pixels, config.width, weight_init=fan_in_truncated, partial_gradient=False)
         self.position = nn.Parameter(empty(self.tokens, config.width))
-        describe_replicated(self.position, "position", normal(config.width**-0.5), resample=resample_position)
+        resample = partial(resample_position, convention=model.position_resampling)
+        describe_replicated(self.position, "position", normal(config.width**-0.5), resample=resample)
 
     def forward(self, carry: tuple[Tensor, ...], batch: MicroBatch) -> tuple[Tensor, ...]:
         """() -> (vision,): [N, I, width] of N patch tokens per image and I image slots.
@@ -110,14 +113,17 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     )
 
 
-def resample_position(position: Tensor, num_tokens: int) -> Tensor:
+def resample_position(position: Tensor, num_tokens: int, convention: str = "aligned_corners") -> Tensor:
     """Resample a learned position embedding [N, width] bilinearly to another square grid.
 
-    Corners map to corners, as `scipy.ndimage.zoom(order=1)` does in big_vision `resample_posemb`.
+    `aligned_corners`: corners map to corners, as `scipy.ndimage.zoom(order=1)` does in big_vision `resample_posemb`.
+    `half_pixel`: edges map to edges, as `jax.image.resize` does, which averages over the old grid where the new one is
+    coarser.
     """
     if position.shape[0] == num_tokens:
         return position
     old, new = round(position.shape[0] ** 0.5), round(num_tokens**0.5)
     grid = position.to(float32).reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(new, new), mode="bilinear", align_corners=True)
+    corners = convention == "aligned_corners"
+    grid = F.interpolate(grid, size=(new, new), mode="bilinear", align_corners=corners, antialias=not corners)
     return grid.permute(0, 2, 3, 1).reshape(num_tokens, -1).to(position.dtype)

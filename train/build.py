@@ -1,6 +1,7 @@
 """Build the engine of one training phase from the run's configuration."""
 
 import gc
+from collections.abc import Collection
 
 import torch
 
@@ -14,11 +15,17 @@ from train.config import Phase, RunConfig
 
 
 def build_phase_engine(
-    config: RunConfig, phase: Phase, layout: Layout, restored: bool, plan: Plan | None = None
+    config: RunConfig,
+    phase: Phase,
+    layout: Layout,
+    restored: bool,
+    plan: Plan | None = None,
+    given: Collection[str] = (),
 ) -> Engine:
     """Build the model as a phase trains it; `config` is that of the phase (`for_phase`).
 
-    `restored`: every weight will be loaded afterwards, so none is initialized here. `plan`: the phase's, of the checks.
+    `restored`: every weight will be loaded afterwards, so none is initialized here; `given`: logical tensors that will
+    be, though not all are. `plan`: the phase's, of the checks.
     """
     gc.collect()  # an engine and its pipeline refer to each other -> free those of the phase before first
     if layout.device.type == "cuda":
@@ -32,6 +39,7 @@ def build_phase_engine(
         seed=None if restored else config.run.seed,
         step=expected_step_shape(config, layout.data_parallel_size),
         plan=plan,
+        given=given,
     )
 
 

@@ -1,6 +1,6 @@
 """Build a parallel model: the one place with the order of construction (docs/parallelism.md)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -26,6 +26,7 @@ def build_engine(
     seed: int | None = 0,
     step: StepShape | None = None,
     plan: Plan | None = None,
+    given: Collection[str] = (),
 ) -> Engine:
     """Build a trainable model for a layout that is started; a collective of all ranks.
 
@@ -33,7 +34,8 @@ def build_engine(
     unit by unit -> gradient hooks -> data-parallel engine -> optimizer state. The caller loads a checkpoint afterwards.
 
     `precision="bf16"` computes in bf16 and keeps fp32 weights in the optimizer. `seed=None` leaves parameters
-    uninitialized; the caller must load every one. Stages are balanced for `step`, by default for rows of one example.
+    uninitialized; the caller must load every one. The caller loads the logical tensors of `given` too,
+    so none of them is drawn. Stages are balanced for `step`, by default for rows of one example.
     `plan` is what the checks have planned for this rank with the same settings (steps 1 to 4); it is used up here.
     Raises ConfigurationError as `plan_stages` does.
     """
@@ -52,7 +54,7 @@ def build_engine(
     kind = _engine_class(layout.config.zero_stage)
     shard = kind.prepare(blueprint)
     # 6. Fill this rank's units, each sharded before the next is filled: no rank ever holds the whole model.
-    model = materialize(blueprint, seed, shard)
+    model = materialize(blueprint, seed, shard, given)
     # 7. Sum gradients over the tensor-parallel group in hooks that run before ZeRO's own, which reduce them further.
     reduce_partial_gradients(model, layout)
     # 8. Make the data-parallel engine, and the pipeline around the stages.

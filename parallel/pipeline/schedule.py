@@ -202,8 +202,8 @@ class CarryPlan:
             trained.update(
                 encoder=words or visual,
                 decoder=words,
-                encoder_bias=unit.encoder_bias.weight.requires_grad,
-                decoder_bias=unit.decoder_bias.weight.requires_grad,
+                encoder_bias=unit.encoder_bias is not None and unit.encoder_bias.weight.requires_grad,
+                decoder_bias=unit.decoder_bias is not None and unit.decoder_bias.weight.requires_grad,
             )
             return
         own = any(p.requires_grad for p in unit.parameters())

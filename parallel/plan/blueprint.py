@@ -1,6 +1,6 @@
 """Plan the whole model on `meta` and fill this rank's units from the plan, one at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,10 +60,13 @@ def plan_stages(
     return plan, cut(list(unit_costs(plan.units(), memory.step.micro_batch)), memory)
 
 
-def materialize(blueprint: Blueprint, seed: int | None, shard: ShardUnit = lambda unit: None) -> PaLI:
+def materialize(
+    blueprint: Blueprint, seed: int | None, shard: ShardUnit = lambda unit: None, given: Collection[str] = ()
+) -> PaLI:
     """Fill this rank's units one by one on its device, and return them.
 
-    `seed=None` leaves parameters uninitialized; the caller must load every one. `shard` is called with each filled
+    `seed=None` leaves parameters uninitialized; the caller must load every one, and so the logical tensors of `given`
+    in any case. `shard` is called with each filled
     unit. ZeRO-3 shards it there, so a rank never holds more than one whole unit.
     """
     device, dtype = blueprint.layout.device, blueprint.dtype
@@ -73,7 +76,7 @@ def materialize(blueprint: Blueprint, seed: int | None, shard: ShardUnit = lambd
         beat(f"making {name}")
         _allocate(units[name], device, dtype)
         if seed is not None:
-            initialize(units[name], seed, name)
+            initialize(units[name], seed, name, given)
         shard(units[name])
     beat("the model is made; its optimizer")
     model = PaLI({name: units[name] for name in names})

@@ -21,33 +21,34 @@ FACTOR_FROM = 16  # sides; from 128 on, as by default, no matrix that tensor-par
 
 
 @cache
-def shapes(image_size: int) -> dict[str, torch.Size]:
-    return {
-        part.name: part.shape
-        for _, part in parameter_parts(build(replace(PALI, model=replace(MODEL, image_size=image_size))))
-    }
+def shapes(image_size: int, bias_per_layer: bool = False) -> dict[str, torch.Size]:
+    mt5, model = replace(PALI.mt5, bias_per_layer=bias_per_layer), replace(MODEL, image_size=image_size)
+    return {part.name: part.shape for _, part in parameter_parts(build(replace(PALI, mt5=mt5, model=model)))}
 
 
 @cache
-def drawn(seed: int, image_size: int) -> dict[str, Tensor]:
-    """Normal values for every logical tensor: the first weights, or one of the gradients that come in turns."""
-    wanted = shapes(image_size)
+def drawn(seed: int, *sizes: int) -> dict[str, Tensor]:
+    """Normal values for every logical tensor: the first weights, or one of the gradients that come in turns.
+
+    `sizes`: as `shapes` takes them.
+    """
+    wanted = shapes(*sizes)
     flat = torch.randn(sum(shape.numel() for shape in wanted.values()), generator=torch.Generator().manual_seed(seed))
     pieces = flat.split([shape.numel() for shape in wanted.values()])
     return {name: piece.view(shape) for (name, shape), piece in zip(wanted.items(), pieces, strict=True)}
 
 
 @cache
-def plain(kind: str, image_size: int) -> dict[str, Tensor]:
+def plain(kind: str, *sizes: int) -> dict[str, Tensor]:
     """Transformers' Adafactor factors every matrix; what T5X does not factor, it is given as a vector."""
     config, rate = OptimizerConfig(min_dim_size_to_factor=FACTOR_FROM), LEARNING_RATES[kind]
 
     def as_given(name: str, values: Tensor) -> Tensor:
         return values.clone() if factored(found[name].shape, config) else values.flatten().clone()
 
-    found = drawn(0, image_size)
+    found = drawn(0, *sizes)
     given = {name: as_given(name, values).requires_grad_() for name, values in found.items()}
-    gradients = [drawn(1 + number, image_size) for number in range(NUM_GRADIENTS)]
+    gradients = [drawn(1 + number, *sizes) for number in range(NUM_GRADIENTS)]
     optimizer: torch.optim.Optimizer
     if kind == "adafactor":
         optimizer = PlainAdafactor(given.values(), lr=rate, relative_step=False, scale_parameter=True)
@@ -61,7 +62,7 @@ def plain(kind: str, image_size: int) -> dict[str, Tensor]:
     return {name: values.detach().view(found[name].shape) for name, values in given.items()}
 
 
-def sharded(engine: Engine, image_size: int) -> dict[str, Tensor]:
+def sharded(engine: Engine, *sizes: int) -> dict[str, Tensor]:
     """The engine's: every logical weight, gathered from all ranks, frozen ones as they were. It ends the training."""
     optimizer = engine.optimizer
     optimizer.config = replace(optimizer.config, min_dim_size_to_factor=FACTOR_FROM)
@@ -77,9 +78,9 @@ def sharded(engine: Engine, image_size: int) -> dict[str, Tensor]:
         return flats
 
     with torch.no_grad():
-        for shard, values in zip(optimizer.shards, laid_out(drawn(0, image_size)), strict=True):
+        for shard, values in zip(optimizer.shards, laid_out(drawn(0, *sizes)), strict=True):
             shard.weights.copy_(values)
-    gradients = [laid_out(drawn(1 + number, image_size)) for number in range(NUM_GRADIENTS)]
+    gradients = [laid_out(drawn(1 + number, *sizes)) for number in range(NUM_GRADIENTS)]
     for step in range(NUM_STEPS):
         for shard, gradient in zip(optimizer.shards, gradients[step % NUM_GRADIENTS], strict=True):
             shard.weights.grad = gradient

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -52,6 +51,7 @@ class Case:
     param_persistence_threshold: int = 0  # ZeRO-3 gathers even the smallest tensor
     image_size: int = MODEL.image_size
     joined: bool = False  # the rows of a micro-batch become one, as on a CPU
+    bias_per_layer: bool = False  # as umT5
 
     @property
     def world_size(self) -> int:
@@ -68,13 +68,24 @@ class Case:
         words += [self.optimizer] * (self.optimizer != "adafactor")
         words += [self.precision] * (self.precision != "fp32") + ["cut-" + "-".join(self.cut)] * bool(self.cut)
         words += ["persistent"] * (self.param_persistence_threshold > 0)
-        words += ["joined"] * self.joined
+        words += ["joined"] * self.joined + ["bias-per-layer"] * self.bias_per_layer
         words += [f"image{self.image_size}"] * (self.image_size != MODEL.image_size)
         return " ".join(words) or "one process"
 
     def alone(self) -> "Case":
         """The same training in one process."""
-        return Case(freeze=self.freeze, optimizer=self.optimizer, precision=self.precision, image_size=self.image_size)
+        kept = ("freeze", "optimizer", "precision", "image_size", "bias_per_layer")
+        return Case(**{name: getattr(self, name) for name in kept})
+
+    @property
+    def sizes(self) -> tuple[int, bool]:
+        """What decides the shapes of the tensors."""
+        return self.image_size, self.bias_per_layer
+
+    @property
+    def pali(self) -> PaLIConfig:
+        mt5, model = replace(MT5, bias_per_layer=self.bias_per_layer), replace(MODEL, image_size=self.image_size)
+        return replace(PALI, mt5=mt5, model=model)
 
     def layout(self) -> Layout:
         interleaved = self.schedule == "interleaved"
@@ -95,7 +106,7 @@ class Case:
     def engine(self, layout: Layout) -> Engine:
         optimizer = OptimizerConfig(name=self.optimizer, epsilon=EPSILON, gradient_clipping=0.5)
         return build_engine(
-            replace(PALI, model=replace(MODEL, image_size=self.image_size)),
+            self.pali,
             optimizer,
             layout,
             precision=self.precision,
@@ -207,26 +218,17 @@ def prompts(engine: Engine) -> list[MicroBatch]:
     return [replace(batch, encoder_segments=batch.encoder_segments.clamp(max=1)) for batch in batches]
 
 
-def answers(engine: Engine, **search: Any) -> Tensor:
-    """Tokens [data, 3, 6], greedy by default, of prompts that are others on each data-parallel rank.
-
-    One process answers all.
-    """
+def answers(engine: Engine) -> Tensor:
+    """Greedy tokens [data, 3, 6] of prompts that are others on each data-parallel rank; one process answers all."""
     rank, size = engine.layout.data_parallel_rank, engine.layout.data_parallel_size
     own = prompts(engine) if engine.layout.world_size == 1 else prompts(engine)[rank : rank + 1]
-    found = [engine.generate(batch, 6, **search) for batch in own]
+    found = [engine.generate(batch, 6) for batch in own]
     found = [torch.nn.functional.pad(tokens, (0, 6 - tokens.shape[1])) for tokens in found]
     if size > 1:
         gathered = [torch.empty_like(found[0]) for _ in range(size)]
         dist.all_gather(gathered, found[0], group=engine.layout.data_group)
         found = gathered
     return torch.stack(found)
-
-
-def given_scores(engine: Engine) -> Tensor:
-    """Log-probabilities (nats) [3, 4] of given texts of four lengths after the first prompts."""
-    texts = [[*range(5, 5 + length), 1] for length in (1, 4, 2, 7)]
-    return engine.score(prompts(engine)[0], [texts, texts[::-1], texts])
 
 
 def recognize(engine: Engine, answered: Tensor) -> Tensor:

@@ -29,7 +29,6 @@ from tests.distributed.problem import (
     Case,
     answers,
     as_lists,
-    given_scores,
     initial_weights,
     micro_batches,
     recognize,
@@ -103,6 +102,9 @@ LAYOUTS: list[Case] = [
     Case(pipeline=2, zero_stage=2, freeze=FROZEN_DECODER),
     Case(tensor=2, zero_stage=3, sequence=True, freeze=FROZEN_ENCODER),
     Case(pipeline=4, schedule="interleaved", zero_stage=2, freeze=FROZEN_ENCODER),
+    # tables of the blocks (umT5): none of the bridge's travels
+    Case(tensor=2, pipeline=2, zero_stage=1, sequence=True, recompute="block", bias_per_layer=True),
+    Case(data=2, zero_stage=3, bias_per_layer=True),
 ]
 LAYOUTS = [case for case in LAYOUTS if case.world_size <= MOST_RANKS]
 NAMES = [case.name for case in LAYOUTS]
@@ -135,9 +137,8 @@ def train_all(folder: Path, cases: dict[str, Case]) -> None:
         engine = case.engine(layout)
         result = {"curve": train(engine, joined=case.joined), "weights": weights(engine), "answers": answers(engine)}
         result["validation"], result["recognized"] = validate(engine), recognize(engine, result["answers"][0])
-        result["beams"], result["scores"] = answers(engine, num_beams=2), given_scores(engine)
         if case in LAYOUTS:
-            result["long"] = long_updates.sharded(engine, case.image_size)
+            result["long"] = long_updates.sharded(engine, *case.sizes)
         if layout.rank == 0:
             torch.save(result, results_file(folder, name))
 
@@ -173,9 +174,7 @@ def test_equals_one_process(results: Path, case: Case) -> None:
         assert weight_deviation(name, found["weights"][name], values) <= TOLERANCE[case.precision], name
     assert len(found["answers"]) == case.data
     if case.precision == "fp32":
-        for kind in ("answers", "beams"):
-            assert torch.equal(found[kind], expected[kind][: case.data]), kind
-        torch.testing.assert_close(found["scores"], expected["scores"], rtol=TOLERANCE["fp32"], atol=0.0)
+        assert torch.equal(found["answers"], expected["answers"][: case.data])
         torch.testing.assert_close(found["recognized"], expected["recognized"], rtol=TOLERANCE["fp32"], atol=0.0)
 
 
@@ -189,7 +188,7 @@ def test_a_model_recognizes_its_own_answers(results: Path, case: Case) -> None:
 @pytest.mark.parametrize("case", LAYOUTS, ids=NAMES)
 def test_a_hundred_updates_are_the_plain_ones(results: Path, case: Case) -> None:
     """On given gradients: those of training would differ by rounding, and a hundred steps make much of little."""
-    found, first = torch.load(results_file(results, case.name))["long"], long_updates.drawn(0, case.image_size)
+    found, first = torch.load(results_file(results, case.name))["long"], long_updates.drawn(0, *case.sizes)
     for name, deviation in long_deviations(case, found).items():
         assert deviation <= 1e-6, name
         assert not torch.equal(found[name], first[name]), name
@@ -197,7 +196,7 @@ def test_a_hundred_updates_are_the_plain_ones(results: Path, case: Case) -> None
 
 def long_deviations(case: Case, found: dict[str, Tensor]) -> dict[str, float]:
     """Of every trained weight after a hundred steps: the distance from the plain one, relative to the norm of that."""
-    plain = long_updates.plain(case.optimizer, case.image_size)
+    plain = long_updates.plain(case.optimizer, *case.sizes)
     trained = {name: w for name, w in plain.items() if not frozen(name, case.freeze)}
     norm = torch.linalg.vector_norm
     return {name: float(norm(found[name] - wanted) / norm(wanted)) for name, wanted in trained.items()}
