@@ -24,7 +24,8 @@ class DataConfig:
     root: str = field(default=MISSING, metadata=PATH)
     """Folder of the sources. Required."""
     tokenizer: str = field(default=MISSING, metadata=PATH)
-    """SentencePiece model. Required; the groups of conf/data take `tokenizer.model` in `root`."""
+    """SentencePiece model, or the `tokenizer.json` of a T5 or mT5. Required; the groups of conf/data take
+    `tokenizer.model` in `root`, and null takes that of `weights.mt5` (as `mt5=from_weights` does)."""
     sources: dict[str, str] = field(default_factory=dict, metadata=PATH)
     """Location by name of a source: a folder or a shard pattern, relative to `root` (docs/data.md). A source that is
     not named here is read from the folder of its name in `root`, hence empty by default."""

@@ -21,6 +21,7 @@ from common.files import write_bytes
 from common.values import PATH, one_of
 from data.objectives.base import SENTINEL
 from data.storage import not_permitted, read_file
+from data.tokenizer_files import as_model
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 NUM_SENTINELS = 100
@@ -29,7 +30,7 @@ SMALLEST = 3 + 256 + NUM_SENTINELS  # pad, eos, unk, bytes, sentinels
 
 
 class Tokenizer:
-    """Convert text to ids and back with a SentencePiece `.model` of mT5's form.
+    """Convert text to ids and back with a SentencePiece `.model` of mT5's form, or a T5's (`data.tokenizer_files`).
 
     Raises ConfigurationError if the file is no such model, if pad, eos, unk are not 0, 1, 2, or if the last 100 pieces
     are not <extra_id_99> … <extra_id_0> (mT5's 250000 … 250099). A sentinel, or another user-defined piece, that is
@@ -41,10 +42,12 @@ class Tokenizer:
         self.path = str(path)
         model = _read_model(self.path)
         try:
+            model = as_model(Path(path), model)
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
             processor.id_to_piece(list(range(processor.vocab_size())))  # raises if a piece is damaged
         except Exception as error:  # protobuf and sentencepiece raise almost anything for corrupt bytes
-            raise _refusal(path, "is no SentencePiece model, or a damaged one") from error
+            kind = "tokenizer.json of a T5" if str(path).endswith(".json") else "SentencePiece model"
+            raise _refusal(path, f"is no {kind}, or a damaged one") from error
         special = (processor.pad_id(), processor.eos_id(), processor.unk_id())
         if special != (PAD, EOS, UNKNOWN):
             raise ConfigurationError(f"{path} has pad, eos, unk = {special}: mT5's are {PAD}, {EOS}, {UNKNOWN}.")
@@ -61,6 +64,11 @@ class Tokenizer:
         # The space before the sentinel is a piece of its own in some models, part of the sentinel's piece in others.
         self.closing = closing if closing[-1:] == [self.sentinel(0)] else [self.sentinel(0)]
         self._processor = _of_characters(model)
+
+    def pieces(self) -> list[str]:
+        """Return the pieces in order of their ids; two tokenizers with equal pieces have equal ids."""
+        found: list[str] = self._processor.id_to_piece(list(range(self.vocab_size)))
+        return found
 
     def sentinel(self, number: int) -> int:
         """Return the id of <extra_id_`number`>."""
