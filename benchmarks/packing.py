@@ -2,7 +2,7 @@
 
     python -m data.miniature folder=runs/corpus && python -m data.tokenizer root=runs/corpus
     python -m benchmarks.packing                          # pali_mini on the miniature mixture
-    python -m benchmarks.packing experiment=demo "run.initial_weights=[]" hugging_face_batch_size=32
+    python -m benchmarks.packing experiment=demo weights.vit=null hugging_face_batch_size=32
 
 Keys that are not options of this command override conf/pretrain.yaml. Both sides train on the same examples of the
 same steps, one update per step. Ours reads the rows that the data pipeline packs. Hugging Face's has one example per

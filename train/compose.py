@@ -2,16 +2,18 @@
 
 import difflib
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import Any, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from common.errors import ConfigurationError
-from common.values import typed
+from common.values import PATH, typed
+from data.config import DataConfig
+from model.config import MT5Config, ViTConfig
+from model.weights.source import TOWERS
 from train.config import RunConfig, RunSettings, ScheduleConfig
-
-TOWERS = {"vit": "ViT", "mt5": "mT5"}
+from train.from_weights import take_from_weights
 
 
 @dataclass
@@ -36,6 +38,33 @@ class ComposedSchedule(ScheduleConfig):
         """Check nothing: the resolved schedule is checked."""
 
 
+@dataclass
+class ComposedData(DataConfig):
+    """The data before `tokenizer` is taken from the weights, where it is null."""
+
+    tokenizer: str | None = field(default=MISSING, metadata=PATH)  # type: ignore[assignment]
+    """See DataConfig."""
+
+
+def _nullable(kind: type) -> type:
+    """Return a dataclass whose settings may be null until they are taken from the weights; nothing is checked."""
+    hints = get_type_hints(kind)
+    settings = [(one.name, hints[one.name] | None, field(default=one.default)) for one in fields(kind)]
+    return make_dataclass(
+        f"Composed{kind.__name__}", settings, bases=(kind,), namespace={"__post_init__": lambda self: None}
+    )
+
+
+# The groups of a composed configuration in which a value may be left out, and their schemas.
+COMPOSED = {
+    "run": ComposedRun,
+    "schedule": ComposedSchedule,
+    "data": ComposedData,
+    "vit": _nullable(ViTConfig),
+    "mt5": _nullable(MT5Config),
+}
+
+
 def to_run_config(composed: DictConfig, weights: bool = True) -> RunConfig:
     """Return the typed settings of a composed configuration, not yet checked against each other.
 
@@ -47,7 +76,7 @@ def to_run_config(composed: DictConfig, weights: bool = True) -> RunConfig:
         if "weights" in composed and OmegaConf.is_missing(composed.weights, tower):
             if weights and not composed.run.get("from_scratch"):
                 raise ConfigurationError(
-                    f"weights.{tower} is not given; name a safetensors file of the pretrained {TOWERS[tower]} (or set "
+                    f"weights.{tower} is not given; name a folder or a file of the pretrained {TOWERS[tower]} (or set "
                     f"run.from_scratch=true and weights.{tower}=null)."
                 )
             composed.weights[tower] = None
@@ -57,6 +86,7 @@ def to_run_config(composed: DictConfig, weights: bool = True) -> RunConfig:
         raise ConfigurationError("phases is empty; give at least one phase (see conf/phases).")
     examples = [_take_examples(plain, *key) for key in (("run", "examples", "steps"),
                                                         ("schedule", "warmup_examples", "warmup_steps"))]  # fmt: skip
+    take_from_weights(plain)  # type: ignore[arg-type]
     config = typed(RunConfig, plain)
     if examples[0] is not None:
         config.run.steps = _steps_of_run(config, examples[0])

@@ -9,7 +9,6 @@ from common.errors import ConfigurationError
 from common.values import PATH, at_least, one_of
 from data.config import ComponentConfig, DataConfig
 from data.objectives import NAMES
-from data.tasks.config import TaskConfig
 from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from parallel.config import OptimizerConfig, ParallelConfig
 
@@ -74,9 +73,6 @@ class RunSettings:
     """`bf16` (weights and optimizer state stay fp32) or `fp32`. bf16 by default: it is twice as fast on GPUs."""
     initial: str | None = field(default=None, metadata=PATH)
     """Folder of another run whose latest checkpoint gives the first weights. Null by default: none."""
-    initial_weights: list[str] = field(default_factory=list, metadata=PATH)
-    """Safetensors files of logical names that give first weights, such as towers that were pretrained apart. None by
-    default."""
     from_scratch: bool = False
     """Allow a phase to freeze weights that come from no file and that no earlier phase has trained: they stay random.
     Of use for measurements alone, hence false."""
@@ -106,17 +102,19 @@ class RunSettings:
 
 @dataclass
 class WeightsConfig:
-    """Towers that were pretrained elsewhere, as safetensors files of logical names (as `train.pretrain_vit` writes).
+    """Name the first weights of the towers: pretrained elsewhere, or in another run.
 
-    A file holds all tensors of its tower and no others. They are the first weights only: a run that goes on from a
-    checkpoint does not read them.
+    Each is a folder of Hugging Face transformers, an export of ours (`train.export`), a safetensors or .npz file, or a
+    run (`RUN`, `RUN@STEP`), and gives its whole tower; heads are left out. Where both name the same place, it gives the
+    projection between them too. A run that goes on from a checkpoint does not read them.
     """
 
     vit: str | None = field(default=None, metadata=PATH)
-    """File of the ViT with its final norm; null starts it at random. The paper's experiments leave it open ("???"):
-    they freeze the ViT, and a frozen random ViT would be trained around for weeks."""
+    """ViT with its final norm: SigLIP, SigLIP 2 of a fixed resolution, or big_vision's .npz; null starts it at random.
+    The paper's experiments leave it open ("???"): they freeze the ViT, and a frozen random ViT would be trained around
+    for weeks."""
     mt5: str | None = field(default=None, metadata=PATH)
-    """File of the mT5 (embedding, encoder, decoder, head); null starts it at random."""
+    """mT5 (embedding, encoder, decoder, head): mT5, umT5, T5 1.1 or Flan-T5; null starts it at random."""
 
 
 @dataclass
@@ -132,7 +130,7 @@ class ViTPretrainingConfig:
     learning_rate: float = 1e-3
     """Peak of the learning rate. The default suits the toy."""
     output: str = field(default="runs/vit.safetensors", metadata=PATH)
-    """Safetensors file of the weights, for `run.initial_weights`."""
+    """Safetensors file of the weights, for `weights.vit`."""
 
     def __post_init__(self) -> None:
         at_least("vit_pretraining.", 1, steps=self.steps, batch=self.batch)
@@ -272,8 +270,6 @@ class EvaluationConfig:
     """Components to evaluate, by source and objective. Empty by default: all of the mixture."""
     languages: list[str] = field(default_factory=list)
     """Languages to evaluate, by code. Empty by default: all."""
-    step: int | None = None
-    """Step of the checkpoint to evaluate, as `checkpoint=FOLDER@STEP` sets it. Null by default: the latest."""
 
     def __post_init__(self) -> None:
         at_least(
@@ -357,8 +353,6 @@ class RunConfig:
     """Weights & Biases (conf/tracker)."""
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     """Traces."""
-    task: TaskConfig = field(default_factory=TaskConfig)
-    """A task of official files, for `train.evaluate` (conf/task)."""
     vit_pretraining: ViTPretrainingConfig = field(default_factory=ViTPretrainingConfig)
     """The command `train.pretrain_vit`."""
 

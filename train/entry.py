@@ -44,7 +44,7 @@ from data.error_budget import ErrorBudgetExceeded
 from parallel.distributed import stop as leave
 from slurm.cluster import ClusterConfig, SubmitConfig
 from train import exit_note as note
-from train.compose import ComposedRun, ComposedSchedule
+from train.compose import COMPOSED
 from train.config import RunConfig, WeightsConfig
 from train.health.memory import is_lack_of_memory
 from train.sweep import FailedRuns, Sweep, folder_name, join_sweep
@@ -145,9 +145,10 @@ def in_one_sentence(work: Callable[[], None]) -> None:
 def register() -> None:
     """Register the typed schemas and the resolvers with Hydra."""
     run, submission = OmegaConf.structured(RunConfig), OmegaConf.structured(SubmitConfig)
+    for group, schema in COMPOSED.items():
+        run[group] = OmegaConf.structured(schema)
     for names_of_the_user in (run.data.sources, submission.cluster.environment):
         OmegaConf.set_struct(names_of_the_user, False)  # Hydra refuses new keys everywhere else
-    run.run, run.schedule = OmegaConf.structured(ComposedRun), OmegaConf.structured(ComposedSchedule)
     run.weights = WeightsConfig(MISSING, MISSING)  # "???" replaces nothing in a merge, so conf/weights sets null
     ConfigStore.instance().store(name="run_schema", node=run)
     ConfigStore.instance().store(name="submit_schema", node=submission)

@@ -21,7 +21,7 @@ from train.config import RunConfig, to_dict
 
 Facts = dict[str, dict[str, Any]]  # source -> records, shards and fingerprint
 # Settings that may differ between nodes, because they are paths; the data there is compared, or loaded by every rank.
-FIRST_WEIGHTS = ("run.initial", "run.initial_weights", "weights")
+FIRST_WEIGHTS = ("run.initial", "weights")
 NODE_KEYS = ("data.root", "data.sources", "data.tokenizer", "data.index_folder", "parallel.offload_folder",
              *FIRST_WEIGHTS)  # fmt: skip
 
@@ -52,11 +52,7 @@ def _may_differ(key: str, mine: Any, first: Any) -> bool:
     """Return whether a setting names places of a node; first weights are loaded by all ranks together, or by none."""
     if not any(f"{key}.".startswith(f"{own}.") for own in NODE_KEYS):
         return False
-    return not key.startswith(FIRST_WEIGHTS) or _number(mine) == _number(first)
-
-
-def _number(places: Any) -> int:
-    return len(places) if isinstance(places, list) else int(places is not None)
+    return not key.startswith(FIRST_WEIGHTS) or (mine is None) == (first is None)
 
 
 def facts_of_all(stream: Stream, config: RunConfig, layout: Layout, split: str) -> Facts:

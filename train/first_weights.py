@@ -1,77 +1,121 @@
-"""Choose the files of a run's first weights, and check that nothing random is frozen."""
+"""Check that first weights fit the model, and that nothing random is frozen."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from common.errors import ConfigurationError
-from model.layers import parameter_parts
+from data.tokenizer import Tokenizer, checksum
+from model.layers import Part, parameter_parts
 from model.pali import PaLI
+from model.weights.source import VIT_PREFIXES, is_of_tower
+from model.weights.stored import is_weights, listed
 from parallel.checkpoint.folder import CheckpointFolder
-from parallel.checkpoint.initial_weights import check_files, names_in
 from train.config import RunConfig
 from train.phases import spans
+from train.tower_weights import TowerWeights, open_towers
 
-VIT_PREFIXES = ("patches.", "vit_block_", "bridge.vit_norm.")
-PROJECTION_PREFIX = "bridge.projection."  # from ViT to mT5; in the file of neither tower
+PADDING = 128  # Google's T5s round their vocabulary up to a multiple of it
 SHOWN = 3  # units named in a message; a tower has dozens
 
 
 def first_files(config: RunConfig) -> list[str]:
-    """List the files that fill the model, in the order of reading."""
-    towers = (config.weights.vit, config.weights.mt5)
-    return [*(file for file in towers if file is not None), *config.run.initial_weights]
+    """List what gives the towers their first weights."""
+    return [value for value in (config.weights.vit, config.weights.mt5) if value is not None]
 
 
 def check_first_weights(config: RunConfig, phases: Sequence[PaLI], expected: Collection[Path] = ()) -> None:
-    """Raise ConfigurationError for files that do not fit the model, and for a phase that freezes random weights.
+    """Raise ConfigurationError for weights that do not fit the model, and for a phase that freezes random weights.
 
-    `phases`: the model of every phase on `meta`, with its frozen parameters. `expected`: files of earlier jobs to come.
+    `phases`: the model of every phase on `meta`, with its frozen parameters. `expected`: files of earlier jobs to come,
+    which are taken to hold their whole tower.
     """
     if CheckpointFolder.from_run(config.run.folder).steps():
         return  # the run has weights of its own
-    names = {part.name for _, part in parameter_parts(phases[0])}
-    given: dict[str, str] = {}
-    for key, file in _keys_and_files(config):
-        missing = _of_tower(names, key) - set(given)  # a file that does not exist yet is assumed to give all of them
-        own = missing if Path(file) in expected else _checked(phases[0], key, file, names)
-        if twice := sorted(own & set(given)):
-            raise ConfigurationError(
-                f"{key}={file} and {given[twice[0]]} both give {twice[0]} ({len(twice)} tensors in all); leave one out."
-            )
-        given |= dict.fromkeys(own, f"{key}={file}")
-    if config.run.initial is not None and (config.weights.vit or config.weights.mt5):
+    if config.run.initial is not None and first_files(config):
         raise ConfigurationError(
             f"run.initial={config.run.initial} gives the weights of both towers; set weights.vit=null and "
             "weights.mt5=null, or leave run.initial out."
         )
+    parts = {part.name: part for _, part in parameter_parts(phases[0])}
+    later = {tower for tower in ("vit", "mt5") if _is_later(getattr(config.weights, tower), expected)}
+    given = {name for name in parts for tower in later if is_of_tower(name, tower)}
+    there = type(config.weights)(**{t: v for t, v in vars(config.weights).items() if t not in later})
+    for opened in open_towers(there, config.vit.num_heads):
+        check_fit(opened, config, parts)
+        if not _is_later(config.data.tokenizer, expected):
+            check_tokenizer(opened, config)
+        given |= opened.names
     if config.run.initial is None and not config.run.from_scratch:
-        _check_frozen(config, phases, set(given))
+        _check_frozen(config, phases, given)
 
 
-def _keys_and_files(config: RunConfig) -> Iterator[tuple[str, str]]:
-    for tower in ("vit", "mt5"):
-        if (file := getattr(config.weights, tower)) is not None:
-            yield f"weights.{tower}", file
-    yield from (("run.initial_weights", file) for file in config.run.initial_weights)
+def check_fit(opened: TowerWeights, config: RunConfig, parts: Mapping[str, Part]) -> None:
+    """Raise ConfigurationError, with a list of the differences, for weights of another model than the run's."""
+    tower = opened.where.partition("=")[0].partition(".")[2]
+    ours = asdict(getattr(config, tower))
+    different = [f"{tower}.{key}={ours[key]} (there {n})" for key, n in opened.sizes.items() if ours.get(key) != n]
+    if different:
+        raise ConfigurationError(
+            f"{opened.where} is of another size than the run: {', '.join(different)}; set {tower}=from_weights, or "
+            "give weights of the run's size."
+        )
+    wanted = {name for name in parts if is_of_tower(name, tower)}
+    complaints = [
+        f"{verb} {_some(names)}"
+        for verb, names in (
+            ("lacks", wanted - opened.names),
+            ("also holds", opened.names - parts.keys()),
+        )
+        if names
+    ]
+    shapes = [name for name in sorted(opened.names & parts.keys()) if not parts[name].fits(opened.shape(name))]
+    complaints += [
+        f"has {name} as {tuple(opened.shape(name))}, here it is {tuple(parts[name].shape)}" for name in shapes[:SHOWN]
+    ]
+    complaints += [f"{len(shapes) - SHOWN} more shapes"] * (len(shapes) > SHOWN)
+    if complaints:
+        raise ConfigurationError(f"{opened.where} {', '.join(complaints)}; give weights of the run's {tower}.")
+    kinds = {str(x.dtype) for name, x in opened.stored.items() if name in opened.names and not is_weights(x.dtype)}
+    if kinds:
+        raise ConfigurationError(
+            f"{opened.where} holds tensors of type {listed(kinds)}, which is no type of weights; write them as fp32, "
+            "fp16 or bf16."
+        )
 
 
-def _checked(plan: PaLI, key: str, file: str, names: set[str]) -> set[str]:
-    """Return the names in a file; the file of a tower holds all of the tower and nothing else."""
-    check_files(plan, [file], key)
-    found = names_in(file)
-    if key != "run.initial_weights":
-        tower = _of_tower(names, key)
-        for wrong, what in ((found - tower, "holds other tensors than those of that tower"), (tower - found, "lacks")):
-            if wrong:
-                raise ConfigurationError(f"{key}={file} {what}: {_some(wrong)}; give a file of this whole tower alone.")
-    return found
+def check_tokenizer(opened: TowerWeights, config: RunConfig) -> None:
+    """Raise ConfigurationError where the run's tokenizer is not the one that an mT5 was trained with.
+
+    The tokenizer of the weights is compared where it is known. Else the vocabulary must be that of the run's tokenizer,
+    rounded up to a multiple of 128, as Google's T5s have it.
+    """
+    path = config.data.tokenizer
+    key = f"data.tokenizer={path}"
+    if opened.checksum is not None:
+        if opened.checksum != (now := checksum(path)):
+            raise ConfigurationError(
+                f"{key} is another tokenizer than that of {opened.where} (SHA-256 {now[:12]}…, not "
+                f"{opened.checksum[:12]}…); set data.tokenizer={opened.tokenizer}, or give other weights."
+            )
+    elif opened.tokenizer is not None:
+        mine, theirs = Tokenizer(path).pieces(), Tokenizer(opened.tokenizer).pieces()
+        if mine != theirs:
+            at = next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), None)
+            first = f"piece {at} is {mine[at]!r}, not {theirs[at]!r}" if at is not None else "one is longer"
+            raise ConfigurationError(
+                f"{key} has another vocabulary than {opened.where} ({len(mine)} pieces, not {len(theirs)}; {first}); "
+                f"set data.tokenizer={opened.tokenizer}."
+            )
+    elif opened.padded and (unused := config.mt5.vocab_size - Tokenizer(path).vocab_size) >= PADDING:
+        raise ConfigurationError(
+            f"{key} leaves {unused} of the {config.mt5.vocab_size} ids of {opened.where} unused, so it is another "
+            "tokenizer than that of the weights; set data.tokenizer to the one that they came with."
+        )
 
 
-def _of_tower(names: set[str], key: str) -> set[str]:
-    if key == "run.initial_weights":
-        return names
-    vit = {name for name in names if name.startswith(VIT_PREFIXES)}
-    return vit if key == "weights.vit" else {name for name in names - vit if not name.startswith(PROJECTION_PREFIX)}
+def _is_later(value: str | None, expected: Collection[Path]) -> bool:
+    return value is not None and Path(value) in expected
 
 
 def _check_frozen(config: RunConfig, phases: Sequence[PaLI], known: set[str]) -> None:
@@ -83,8 +127,7 @@ def _check_frozen(config: RunConfig, phases: Sequence[PaLI], known: set[str]) ->
             vit = any(name.startswith(VIT_PREFIXES) for name in random)
             raise ConfigurationError(
                 f"phase {span.name!r} freezes {_some(random)}, whose first weights would be random; give them by "
-                f"weights.{'vit' if vit else 'mt5'}=<safetensors file>, run.initial_weights or run.initial, or set "
-                "run.from_scratch=true."
+                f"weights.{'vit' if vit else 'mt5'}=<folder or file>, or by run.initial, or set run.from_scratch=true."
             )
         known |= trained
 

@@ -66,8 +66,6 @@ def _first(file: str | None, config: RunConfig) -> str:
         return f"`{file}`"
     if config.run.initial is not None:
         return f"those of the run `{config.run.initial}`"
-    if config.run.initial_weights:
-        return "as far as they hold it: " + ", ".join(f"`{each}`" for each in config.run.initial_weights)
     return f"random (seed {config.run.seed})"
 
 

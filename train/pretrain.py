@@ -3,7 +3,7 @@
     python -m train.pretrain data.root=runs/corpus run.steps=100
     torchrun --nproc_per_node 2 -m train.pretrain experiment=demo
     torchrun --nproc_per_node 8 -m train.pretrain experiment=paper_3b data.root=/data/shards \\
-        weights.vit=vit.safetensors weights.mt5=mt5.safetensors mixture.ocr.weight=0
+        weights.vit=siglip weights.mt5=mt5-large mixture.ocr.weight=0
 
 One process is one rank, under torchrun, srun or mpirun alike. `-m` starts a sweep, `hydra/launcher=slurm` submits one.
 """
@@ -69,9 +69,12 @@ def train_phase(run: Run, span: Span, plan: Plan | None) -> int:
     `plan`: the phase's model, planned by the checks; None where the phase is entered again, because it is used up.
     """
     config = for_phase(run.config, span)
-    engine = build_phase_engine(config, span.phase, run.layout, run.checkpoints.restores(), plan)
+    restored, given = run.checkpoints.restores(), run.checkpoints.first_names()
+    engine = build_phase_engine(config, span.phase, run.layout, restored, plan, given)
     run.records.introduce(engine)
     done, extra = run.checkpoints.restore(engine)
+    for line in run.checkpoints.describe_first() if given else ():
+        run.records.note(line)
     if done < span.first - 1:
         return done  # the newest checkpoint was damaged -> the one before it belongs to an earlier phase
     tokenizer = Tokenizer(config.data.tokenizer)

@@ -107,7 +107,7 @@ def rehearsal_config(config: RunConfig, folder: Path) -> RunConfig:
     begun = CheckpointFolder.from_run(config.run.folder).steps()
     settings, weights = replace(config.run, folder=str(folder)), config.weights
     if begun:
-        settings = replace(settings, initial=config.run.folder, initial_weights=[])
+        settings = replace(settings, initial=config.run.folder)
         weights = WeightsConfig()
     return replace(
         config,
@@ -123,7 +123,9 @@ def rehearse_phase(run: Run, span: Span, plan: Plan, measuring: Measuring) -> No
     """Make the first step of a phase, then a checkpoint, validation and predictions."""
     config, step, name = for_phase(run.config, span), span.first, span.name
     with measuring.part(name, "model and weights"):
-        engine = build_phase_engine(config, span.phase, run.layout, run.checkpoints.restores(), plan)
+        checkpoints = run.checkpoints
+        restored, given = checkpoints.restores(), checkpoints.first_names()
+        engine = build_phase_engine(config, span.phase, run.layout, restored, plan, given)
         _, extra = run.checkpoints.restore(engine)
     tokenizer = Tokenizer(config.data.tokenizer)
     validation = Validation(config, run.layout, tokenizer)

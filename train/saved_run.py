@@ -45,6 +45,9 @@ def convert(settings: Any) -> Any:
         group, _, name = old.partition(".")
         if isinstance(settings.get(group), dict) and name in settings[group]:
             settings[group] = _renamed(settings[group], {name: new.partition(".")[2]})
+    if isinstance(run := settings.get("run"), dict) and "initial_weights" in run:
+        settings["run"] = {key: value for key, value in run.items() if key != "initial_weights"}
+        settings["weights"] = _tower_weights(run["initial_weights"], settings.get("weights"))
     stage, mixture = settings.get("stage"), settings.get("mixture")
     if isinstance(stage, dict) and "phases" not in settings:
         settings["phases"] = {phase["name"]: _phase(phase) for phase in settings.pop("stage").get("phases", ())}
@@ -55,6 +58,14 @@ def convert(settings: Any) -> Any:
             named[f"{component['objective']}_{again + 1}" if again else component["objective"]] = component
         settings["mixture"] = named
     return settings
+
+
+def _tower_weights(files: Any, weights: Any) -> dict[str, Any]:
+    """Return `weights` with the files of the former `run.initial_weights`: the ViT's, then the mT5's."""
+    given = dict(weights) if isinstance(weights, dict) else {}
+    free = [tower for tower in ("vit", "mt5") if given.get(tower) is None]
+    files = files if isinstance(files, list) else []
+    return {"vit": None, "mt5": None} | given | dict(zip(free, files, strict=False))
 
 
 def _phase(phase: dict[str, Any]) -> dict[str, Any]:

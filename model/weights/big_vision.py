@@ -1,14 +1,15 @@
 """big_vision `models/vit.py` as saved to .npz, with or without the prefixes `params/` and `img/`."""
 
-from collections.abc import Mapping
-
-from torch import Tensor
+import re
+from typing import Any
 
 from model.config import ViTConfig
+from model.weights.stored import Stored, part_of
 from model.weights.table import ForeignTensor, Table
 
-# The pooling head, the classifier, the text tower, and temperature and bias of the contrastive loss.
-OTHER_PARTS = ("MAPHead_0/*", "head/*", "txt/*", "t", "b")
+# The pooling head, the classifier, the text tower or language model, temperature and bias of the contrastive loss, and
+# the optimizer's state.
+OTHER_PARTS = ("MAPHead_0/*", "head/*", "pre_logits/*", "txt/*", "llm/*", "t", "b", "opt/*")
 
 
 def big_vision_table(vit: ViTConfig) -> Table:
@@ -53,12 +54,28 @@ def big_vision_table(vit: ViTConfig) -> Table:
     return Table(tensors, ignored=OTHER_PARTS, prefixes=("params/", "img/"))
 
 
-def unstack_blocks(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unstack_blocks(arrays: Stored) -> Stored:
     """Split blocks that `scan=True` stacks along axis 0: `encoderblock/x` [depth, ...] -> `encoderblock_i/x`."""
-    flat: dict[str, Tensor] = {}
-    for name, tensor in arrays.items():
-        if "/encoderblock/" in name:
-            flat |= {name.replace("/encoderblock/", f"/encoderblock_{i}/"): layer for i, layer in enumerate(tensor)}
+    flat: Stored = {}
+    for name, stored in arrays.items():
+        if "/encoderblock/" in name and not name.startswith("opt/"):
+            parts = {name.replace("/encoderblock/", f"/encoderblock_{i}/"): i for i in range(stored.shape[0])}
+            flat |= {own: part_of(stored, i) for own, i in parts.items()}
         else:
-            flat[name] = tensor
+            flat[name] = stored
     return flat
+
+
+def sizes_from_tensors(stored: Stored) -> dict[str, Any]:
+    """Return the fields of `ViTConfig`: the shapes of big_vision's arrays give all."""
+    ours = {name.removeprefix("params/").removeprefix("img/"): each.shape for name, each in stored.items()}
+    block = "Transformer/encoderblock_0"
+    patch_size, _, _, width = ours["embedding/kernel"]
+    blocks = (re.match(r"Transformer/encoderblock_(\d+)/", name) for name in ours)
+    return {
+        "width": width,
+        "depth": 1 + max(int(each[1]) for each in blocks if each),
+        "mlp_dim": ours[f"{block}/MlpBlock_0/Dense_0/kernel"][1],
+        "num_heads": ours[f"{block}/MultiHeadDotProductAttention_0/query/kernel"][1],
+        "patch_size": patch_size,
+    }

@@ -1,4 +1,4 @@
-"""Read and write files of named tensors: .safetensors and .npz; neither runs code when it is read."""
+"""Write files of named tensors: .safetensors and .npz; neither runs code when it is read."""
 
 import os
 import re
@@ -6,27 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from common.errors import ConfigurationError
 from common.files import beside
 from model.finite import first_not_finite
-from model.weights.big_vision import unstack_blocks
-
-
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read every tensor of a .safetensors file, of a folder of them, or of an .npz file (nothing is unpickled)."""
-    path = Path(path)
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            return unstack_blocks({name: torch.from_numpy(arrays[name]) for name in arrays.files})
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files or any(file.suffix != ".safetensors" or not file.is_file() for file in files):
-        raise ConfigurationError(f"{path} is neither a .safetensors file, a folder of them, nor an .npz file.")
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:

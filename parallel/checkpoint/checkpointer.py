@@ -161,12 +161,8 @@ class Checkpointer(CheckpointFolder):
             "set a lower schedule.peak, or optimizer.gradient_clipping, and start again."
         )
 
-    def load_latest(
-        self, engine: Engine, weights_only: bool = False, only: int | None = None
-    ) -> tuple[int, dict[str, Any]] | None:
+    def load_latest(self, engine: Engine, weights_only: bool = False) -> tuple[int, dict[str, Any]] | None:
         """Load the newest whole checkpoint, whatever layout wrote it; returns its step and `extra`, or None.
-
-        `only`: the step to load instead of the newest.
 
         A checkpoint with a file that is cut short or altered is reported by a warning and renamed `step_*.damaged`, and
         the one before it is loaded. `weights_only` leaves the optimizer and the folder as they are. Position embeddings
@@ -177,18 +173,18 @@ class Checkpointer(CheckpointFolder):
         self.wait()
         for _ in range(LISTINGS):
             try:
-                return self._load_newest(engine, weights_only, only)
+                return self._load_newest(engine, weights_only)
             except _Pruned as pruned:  # the run still trains, and has removed the checkpoint
                 last = pruned
         raise ConfigurationError(f"{last.args[0]} was removed while it was read; start again when the run has ended.")
 
-    def _load_newest(self, engine: Engine, weights_only: bool, only: int | None) -> tuple[int, dict[str, Any]] | None:
+    def _load_newest(self, engine: Engine, weights_only: bool) -> tuple[int, dict[str, Any]] | None:
         layout = engine.layout
-        steps = [step for step in layout.broadcast_from_main(self.steps) if only in (None, step)]
+        steps = layout.broadcast_from_main(self.steps)
         for step in reversed(steps):
             path, broken, mistake = self.path(step), None, None
             try:
-                broken = _broken_file(path, layout)
+                broken = broken_file(path, layout)
             except StorageFailed as error:
                 mistake = str(error)
             self._raise_if_unreadable(mistake, path, layout)
@@ -335,7 +331,7 @@ def _raise_anywhere(mistake: str | None) -> None:
         raise ConfigurationError(found)
 
 
-def _broken_file(path: Path, layout: Layout) -> str | None:
+def broken_file(path: Path, layout: Layout) -> str | None:
     """Return a file of this rank's share that is missing, cut short or altered; raises StorageFailed."""
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))

@@ -117,6 +117,11 @@ class CheckpointFolder:
         found = (self._content(step).get("extra") for step in reversed(self.steps()))
         return next((extra for extra in found if isinstance(extra, dict)), {})
 
+    def extra(self, step: int) -> dict[str, Any]:
+        """Return `extra` of a step's checkpoint, {} if there is none that is legible."""
+        found = self._content(step).get("extra")
+        return found if isinstance(found, dict) else {}
+
     def _content(self, step: int) -> dict[str, Any]:
         """Read `state.json` of a checkpoint: {} if it is damaged, which loading reports. Raises StorageFailed."""
         try:

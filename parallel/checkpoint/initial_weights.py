@@ -1,78 +1,114 @@
-"""Load first weights from files: towers pretrained elsewhere, or by `train.pretrain_vit`."""
+"""Fill an engine with first weights, from files or from the checkpoint of another run."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import nn
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from common.errors import ConfigurationError
 from common.progress import beat
-from model.layers import parameter_parts
+from model.layers import Part, parameter_parts
+from model.weights.stored import Stored
+from parallel.checkpoint.checkpointer import broken_file
+from parallel.checkpoint.dcp_tensor import logical_tensors
 from parallel.engine.base import Engine
+from parallel.layout import Layout
+from parallel.shards import Rectangle
 
-FLOATING = ("F64", "F32", "F16", "BF16")  # quantized tensors are refused: their scales are not read
+Pieces = Sequence[tuple[Rectangle, Tensor]]
 
 
-def check_files(plan: nn.Module, files: Sequence[str | Path], key: str = "run.initial_weights") -> None:
-    """Raise ConfigurationError for a file that cannot be read, or holds a tensor that is not one of the model's.
+PREFIX = "weights/"  # of a checkpoint's tensors that are weights
 
-    Only names, shapes and types in the files are read. `plan`: all units, possibly on `meta`. `key`: the setting that
-    names the files.
-    """
-    parts = {part.name: part for _, part in parameter_parts(plan)}
-    for file in files:
-        if not Path(file).is_file():
-            raise ConfigurationError(f"{key} names {file}, which is no file; make it or leave it out.")
+
+class FirstWeights(Protocol):
+    """Tensors by logical name that give a model its first values."""
+
+    @property
+    def shapes(self) -> Mapping[str, torch.Size]:
+        """The shape of each, by logical name."""
+
+    def fill(self, pieces: Pieces, parts: Mapping[str, Part]) -> None:
+        """Copy into the rectangles of this rank, whose names are among `shapes`; read nothing else."""
+
+    def check(self, layout: Layout) -> None:
+        """Raise ConfigurationError on every rank for damaged files. A collective."""
+
+
+class FileWeights:
+    """Tensors in files."""
+
+    def __init__(self, tensors: Stored) -> None:
+        self.tensors = tensors
+        self.shapes = {name: stored.shape for name, stored in tensors.items()}
+
+    def fill(self, pieces: Pieces, parts: Mapping[str, Part]) -> None:
+        """See FirstWeights. A tensor is mapped, so that no page is read but those of the rectangles."""
+        for name, own in groupby(sorted(pieces, key=lambda piece: piece[0].name), lambda piece: piece[0].name):
+            beat(f"reading {name}")
+            stored = self.tensors[name]
+            whole = parts[name].resampled(stored.read())
+            for rectangle, values in own:
+                values.copy_(whole[rectangle.slices])
+                if stored.scale != 1.0:
+                    values.mul_(stored.scale)
+
+    def check(self, layout: Layout) -> None:
+        """See FirstWeights: nothing to do, as opening the files has compared their sizes with their headers."""
+
+
+class CheckpointWeights:
+    """Tensors in a checkpoint of another run, whatever layout wrote it. Its folder is `path`."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the names and shapes. Raises ConfigurationError for a checkpoint that cannot be read."""
+        self.path = path
         try:
-            with safe_open(str(file), framework="pt") as opened:
-                slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-                found = {name: torch.Size(each.get_shape()) for name, each in slices.items()}
-                kinds = {name: each.get_dtype() for name, each in slices.items()}
-        except (OSError, SafetensorError) as error:
+            metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        except OSError as error:
             raise ConfigurationError(
-                f"{key} names {file}, which is no safetensors file ({error}); make it anew."
+                f"{path} is no whole checkpoint ({error.strerror}); bring it back from a copy, or name another step."
             ) from error
-        for name, shape in found.items():
-            if name not in parts:
-                raise ConfigurationError(f"{file} holds {name}, which is no parameter of this model; leave it out.")
-            if not parts[name].fits(shape):
-                raise ConfigurationError(
-                    f"{name} is {tuple(shape)} in {file} and {tuple(parts[name].shape)} here; give the vit and mt5 "
-                    "it was made with."
-                )
-            if kinds[name] not in FLOATING:
-                raise ConfigurationError(
-                    f"{name} is {kinds[name]} in {file}, which is no kind of weights; write it as one of "
-                    f"{', '.join(FLOATING)}."
-                )
+        found = {name: each for name, each in metadata.items() if isinstance(each, TensorStorageMetadata)}
+        self.shapes = {n.removeprefix(PREFIX): each.size for n, each in found.items() if n.startswith(PREFIX)}
 
+    def fill(self, pieces: Pieces, parts: Mapping[str, Part]) -> None:
+        """See FirstWeights."""
+        direct = [(PREFIX + r.name, r, values) for r, values in pieces if self.shapes[r.name] == r.shape]
+        # A position embedding of another resolution is small: every rank reads it whole.
+        other = {PREFIX + r.name: torch.empty(self.shapes[r.name]) for r, _ in pieces if self.shapes[r.name] != r.shape}
+        beat(f"reading {self.path}")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is")  # each rank reads by itself
+            reader = dcp.FileSystemReader(self.path)
+            dcp.load(logical_tensors(direct) | other, storage_reader=reader, no_dist=True)
+        for r, values in pieces:
+            if (stored := other.get(PREFIX + r.name)) is not None:
+                values.copy_(parts[r.name].resampled(stored)[r.slices])
 
-def names_in(file: str | Path) -> set[str]:
-    """Read the names of the tensors in a safetensors file."""
-    with safe_open(str(file), framework="pt") as opened:
-        return set(opened.keys())
+    def check(self, layout: Layout) -> None:
+        """See FirstWeights: compare every file with the checksum that was saved, each rank some of them."""
+        broken = broken_file(self.path, layout)
+        if (found := next(filter(None, layout.gather_objects([broken])), None)) is not None:
+            raise ConfigurationError(
+                f"{self.path} is damaged ({found}); bring it back from a copy, or name another step."
+            )
 
 
 @torch.no_grad()
-def load_files(engine: Engine, files: Sequence[str | Path]) -> None:
-    """Fill parameters from safetensors files of logical names (`vit_block_0.mlp_in.hidden.weight`).
+def load_first_weights(engine: Engine, sources: Sequence[FirstWeights]) -> None:
+    """Fill the parameters that the sources name; others keep their values. Each rank reads only its rectangles.
 
-    Parameters that no file names keep their values. Each rank reads only its rectangles. Raises ConfigurationError as
-    `check_files` does.
+    A collective of all ranks. Raises ConfigurationError as `FirstWeights.check` does.
     """
-    check_files(engine.blueprint.plan, files)
     parts, held = {part.name: part for _, part in parameter_parts(engine.blueprint.plan)}, engine.held_weights()
-    for file in files:
-        with safe_open(str(file), framework="pt") as opened:
-            names = set(opened.keys())
-            for rectangle, values in held:
-                if rectangle.name not in names:
-                    continue
-                beat(f"reading {rectangle.name} from {file}")
-                stored = opened.get_slice(rectangle.name)
-                if torch.Size(stored.get_shape()) != rectangle.shape:
-                    stored = parts[rectangle.name].resampled(opened.get_tensor(rectangle.name))
-                values.copy_(stored[rectangle.slices])
+    for source in sources:
+        source.check(engine.layout)
+        source.fill([(r, values) for r, values in held if r.name in source.shapes], parts)
     engine.publish()

@@ -13,7 +13,8 @@ from benchmarks.parallel.traffic import counted
 from benchmarks.world import results_file, run_world
 from model.pali import build
 from model.weights.files import write_tensors
-from parallel.checkpoint.initial_weights import load_files
+from model.weights.stored import open_tensors
+from parallel.checkpoint.initial_weights import FileWeights, load_first_weights
 from parallel.config import OptimizerConfig, ParallelConfig, ParameterGroup
 from parallel.distributed import launch
 from parallel.engine.base import Engine
@@ -60,7 +61,7 @@ class Options:
             seed=2 if self.from_file else 1,
         )
         if self.from_file:
-            load_files(engine, ["initial.safetensors"])
+            load_first_weights(engine, [FileWeights(open_tensors("initial.safetensors"))])
         return engine
 
 

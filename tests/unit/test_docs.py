@@ -20,6 +20,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from PIL import Image
+from transformers import MT5Config as HFMT5Config
+from transformers import MT5ForConditionalGeneration, SiglipVisionConfig, SiglipVisionModel
 
 from common.errors import ConfigurationError
 from common.overrides import check_read
@@ -88,8 +90,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(12):
         Image.new("RGB", (32, 32), (number * 20, 0, 0)).save(home / "photos" / f"{number}.jpg")
         (home / "photos" / f"{number}.txt").write_text(f"a red square of brightness {number}", encoding="utf-8")
+    make_public_folders(home, corpus / "tokenizer.model")
     execute(f"python -m train.pretrain run.name=demo {' '.join(SMALL)}", home)
     return home
+
+
+def make_public_folders(home: Path, tokenizer: Path) -> None:
+    """Make tiny folders of the classes of public backbones, with a head to leave out and a tokenizer."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = SiglipVisionConfig(**sizes, image_size=64, patch_size=16)
+    SiglipVisionModel(vision).save_pretrained(home / "siglip2-base")
+    text = {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 2, "num_layers": 2, "vocab_size": 1024}
+    MT5ForConditionalGeneration(HFMT5Config(**text)).save_pretrained(home / "mt5-base", max_shard_size="100KB")
+    shutil.copy(tokenizer, home / "mt5-base" / "spiece.model")
 
 
 def execute(command: str, home: Path) -> None:
@@ -137,7 +150,7 @@ def check_command(words: list[str]) -> None:
         check_module(words[at + 1], words[at + 2 :], ranks(words[:at]))
     else:
         found = shutil.which(program, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-        assert found or program in ("source", "srun", "sbatch", "scancel", "squeue", "torchrun", "mpirun"), words
+        assert found or program in ("source", "srun", "sbatch", "scancel", "squeue", "torchrun", "mpirun", "hf"), words
 
 
 def ranks(launcher: list[str]) -> int | None:

@@ -8,13 +8,14 @@ from common.errors import ConfigurationError, RunStopped, StorageFailed
 from data.tokenizer import checksum
 from model.finite import first_not_finite
 from parallel.checkpoint.checkpointer import Checkpointer, NotFinite, SaveFailed, SaveStalled
-from parallel.checkpoint.initial_weights import load_files
+from parallel.checkpoint.initial_weights import load_first_weights
 from parallel.engine.base import Engine
 from parallel.layout import Layout
 from train.config import RunConfig, to_dict
 from train.facts import Facts
-from train.first_weights import first_files
+from train.phases import for_phase, spans
 from train.run.resume import check_sources
+from train.tower_weights import describe, find_not_finite, open_towers, sources
 
 Extra = dict[str, Any]
 
@@ -42,8 +43,8 @@ class RunCheckpoints:
             folder = Path(self.config.run.initial, "checkpoints")
             if Checkpointer(folder).load_latest(engine, weights_only=True) is None:
                 raise ConfigurationError(f"run.initial={self.config.run.initial} has no checkpoint; train it first.")
-        if found is None and (files := first_files(self.config)):
-            load_files(engine, files)
+        if found is None:
+            load_first_weights(engine, sources(self.config.weights, self.config.vit.num_heads))
         self._check_finite(engine, found[0] if found else None)
         return found or (0, {})
 
@@ -52,6 +53,18 @@ class RunCheckpoints:
         return self.config.run.initial is not None or self.layout.broadcast_from_main(
             lambda: bool(self.checkpointer.steps())
         )
+
+    def first_names(self) -> set[str]:
+        """Return the logical tensors that `restore` will read from first weights; none where the run goes on."""
+        if self.restores():
+            return set()
+        opened = open_towers(self.config.weights, self.config.vit.num_heads)
+        return {name for each in opened for name in each.names}
+
+    def describe_first(self) -> list[str]:
+        """Describe the first weights, a line each, with what was left out of them."""
+        config = for_phase(self.config, spans(self.config)[0])
+        return [describe(each, config) for each in open_towers(config.weights, config.vit.num_heads)]
 
     def steps_done(self) -> int:
         """Return the step of the newest checkpoint, 0 where there is none."""
@@ -127,9 +140,10 @@ class RunCheckpoints:
         if name is None:
             return
         if step is None:
-            files = ", ".join(filter(None, [run.initial, *first_files(self.config)]))
-            given = files or f"run.seed={run.seed}"
-            raise ConfigurationError(f"{name} is not finite in the first weights ({given}); give others.")
+            if run.initial is not None:
+                raise ConfigurationError(f"{name} is not finite in run.initial={run.initial}; name another run.")
+            opened = open_towers(self.config.weights, self.config.vit.num_heads)
+            raise ConfigurationError(f"{find_not_finite(opened, name)}.")
         raise ConfigurationError(
             f"{name} is not finite in the checkpoint of step {step} in {self.checkpointer.folder}; remove that "
             "checkpoint to go on from the one before, or choose another run.name."

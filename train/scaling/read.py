@@ -19,7 +19,7 @@ from train.saved_run import read_settings
 CONF = Path(__file__).resolve().parents[2] / "conf"
 VIT_PARAMETERS = ("patches.", "vit_block_", "bridge.vit_norm.")
 OWN_TO_A_RUN = (
-    "run.name", "run.folder", "run.seed", "run.allow_changes", "run.initial", "run.initial_weights",
+    "run.name", "run.folder", "run.seed", "run.allow_changes", "run.initial",
     "run.from_scratch", "weights",
     "vit_pretraining", "tracker", "vit", "mt5", "parallel", "checkpoint",
 )  # fmt: skip

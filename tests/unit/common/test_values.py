@@ -150,7 +150,7 @@ def test_home_folders(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_folder_and_file_of_a_run_is_a_path() -> None:
     """By name, so that a new one is not forgotten."""
-    words = ("folder", "root", "output", "initial", "initial_weights", "tokenizer", "sources", "python")
+    words = ("folder", "root", "output", "initial", "vit", "mt5", "tokenizer", "sources", "python")
     kinds = {type_at(RunConfig, [group]) for group in OmegaConf.structured(RunConfig)} | {TEXT["cluster."], Phase}
     for kind in filter(is_dataclass, kinds):
         for one in kind.__dataclass_fields__.values():

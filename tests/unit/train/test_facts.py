@@ -8,7 +8,7 @@ from common.errors import ConfigurationError
 from parallel.config import ParallelConfig
 from parallel.distributed import Launch
 from tests.unit.train.ranks import Ranks
-from train.config import RunConfig, RunSettings, WeightsConfig
+from train.config import RunConfig, WeightsConfig
 from train.facts import check_settings_of_ranks
 
 CONFIG = RunConfig()
@@ -19,14 +19,13 @@ CONFIG = RunConfig()
     [
         (replace(CONFIG, parallel=ParallelConfig(tensor=2)), "parallel.tensor=2, rank 0 with parallel.tensor=1;"),
         (replace(CONFIG, weights=WeightsConfig(vit="v")), "weights.vit=v, rank 0 with weights.vit=None;"),
-        (replace(CONFIG, run=RunSettings(initial_weights=["a", "b"])), "run.initial_weights=['a', 'b'], rank 0 with"),
-        (replace(CONFIG, run=RunSettings(initial_weights=["other"])), None),
+        (replace(CONFIG, weights=WeightsConfig(mt5="other")), None),
     ],
 )
 def test_ranks_with_other_settings_end_alike(
     own: RunConfig, sentence: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = replace(CONFIG, run=replace(own.run, initial_weights=own.run.initial_weights and ["one"]))
+    first = replace(CONFIG, weights=WeightsConfig(mt5=own.weights.mt5 and "one"))
     world = Ranks(2, monkeypatch)
     ended = world.run(lambda rank: check_settings_of_ranks(own if rank else first, Launch(rank, 2, 0)))
     if sentence is None:

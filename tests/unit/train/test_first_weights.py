@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from common.errors import ConfigurationError
 from model.config import MT5Config, PaLIConfig, ViTConfig
 from model.layers import parameter_parts
 from model.pali import PaLI, plan_on_meta
+from model.weights.source import VIT_PREFIXES
 from train.config import Phase, RunConfig, RunSettings, WeightsConfig
-from train.first_weights import VIT_PREFIXES, check_first_weights, first_files
+from train.first_weights import check_first_weights, first_files
 from train.phases import spans
 
 VIT = ViTConfig(width=8, depth=5, mlp_dim=16, num_heads=1)
@@ -64,45 +65,58 @@ def test_files_and_checkpoints_are_somewhere(tmp_path: Path) -> None:
     config = a_run(tmp_path, FROZEN_VIT)
     vit = write(tmp_path / "vit.safetensors", *VIT_PREFIXES)
     check(replace(config, weights=WeightsConfig(vit=vit)))
-    check(replace(config, run=replace(config.run, initial_weights=[vit])))
     check(replace(config, run=replace(config.run, initial=str(tmp_path))))
     later = tmp_path / "later.safetensors"
     check(replace(config, weights=WeightsConfig(vit=str(later))), later)
-    check(replace(config, run=replace(config.run, initial_weights=[str(later)])), later)
-    both = replace(config.run, initial_weights=[str(later)])
-    check(replace(config, weights=WeightsConfig(vit=vit), run=both), later)
     (tmp_path / "run" / "checkpoints" / "step_00000001").mkdir(parents=True)
     check(config)  # goes on from its own
 
 
 def test_files_of_towers(tmp_path: Path) -> None:
     config = a_run(tmp_path, [])
-    vit, mt5 = write(tmp_path / "v", *VIT_PREFIXES), write(tmp_path / "m", "", without="bridge.projection")
+    vit, whole = write(tmp_path / "v.safetensors", *VIT_PREFIXES), write(tmp_path / "w.safetensors", "")
     of_text = ("bridge.embedding", "bridge.encoder_bias", "bridge.decoder_bias", "encoder", "decoder", "head")
-    text = write(tmp_path / "t", *of_text)
-    part, norm = write(tmp_path / "p", *VIT_PREFIXES, without="vit_block_3"), write(tmp_path / "n", "bridge.vit_norm")
-    check(replace(config, weights=WeightsConfig(vit, text)))
+    text = write(tmp_path / "t.safetensors", *of_text)
+    part = write(tmp_path / "p.safetensors", *VIT_PREFIXES, without="vit_block_3")
+    for weights in (WeightsConfig(vit, text), WeightsConfig(whole, whole), WeightsConfig(mt5=whole)):
+        check(replace(config, weights=weights))
     assert first_files(replace(config, weights=WeightsConfig(vit, text))) == [vit, text]
+    missing = str(tmp_path / "none")
     for weights, printed in (
+        (WeightsConfig(vit=text), r"^weights\.vit=.* holds no ViT \(but bridge\.decoder_bias\.weight, .*; give a file"),
         (
-            WeightsConfig(vit=mt5),
-            r"^weights\.vit=.* holds other tensors than those of that tower: bridge, decoder_block_0, enc",
+            WeightsConfig(vit=part),
+            r"^weights\.vit=.* of another size than the run: vit\.depth=5 \(there 4\); set",
         ),
-        (
-            WeightsConfig(mt5=vit),
-            r"^weights\.mt5=.* holds other tensors than those of that tower: bridge, patches, vit_block_0 and",
-        ),
-        (WeightsConfig(vit=part), r"^weights\.vit=.* lacks: vit_block_3 \(\d+ tensors\)"),
-        (WeightsConfig(vit=str(tmp_path / "none")), r"^weights\.vit names .*/none, which is no file"),
+        (WeightsConfig(vit=missing), r"^weights\.vit=.*/none does not exist; name a folder or a file of weights"),
     ):
         with pytest.raises(ConfigurationError, match=printed):
             check(replace(config, weights=weights))
-    twice = replace(config, weights=WeightsConfig(vit=vit), run=replace(config.run, initial_weights=[norm]))
-    with pytest.raises(
-        ConfigurationError, match=r"^run.initial_weights=.* and weights.vit=.* both give bridge.vit_norm"
-    ):
-        check(twice)
     with pytest.raises(
         ConfigurationError, match=r"^run.initial=.* gives the weights of both towers; set weights.vit=null"
     ):
         check(replace(config, weights=WeightsConfig(vit=vit), run=replace(config.run, initial=str(tmp_path))))
+
+
+def test_what_does_not_fit_is_one_sentence(tmp_path: Path) -> None:
+    config, vit = a_run(tmp_path, []), write(tmp_path / "v.safetensors", *VIT_PREFIXES)
+    sizes = r": vit\.width=16 \(there 8\), vit\.depth=2 \(there 5\); set vit=from_weights, or give"
+    with pytest.raises(ConfigurationError, match=sizes):
+        check(replace(config, weights=WeightsConfig(vit), vit=ViTConfig(16, 2, 16, 1)))
+    stored = load_file(vit)
+    for change, printed in (
+        ({"bridge.vit_norm.weight": torch.ones(7)}, r"has bridge\.vit_norm\.weight as \(7,\), here it is \(8,\)"),
+        ({"patches.position": torch.ones(5, 8)}, r"has patches\.position as \(5, 8\), here it is \(64, 8\); give"),
+        (
+            {"bridge.vit_norm.weight": torch.ones(8).to(torch.int8)},
+            "holds tensors of type I8, which is no type of weig",
+        ),
+        ({"bridge.vit_norm.weight": torch.ones(8).to(torch.float8_e4m3fn)}, "holds tensors of type F8_E4M3"),
+        ({"vit_blok_0.norm": torch.ones(3)}, r"also holds vit_blok_0\.norm, which no unit has; leave them out"),
+    ):
+        save_file(stored | change, vit)
+        with pytest.raises(ConfigurationError, match=printed) as refused:
+            check(replace(config, weights=WeightsConfig(vit)))
+        assert str(refused.value).startswith("weights.vit=") and "\n" not in str(refused.value)
+    save_file(stored | {"patches.position": torch.ones(4, 8)}, vit)  # of 2 x 2 patches, which are resampled
+    check(replace(config, weights=WeightsConfig(vit)))

@@ -13,11 +13,14 @@ from safetensors.torch import load_file
 
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
-from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
-from model.pali import build
-from parallel.checkpoint.initial_weights import check_files
+from model.config import ModelConfig, MT5Config, ViTConfig
+from model.layers import parameter_parts
+from model.pali import plan_on_meta
 from train import pretrain_vit
+from train.config import RunConfig
 from train.entry import entry
+from train.first_weights import check_fit
+from train.tower_weights import open_tower
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +42,11 @@ def test_what_it_writes_is_taken_over(corpus: Path, monkeypatch: pytest.MonkeyPa
     run(monkeypatch, corpus, f"vit_pretraining.output={output}")
     assert [file.name for file in output.parent.iterdir()] == [output.name]
     assert {"patches.position", "bridge.vit_norm.bias"} <= load_file(output).keys()
-    check_files(
-        build(PaLIConfig(ViTConfig(32, 2, 128, 2, 14), MT5Config(vocab_size=400), ModelConfig(image_size=56))), [output]
+    config = RunConfig(
+        vit=ViTConfig(32, 2, 128, 2, 14), mt5=MT5Config(vocab_size=400), model=ModelConfig(image_size=56)
     )
+    parts = {part.name: part for _, part in parameter_parts(plan_on_meta(config.pali))}
+    check_fit(open_tower(str(output), "vit"), config, parts)
 
 
 def test_a_patch_names_words_and_box_of_its_object() -> None:

@@ -1,4 +1,4 @@
-"""First weights from files: those of the file are taken, those of another model are one sentence."""
+"""First weights fill what they name and nothing else, from files and from the checkpoint of another run."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +8,11 @@ import torch
 from safetensors.torch import save_file
 
 from common.errors import ConfigurationError
+from model.layers import Part
 from model.megatron import parallel_state
-from parallel.checkpoint.initial_weights import check_files, load_files
+from model.weights.stored import StoredTensor, open_tensors
+from parallel.checkpoint.checkpointer import Checkpointer
+from parallel.checkpoint.initial_weights import CheckpointWeights, FileWeights, load_first_weights
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import Launch
 from parallel.engine.base import Engine
@@ -21,10 +24,14 @@ NORM, POSITION = "bridge.vit_norm.weight", "patches.position"
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    layout = Layout.start(ParallelConfig(), Launch(0, 1, 0))
-    yield build_engine(PALI, OptimizerConfig(), layout)
+def layout() -> Iterator[Layout]:
+    yield Layout.start(ParallelConfig(), Launch(0, 1, 0))
     parallel_state.destroy_model_parallel()
+
+
+@pytest.fixture(scope="module")
+def engine(layout: Layout) -> Engine:
+    return build_engine(PALI, OptimizerConfig(), layout)
 
 
 def weights(engine: Engine) -> dict[str, torch.Tensor]:
@@ -34,45 +41,44 @@ def weights(engine: Engine) -> dict[str, torch.Tensor]:
 def test_weights_of_files_are_taken_and_others_stay(engine: Engine, tmp_path: Path) -> None:
     before = weights(engine)
     position = torch.randn(4, VIT.width)  # of 2 x 2 patches; here they are 4 x 4
-    save_file({NORM: torch.full((VIT.width,), 3.0)}, tmp_path / "norm.safetensors")
+    save_file({NORM: torch.full((VIT.width,), 3.0, dtype=torch.float16)}, tmp_path / "norm.safetensors")
     save_file({POSITION: position}, tmp_path / "position.safetensors")
-    load_files(engine, [tmp_path / "norm.safetensors", tmp_path / "position.safetensors"])
+    load_first_weights(engine, [FileWeights(open_tensors(tmp_path))])
     after = weights(engine)
     assert (after[NORM] == 3).all() and not torch.equal(after[POSITION], before[POSITION])
     assert all(torch.equal(after[name], before[name]) for name in before.keys() - {NORM, POSITION})
+    scaled = StoredTensor(torch.Size((VIT.width,)), torch.float32, lambda: torch.ones(VIT.width), 0.25)
+    load_first_weights(engine, [FileWeights({NORM: scaled})])
+    assert (weights(engine)[NORM] == 0.25).all()
 
 
-@pytest.mark.parametrize(
-    ("dtype", "kind"),
-    [(torch.int64, "I64"), (torch.int8, "I8"), (torch.bool, "BOOL"), (torch.float8_e4m3fn, "F8_E4M3")],
-)
-def test_what_is_quantized_is_no_weight(engine: Engine, tmp_path: Path, dtype: torch.dtype, kind: str) -> None:
-    path = tmp_path / "weights.safetensors"
-    save_file({NORM: torch.ones(VIT.width).to(dtype)}, path)
-    with pytest.raises(ConfigurationError, match=f"{NORM} is {kind} in .*; write it as one of F64, F32, F16, BF16"):
-        check_files(engine.blueprint.plan, [path])
+def test_what_a_file_gives_is_not_drawn(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+
+    def drawing(part: Part, _: int) -> torch.Tensor:
+        drawn.append(part.name)
+        return torch.zeros(part.block)
+
+    monkeypatch.setattr("model.pali.initial_block", drawing)
+    made = build_engine(PALI, OptimizerConfig(), layout, given={NORM, POSITION})
+    assert len(drawn) == len(set(drawn)) == len(weights(made)) - 2 and not {NORM, POSITION} & set(drawn)
 
 
-@pytest.mark.parametrize(
-    ("tensors", "sentence"),
-    [
-        ({"vit_blok_0.norm": (3,)}, "holds vit_blok_0.norm, which is no parameter of this model"),
-        ({NORM: (7,)}, r"bridge.vit_norm.weight is \(7,\) in .* and \(24,\) here; give the vit and mt5"),
-        *(({POSITION: shape}, f"{POSITION} is .* and .* here; give") for shape in ((5, 24), (4, 23), (4,), (0, 24))),
-        (None, "which is no safetensors file"),
-        ("missing", "which is no file; make it or leave it out"),
-    ],
-)
-def test_files_that_do_not_fit(
-    engine: Engine, tmp_path: Path, tensors: dict[str, tuple[int, ...]] | str | None, sentence: str
-) -> None:
-    path = tmp_path / "weights.safetensors"
-    if isinstance(tensors, dict):
-        save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, path)
-    elif tensors is None:
-        path.write_bytes(b"cut short")
-    with pytest.raises(ConfigurationError, match=sentence) as error:
-        load_files(engine, [path])
-    assert "\n" not in str(error.value)
-    with pytest.raises(ConfigurationError, match=sentence):
-        check_files(engine.blueprint.plan, [path])
+def test_weights_of_a_checkpoint(engine: Engine, layout: Layout, tmp_path: Path) -> None:
+    other = build_engine(PALI, OptimizerConfig(), layout, seed=5)
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(other, 4, {})
+    checkpointer.wait()
+    stored, before = CheckpointWeights(tmp_path / "step_00000004"), weights(engine)
+    assert stored.shapes.keys() == before.keys()
+    stored.shapes = {name: shape for name, shape in stored.shapes.items() if name.startswith("encoder")}
+    load_first_weights(engine, [stored])
+    after, wanted = weights(engine), weights(other)
+    for name in before:
+        assert torch.equal(after[name], (wanted if name.startswith("encoder") else before)[name]), name
+    damaged = next((tmp_path / "step_00000004").glob("*.distcp"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(ConfigurationError, match=r"step_00000004 is damaged \(.*distcp\); bring it back"):
+        load_first_weights(engine, [stored])
+    with pytest.raises(ConfigurationError, match="is no whole checkpoint"):
+        CheckpointWeights(tmp_path / "none")

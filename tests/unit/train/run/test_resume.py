@@ -260,13 +260,13 @@ def test_sources_that_hold_other_records_are_refused_unless_it_is_allowed(config
 
 
 def test_a_rehearsal_of_a_run_that_has_begun_needs_no_first_weights(config: RunConfig, tmp_path: Path) -> None:
-    config.weights.vit, config.run.initial_weights = "gone.safetensors", ["gone too.safetensors"]
+    config.weights.vit, config.weights.mt5 = "gone.safetensors", "gone too.safetensors"
     new = rehearsal_config(config, tmp_path / "rehearsal")
     assert new.weights.vit == "gone.safetensors" and new.run.initial is None
     (tmp_path / "checkpoints" / "step_00000003").mkdir(parents=True)
     begun = rehearsal_config(config, tmp_path / "rehearsal")
     assert begun.run.initial == str(tmp_path) and begun.run.folder == str(tmp_path / "rehearsal")
-    assert begun.weights.vit is None and not begun.run.initial_weights and begun.tracker.name == "none"
+    assert begun.weights.vit is None and begun.weights.mt5 is None and begun.tracker.name == "none"
 
 
 def phased(config: RunConfig, **own: Any) -> RunConfig:
