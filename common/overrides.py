@@ -140,7 +140,8 @@ def check_read(words: Sequence[str], reads: Sequence[str], command: str, known: 
 def check_for_saved_run(words: Sequence[str], folder: Path) -> None:
     """Raise ConfigurationError for a word that cannot change the settings of a saved run, which Hydra does not see.
 
-    Such words leave out a key, or choose a file of a group other than `parallel`. `folder`: see check_choices.
+    Such words leave out a key, or choose a file of a group other than `parallel` and `task`. `folder`: as of
+    check_choices.
     """
     for word in words:
         key, _, value = word.lstrip("+").partition("=")
@@ -148,7 +149,7 @@ def check_for_saved_run(words: Sequence[str], folder: Path) -> None:
             raise ConfigurationError(
                 f"{word} cannot leave out a setting of a saved run; write mixture.<name>.weight=0 for a component."
             )
-        if key not in ("", "parallel") and (folder / key).is_dir() and not value.strip(" '\"").startswith("{"):
+        if key not in ("", "parallel", "task") and (folder / key).is_dir() and not value.strip(" '\"").startswith("{"):
             if key.startswith(("-", "hydra")):
                 continue
             raise ConfigurationError(

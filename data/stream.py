@@ -4,11 +4,11 @@ A step number is the whole state: the rows of a step depend on nothing that was 
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from common.errors import ConfigurationError, ReadingStopped
 from common.progress import beat
@@ -21,6 +21,29 @@ from data.shards.source import SourceFacts
 from data.tokenizer import Tokenizer
 
 Batch = TypeVar("Batch")
+
+
+class HeldOutComponent(Protocol):
+    """A component as an evaluation reads it: records in order, each made to the same example every time."""
+
+    @property
+    def source(self) -> Sized:
+        """Return the records; only their number is read."""
+
+    def held_out(self, number: int, seed: int) -> EncodedExample | None:
+        """Make the example of a record, None where there is none to make."""
+
+
+class HeldOut(Protocol):
+    """Components to evaluate, and the shape of their rows."""
+
+    @property
+    def shape(self) -> RowShape:
+        """Return the shape of a row."""
+
+    @property
+    def components(self) -> Sequence[HeldOutComponent]:
+        """Return the components, in order."""
 
 
 @dataclass
@@ -157,7 +180,7 @@ class Reader:
 
 
 def evaluation_batches(
-    stream: Stream,
+    stream: HeldOut,
     micro_batch_size: int,
     limit: int | None = None,
     data_parallel_rank: int = 0,
@@ -188,7 +211,7 @@ def evaluation_batches(
         yield StepData(micro_batches(rows, micro_batch_size, shape), infos)
 
 
-def held_out_example(stream: Stream, index: int, limit: int | None, seed: int) -> EncodedExample | None:
+def held_out_example(stream: HeldOut, index: int, limit: int | None, seed: int) -> EncodedExample | None:
     """Return the example of one held-out record, None where its objective skips the record.
 
     `index` counts the first `limit` records of each component, one component after another.
@@ -203,7 +226,7 @@ def held_out_example(stream: Stream, index: int, limit: int | None, seed: int) -
     raise IndexError(index)
 
 
-def _lengths(stream: Stream, limit: int | None) -> list[int]:
+def _lengths(stream: HeldOut, limit: int | None) -> list[int]:
     """Return the number of held-out records of each component, at most `limit`."""
     lengths = [len(component.source) for component in stream.components]
     return lengths if limit is None else [min(length, limit) for length in lengths]

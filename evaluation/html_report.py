@@ -35,7 +35,7 @@ class Entry:
     references: Sequence[str]
     prediction: str
     score: float | None
-    """In [0, 1]; None where the item has none."""
+    """Of the task's first metric; None where the item has none."""
     right: bool
     blind: str | None = None
     image: str = ""

@@ -1,22 +1,28 @@
-"""Greedy decoding, a batch at a time, with a key-value cache."""
+"""Generate text with a key-value cache: greedily, by beams, or by sampling; and score given texts.
 
-from collections.abc import Sequence
-from typing import cast
+The encoder runs once for a batch. `Search` holds the choices, `model.search` the searches.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from model.batch import MicroBatch
-from model.layers import TensorParallel, whole_sequences
-from model.mt5 import Bridge, Cache, Carry, DecoderBlock, Head
+from model.cache import Cache
+from model.layers import whole_sequences
+from model.mt5 import Bridge, Carry, DecoderBlock, Head
 from model.pali import PaLI
+from model.search import EOS, PAD, Beams, Choice, Search, choice_for
 
-PAD, EOS = 0, 1
+SCORED_AT_ONCE = 2**12  # decoder positions; their caches exist at once
 
 
 class Decoder:
-    """The units of a model in the order of greedy search: the encoder once, then the decoder token by token."""
+    """The units of a model in the order of generation: the encoder once, then the decoder, some tokens at a time."""
 
     def __init__(self, model: PaLI, batch: MicroBatch) -> None:
         self.model, self.batch, self.units = model, batch, dict(model.units())
@@ -36,27 +42,63 @@ class Decoder:
         """Start the caches of the decoder blocks from the carry after the encoder."""
         self.decoder_bias = carry.decoder_bias
         self.cross_mask = (self.batch.encoder_segments == 1)[:, None, None, :]
-        self.caches = {name: _empty_cache(block, carry.encoder) for name, block in self.blocks.items()}
+        self.caches = {name: block.start_cache(carry.encoder) for name, block in self.blocks.items()}
 
-    def next(self, token: Tensor) -> Tensor:
-        """Return the most probable token after `token` [B, 1] and those before it: int64 [B]."""
-        return self.predict(self.decode(self.embed(token), list(self.blocks)))
+    def next(self, tokens: Tensor, choice: Choice) -> tuple[Tensor, ...]:
+        """Return the choice after `tokens` [B * N, 1] and those before them, which the caches hold."""
+        empty = choice.empty(len(tokens), tokens.device)
+        return self.at_head(lambda x: self.choose(x, choice), self.hidden(tokens), empty)
 
-    def embed(self, token: Tensor) -> Tensor:
-        """int64 [B, 1] -> [1, B, d]."""
-        return cast(Bridge, self.units["bridge"]).embedding(token)
+    def score(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Return fp32 [B * N, M], the log-probability (nats) of each target after the tokens up to its position.
+
+        `tokens` and `targets` int64 [B * N, M]: decoder inputs, and what follows them. Forgets what was generated.
+        """
+        self.clear()
+        empty = torch.empty(targets.shape, device=targets.device)
+        return self.at_head(lambda x: (self.log_probabilities(x, targets),), self.hidden(tokens), (empty,))[0]
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Run the decoder on new tokens: int64 [B * N, M] -> [M, B * N, d]."""
+        return self.decode(self.embed(tokens), list(self.blocks))
+
+    def at_head(
+        self, compute: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, empty: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """Return `compute(x)`, which needs the head; `empty` has the shapes of the result."""
+        return compute(x)
+
+    def select(self, hypotheses: Tensor) -> None:
+        """Continue with these of the B * N hypotheses."""
+        for cache in self.caches.values():
+            cache.select(hypotheses)
+
+    def clear(self) -> None:
+        """Forget all generated tokens."""
+        for cache in self.caches.values():
+            cache.clear()
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """int64 [B * N, M] -> [M, B * N, d]."""
+        return cast(Bridge, self.units["bridge"]).embedding(tokens)
 
     def decode(self, x: Tensor, names: Sequence[str]) -> Tensor:
-        """Run these decoder blocks: [1, B, d] -> [1, B, d]."""
+        """Run these decoder blocks: [M, B * N, d] -> [M, B * N, d]."""
         for name in names:
             x = self.blocks[name].decode(x, self.decoder_bias, self.caches[name], self.cross_mask)
         return x
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Return the most probable tokens: [1, B, d] -> int64 [B]."""
+    def choose(self, x: Tensor, choice: Choice) -> tuple[Tensor, ...]:
+        """Choose from the logits of the one position of x [1, B * N, d]."""
         head = cast(Head, self.units["head"])
         (logits,) = head.output(head.norm(x)[0])
-        return _argmax(logits, head.parallel)
+        return choice(logits, head.parallel)
+
+    def log_probabilities(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Hidden states [M, B * N, d] and targets int64 [B * N, M] -> fp32 [B * N, M]; logits exist in chunks."""
+        head = cast(Head, self.units["head"])
+        _, statistics = head.output(head.norm(x).flatten(0, 1), targets.t().flatten(), 1.0)
+        return -statistics[0].view(targets.shape[1], -1).t()
 
 
 @torch.no_grad()
@@ -66,22 +108,29 @@ def generate(
     max_new_tokens: int,
     together: dist.ProcessGroup | None = None,
     decoder: Decoder | None = None,
+    **search: Any,
 ) -> Tensor:
-    """Generate the most probable next token repeatedly: int64 [B, <= max_new_tokens], EOS included, then pad.
+    """Generate a text for each row: int64 [B, <= max_new_tokens], EOS included, then pad.
 
-    One example per row of `batch` (segment 1 of the encoder); its decoder arrays are not read. `together`: ranks whose
-    parameters are sharded over each other; they take the same number of steps and stop when all are done. `decoder`:
-    the one of a pipeline, if this rank has only some units. The model is left in evaluation mode.
+    One example per row of `batch` (segment 1 of the encoder); its decoder arrays are not read. `search`: fields of
+    `Search`, greedy by default. `together`: ranks whose parameters are sharded over each other; they take the same
+    number of steps and stop when all are done. `decoder`: the one of a pipeline, if this rank has only some units. The
+    model is left in evaluation mode. Raises ConfigurationError as `Search`.
     """
+    settings, device = Search(**search), batch.encoder_tokens.device
     model.eval()
     decoder = decoder or Decoder(model, batch)
     with whole_sequences(model):
         decoder.start()
-        token = torch.full((batch.num_rows, 1), PAD, device=batch.encoder_tokens.device)
+        if settings.num_beams > 1:
+            return _by_beams(decoder, Beams(batch.num_rows, max_new_tokens, settings, device), together)
+        choice = choice_for(settings, device)
+        token = torch.full((batch.num_rows, 1), PAD, device=device)
         ended = torch.zeros(batch.num_rows, dtype=torch.bool, device=token.device)
         generated: list[Tensor] = []
         for _ in range(max_new_tokens):
-            token = decoder.next(token).masked_fill(ended, PAD).unsqueeze(1)
+            (chosen,) = decoder.next(token, choice)
+            token = chosen.masked_fill(ended, PAD).unsqueeze(1)
             generated.append(token)
             ended |= token.squeeze(1) == EOS
             if _all(ended, together):
@@ -89,26 +138,46 @@ def generate(
     return torch.cat(generated, dim=1)
 
 
-def _empty_cache(block: DecoderBlock, memory: Tensor) -> Cache:
-    key, value = block.memory(memory)
-    return Cache(key.new_empty(0, *key.shape[1:]), key.new_empty(0, *key.shape[1:]), key, value)
+def _by_beams(decoder: Decoder, beams: Beams, together: dist.ProcessGroup | None) -> Tensor:
+    for _ in range(beams.most):
+        decoder.select(beams.extend(*decoder.next(beams.last, beams.choice)))
+        if _all(~beams.is_open, together):
+            break
+    return beams.best()
 
 
-def _argmax(logits: Tensor, parallel: TensorParallel) -> Tensor:
-    """Return the largest index of vocabulary-parallel logits [B, vocabulary / tensor]; the lowest rank wins ties."""
-    value, index = logits.max(dim=1)
-    if parallel.size == 1:
-        return index
-    index = index + parallel.rank * logits.shape[1]
-    values, indices = _gathered(value, parallel), _gathered(index, parallel)
-    return indices.gather(0, values.argmax(0, keepdim=True)).squeeze(0)
+@torch.no_grad()
+def score(
+    model: PaLI, batch: MicroBatch, targets: Sequence[Sequence[Sequence[int]]], decoder: Decoder | None = None
+) -> Tensor:
+    """Return the log-probability (nats) of each target text: fp32 [B, N]; all texts of a row share its encoder pass.
+
+    `targets`: N lists of ids for each of the B rows, each with EOS at its end. `decoder`: as for `generate`. The model
+    is left in evaluation mode.
+    """
+    model.eval()
+    decoder = decoder or Decoder(model, batch)
+    device = batch.encoder_tokens.device
+    lengths = torch.tensor([[len(text) for text in row] for row in targets])  # [B, N]
+    order = lengths.amax(0).argsort().tolist()  # texts of similar lengths together -> little padding
+    scores = torch.empty(lengths.shape, device=device)
+    with whole_sequences(model):
+        decoder.start()
+        while order:
+            columns: list[int] = []
+            while order and (not columns or _fits(lengths[:, [*columns, order[0]]])):
+                columns.append(order.pop(0))
+            found = nn.utils.rnn.pad_sequence(
+                [torch.tensor(row[column]) for row in targets for column in columns], batch_first=True, padding_value=-1
+            ).to(device)
+            shifted = F.pad(found[:, :-1].clamp(min=PAD), (1, 0), value=PAD)
+            each = decoder.score(shifted, found.clamp(min=PAD))
+            scores[:, columns] = each.masked_fill(found < 0, 0.0).sum(1).view(len(targets), -1)
+    return scores
 
 
-def _gathered(x: Tensor, parallel: TensorParallel) -> Tensor:
-    """Gather [B] of every rank: [tensor, B]."""
-    ranks = x.new_empty(parallel.size * x.shape[0])
-    dist.all_gather_into_tensor(ranks, x, group=parallel.group)
-    return ranks.view(parallel.size, -1)
+def _fits(lengths: Tensor) -> bool:
+    return lengths.numel() * int(lengths.amax()) <= SCORED_AT_ONCE
 
 
 def _all(ended: Tensor, group: dist.ProcessGroup | None) -> bool:

@@ -1,6 +1,5 @@
 """mT5 (T5 1.1) as units: bridge (embeddings), encoder blocks, the encoder's norm, decoder blocks, vocabulary head."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from model.attention import Mask, dropout, flex_t5_attention, relative_bias, split_heads, t5_attention
 from model.batch import MicroBatch
+from model.cache import Cache, attend
 from model.config import ModelConfig, MT5Config, ViTConfig
 from model.costs import BatchShape, Cost, Unit, attention_flops, linear_flops
 from model.layers import (
@@ -41,16 +41,6 @@ class Carry(NamedTuple):
     decoder: Tensor  # [M, B, d]
     encoder_bias: Tensor  # [buckets, heads / tensor]; zeros, which no block reads, where each has a table of its own
     decoder_bias: Tensor  # [buckets, heads / tensor]
-
-
-@dataclass
-class Cache:
-    """Keys and values of one decoder block while it generates; each [length, B, heads / tensor, d_kv]."""
-
-    key: Tensor  # of the tokens generated so far
-    value: Tensor
-    cross_key: Tensor  # of the encoder
-    cross_value: Tensor
 
 
 class RelativeBias(nn.Module):
@@ -261,20 +251,35 @@ class DecoderBlock(Block):
         """[M, B, d] -> the query of cross-attention [M, B, heads / tensor, d_kv]."""
         return split_heads(self.cross_query(self.cross_norm(x))[0], self.mt5.d_kv)
 
+    def start_cache(self, encoder: Tensor) -> Cache:
+        """Return an empty cache that attends to the encoder's output [L, B, d]."""
+        key, value = (y.permute(1, 2, 0, 3).contiguous() for y in self.memory(encoder))
+        return Cache(key, value)
+
     def memory(self, encoder: Tensor) -> list[Tensor]:
         """[L, B, d] -> key and value of cross-attention [L, B, heads / tensor, d_kv]."""
         return [split_heads(y, self.mt5.d_kv) for y in self.cross_memory(encoder)]
 
     def decode(self, x: Tensor, of_stack: Tensor, cache: Cache, cross_mask: Tensor) -> Tensor:
-        """Decode one token [1, B, d] after those in `cache`, and extend it; cross_mask bool [B, 1, 1, L]."""
+        """Decode M positions [M, B * N, d] after those in `cache`, and extend it: [M, B * N, d].
+
+        N hypotheses of one row follow each other. They are queries of one cross-attention, because they share the
+        row's encoder. cross_mask bool [B, 1, 1, L].
+        """
         query, key, value = self.project(x)
-        before = cache.key.shape[0]
-        cache.key, cache.value = torch.cat([cache.key, key]), torch.cat([cache.value, value])
-        table = self.table(of_stack)
-        bias = relative_bias(table, self.mt5, 1, before + 1, bidirectional=False, first_query=before)
-        everything = torch.ones(1, 1, 1, before + 1, dtype=torch.bool, device=x.device)
-        x = x + self.attention_out(t5_attention(query, cache.key, cache.value, bias, everything, 0.0))
-        attended = t5_attention(self.project_cross(x), cache.cross_key, cache.cross_value, None, cross_mask, 0.0)
+        before, (keys, values) = cache.length, cache.extend(key, value)
+        bias = relative_bias(
+            self.table(of_stack), self.mt5, len(x), cache.length, bidirectional=False, first_query=before
+        )
+        if len(x) > 1:
+            past = torch.ones(bias.shape[1:], dtype=torch.bool, device=x.device).tril(before)
+            bias = bias.masked_fill(~past, torch.finfo(bias.dtype).min)
+        attended = attend(query.permute(1, 2, 0, 3), keys, values, bias.unsqueeze(0))
+        x = x + self.attention_out(attended.permute(2, 0, 1, 3).flatten(2))
+        query = self.project_cross(x).unflatten(1, (cross_mask.shape[0], -1))  # [M, B, N, heads, d_kv]
+        queries = query.permute(1, 3, 0, 2, 4).flatten(2, 3)  # [B, heads, M * N, d_kv]
+        attended = attend(queries, cache.cross_key, cache.cross_value, cross_mask)
+        attended = attended.unflatten(2, (len(x), -1)).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
         return self.mlp(x + self.cross_out(attended))
 
     def cost(self, shape: BatchShape) -> Cost:

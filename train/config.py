@@ -9,6 +9,7 @@ from common.errors import ConfigurationError
 from common.values import PATH, at_least, one_of
 from data.config import ComponentConfig, DataConfig
 from data.objectives import NAMES
+from data.tasks.config import TaskConfig
 from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from parallel.config import OptimizerConfig, ParallelConfig
 
@@ -270,6 +271,8 @@ class EvaluationConfig:
     """Components to evaluate, by source and objective. Empty by default: all of the mixture."""
     languages: list[str] = field(default_factory=list)
     """Languages to evaluate, by code. Empty by default: all."""
+    step: int | None = None
+    """Step of the checkpoint to evaluate, as `checkpoint=FOLDER@STEP` sets it. Null by default: the latest."""
 
     def __post_init__(self) -> None:
         at_least(
@@ -353,6 +356,8 @@ class RunConfig:
     """Weights & Biases (conf/tracker)."""
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     """Traces."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """A task of official files, for `train.evaluate` (conf/task)."""
     vit_pretraining: ViTPretrainingConfig = field(default_factory=ViTPretrainingConfig)
     """The command `train.pretrain_vit`."""
 

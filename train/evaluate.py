@@ -3,11 +3,16 @@
     python -m train.evaluate run.folder=runs/demo
     torchrun --nproc_per_node 2 -m train.evaluate run.folder=runs/demo evaluation.examples=64
     python -m train.evaluate run.folder=runs/demo evaluation.split=validation evaluation.languages=[en,de]
+    python -m train.evaluate checkpoint=runs/coco@best task=coco task.images=coco/images
+
+`checkpoint=FOLDER[@STEP]` names a run and one of its checkpoints; `run.folder=FOLDER` means its latest. `task=NAME`
+evaluates a task of official files (conf/task, docs/evaluate.md) instead of the run's own held-out records.
 
 The run's own settings (its config.yaml) are used, except those on the command line.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -33,10 +38,12 @@ from parallel.layout import Layout
 from train.build import build_phase_engine
 from train.checks import check, check_sources
 from train.config import EvaluationConfig, Phase, RunConfig
-from train.entry import entry
+from train.entry import entry, in_one_sentence
+from train.evaluate_task import evaluate_task, for_task, prepare_task
 from train.facts import check_settings_of_ranks
 from train.health.watchdog import Watchdog
 from train.phases import find_span, for_phase, spans
+from train.saved_checkpoint import find_checkpoint
 from train.saved_run import saved_config
 from train.step.predict import predictions
 from train.step.reader import ReplicaReader
@@ -44,7 +51,7 @@ from train.step.reduction import gather_to_main
 from train.step.validation import chosen
 
 TRAINING_KEYS = ("every_steps", "steps", "samples")
-READS = ("run.folder", "run.seed", "run.precision", "data", "mixture", "phases", "parallel", "model.attention",
+READS = ("task", "run.folder", "run.seed", "run.precision", "data", "mixture", "phases", "parallel", "model.attention",
          *(f"evaluation.{one.name}" for one in fields(EvaluationConfig) if one.name not in TRAINING_KEYS))  # fmt: skip
 SHEET_SIZE = 24  # samples on the sheet
 
@@ -54,7 +61,7 @@ def main(composed: DictConfig) -> None:
     config = saved_config(composed, HydraConfig.get().overrides.task)
     this = launch()
     checkpointer = Checkpointer.from_run(config.run.folder)
-    step = checkpointer.latest_step()
+    step = config.evaluation.step or checkpointer.latest_step()
     if step is None and (lost := checkpointer.lost()) is not None:
         raise ConfigurationError(
             f"{config.run.folder} holds no checkpoint, though {lost} was one; bring it back from a copy."
@@ -64,12 +71,17 @@ def main(composed: DictConfig) -> None:
     check(config, this.world_size, trains=False)
     span = find_span(spans(config), step)
     config, phase = for_phase(config, span), span.phase
-    check_sources(config, chosen(config.mixture, config.evaluation), config.evaluation.split)
+    items = prepare_task(config) if config.task.name else []
+    if not items:
+        check_sources(config, chosen(config.mixture, config.evaluation), config.evaluation.split)
     check_settings_of_ranks(config, this)
     layout = Layout.start(config.parallel, this)
     folder = Path(config.run.folder)
     # Heartbeats in a folder of its own, because the run may still be training.
     with Watchdog(config.parallel.timeout_s, folder / "evaluation", layout.rank, layout.world_size):
+        if items:
+            evaluate_task(for_task(config), phase, checkpointer, layout, items)
+            return
         done, samples, shown = predict(config, phase, checkpointer, layout)
         missing = layout.broadcast_from_main(lambda: without_examples(config, samples))
         if missing and not layout.broadcast_from_main(lambda: len(samples)):
@@ -86,7 +98,7 @@ def predict(
     `config`: as the phase sees it. Only the main rank has samples, the others none.
     """
     engine = build_phase_engine(config, phase, layout, restored=True)
-    restored = checkpointer.load_latest(engine, weights_only=True)
+    restored = checkpointer.load_latest(engine, weights_only=True, only=config.evaluation.step)
     if restored is None:
         raise ConfigurationError(f"{config.run.folder} holds no checkpoint; train the run first.")
     tokenizer, settings = Tokenizer(config.data.tokenizer), config.evaluation
@@ -184,5 +196,19 @@ def table(results: dict[str, Any]) -> Table:
     return shown
 
 
+def with_checkpoint(words: Sequence[str]) -> list[str]:
+    """Return the words with `checkpoint=FOLDER[@STEP]` as the run's folder and the step that it names."""
+    made: list[str] = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "checkpoint":
+            found = find_checkpoint(value)
+            made += [f"run.folder={found.run}", f"evaluation.step={found.step}"]
+        else:
+            made.append(word)
+    return made
+
+
 if __name__ == "__main__":
+    in_one_sentence(lambda: sys.argv.__setitem__(slice(1, None), with_checkpoint(sys.argv[1:])))
     entry("evaluate", main, READS)

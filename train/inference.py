@@ -25,7 +25,7 @@ from data.skip import Skip
 from data.tokenizer import CLOSING, EOS, Tokenizer
 from model.batch import MicroBatch
 from model.config import PaLIConfig
-from model.generation import generate
+from model.generation import generate, score
 from model.pali import PaLI, units
 from model.weights import load
 from model.weights.export_folder import is_export, load_weights, read_config
@@ -77,10 +77,16 @@ class PaLIPipeline:
         """Return the answers to several prompts at once, whose lengths may differ.
 
         A file, encoded bytes, a Pillow image or an array uint8 [H, W, 3] is an image. `search`: the fields of
-        `model.generation.Search`, greedy by default. Raises ConfigurationError for an image that cannot be read.
+        `model.search.Search`, greedy by default. Raises ConfigurationError for an image that cannot be read.
         """
         answers = generate(self.model, self.batch(images, prompts), max_new_tokens, **search)
         return [self.tokenizer.decode(answer) for answer in answers.tolist()]
+
+    def score(self, image: ImageLike | None, prompt: str, answers: Sequence[str]) -> list[float]:
+        """Return the log-probability (nats) of each answer, EOS included; image and prompt are encoded once."""
+        targets = [[*self.tokenizer.encode(answer), EOS] for answer in answers]
+        scores: list[float] = score(self.model, self.batch([image], [prompt]), [targets])[0].tolist()
+        return scores
 
     def batch(self, images: Sequence[ImageLike | None], prompts: Sequence[str]) -> MicroBatch:
         """Return one row per prompt; the closing sentinel of every prompt of the paper is added where it is missing."""

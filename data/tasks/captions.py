@@ -49,6 +49,20 @@ def karpathy(config: TaskConfig) -> list[Item]:
     return distinct(items, file)
 
 
+def textcaps(config: TaskConfig) -> list[Item]:
+    """Return an item of each image of TextCaps' `data`, which has a row a caption; a test file has no captions."""
+    (file,) = config.files
+    found: dict[str, tuple[str, list[str]]] = {}
+    for row in get(file, read_json(file), "data"):
+        image_id = str(get(file, row, "image_id"))
+        _, captions = found.setdefault(image_id, (str(row.get("image_path", image_id)), []))
+        for caption in row.get("reference_strs") or filter(None, [row.get("caption_str")]):
+            if str(caption) not in captions:
+                captions.append(str(caption))
+    items = (Item(id_, tuple(own), "", path, id_, config.language) for id_, (path, own) in found.items())
+    return distinct(items, file)
+
+
 def xm3600(config: TaskConfig) -> list[Item]:
     """Return an item of each image and language of `captions.jsonl`; references are the tokenized captions."""
     (file,) = config.files

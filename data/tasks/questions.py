@@ -1,5 +1,6 @@
 """Read question files: VQAv2's (also OKVQA), rows of named fields, SQuAD's (XQuAD, TyDiQA-GoldP)."""
 
+import string
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,7 +67,7 @@ def _row(config: TaskConfig, file: str, id_: str, row: Any) -> Item:
     language = str(get(file, row, name["language"])) if "language" in name else config.language
     image = str(get(file, row, name["image"])) if "image" in name else ""
     return Item(
-        id=str(get(file, row, name["id"])) if "id" in name else id_,
+        id=_row_id(file, name["id"], row) if "id" in name else id_,
         references=texts(file, row.get(name.get("answers", "answers"))),
         text=str(get(file, row, name["text"])) if "text" in name else "",
         image=image,
@@ -76,6 +77,13 @@ def _row(config: TaskConfig, file: str, id_: str, row: Any) -> Item:
         ocr=texts(file, row.get(name["ocr"])) if "ocr" in name else (),
         extra={str(key): value for key, value in row.items() if isinstance(value, str | int | float)},
     )
+
+
+def _row_id(file: str, name: str, row: Any) -> str:
+    """Return a row's id: the field `name`, or a template that joins several."""
+    if "{" not in name:
+        return str(get(file, row, name))
+    return name.format(**{key: get(file, row, key) for _, key, _, _ in string.Formatter().parse(name) if key})
 
 
 def squad(config: TaskConfig) -> list[Item]:

@@ -2,6 +2,7 @@
 
 import string
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from data.tokenizer import EOS, Tokenizer
 READERS: dict[str, Callable[[TaskConfig], list[Item]]] = {
     "coco_captions": captions.coco_captions,
     "karpathy": captions.karpathy,
+    "textcaps": captions.textcaps,
     "xm3600": captions.xm3600,
     "vqa_v2": questions.vqa_v2,
     "rows": questions.rows,
@@ -35,9 +37,10 @@ def read_task(config: TaskConfig) -> list[Item]:
     """
     if not config.files:
         raise ConfigurationError("task.files names no file; name the task's official files.")
-    if len(config.files) > 1 and config.format in ("coco_captions", "karpathy", "xm3600", "coco_detection"):
+    if len(config.files) > 1 and config.format in ("coco_captions", "karpathy", "textcaps", "xm3600", "coco_detection"):
         raise ConfigurationError(f"task.files names {len(config.files)} files, and task.format={config.format} is one.")
-    items = READERS[config.format](config)[: config.limit]
+    rooted = replace(config, files=[str(Path(config.root, file)) for file in config.files])
+    items = READERS[config.format](rooted)[: config.limit]
     prompt(config, items[0])
     if config.images:
         path = image_path(config, items[0])
@@ -63,7 +66,7 @@ def prompt(config: TaskConfig, item: Item) -> str:
 
 def image_path(config: TaskConfig, item: Item) -> Path:
     """Return the file of an item's image."""
-    return Path(config.images, config.image_name.format(image=item.image, image_id=item.image_id))
+    return Path(config.root, config.images, config.image_name.format(image=item.image, image_id=item.image_id))
 
 
 def encode_item(config: TaskConfig, item: Item, tokenizer: Tokenizer, image_size: int, index: int) -> EncodedExample:

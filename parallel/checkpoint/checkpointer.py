@@ -161,8 +161,12 @@ class Checkpointer(CheckpointFolder):
             "set a lower schedule.peak, or optimizer.gradient_clipping, and start again."
         )
 
-    def load_latest(self, engine: Engine, weights_only: bool = False) -> tuple[int, dict[str, Any]] | None:
+    def load_latest(
+        self, engine: Engine, weights_only: bool = False, only: int | None = None
+    ) -> tuple[int, dict[str, Any]] | None:
         """Load the newest whole checkpoint, whatever layout wrote it; returns its step and `extra`, or None.
+
+        `only`: the step to load instead of the newest.
 
         A checkpoint with a file that is cut short or altered is reported by a warning and renamed `step_*.damaged`, and
         the one before it is loaded. `weights_only` leaves the optimizer and the folder as they are. Position embeddings
@@ -173,14 +177,14 @@ class Checkpointer(CheckpointFolder):
         self.wait()
         for _ in range(LISTINGS):
             try:
-                return self._load_newest(engine, weights_only)
+                return self._load_newest(engine, weights_only, only)
             except _Pruned as pruned:  # the run still trains, and has removed the checkpoint
                 last = pruned
         raise ConfigurationError(f"{last.args[0]} was removed while it was read; start again when the run has ended.")
 
-    def _load_newest(self, engine: Engine, weights_only: bool) -> tuple[int, dict[str, Any]] | None:
+    def _load_newest(self, engine: Engine, weights_only: bool, only: int | None) -> tuple[int, dict[str, Any]] | None:
         layout = engine.layout
-        steps = layout.broadcast_from_main(self.steps)
+        steps = [step for step in layout.broadcast_from_main(self.steps) if only in (None, step)]
         for step in reversed(steps):
             path, broken, mistake = self.path(step), None, None
             try:

@@ -5,6 +5,7 @@ parallel/engine/build.py makes engines; its docstring gives the order.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from common.progress import beat
 from model.batch import MicroBatch
-from model.generation import generate
+from model.generation import Decoder, generate, score
 from model.layers import parameter_info, parameter_parts
 from model.loss import LossTotals
 from model.pali import PaLI
@@ -126,11 +127,26 @@ class Engine(ABC):
         return self._reduce([self.model((), batch).totals for batch in batches])
 
     @torch.no_grad()
-    def generate(self, batch: MicroBatch, max_new_tokens: int) -> Tensor:
-        """Predict greedily, one example per row of the batch: int64 [B, <= max_new_tokens], EOS included, then pad."""
+    def generate(self, batch: MicroBatch, max_new_tokens: int, **search: Any) -> Tensor:
+        """Generate a text for each row: int64 [B, <= max_new_tokens], EOS included, then pad.
+
+        One example per row of the batch. `search`: fields of `model.search.Search`, greedy by default.
+        """
         batch = batch.to(self.layout.device)
-        decoder = None if self.pipeline is None else PipelineDecoder(self.pipeline, batch)
-        return generate(self.model, batch, max_new_tokens, together=self.layout.data_group, decoder=decoder)
+        together = self.layout.data_group
+        return generate(self.model, batch, max_new_tokens, together, self._decoder(batch), **search)
+
+    @torch.no_grad()
+    def score(self, batch: MicroBatch, targets: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+        """Return the log-probability (nats) of N given texts for each row of the batch: fp32 [B, N].
+
+        `targets`: their ids, each with EOS. Under ZeRO-3 all data-parallel ranks must have equal lengths.
+        """
+        batch = batch.to(self.layout.device)
+        return score(self.model, batch, targets, self._decoder(batch))
+
+    def _decoder(self, batch: MicroBatch) -> Decoder | None:
+        return None if self.pipeline is None else PipelineDecoder(self.pipeline, batch)
 
     def _on_device(self, micro_batches: Sequence[MicroBatch]) -> list[MicroBatch]:
         """Copy to the device, with text lengths that sequence parallelism can divide."""

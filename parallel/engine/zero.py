@@ -270,10 +270,15 @@ class ZeroEngine(Engine):
         with self._gathered():
             return super().evaluate(micro_batches)
 
-    def generate(self, batch: MicroBatch, max_new_tokens: int) -> Tensor:
+    def generate(self, batch: MicroBatch, max_new_tokens: int, **search: Any) -> Tensor:
         """See Engine.generate."""
         with self._gathered():
-            return super().generate(batch, max_new_tokens)
+            return super().generate(batch, max_new_tokens, **search)
+
+    def score(self, batch: MicroBatch, targets: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+        """See Engine.score."""
+        with self._gathered():
+            return super().score(batch, targets)
 
     @contextmanager
     def _gathered(self) -> Iterator[None]:

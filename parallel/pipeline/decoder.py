@@ -1,4 +1,6 @@
-"""Greedy decoding over pipeline stages: the output of each stage is broadcast to all ranks of the pipeline."""
+"""Generation over pipeline stages: the output of each stage is broadcast to all ranks of the pipeline."""
+
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -38,19 +40,25 @@ class PipelineDecoder(Decoder):
             carry = tuple(self._share(x, stage) for x in carry)
         self.fill_caches(Carry(*carry))
 
-    def next(self, token: Tensor) -> Tensor:
-        """See Decoder.next."""
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """See Decoder.hidden."""
         stage = self._find_stage("bridge")
-        shape = (1, self.batch.num_rows, self.pipeline.carry_plan.d_model)
-        x = token.new_empty(shape, dtype=self.pipeline.dtype)
-        x = self._share(self.embed(token) if stage in self.pipeline.local_stages else x, stage)
+        shape = (tokens.shape[1], tokens.shape[0], self.pipeline.carry_plan.d_model)
+        x = tokens.new_empty(shape, dtype=self.pipeline.dtype)
+        x = self._share(self.embed(tokens) if stage in self.pipeline.local_stages else x, stage)
         for stage, names in enumerate(self.pipeline.stages):
             blocks = [name for name in names if name.startswith("decoder_block")]
             if blocks:
                 x = self._share(self.decode(x, blocks) if stage in self.pipeline.local_stages else x, stage)
+        return x
+
+    def at_head(
+        self, compute: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, empty: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """See Decoder.at_head."""
         stage = self._find_stage("head")
-        predicted = self.predict(x) if stage in self.pipeline.local_stages else token.new_empty(self.batch.num_rows)
-        return self._share(predicted, stage)
+        found = compute(x) if stage in self.pipeline.local_stages else empty
+        return tuple(self._share(each, stage) for each in found)
 
     def _find_stage(self, name: str) -> int:
         return next(stage for stage, names in enumerate(self.pipeline.stages) if name in names)

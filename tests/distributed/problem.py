@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -218,17 +219,26 @@ def prompts(engine: Engine) -> list[MicroBatch]:
     return [replace(batch, encoder_segments=batch.encoder_segments.clamp(max=1)) for batch in batches]
 
 
-def answers(engine: Engine) -> Tensor:
-    """Greedy tokens [data, 3, 6] of prompts that are others on each data-parallel rank; one process answers all."""
+def answers(engine: Engine, **search: Any) -> Tensor:
+    """Tokens [data, 3, 6], greedy by default, of prompts that are others on each data-parallel rank.
+
+    One process answers all.
+    """
     rank, size = engine.layout.data_parallel_rank, engine.layout.data_parallel_size
     own = prompts(engine) if engine.layout.world_size == 1 else prompts(engine)[rank : rank + 1]
-    found = [engine.generate(batch, 6) for batch in own]
+    found = [engine.generate(batch, 6, **search) for batch in own]
     found = [torch.nn.functional.pad(tokens, (0, 6 - tokens.shape[1])) for tokens in found]
     if size > 1:
         gathered = [torch.empty_like(found[0]) for _ in range(size)]
         dist.all_gather(gathered, found[0], group=engine.layout.data_group)
         found = gathered
     return torch.stack(found)
+
+
+def given_scores(engine: Engine) -> Tensor:
+    """Log-probabilities (nats) [3, 4] of given texts of four lengths after the first prompts."""
+    texts = [[*range(5, 5 + length), 1] for length in (1, 4, 2, 7)]
+    return engine.score(prompts(engine)[0], [texts, texts[::-1], texts])
 
 
 def recognize(engine: Engine, answered: Tensor) -> Tensor:

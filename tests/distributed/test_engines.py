@@ -29,6 +29,7 @@ from tests.distributed.problem import (
     Case,
     answers,
     as_lists,
+    given_scores,
     initial_weights,
     micro_batches,
     recognize,
@@ -137,6 +138,7 @@ def train_all(folder: Path, cases: dict[str, Case]) -> None:
         engine = case.engine(layout)
         result = {"curve": train(engine, joined=case.joined), "weights": weights(engine), "answers": answers(engine)}
         result["validation"], result["recognized"] = validate(engine), recognize(engine, result["answers"][0])
+        result["beams"], result["scores"] = answers(engine, num_beams=2), given_scores(engine)
         if case in LAYOUTS:
             result["long"] = long_updates.sharded(engine, *case.sizes)
         if layout.rank == 0:
@@ -174,7 +176,9 @@ def test_equals_one_process(results: Path, case: Case) -> None:
         assert weight_deviation(name, found["weights"][name], values) <= TOLERANCE[case.precision], name
     assert len(found["answers"]) == case.data
     if case.precision == "fp32":
-        assert torch.equal(found["answers"], expected["answers"][: case.data])
+        for kind in ("answers", "beams"):
+            assert torch.equal(found[kind], expected[kind][: case.data]), kind
+        torch.testing.assert_close(found["scores"], expected["scores"], rtol=TOLERANCE["fp32"], atol=0.0)
         torch.testing.assert_close(found["recognized"], expected["recognized"], rtol=TOLERANCE["fp32"], atol=0.0)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.world import run_world
 from model.batch import MicroBatch
-from model.generation import generate
+from model.generation import generate, score
 from model.layers import TensorParallel, parameter_info, parameter_parts
 from model.pali import PaLI, freeze, local_block, units
 from model.weights import load, logical_tensors
@@ -135,4 +135,8 @@ def _check_generation(
     expected = generate(reference, batch, 11)
     for together in (None, tensor_parallel.group):
         assert torch.equal(generate(parallel, batch, 11, together), expected)
+    for search in ({"num_beams": 3}, {"temperature": 1.0, "top_p": 0.9, "seed": 1}):
+        assert torch.equal(generate(parallel, batch, 11, **search), generate(reference, batch, 11, **search))
+    texts = [[[3, 7, 1], [5, 1]]] * 3
+    assert torch.allclose(score(parallel, batch, texts), score(reference, batch, texts), rtol=1e-5)
     assert parallel.bridge.parallel.sequence == tensor_parallel.sequence, "sequence parallelism is on again"

@@ -19,7 +19,7 @@ from common.errors import ConfigurationError, ReadingStopped
 from data.config import Mixture
 from data.examples import ExampleInfo
 from data.packing import Rows
-from data.stream import Reader, StepData, Stream, evaluation_batches, held_out_example
+from data.stream import HeldOut, Reader, StepData, Stream, evaluation_batches, held_out_example
 from data.tokenizer import Tokenizer
 from model.batch import MicroBatch
 from parallel.layout import Layout
@@ -29,7 +29,37 @@ from train.step.batch import compact, rank_stats, to_tensors
 from train.step.reduction import SkipCauses, StepStats, raise_everywhere, reduce_stats
 
 
-class ReplicaReader:
+class HeldOutReader:
+    """Read the held-out examples of components, for every rank of a replica; each read is a collective of the replica.
+
+    Every rank has opened the components' files.
+    """
+
+    def __init__(self, layout: Layout, components: HeldOut) -> None:
+        self.layout, self.components = layout, components
+
+    def held_out(
+        self, batch: int, limit: int | None, seed: int = 0, keep: Callable[[ExampleInfo], bool] = lambda info: True
+    ) -> Iterator[StepData[Rows]]:
+        """Yield every component's records in order, one example a row; equally many batches on every rank.
+
+        `batch`: rows of each. See `data.stream.evaluation_batches`. Where reading ends, the last one is its `error`.
+        """
+        rank, size = self.layout.data_parallel_rank, self.layout.data_parallel_size
+        batches = evaluation_batches(self.components, batch, limit, rank, size, seed, keep)
+        while (data := read_and_broadcast(lambda: next(batches, None), self.layout)) is not None:
+            yield data
+
+    def image(self, index: int, limit: int | None, seed: int = 0) -> np.ndarray | None:
+        """Read the image of a held-out example once more, uint8 [S, S, 3]; None where that fails."""
+        try:
+            example = held_out_example(self.components, index, limit, seed)
+        except ReadingStopped:
+            return None  # no other rank reads at the same time -> an error could not be raised on all
+        return example.images[0] if example is not None and len(example.images) else None
+
+
+class ReplicaReader(HeldOutReader):
     """Read one split of a mixture, for every rank of a replica; each read is a collective of the replica.
 
     Every rank opens the shards. `facts` are what the sources hold.
@@ -49,8 +79,9 @@ class ReplicaReader:
         `prefetch`: steps to read ahead, by default `data.prefetch`. Raises on every rank what one rank raises, and
         ConfigurationError where their shards differ.
         """
-        self.layout, self.micro_batch_size, self.prefetch = layout, config.parallel.micro_batch_size, prefetch
+        self.micro_batch_size, self.prefetch = config.parallel.micro_batch_size, prefetch
         self.stream = open_on_all_ranks(partial(open_stream, config, tokenizer, mixture, split))
+        super().__init__(layout, self.stream)
         self.facts = facts_of_all(self.stream, config, layout, split)
         if layout.data_parallel_rank:
             self.stream.ledger.drain()  # every rank counted the same in opening -> one replica reports it
@@ -66,26 +97,6 @@ class ReplicaReader:
         data = read_and_broadcast(lambda: self.reader.read(step), self.layout)
         assert data is not None
         return data
-
-    def held_out(
-        self, batch: int, limit: int | None, seed: int = 0, keep: Callable[[ExampleInfo], bool] = lambda info: True
-    ) -> Iterator[StepData[Rows]]:
-        """Yield every component's records in order, one example a row; equally many batches on every rank.
-
-        `batch`: rows of each. See `data.stream.evaluation_batches`. Where reading ends, the last one is its `error`.
-        """
-        rank, size = self.layout.data_parallel_rank, self.layout.data_parallel_size
-        batches = evaluation_batches(self.stream, batch, limit, rank, size, seed, keep)
-        while (data := read_and_broadcast(lambda: next(batches, None), self.layout)) is not None:
-            yield data
-
-    def image(self, index: int, limit: int | None, seed: int = 0) -> np.ndarray | None:
-        """Read the image of a held-out example once more, uint8 [S, S, 3]; None where that fails."""
-        try:
-            example = held_out_example(self.stream, index, limit, seed)
-        except ReadingStopped:
-            return None  # no other rank reads at the same time -> an error could not be raised on all
-        return example.images[0] if example is not None and len(example.images) else None
 
     def close(self) -> None:
         """Stop reading ahead."""

@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from common.errors import ConfigurationError
 from common.overrides import as_typed, open_names
+from common.values import typed
 from data.config import DataConfig
+from data.tasks.config import TaskConfig
+from evaluation.tasks import check_metrics
 from model.config import ModelConfig
 from model.layers import parameter_parts
 from model.pali import plan_on_meta
@@ -22,7 +26,13 @@ from train.config import RunConfig, WeightsConfig
 from train.entry import CONF, TEXT, register
 from train.phases import for_phase, spans
 
-OTHERS = ("experiment", "cluster", "hardware", "hydra")  # overlays, and groups of other commands and of Hydra itself
+OTHERS = (
+    "experiment",
+    "cluster",
+    "hardware",
+    "hydra",
+    "task",
+)  # overlays, and groups of other commands and of Hydra itself
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in OTHERS)
 OPTIONS = [
     (group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))
@@ -41,6 +51,16 @@ def composed(*overrides: str) -> RunConfig:
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}/{option}" for group, option in OPTIONS])
 def test_every_option_composes(group: str, option: str) -> None:
     composed(f"{group}={option}")
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in (CONF / "task").glob("*.yaml")))
+def test_every_task_composes(name: str) -> None:
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        plain = OmegaConf.to_container(compose("evaluate", [f"task={name}", "run.folder=x"]).task)
+    task = typed(TaskConfig, plain)
+    check_metrics(task)
+    assert task.name == name and task.files and task.prompt.count("{")
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

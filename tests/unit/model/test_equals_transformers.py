@@ -173,7 +173,13 @@ def test_whole_model_loss_and_every_gradient(mt5: MT5ForConditionalGeneration, s
     assert largest_error(gradients(pali), expected) < (TOLERANCE,)
 
 
-def test_greedy_generation_is_token_for_token_the_same(mt5: MT5ForConditionalGeneration) -> None:
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("beams", "penalty"), [(1, 0.0), (4, 1.0), (3, 1.5), (2, 2.0)])
+def test_generation_is_token_for_token_the_same(
+    mt5: MT5ForConditionalGeneration, attention: str, beams: int, penalty: float
+) -> None:
+    """Greedy and by beams, from texts of five lengths, that end at different steps."""
+    mt5.set_attn_implementation(attention)
     mt5.lm_head.weight.data[1] *= 2.5  # so that some rows end early
     pali = _ours(mt5)
     lengths = (7, 3, 12, 1, 9)
@@ -183,13 +189,17 @@ def test_greedy_generation_is_token_for_token_the_same(mt5: MT5ForConditionalGen
         input_ids=text["input_ids"],
         attention_mask=text["attention_mask"],
         do_sample=False,
-        num_beams=1,
+        num_beams=beams,
+        length_penalty=penalty,
         max_new_tokens=24,
     )[:, 1:]
-    ours = generate(pali, micro_batch([[e] for e in rows]), 24)
+    theirs = theirs.masked_fill((theirs == 1).cumsum(1) - (theirs == 1).long() > 0, 0)  # it pads beams with EOS
+    search = {"num_beams": beams, "length_penalty": penalty, "length_norm": "hugging_face"}
+    ours = generate(pali, micro_batch([[e] for e in rows]), 24, **search)
     assert ours.shape == theirs.shape and torch.equal(ours, theirs)
     ends = (ours == 1).any(1)
-    assert ends.any() and not ends.all(), "the rows should end at different steps"
+    assert ends.any() and (beams > 1 or not ends.all()), "the rows should end at different steps"
+    assert len({row.index(1) if 1 in row else 24 for row in ours.tolist()}) > 1
     assert len(ours.unique()) > 5
 
 

@@ -1,10 +1,12 @@
 """An exported checkpoint, read here and by transformers: the same weights, the same tokens, and one sentence each for
 what cannot be exported or answered."""
 
+import ast
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,6 +41,7 @@ SIZES = (
     "mt5.num_heads=4 mt5.num_encoder_layers=2 mt5.num_decoder_layers=3 mt5.vocab_size=512 run.steps=2 tracker=none "
     "schedule.warmup_steps=0 schedule.peak=0.01 phases.mini.image_size=32 "
 )
+ROOT = Path(__file__).parents[3]
 PROMPTS = ["Answer in EN: what is blue? <extra_id_0>", "a red circle <extra_id_0>"]
 
 
@@ -119,9 +122,45 @@ def test_generate_of_transformers_gives_our_tokens(exported: Path, image: Path, 
     answers = [pipeline.tokenizer.decode(row) for row in greedy[:, 1:].tolist()]
     assert pipeline.ask_all([image, Image.open(image)], PROMPTS, max_new_tokens=12) == answers
     assert len(set(answers)) == 2
+    beams = theirs.generate(**batch, max_new_tokens=12, num_beams=3, length_penalty=1.0)
+    found = [pipeline.tokenizer.decode(row) for row in beams[:, 1:].tolist()]
+    search = {"num_beams": 3, "length_penalty": 1.0, "length_norm": "hugging_face"}
+    assert pipeline.ask_all([image, image], PROMPTS, max_new_tokens=12, **search) == found
     theirs.save_pretrained(tmp_path)  # once more through transformers
     again = AutoModelForImageTextToText.from_pretrained(tmp_path, trust_remote_code=True).eval()
     assert torch.equal(again.generate(**batch, max_new_tokens=12), greedy)
+
+
+def test_scores_of_given_answers_are_those_of_transformers(exported: Path, image: Path) -> None:
+    theirs = AutoModelForImageTextToText.from_pretrained(exported, trust_remote_code=True).eval()
+    pipeline = PaLIPipeline.from_folder(exported)
+    batch, answers = inputs(exported, image), ["a blue square", "red"]
+    one = {name: tensor[:1] for name, tensor in batch.items()}
+    for answer, ours in zip(answers, pipeline.score(image, PROMPTS[0], answers), strict=True):
+        labels = torch.tensor([[*pipeline.tokenizer.encode(answer), 1]])
+        assert ours == pytest.approx(-theirs(**one, labels=labels).loss.item() * labels.numel(), rel=1e-4)
+
+
+def test_the_notebook_runs(run: Path, exported: Path, image: Path) -> None:
+    """Execute the code cells of examples/ask.ipynb in order; an expression at the end of a cell is its output."""
+    cells = json.loads((ROOT / "examples" / "ask.ipynb").read_text(encoding="utf-8"))["cells"]
+    own = f"RUN, IMAGE = {str(run)!r}, {str(image)!r}"
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert code[0].startswith("RUN, IMAGE = ")
+    space: dict[str, Any] = {}
+    outputs = []
+    for source in [own, *code[1:]]:
+        *statements, last = ast.parse(source).body
+        final = [last] if not isinstance(last, ast.Expr) else []
+        exec(compile(ast.Module([*statements, *final], []), "ask.ipynb", "exec"), space)
+        if isinstance(last, ast.Expr):
+            outputs.append(eval(compile(ast.Expression(last.value), "ask.ipynb", "eval"), space))
+    first, batch, drawn, scores, theirs = outputs
+    assert [type(each) for each in outputs] == [str, list, str, dict, str]
+    assert len(batch) == 2 and drawn
+    # The model has learned nothing: it writes sentinels and broken UTF-8, which transformers decodes in its own way.
+    assert theirs.split()[-1] == first.split()[-1]
+    assert list(scores.values()) == sorted(scores.values(), reverse=True)
 
 
 def test_the_card_names_what_went_in(exported: Path, tokenizer_path: Path) -> None:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from common import progress
 from data.corpus.text import corpus_texts
+from data.miniature import official
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
 from data.tokenizer import train_tokenizer
@@ -145,6 +146,23 @@ def test_trained_resumed_and_evaluated(
     assert {"score", "blind"} == result["objectives"]["vqa"]["exact_match"].keys()
     assert (tmp_path / "resumed" / "samples.png").exists()
     assert "predictions, batch 1" in places
+    official.main(official.Options(str(corpus), "official", records=3))
+    for name, scores in (("coco", {"cider", "bleu_4"}), ("vqav2", {"vqa_accuracy"}), ("xm3600", {"cider_vocabulary"}),
+                         ("detection", {"ap"})):  # fmt: skip
+        words = ["checkpoint=resumed@4", f"task={name}", "task.root=official", "task.image_size=112",
+                 "task.max_new_tokens=4", "task.blind=true"]  # fmt: skip
+        command(monkeypatch, *evaluate.with_checkpoint(words))
+        entry("evaluate", evaluate.main)
+        folder = tmp_path / "resumed" / "tasks" / name / "step_00000004"
+        result = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        assert result["step"] == 4 and scores <= result["scores"].keys() and scores <= result["blind"].keys()
+        predicted = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+        assert len(predicted) == result["items"] > 0 and result["without_image"] == 0
+        assert "data:image/jpeg;base64," in (folder / "report.html").read_text(encoding="utf-8")
+        assert (folder / "submission.json").exists() == (name in ("coco", "vqav2"))
+    command(monkeypatch, *evaluate.with_checkpoint(["checkpoint=resumed", "task=coco", "task.root=nowhere"]))
+    assert ended("evaluate", evaluate.main) == 2
+    assert "nowhere/dataset_coco.json No such file" in capsys.readouterr().err
     assert list((tmp_path / "resumed" / "evaluation" / "heartbeats").glob("*_rank_00000.jsonl")), "it was watched over"
 
 

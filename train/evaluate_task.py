@@ -1,0 +1,143 @@
+"""Evaluate a checkpoint on a task of official files: predictions, scores, a report and a file for the test server."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from common.errors import ConfigurationError
+from common.files import write_text
+from data.tasks.item import Item
+from data.tasks.read import read_task
+from data.tasks.stream import ItemStream
+from data.tokenizer import Tokenizer
+from evaluation.html_report import Entry, data_url, write_report
+from evaluation.sample_sheet import Sample
+from evaluation.submission import write_submission
+from evaluation.tasks import check_metrics, item_scores, task_scores
+from parallel.checkpoint.checkpointer import Checkpointer
+from parallel.layout import Layout
+from train.build import build_phase_engine
+from train.config import Phase, RunConfig
+from train.step.predict import predictions
+from train.step.reader import HeldOutReader
+from train.step.reduction import gather_to_main
+
+# Least score of an item that the report shows as right: half of the highest, and for CIDEr-D a score of 100.
+RIGHT, RIGHT_BY_METRIC = 0.5, {"cider": 1.0, "xm3600": 1.0}
+
+
+def prepare_task(config: RunConfig) -> list[Item]:
+    """Return the task's items; raise ConfigurationError for files, a prompt or metrics that cannot work."""
+    check_metrics(config.task)
+    return read_task(config.task)
+
+
+def for_task(config: RunConfig) -> RunConfig:
+    """Return the settings of a phase with the task's resolution and length of predictions."""
+    size = config.task.image_size or config.model.image_size
+    if size % config.vit.patch_size:
+        raise ConfigurationError(
+            f"task.image_size={size} must be a multiple of vit.patch_size={config.vit.patch_size}."
+        )
+    return replace(
+        config,
+        model=replace(config.model, image_size=size),
+        evaluation=replace(config.evaluation, max_new_tokens=config.task.max_new_tokens),
+    )
+
+
+def evaluate_task(
+    config: RunConfig, phase: Phase, checkpointer: Checkpointer, layout: Layout, items: Sequence[Item]
+) -> None:
+    """Predict on all ranks; the main rank scores and writes. `config`: as `for_task` returns it."""
+    engine = build_phase_engine(config, phase, layout, restored=True)
+    restored = checkpointer.load_latest(engine, weights_only=True, only=config.evaluation.step)
+    if restored is None:
+        raise ConfigurationError(f"{config.run.folder} holds no checkpoint; train the run first.")
+    tokenizer, size = Tokenizer(config.data.tokenizer), config.model.image_size
+    reader = HeldOutReader(layout, ItemStream(config.task, items, tokenizer, size, config.vit.num_tokens(size)))
+    batches = reader.held_out(config.evaluation.batch, None)
+    own = list(predictions(engine, batches, tokenizer, config, blind=config.task.blind))
+    samples = sorted(gather_to_main(own if layout.is_replica_leader else [], layout.device), key=lambda one: one.index)
+    if layout.rank == 0:
+        report(config, restored[0], items, samples, reader)
+
+
+def report(
+    config: RunConfig, step: int, items: Sequence[Item], samples: Sequence[Sample], reader: HeldOutReader
+) -> None:
+    """Write evaluation.json, predictions.jsonl, report.html and the submission below the run's folder; print scores."""
+    task = config.task
+    folder = Path(config.run.folder, "tasks", task.name, f"step_{step:08d}")
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {sample.id: sample.prediction for sample in samples}
+    blind = {sample.id: sample.blind_prediction or "" for sample in samples} if task.blind else {}
+    results: dict[str, Any] = {
+        "task": task.name,
+        "step": step,
+        "items": len(items),
+        "without_references": sum(not item.references for item in items),
+        "without_image": len(items) - len(samples),
+        "scores": task_scores(task, items, found),
+        "blind": task_scores(task, items, blind) if task.blind else {},
+    }
+    write_text(folder / "evaluation.json", json.dumps(results, indent=1, ensure_ascii=False))
+    write_text(folder / "predictions.jsonl", "".join(f"{sample.line}\n" for sample in samples))
+    title = f"{task.name}, step {step} of {config.run.folder}"
+    shown = {name: score["score"] for name, score in results["scores"].items()}
+    write_report(folder / "report.html", title, shown, _entries(config, items, samples, reader))
+    written = ["evaluation.json", "predictions.jsonl", "report.html"]
+    if task.submission != "none":
+        write_submission(task.submission, found, items, folder / "submission.json")
+        written.append("submission.json")
+    console = Console()
+    console.print(table(results))
+    for name, count in (("references", "without_references"), ("a readable image", "without_image")):
+        if results[count]:
+            console.print(f"{results[count]:,} of {len(items):,} items without {name}", highlight=False)
+    console.print(f"{folder}: {', '.join(written)}", highlight=False)
+
+
+def _entries(config: RunConfig, items: Sequence[Item], samples: Sequence[Sample], reader: HeldOutReader) -> list[Entry]:
+    scores = item_scores(config.task, items, {sample.id: sample.prediction for sample in samples})
+    least = RIGHT_BY_METRIC.get(config.task.metrics[0], RIGHT)
+    entries = []
+    for sample in samples[: config.task.report_items]:
+        pixels, score = reader.image(sample.index, None), scores.get(sample.id)
+        entries.append(
+            Entry(
+                task=config.task.name,
+                id=sample.id,
+                language=sample.language,
+                prompt=sample.prompt,
+                references=sample.references,
+                prediction=sample.prediction,
+                score=score,
+                right=sample.correct if score is None else score >= least,
+                blind=sample.blind_prediction,
+                image="" if pixels is None else data_url(pixels),
+            )
+        )
+    return entries
+
+
+def table(results: dict[str, Any]) -> Table:
+    """Return a table of the scores in percent (CIDEr-D too, as papers print it), with those of languages and groups."""
+    shown = Table(title=f"{results['task']}, step {results['step']}, {results['items']:,} items")
+    for heading in ("score", "percent", "blind", "items", "without prediction"):
+        shown.add_column(heading, justify="left" if heading == "score" else "right")
+    for name, one in results["scores"].items():
+        blind = results["blind"].get(name)
+        counts = one["counts"]
+        unseen = "" if blind is None else f"{100 * blind['score']:.2f}"
+        values = (f"{100 * one['score']:.2f}", unseen, f"{counts['scored']:,}", f"{counts['without_prediction']:,}")
+        shown.add_row(name, *values)
+        for kind in ("languages", "groups"):
+            for part, score in one[kind].items():
+                shown.add_row(f"  {part}", f"{100 * score:.2f}")
+    return shown
