@@ -72,7 +72,9 @@ def main(composed: DictConfig) -> None:
     span = find_span(spans(config), step)
     config, phase = for_phase(config, span), span.phase
     items = prepare_task(config) if config.task.name else []
-    if not items:
+    if items:
+        config = for_task(config)
+    else:
         check_sources(config, chosen(config.mixture, config.evaluation), config.evaluation.split)
     check_settings_of_ranks(config, this)
     layout = Layout.start(config.parallel, this)
@@ -80,7 +82,7 @@ def main(composed: DictConfig) -> None:
     # Heartbeats in a folder of its own, because the run may still be training.
     with Watchdog(config.parallel.timeout_s, folder / "evaluation", layout.rank, layout.world_size):
         if items:
-            evaluate_task(for_task(config), phase, checkpointer, layout, items)
+            evaluate_task(config, phase, checkpointer, layout, items)
             return
         done, samples, shown = predict(config, phase, checkpointer, layout)
         missing = layout.broadcast_from_main(lambda: without_examples(config, samples))

@@ -60,16 +60,17 @@ def evaluate_task(
     if restored is None:
         raise ConfigurationError(f"{config.run.folder} holds no checkpoint; train the run first.")
     tokenizer, size = Tokenizer(config.data.tokenizer), config.model.image_size
-    reader = HeldOutReader(layout, ItemStream(config.task, items, tokenizer, size, config.vit.num_tokens(size)))
+    stream = ItemStream(config.task, items, tokenizer, size, config.vit.num_tokens(size))
+    reader = HeldOutReader(layout, stream)
     batches = reader.held_out(config.evaluation.batch, None)
     own = list(predictions(engine, batches, tokenizer, config, blind=config.task.blind))
     samples = sorted(gather_to_main(own if layout.is_replica_leader else [], layout.device), key=lambda one: one.index)
     if layout.rank == 0:
-        report(config, restored[0], items, samples, reader)
+        report(config, restored[0], items, samples, reader, stream.cut)
 
 
 def report(
-    config: RunConfig, step: int, items: Sequence[Item], samples: Sequence[Sample], reader: HeldOutReader
+    config: RunConfig, step: int, items: Sequence[Item], samples: Sequence[Sample], reader: HeldOutReader, cut: int
 ) -> None:
     """Write evaluation.json, predictions.jsonl, report.html and the submission below the run's folder; print scores."""
     task = config.task
@@ -83,6 +84,7 @@ def report(
         "items": len(items),
         "without_references": sum(not item.references for item in items),
         "without_image": len(items) - len(samples),
+        "cut_prompts": cut,
         "scores": task_scores(task, items, found),
         "blind": task_scores(task, items, blind) if task.blind else {},
     }
@@ -100,6 +102,8 @@ def report(
     for name, count in (("references", "without_references"), ("a readable image", "without_image")):
         if results[count]:
             console.print(f"{results[count]:,} of {len(items):,} items without {name}", highlight=False)
+    if cut:
+        console.print(f"{cut:,} of {len(items):,} prompts cut to fit a row", highlight=False)
     console.print(f"{folder}: {', '.join(written)}", highlight=False)
 
 

@@ -33,14 +33,15 @@ class ItemComponent:
 
 
 class ItemStream:
-    """Hold a task's items with the shape of their rows, which the longest prompt fits."""
+    """Hold a task's items with the shape of their rows, which the longest prompt fits; `cut` counts longer ones."""
 
     def __init__(
         self, config: TaskConfig, items: Sequence[Item], tokenizer: Tokenizer, image_size: int, tokens_per_image: int
     ) -> None:
-        longest = 0
+        longest, self.cut = 0, 0
         for number, item in enumerate(items):
-            longest = max(longest, len(tokenizer.encode_prompt(prompt(config, item))))
+            length = len(tokenizer.encode_prompt(prompt(config, item)))
+            longest, self.cut = max(longest, length), self.cut + (length >= MOST_TEXT)
             if number % 10_000 == 0:
                 beat(f"prompts, item {number}")
         positions = min(longest + 1, MOST_TEXT) + (tokens_per_image if config.images else 0)

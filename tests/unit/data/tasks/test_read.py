@@ -13,6 +13,7 @@ from data.skip import Skip
 from data.tasks.config import TaskConfig
 from data.tasks.item import Item
 from data.tasks.read import encode_item, prompt, read_task
+from data.tasks.stream import ItemStream
 from data.tokenizer import EOS, Tokenizer
 
 COCO = {
@@ -122,6 +123,17 @@ def test_files_that_are_missing_or_no_json(tmp_path: Path) -> None:
         read_task(TaskConfig())
     with pytest.raises(ConfigurationError, match="is no template"):
         TaskConfig(prompt="{text")
+
+
+def test_rows_fit_the_longest_prompt_and_cut_ones_are_counted(tokenizer: Tokenizer) -> None:
+    items = [Item("1", (), "a dog"), Item("2", (), "word " * 2000)]
+    config = TaskConfig(prompt="{text}")
+    short, long = ItemStream(config, items[:1], tokenizer, 4, 9), ItemStream(config, items, tokenizer, 4, 9)
+    assert (short.cut, long.cut) == (0, 1)
+    assert short.shape.encoder_length == 16 and long.shape.encoder_length == 1024
+    seen = ItemStream(TaskConfig(prompt="{text}", images="."), items[:1], tokenizer, 4, 9)
+    assert seen.shape.encoder_length > 9 and seen.components[0].held_out(0, 0) is None
+    assert seen.components[0].skipped == {"missing image": 1}
 
 
 def test_an_item_becomes_an_example(tmp_path: Path, tokenizer: Tokenizer) -> None:
