@@ -61,7 +61,9 @@ class LiveTensors(TorchDispatchMode):
         self.sent.clear()
 
     def add(self, x: Tensor) -> None:
-        """Count the memory of a tensor, once however many tensors share it."""
+        """Count the memory of a tensor, once however many tensors share it; a plan on `meta` has none."""
+        if x.device.type == "meta":
+            return
         storage = x.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         known = self.seen.get(key)

@@ -21,6 +21,7 @@ from common.command_line import run_command, split_own
 from common.errors import ConfigurationError
 from common.field_docs import help_text
 from common.values import PATH, at_least
+from parallel.plan.campaign import simulate
 from parallel.plan.hardware import GIB, Hardware, read_hardware
 from parallel.plan.search import Choice, Search, smallest
 from train.compose import to_run_config
@@ -145,6 +146,20 @@ def would_help(best: Choice, config: RunConfig, search: Search) -> list[str]:
     return lines
 
 
+def whole_run(best: Choice, search: Search) -> str:
+    """Return one line about the whole run: days, checkpoints, interruptions, energy."""
+    h = search.hardware
+    state = max(peak.stored for phase in best.phases.values() for peak in phase.peaks)
+    run = simulate(best.seconds, search.gpus, h.devices_per_node, h.power_w, state)
+    steps = " + ".join(f"{phase.steps:,} ({phase.name})" for phase in search.phases)
+    return (
+        f"whole run, {steps} steps: {run.training_days:.1f} days of training, {run.expected_days:.1f} expected with "
+        f"{run.interruptions:.1f} interruptions, 90 % of runs below {run.days_90:.1f}; {run.device_days:,.0f} "
+        f"GPU-days, {run.energy_mwh:,.0f} MWh; a checkpoint every {run.interval_s / 60:.0f} minutes, "
+        f"{run.spare_nodes} spare nodes."
+    )
+
+
 def main(words: Sequence[str]) -> None:
     """Print the ranked layouts, the words that choose the first, and what would help."""
     if {"-h", "--help"} & set(words):
@@ -164,9 +179,7 @@ def main(words: Sequence[str]) -> None:
     console.print(table(found, search))
     console.print("first choice:", style="bold")
     print(" ".join(overrides(found[0], config, gpus)))
-    days = found[0].seconds / 86400
-    steps = " + ".join(f"{phase.steps:,} ({phase.name})" for phase in search.phases)
-    print(f"steps: {steps}: {days:.1f} days without interruptions, {days * gpus:,.0f} GPU-days.")
+    print(whole_run(found[0], search))
     for line in would_help(found[0], config, search):
         print(f"- {line}")
     if own.figure:

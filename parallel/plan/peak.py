@@ -147,14 +147,15 @@ class PeakModel:
     def _in_backward(self, first: int, end: int) -> float:
         """Return the most bytes of a backward pass beyond what is kept; units free what they kept, last one first.
 
-        Stages 0 to 2 leave the gradients of weights in 16 bits until the pass ends (stage 0 until the next one begins,
-        when it moves those before to fp32); stage 3 copies them into its bucket, and sums a full one from a flat copy.
+        Stages 0 to 2 leave the gradients of weights in 16 bits until the pass ends (0 and 2 until the next one begins,
+        as measured); stage 3 copies them into its bucket, and sums a full one from a flat copy.
         """
         stage, step = self.memory.parallel.zero_stage, self.memory.step
         trained = [self._local(info.trained_elements) for info in self.infos]
         freed = grads = bucket = most = 0.0
+        lowest = next((i for i, info in enumerate(self.infos) if info.trained), first)  # units below have no backward
         narrow = self._element < FP32
-        if stage == 0 and narrow and step.num_micro_batches > 1:
+        if stage in (0, 2) and narrow and step.num_micro_batches > 1:
             most = self._element * sum(trained[first:end])
         for i in range(end - 1, first - 1, -1):
             info = self.infos[i]
@@ -164,7 +165,7 @@ class PeakModel:
             is_head = self._work(i).vocabulary is not None
             if stage < 3 and narrow and not is_head:
                 grads += self._element * trained[i]
-            gathered = self._gathered(first, i + 1)
+            gathered = self._gathered(max(first, lowest), i + 1)
             most = max(most, own + grads + gathered - freed)
             if is_head and stage < 3 and narrow:
                 grads += self._element * trained[i]
@@ -176,7 +177,8 @@ class PeakModel:
         if stage == 3:
             most = max(most, FP32 * bucket - freed)
         elif stage and narrow:
-            most = max(most, grads + FP32 * max(trained[first:end]) - freed)
+            summed = FP32 if stage == 1 else self._element  # stage 1 casts to fp32, stage 2 fills its bucket
+            most = max(most, grads + summed * max(trained[first:end]) - freed)
         return most
 
     def _work(self, i: int) -> Operators:
