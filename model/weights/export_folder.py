@@ -34,11 +34,13 @@ from model.weights.table import ForeignTensor, weight_and_bias
 TEXT, VISION, INDEX, CODE = "text", "vision", "model.safetensors.index.json", "modeling_pali.py"
 PAD, EOS, UNKNOWN = 0, 1, 2
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-TEXT_CLASS, VISION_CLASS, WHOLE_CLASS = (
-    "MT5ForConditionalGeneration",
-    "SiglipVisionModel",
-    "PaLIForConditionalGeneration",
-)
+VISION_CLASS = "SiglipVisionModel"
+# Whether each block has a bias table -> model type, class of the text part, class of the whole (modeling_pali.py).
+FAMILIES = {
+    False: ("mt5", "MT5ForConditionalGeneration", "PaLIForConditionalGeneration"),
+    True: ("umt5", "UMT5ForConditionalGeneration", "PaLIUMT5ForConditionalGeneration"),
+}
+NOT_SIZES = ("num_encoder_layers", "bias_per_layer")  # fields of MT5Config that config.json has under another name
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def read_config(folder: Path) -> PaLIConfig:
         text, vision = plain["text_config"], plain["vision_config"]
         mt5 = MT5Config(
             num_encoder_layers=text["num_layers"],
-            **{name: text[name] for name in vars(MT5Config()) if name != "num_encoder_layers"},
+            bias_per_layer=text["model_type"] == "umt5",
+            **{name: text[name] for name in vars(MT5Config()) if name not in NOT_SIZES},
         )
         vit = ViTConfig(
             width=vision["hidden_size"],
@@ -196,12 +199,13 @@ def _write_configs(folder: Path, config: PaLIConfig, stored: Mapping[str, Stored
     }  # mixed types load as the widest
     text = text_config(config) | {"dtype": _widest(by_folder[TEXT])}
     vision = vision_config(config) | {"dtype": _widest(by_folder[VISION])}
+    whole_class = FAMILIES[config.mt5.bias_per_layer][2]
     whole = {
         "model_type": "pali",
-        "architectures": [WHOLE_CLASS],
+        "architectures": [whole_class],
         "auto_map": {
             "AutoConfig": "modeling_pali.PaLIConfig",
-            **dict.fromkeys(("AutoModelForImageTextToText", "AutoModelForSeq2SeqLM"), f"modeling_pali.{WHOLE_CLASS}"),
+            **dict.fromkeys(("AutoModelForImageTextToText", "AutoModelForSeq2SeqLM"), f"modeling_pali.{whole_class}"),
         },
         "dtype": _widest(set().union(*by_folder.values())),
         "is_encoder_decoder": True,
@@ -237,10 +241,11 @@ def _write_configs(folder: Path, config: PaLIConfig, stored: Mapping[str, Stored
 
 def text_config(config: PaLIConfig) -> dict[str, Any]:
     """Return the text part's config.json of transformers."""
-    sizes = {name: value for name, value in vars(config.mt5).items() if name != "num_encoder_layers"}
+    sizes = {name: value for name, value in vars(config.mt5).items() if name not in NOT_SIZES}
+    model_type, text_class, _ = FAMILIES[config.mt5.bias_per_layer]
     return {
-        "model_type": "mt5",
-        "architectures": [TEXT_CLASS],
+        "model_type": model_type,
+        "architectures": [text_class],
         **sizes,
         "num_layers": config.mt5.num_encoder_layers,
         "feed_forward_proj": "gated-gelu",

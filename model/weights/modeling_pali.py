@@ -36,7 +36,8 @@ class PaLIConfig(PreTrainedConfig):
         self.text_config = AutoConfig.for_model(text.pop("model_type", "mt5"), **text)
         self.vision_config = SiglipVisionConfig(**(vision_config or {}))
         ids = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
-        given = {name: getattr(self.text_config, name) for name in ids} | {"is_encoder_decoder": True} | kwargs
+        given = {name: getattr(self.text_config, name) for name in ids}
+        given |= {"is_encoder_decoder": True, "tie_word_embeddings": False} | kwargs
         super().__init__(**given)
 
     def to_dict(self):
