@@ -30,7 +30,7 @@ from model.describe import read_model
 from model.generation import generate, score
 from model.pali import PaLI, build, units
 from model.weights import logical_tensors
-from model.weights.export_folder import Stored, load_weights, write_weights
+from model.weights.export_folder import Exported, load_weights, write_weights
 
 NAMES_AT_ONCE = 128  # class names of a forward pass of Hugging Face's: more need more memory for logits
 
@@ -139,8 +139,8 @@ def same(folder: str) -> str:
 def export_random(folder: Path, config: PaLIConfig) -> None:
     """Write a model of random weights as an export."""
     tensors = logical_tensors(build(config))
-    stored = {name: Stored(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-    write_weights(folder, config, stored, lambda names: {name: tensors[name] for name in names}, 2 * 10**9)
+    stored = {name: Exported(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    write_weights(folder, config, "mt5", stored, lambda names: {name: tensors[name] for name in names}, 2 * 10**9)
 
 
 def main(options: Options) -> None:

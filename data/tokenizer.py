@@ -60,6 +60,7 @@ class Tokenizer:
                     f"{path} has {piece!r} at id {self.sentinel(number)} where mT5 has <extra_id_{number}>: "
                     f"the last {NUM_SENTINELS} pieces must be the sentinels, <extra_id_0> last."
                 )
+        self.model: bytes = model  # as SentencePiece reads it, whatever the file is
         closing = processor.encode(f"a{CLOSING}")[len(processor.encode("a")) :]
         # The space before the sentinel is a piece of its own in some models, part of the sentinel's piece in others.
         self.closing = closing if closing[-1:] == [self.sentinel(0)] else [self.sentinel(0)]

@@ -19,8 +19,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
     """
     spaced = len(tokenizer.closing) > 1
     proto = protocol.ModelProto()  # type: ignore[attr-defined]
-    with open(tokenizer.path, "rb") as file:
-        proto.ParseFromString(file.read())
+    proto.ParseFromString(tokenizer.model)
     normalizers: list[dict[str, Any]] = []
     if proto.normalizer_spec.precompiled_charsmap:
         charsmap = base64.b64encode(proto.normalizer_spec.precompiled_charsmap).decode()

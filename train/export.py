@@ -18,11 +18,12 @@ from omegaconf import MISSING
 
 from common.command_line import parse, run_command
 from common.errors import ConfigurationError
-from common.files import write_text
+from common.files import write_bytes, write_text
 from common.values import PATH
 from data.tokenizer import Tokenizer, checksum
 from data.tokenizer_json import tokenizer_config, tokenizer_json
-from model.weights.export_folder import TEXT, Stored, write_weights
+from model.weights.export_folder import TEXT, Exported, fitting_families, write_weights
+from model.weights.source import read_tower_config
 from parallel.checkpoint.stored_weights import StoredWeights
 from train.compose import to_run_config
 from train.config import RunConfig
@@ -42,6 +43,9 @@ class Options:
     """Run's folder (its newest checkpoint), `FOLDER@STEP` or `FOLDER@best`."""
     output: str | None = field(default=None, metadata=PATH)
     """New or empty folder to write. Null by default: `export/` in the run's folder."""
+    text_model: str | None = None
+    """Family of `text/` in transformers: `mt5`, `t5` (T5 1.1 and Flan-T5, which compute alike), or `umt5` where each
+    block has a bias table. Null by default: that of the folder `weights.mt5` of the run, if it is there, else `mt5`."""
     max_shard_gb: float = 2.0
     """Most gigabytes (10^9 bytes) of a file of weights, and so of memory that the export takes; a larger tensor is a
     file of its own. 2 by default: it suits laptops and uploads."""
@@ -52,17 +56,20 @@ def main(words: Sequence[str]) -> None:
     options = parse(words, Options)
     if options.max_shard_gb <= 0:
         raise ConfigurationError(f"max_shard_gb={options.max_shard_gb} must be greater than 0.")
-    print(f"exported to {export(options.checkpoint, options.output, options.max_shard_gb)}")
+    print(f"exported to {export(options.checkpoint, options.output, options.max_shard_gb, options.text_model)}")
 
 
-def export(checkpoint: str, output: str | None = None, max_shard_gb: float = 2.0) -> Path:
+def export(
+    checkpoint: str, output: str | None = None, max_shard_gb: float = 2.0, text_model: str | None = None
+) -> Path:
     """Write a checkpoint as a Hugging Face folder, and return the folder; it appears whole or not at all.
 
-    Raises ConfigurationError for a checkpoint that is missing or damaged, and for an output that is not empty.
+    Raises ConfigurationError for a checkpoint that is missing or damaged, for an output that is not empty, and for a
+    text_model that computes otherwise.
     """
     weights = StoredWeights(*find_checkpoint(checkpoint)[:2])
     config = read_run_config("checkpoint", weights)
-    tokenizer = checked_tokenizer(config, weights)
+    tokenizer, family = checked_tokenizer(config, weights), choose_family(config, text_model)
     folder = Path(output) if output is not None else weights.run / "export"
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ConfigurationError(f"output={folder} exists and is not an empty folder; choose another, or remove it.")
@@ -70,8 +77,8 @@ def export(checkpoint: str, output: str | None = None, max_shard_gb: float = 2.0
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        stored = {name: Stored(shape, weights.dtypes[name]) for name, shape in weights.shapes.items()}
-        write_weights(partial, config.pali, stored, weights.load, int(max_shard_gb * GB), _print_progress)
+        stored = {name: Exported(shape, weights.dtypes[name]) for name, shape in weights.shapes.items()}
+        write_weights(partial, config.pali, family, stored, weights.load, int(max_shard_gb * GB), _print_progress)
         for place in (partial, partial / TEXT):
             write_tokenizer(place, tokenizer)
         write_text(partial / "README.md", model_card(config, weights, folder.name))
@@ -105,9 +112,21 @@ def checked_tokenizer(config: RunConfig, weights: StoredWeights) -> Tokenizer:
     return tokenizer
 
 
+def choose_family(config: RunConfig, text_model: str | None) -> str:
+    """Return the family of the text part: the wanted one, else that of the run's `weights.mt5`, else the usual one."""
+    fitting = fitting_families(config.pali)
+    if text_model is None:
+        given = read_tower_config(Path(config.weights.mt5), "mt5", "weights.mt5") if config.weights.mt5 else None
+        found = (given or {}).get("model_type")
+        return found if found in fitting else fitting[0]
+    if text_model not in fitting:
+        raise ConfigurationError(f"text_model={text_model} is not what the run trained; choose {' or '.join(fitting)}.")
+    return text_model
+
+
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """Write a tokenizer as SentencePiece has it, and as Hugging Face reads it."""
-    shutil.copyfile(tokenizer.path, folder / "tokenizer.model")
+    write_bytes(folder / "tokenizer.model", tokenizer.model)
     write_text(folder / "tokenizer.json", tokenizer_json(tokenizer))
     write_text(folder / "tokenizer_config.json", json.dumps(tokenizer_config(), indent=1) + "\n")
 

@@ -1,9 +1,10 @@
 """Measure layouts over CPU processes: time, bytes sent, memory, the pipeline's bubble, and checkpoints.
 
-    python -m benchmarks.parallel                                  # all sections but materialize: a few minutes
+    python -m benchmarks.parallel                                  # all sections but the last two: a few minutes
     python -m benchmarks.parallel sections=[layouts] ranks=[2,4]   # step time, bytes and memory
     python -m benchmarks.parallel sections=[bubble,gathers,checkpoints]
     python -m benchmarks.parallel sections=[materialize]           # a 1.5 B model over 4 ranks: needs 12 GiB
+    python -m benchmarks.parallel sections=[first_weights]         # the same read from files: needs 20 GiB
 
 All ranks share this machine's cores, so step times compare layouts of one size only and do not predict a cluster.
 Byte counts are exact. In the bubble section stages sleep instead of computing, so two cores can run eight stages.
@@ -15,20 +16,22 @@ from rich.console import Console
 
 from benchmarks.parallel.bubble import bubble
 from benchmarks.parallel.checkpoints import checkpoints
+from benchmarks.parallel.first_weights import first_weights
 from benchmarks.parallel.layouts import LAYOUTS, gathers, layouts
 from benchmarks.parallel.materialize import materialize
 from common.command_line import parse, run_command
 from common.errors import ConfigurationError
 
-SECTIONS = ("layouts", "bubble", "gathers", "checkpoints", "materialize")
+SECTIONS = ("layouts", "bubble", "gathers", "checkpoints", "materialize", "first_weights")
 
 
 @dataclass
 class Options:
     """Measure layouts over CPU processes: time, bytes sent, memory, the pipeline's bubble, and checkpoints."""
 
-    sections: list[str] = field(default_factory=lambda: list(SECTIONS[:-1]))
-    """Sections to run, of layouts, bubble, gathers, checkpoints and materialize (off by default: needs 12 GiB)."""
+    sections: list[str] = field(default_factory=lambda: list(SECTIONS[:-2]))
+    """Sections to run, of layouts, bubble, gathers, checkpoints, materialize and first_weights (the last two are off by
+    default: they need 12 and 20 GiB)."""
     ranks: list[int] = field(default_factory=lambda: list(LAYOUTS))
     """World sizes of the layouts section: 2, 4 and 8."""
     repeats: int = 5
@@ -56,6 +59,8 @@ def main(options: Options) -> None:
         checkpoints(console)
     if "materialize" in options.sections:
         materialize(console)
+    if "first_weights" in options.sections:
+        first_weights(console)
 
 
 if __name__ == "__main__":

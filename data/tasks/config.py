@@ -4,7 +4,7 @@ import string
 from dataclasses import dataclass, field
 
 from common.errors import ConfigurationError
-from common.values import at_least, expand_home, one_of
+from common.values import PATH, at_least, one_of
 from data import languages
 
 FORMATS = ("coco_captions", "karpathy", "textcaps", "xm3600", "vqa_v2", "rows", "squad", "coco_detection")
@@ -19,7 +19,7 @@ class TaskConfig:
     """Name of the task in reports. Empty by default: no task, but the run's own mixture."""
     format: str = "rows"
     """Format of the files: coco_captions, karpathy, textcaps, xm3600, vqa_v2, rows, squad or coco_detection."""
-    root: str = "."
+    root: str = field(default=".", metadata=PATH)
     """Folder that `files` and `images` lie in. The working folder by default."""
     files: list[str] = field(default_factory=list)
     """Official files, in the order of the format; of vqa_v2 questions, then annotations."""
@@ -53,7 +53,6 @@ class TaskConfig:
     """Evaluate the first so many items. Null by default: all."""
 
     def __post_init__(self) -> None:
-        self.root = expand_home(self.root, "task.root")
         one_of("task.format", self.format, FORMATS)
         one_of("task.submission", self.submission, SUBMISSIONS)
         at_least("task.", 1, max_new_tokens=self.max_new_tokens, report_items=self.report_items)

@@ -3,7 +3,7 @@
     config.json, modeling_pali.py     the whole model as one class of transformers
     model.safetensors.index.json      its tensors, which lie in the files below
     projection.safetensors            the map from ViT to mT5
-    text/                             MT5ForConditionalGeneration: config.json, model*.safetensors, tokenizer
+    text/                             (U)MT5- or T5ForConditionalGeneration: config.json, model*.safetensors, tokenizer
     vision/                           SiglipVisionModel: config.json, model*.safetensors, preprocessor_config.json
     tokenizer.model, tokenizer.json, preprocessor_config.json, generation_config.json, README.md
 
@@ -35,16 +35,17 @@ TEXT, VISION, INDEX, CODE = "text", "vision", "model.safetensors.index.json", "m
 PAD, EOS, UNKNOWN = 0, 1, 2
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 VISION_CLASS = "SiglipVisionModel"
-# Whether each block has a bias table -> model type, class of the text part, class of the whole (modeling_pali.py).
+# Model type of transformers -> class of the text part, class of the whole (modeling_pali.py).
 FAMILIES = {
-    False: ("mt5", "MT5ForConditionalGeneration", "PaLIForConditionalGeneration"),
-    True: ("umt5", "UMT5ForConditionalGeneration", "PaLIUMT5ForConditionalGeneration"),
+    "mt5": ("MT5ForConditionalGeneration", "PaLIForConditionalGeneration"),
+    "t5": ("T5ForConditionalGeneration", "PaLIT5ForConditionalGeneration"),
+    "umt5": ("UMT5ForConditionalGeneration", "PaLIUMT5ForConditionalGeneration"),
 }
 NOT_SIZES = ("num_encoder_layers", "bias_per_layer")  # fields of MT5Config that config.json has under another name
 
 
 @dataclass(frozen=True)
-class Stored:
+class Exported:
     """The shape and type of a tensor that can be exported."""
 
     shape: torch.Size
@@ -74,6 +75,11 @@ def tables(config: PaLIConfig) -> dict[str, dict[str, ForeignTensor]]:
         VISION: named,
         "": {ours: ForeignTensor(theirs) for ours, theirs in projection.items()},
     }
+
+
+def fitting_families(config: PaLIConfig) -> tuple[str, ...]:
+    """Return the families that compute as the text part does, the usual one first; mT5 and T5 1.1 compute alike."""
+    return ("umt5",) if config.mt5.bias_per_layer else ("mt5", "t5")
 
 
 def is_export(folder: Path) -> bool:
@@ -111,15 +117,16 @@ def read_config(folder: Path) -> PaLIConfig:
 def write_weights(
     folder: Path,
     config: PaLIConfig,
-    stored: Mapping[str, Stored],
+    family: str,
+    stored: Mapping[str, Exported],
     load: Callable[[Sequence[str]], Mapping[str, Tensor]],
     max_shard_bytes: int,
     progress: Callable[[str], None] = lambda message: None,
 ) -> None:
     """Write the weights and every config.json, one file after another; memory holds one file's tensors.
 
-    `load` returns tensors by logical name. Both matrices of vocabulary are always written, because transformers 5 ties
-    them unless a folder holds both. Raises ConfigurationError if a tensor is missing.
+    `family`: one of `fitting_families`. `load` returns tensors by logical name. Both matrices of vocabulary are always
+    written, because transformers 5 ties them unless a folder holds both. Raises ConfigurationError if one is missing.
     """
     weight_map: dict[str, str] = {}
     total = 0
@@ -141,7 +148,7 @@ def write_weights(
                 folder / sub / INDEX, own, sum(stored[n].shape.numel() * stored[n].dtype.itemsize for n in table)
             )
     _write_index(folder / INDEX, weight_map, total)
-    _write_configs(folder, config, stored)
+    _write_configs(folder, config, family, stored)
 
 
 def load_weights(folder: Path, module: nn.Module, config: PaLIConfig) -> None:
@@ -175,7 +182,7 @@ def load_weights(folder: Path, module: nn.Module, config: PaLIConfig) -> None:
 
 
 def _shards(
-    sub: str, table: Mapping[str, ForeignTensor], stored: Mapping[str, Stored], max_shard_bytes: int
+    sub: str, table: Mapping[str, ForeignTensor], stored: Mapping[str, Exported], max_shard_bytes: int
 ) -> Iterator[Shard]:
     """Divide the tensors of a sub-folder into files of at most so many bytes, at least one tensor each."""
     groups: list[list[str]] = []
@@ -193,13 +200,13 @@ def _shards(
         yield Shard(file, {ours: table[ours] for ours in names})
 
 
-def _write_configs(folder: Path, config: PaLIConfig, stored: Mapping[str, Stored]) -> None:
+def _write_configs(folder: Path, config: PaLIConfig, family: str, stored: Mapping[str, Exported]) -> None:
     by_folder = {
         sub: {stored[ours].dtype for ours in table} for sub, table in tables(config).items()
     }  # mixed types load as the widest
-    text = text_config(config) | {"dtype": _widest(by_folder[TEXT])}
+    text = text_config(config, family) | {"dtype": _widest(by_folder[TEXT])}
     vision = vision_config(config) | {"dtype": _widest(by_folder[VISION])}
-    whole_class = FAMILIES[config.mt5.bias_per_layer][2]
+    _, whole_class = FAMILIES[family]
     whole = {
         "model_type": "pali",
         "architectures": [whole_class],
@@ -239,13 +246,12 @@ def _write_configs(folder: Path, config: PaLIConfig, stored: Mapping[str, Stored
     shutil.copyfile(Path(__file__).with_name(CODE), folder / CODE)
 
 
-def text_config(config: PaLIConfig) -> dict[str, Any]:
+def text_config(config: PaLIConfig, family: str) -> dict[str, Any]:
     """Return the text part's config.json of transformers."""
     sizes = {name: value for name, value in vars(config.mt5).items() if name not in NOT_SIZES}
-    model_type, text_class, _ = FAMILIES[config.mt5.bias_per_layer]
     return {
-        "model_type": model_type,
-        "architectures": [text_class],
+        "model_type": family,
+        "architectures": [FAMILIES[family][0]],
         **sizes,
         "num_layers": config.mt5.num_encoder_layers,
         "feed_forward_proj": "gated-gelu",
@@ -253,6 +259,7 @@ def text_config(config: PaLIConfig) -> dict[str, Any]:
         "dropout_rate": config.model.dropout_rate,
         "is_encoder_decoder": True,
         "tie_word_embeddings": False,
+        **({"scale_decoder_outputs": False} if family == "t5" else {}),
         "pad_token_id": PAD,
         "eos_token_id": EOS,
         "decoder_start_token_id": PAD,

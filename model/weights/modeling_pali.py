@@ -37,7 +37,8 @@ class PaLIConfig(PreTrainedConfig):
         self.vision_config = SiglipVisionConfig(**(vision_config or {}))
         ids = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
         given = {name: getattr(self.text_config, name) for name in ids}
-        given |= {"is_encoder_decoder": True, "tie_word_embeddings": False} | kwargs
+        # T5's class reads the last one: T5 1.1 scales nothing.
+        given |= {"is_encoder_decoder": True, "tie_word_embeddings": False, "scale_decoder_outputs": False} | kwargs
         super().__init__(**given)
 
     def to_dict(self):

@@ -63,7 +63,7 @@ def open_source(path: str | Path, tower: str, num_heads: int | None = None) -> S
     path, where = Path(path), f"weights.{tower}={path}"
     if not path.exists():
         raise ConfigurationError(f"{where} does not exist; name a folder or a file of weights.")
-    config = _read_config(path, tower, where)
+    config = read_tower_config(path, tower, where)
     try:
         stored = open_tensors(path)
     except ConfigurationError as error:
@@ -101,8 +101,7 @@ def _foreign(stored: Stored, config: dict[str, Any] | None, tower: str, where: s
         table = siglip.siglip_table(ViTConfig(**{"num_heads": heads or 1} | sizes))
     others = {}
     if config and config.get("part_of") == EXPORT:
-        prefix = "vision_model."
-        others = {n: x for n, x in stored.items() if n.startswith((prefix, "projection.")) == (tower == "mt5")}
+        others = {name: x for name, x in stored.items() if _tower_in_export(name) != tower}
         stored = {name: x for name, x in stored.items() if name not in others}
     elif config is None and tower == "vit":
         stored = {name: x for name, x in stored.items() if not name.startswith("projection.")}
@@ -112,6 +111,11 @@ def _foreign(stored: Stored, config: dict[str, Any] | None, tower: str, where: s
     tensors = import_stored(stored, table, found.names)
     left_out = sorted({*found.left_out, *others} - set(EXPORT_PROJECTION.values()))
     return Source(where, kind, sizes, tensors, left_out, projection)
+
+
+def _tower_in_export(name: str) -> str | None:
+    """Return the tower of a tensor of an export, None for the projection between the towers."""
+    return "vit" if name.startswith("vision_model.") else None if name.startswith("projection.") else "mt5"
 
 
 def _logical(stored: Stored, tower: str, where: str) -> Source:
@@ -166,7 +170,7 @@ def _count(own: Stored, prefix: str) -> int:
     return len({name.split(".")[0] for name in own if name.startswith(prefix)})
 
 
-def _read_config(path: Path, tower: str, where: str) -> dict[str, Any] | None:
+def read_tower_config(path: Path, tower: str, where: str) -> dict[str, Any] | None:
     """Return the part of a folder's config.json that describes the tower, None for a file or a folder without one."""
     file = path / "config.json"
     if not path.is_dir() or not file.is_file():

@@ -23,6 +23,7 @@ from model.config import ModelConfig
 from model.vit import resample_position
 from parallel.checkpoint import checkpointer as checkpoint
 from parallel.checkpoint.checkpointer import Checkpointer, SaveFailed
+from parallel.checkpoint.stored_weights import StoredWeights
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import launch
 from parallel.engine.base import Engine
@@ -87,8 +88,10 @@ def link(folder: Path, number: int, case: Case) -> None:
         curve = train(engine, range(first, first + STEPS_EACH))
         checkpointer.save(engine, first + STEPS_EACH, {"note": number})
         checkpointer.wait()
+        whole = weights(engine)
         if layout.rank == 0:
             torch.save(curve, results_file(folder, f"{optimizer}_{number}"))
+            torch.save(whole, results_file(folder, f"{optimizer}_weights_{number}"))
 
 
 def test_the_curve_continues_under_any_layout(tmp_path: Path) -> None:
@@ -106,6 +109,20 @@ def test_the_curve_continues_under_any_layout(tmp_path: Path) -> None:
             "latest",
             *(f"step_{STEPS_EACH * links:08d}" for links in (len(CHAIN) - 1, len(CHAIN))),
         ]
+        exported_from(tmp_path, optimizer)
+
+
+def exported_from(folder: Path, optimizer: str) -> None:
+    """One process without an engine reads what the ranks of the last links wrote, as `train.export` does."""
+    run = folder / f"run_{optimizer}"
+    run.mkdir()
+    (run / "checkpoints").symlink_to(folder / optimizer)
+    for number in (len(CHAIN) - 2, len(CHAIN) - 1):
+        stored = StoredWeights(run, STEPS_EACH * (number + 1))
+        whole = torch.load(results_file(folder, f"{optimizer}_weights_{number}"))
+        found = stored.load(list(stored.shapes))
+        assert found.keys() == whole.keys()
+        assert all(torch.equal(found[name], values) for name, values in whole.items())
 
 
 def through_a_pipeline(folder: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TEXT_FILES = ("open", "read_text", "write_text", "fdopen", "NamedTemporaryFile", "TemporaryFile", "FileHandler")
-BINARY_OPENERS = ("tarfile", "Image", "os", "np", "zipfile")  # `tarfile.open` takes no encoding
+BINARY_OPENERS = ("tarfile", "Image", "os", "np", "zipfile", "archive")  # they take no encoding; archive: a ZipFile
 
 
 def python_files() -> list[Path]:

@@ -33,7 +33,7 @@ def test_a_file_of_distributed_and_all_of_slurm_run_in_one_worker_each(tmp_path:
         file.write_text(TESTS, encoding="utf-8")
     (tmp_path / "tests" / "conftest.py").write_bytes(conftest.read_bytes())
     command = [sys.executable, "-m", "pytest", "-q", "tests", "--numprocesses", "2", "--dist", "loadfile"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=120)
     assert done.returncode == 0, done.stdout
     workers = defaultdict(set)
     for line in (tmp_path / "tests" / "workers").read_text(encoding="utf-8").splitlines():

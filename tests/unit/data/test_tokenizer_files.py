@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 from sentencepiece import sentencepiece_model_pb2 as protocol
-from transformers import T5Tokenizer
+from transformers import AutoTokenizer, T5Tokenizer
 
 from common.errors import ConfigurationError
 from data.tokenizer import Tokenizer, train_tokenizer
 from data.tokenizer_files import find_tokenizer
+from train.export import write_tokenizer
 
 TEXTS = ["a red square", "  two   blue circles ", "naïve Größe", "xyz 日本", "Photo of <extra_id_0>"]
 
@@ -48,3 +49,15 @@ def test_a_folder_without_tokenizer_and_other_kinds(tmp_path: Path) -> None:
         (tmp_path / "tokenizer.json").write_text(content, "utf-8")
         with pytest.raises(ConfigurationError, match=r"is no tokenizer\.json of a T5, or a damaged one"):
             Tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_json_alone_goes_out_in_both_forms(t5: Path, tmp_path: Path) -> None:
+    T5Tokenizer.from_pretrained(t5).save_pretrained(tmp_path / "in")
+    tokenizer = Tokenizer(tmp_path / "in" / "tokenizer.json")
+    (tmp_path / "out").mkdir()
+    write_tokenizer(tmp_path / "out", tokenizer)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    for text in [*TEXTS[:3], "a red square <extra_id_0>"]:
+        ids = tokenizer.encode_prompt(text)
+        assert Tokenizer(tmp_path / "out" / "tokenizer.model").encode_prompt(text) == ids, text
+        assert theirs(text, add_special_tokens=False).input_ids == ids, text

@@ -12,7 +12,7 @@ from model.config import ModelConfig, MT5Config, ViTConfig
     ("kind", "name"),
     [
         *((ViTConfig, name) for name in ("width", "depth", "mlp_dim", "num_heads", "patch_size")),
-        *((MT5Config, name) for name in vars(MT5Config())),
+        *((MT5Config, name) for name, value in vars(MT5Config()).items() if not isinstance(value, bool)),
         *((ModelConfig, name) for name in ("image_size", "loss_chunk")),
     ],
 )

@@ -19,12 +19,14 @@ from transformers import (
     AutoTokenizer,
     MT5ForConditionalGeneration,
     SiglipVisionModel,
+    T5ForConditionalGeneration,
 )
 
 from common.errors import ConfigurationError
 from model.megatron import parallel_state
 from model.weights import logical_tensors
 from model.weights.export_folder import tables
+from model.weights.source import open_source
 from parallel.checkpoint.checkpointer import Checkpointer
 from parallel.config import ParallelConfig
 from parallel.distributed import Launch
@@ -32,7 +34,7 @@ from parallel.layout import Layout
 from tests.unit.conf.test_composition import composed
 from train.build import build_phase_engine
 from train.config import to_yaml
-from train.export import export
+from train.export import choose_family, export
 from train.inference import PaLIPipeline
 from train.phases import find_span, for_phase, spans
 
@@ -129,6 +131,38 @@ def test_generate_of_transformers_gives_our_tokens(exported: Path, image: Path, 
     theirs.save_pretrained(tmp_path)  # once more through transformers
     again = AutoModelForImageTextToText.from_pretrained(tmp_path, trust_remote_code=True).eval()
     assert torch.equal(again.generate(**batch, max_new_tokens=12), greedy)
+
+
+def test_a_t5_goes_out_as_a_t5(run: Path, exported: Path, image: Path, tmp_path: Path, tokenizer_path: Path) -> None:
+    folder = export(str(run), str(tmp_path / "t5"), text_model="t5")
+    text, found = T5ForConditionalGeneration.from_pretrained(folder / "text", output_loading_info=True)
+    assert not any(found.values()), found
+    words = {"input_ids": torch.tensor([[7, 8, 9, 1]]), "decoder_input_ids": torch.tensor([[0, 5, 6]])}
+    theirs = MT5ForConditionalGeneration.from_pretrained(exported / "text")
+    torch.testing.assert_close(text(**words).logits, theirs(**words).logits)
+    mt5, t5 = (
+        AutoModelForImageTextToText.from_pretrained(each, trust_remote_code=True).eval() for each in (exported, folder)
+    )
+    assert isinstance(t5, T5ForConditionalGeneration) and not isinstance(mt5, T5ForConditionalGeneration)
+    batch = inputs(exported, image)
+    assert torch.equal(*(model.generate(**batch, max_new_tokens=12) for model in (mt5, t5)))
+
+    config = composed(*SIZES.split(), f"run.folder={run}", f"data.tokenizer={tokenizer_path}")
+    assert choose_family(config, None) == "mt5"
+    for given in (folder, folder / "text"):
+        config.weights.mt5 = str(given)
+        assert choose_family(config, None) == "t5"
+    with pytest.raises(ConfigurationError, match="text_model=umt5 is not what the run trained; choose mt5 or t5"):
+        choose_family(config, "umt5")
+
+
+def test_an_export_gives_its_weights_to_another_run(run: Path, exported: Path) -> None:
+    ours, given = logical_tensors(PaLIPipeline.from_folder(run).model), {}
+    for tower in ("vit", "mt5"):
+        source = open_source(exported, tower, num_heads=4)
+        given |= source.tensors | source.projection
+    assert given.keys() == ours.keys()
+    assert all(torch.equal(stored.read().float(), ours[name]) for name, stored in given.items())
 
 
 def test_scores_of_given_answers_are_those_of_transformers(exported: Path, image: Path) -> None:
