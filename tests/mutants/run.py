@@ -27,6 +27,7 @@ SLOW_IMPORTS = (
 )  # fmt: skip
 CPU_S = 240  # limit of one test in CPU time, which other programs on the machine do not use up
 REAL_S = 900  # limit of one test in wall time, for tests that wait forever; a test may set its own
+DEFAULTS = "tests/unit/train/test_configuration_page.py"  # compares those of every setting, whatever its folder
 # Code that needs several processes is tested in worlds of two.
 ENGINES, CHECKPOINTS = "tests/distributed/test_engines.py", "tests/distributed/test_checkpoints.py"
 WORLDS = {
@@ -71,7 +72,8 @@ class Runner:
         own = sorted(self._unit_tests(folder), key=lambda test: self._distance(test, mutant))
         stages: list[tuple[str, list[str], dict[str, str]]] = [("by its folder's unit tests", own, {})]
         if self.further:
-            others = [test for test in self._unit_tests() if test not in own and self._distance(test, mutant) < 2]
+            unit = [test for test in self._unit_tests() if test == DEFAULTS or self._distance(test, mutant) < 2]
+            others = [test for test in unit if test not in own]
             stages.append(("by other unit tests", others, {}))
             worlds = [test for files, test in WORLDS.items() if mutant.file.startswith(files)]
             stages.append(("by worlds of processes", worlds, {"MOST_RANKS": "2"}))

@@ -1,5 +1,6 @@
 """The programs of `data`: a mistake is one sentence and exit code 2, a broken record is skipped and reported."""
 
+import inspect
 import logging
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 from common.command_line import parse
 from common.errors import ConfigurationError
 from data import digest, tokenizer
+from data.config import DataConfig
 from data.corpus.text import corpus_texts
 from data.error_budget import ErrorBudgetExceeded
 from data.miniature.config import parse as parse_miniature
@@ -118,6 +120,14 @@ def test_a_corpus_over_its_budget_trains_no_tokenizer(tmp_path: Path, capsys: py
         tokenizer.main(words)
     tokenizer.main([*words, "error_budget_minimum=3"])
     assert "100 of them sentinels" in capsys.readouterr().out
+
+
+def test_broken_records_are_forgiven_as_in_training() -> None:
+    names = ("error_budget", "error_budget_minimum")
+    training = {name: getattr(DataConfig(), name) for name in names}
+    assert {name: getattr(tokenizer.Options(), name) for name in names} == training
+    assert {name: inspect.signature(corpus_texts).parameters[name].default for name in names} == training
+    assert tokenizer.Options().split == inspect.signature(corpus_texts).parameters["split"].default == "train"
 
 
 def test_a_digest_leaves_nothing_in_hydras_store(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,9 @@
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
+from common.command_line import CONF
 from common.errors import ConfigurationError
 from model.config import ModelConfig, MT5Config, ViTConfig
 
@@ -49,6 +51,12 @@ def test_heads_divide_the_width_of_the_vit_and_need_not_that_of_the_mt5() -> Non
 
 def test_visual_tokens_are_whole_patches() -> None:
     assert [ViTConfig(patch_size=14).num_tokens(size) for size in (224, 237, 238, 588)] == [256, 256, 289, 1764]
+
+
+def test_defaults_of_the_towers_are_the_toys() -> None:
+    for kind, file, others in ((ViTConfig, "vit", {}), (MT5Config, "mt5", {"vocab_size": 250112})):
+        toy = OmegaConf.to_container(OmegaConf.load(CONF / file / "mini.yaml"))
+        assert isinstance(toy, dict) and vars(kind()).items() >= (toy | others).items()
 
 
 def test_defaults_are_t5xs_and_the_papers() -> None:

@@ -123,6 +123,18 @@ def test_examples_are_cut_into_classes_where_that_saves_most_scores(seed: int) -
     assert scores(found) == (best if best <= whole - unpacking.WORTH_A_CLASS else whole)
 
 
+@pytest.mark.parametrize(("rows", "separate"), [(0, False), (1, True), (3, True), (4, False)])
+def test_examples_are_separate_where_that_saves_a_quarter_of_the_scores(rows: int, separate: bool) -> None:
+    """Of four rows, each of 16 keys, the first ones have queries."""
+    keys = torch.ones(4, 16, dtype=torch.long)
+    queries = torch.zeros_like(keys)
+    queries[:rows] = 1
+    keys[max(rows, 1) :] = 0
+    found = Examples.from_segments(queries, keys)
+    assert (found is not None) is separate
+    assert found is None or found.num_scores == rows * 16 * 16
+
+
 def test_every_class_of_examples_has_one_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unpacking, "WORTH_A_CLASS", 0)
     batch, block = packed(), small_model().encoder_block_0
