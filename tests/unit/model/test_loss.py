@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -77,6 +80,47 @@ def test_no_target_at_all() -> None:
     loss, statistics = _loss(hidden[:0], weight, targets[:0], 1.0, 1e-4, 4)
     (gradient,) = torch.autograd.grad(loss, weight)
     assert loss == 0 and not gradient.any() and statistics.shape == (3, 0)
+
+
+class TwoRanks:
+    """Two threads that hold half of the vocabulary each, and reduce through memory."""
+
+    def __init__(self, rank: int, shared: list[Tensor], barrier: Barrier) -> None:
+        self.own, self.shared, self.barrier = rank, shared, barrier
+
+    def rank(self) -> int:
+        return self.own
+
+    def all_reduce(self, x: Tensor, op: object) -> None:
+        self.shared[self.own] = x.clone()
+        self.barrier.wait(20)
+        both = torch.stack(self.shared)
+        self.barrier.wait(20)
+        x.copy_(both.amax(0) if op == dist.ReduceOp.MAX else both.sum(0))
+
+
+def test_a_vocabulary_in_two_halves_has_the_loss_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, targets = _case(vocabulary=102)
+    targets[:6] = torch.tensor([0, 50, 51, 52, 100, 101])  # both ends of both halves
+    loss, statistics = _loss(hidden, weight, targets, 0.7, 0.3, 7)
+    expected = torch.autograd.grad(loss, (hidden, weight))
+    monkeypatch.setattr("model.loss._all_reduce", lambda x, op, group: group.all_reduce(x, op))
+    shared, barrier = [torch.empty(0)] * 2, Barrier(2)
+
+    def half(rank: int) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        own = weight[rank * 51 : (rank + 1) * 51].detach().requires_grad_()
+        x = hidden.detach().requires_grad_()
+        found, totals = VocabularyLoss.apply(x, own, targets, 0.7, 0.3, 7, TwoRanks(rank, shared, barrier))  # type: ignore
+        return found, totals, torch.autograd.grad(found, (x, own))
+
+    with ThreadPoolExecutor(2) as threads:
+        halves = list(threads.map(half, range(2)))
+    for found, totals, _ in halves:
+        torch.testing.assert_close(found, loss)
+        torch.testing.assert_close(totals, statistics)
+    of_hidden, of_weight = zip(*(gradients for *_, gradients in halves), strict=True)
+    torch.testing.assert_close(of_hidden[0] + of_hidden[1], expected[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(torch.cat(of_weight), expected[1], rtol=1e-5, atol=1e-6)
 
 
 def test_totals_by_objective() -> None:
