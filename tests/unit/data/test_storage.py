@@ -26,8 +26,13 @@ from tests.unit.data.shards.test_source import stream
 def clock(monkeypatch) -> list[float]:
     """The waits, which take no time."""
     waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        assert seconds > 0, "a wait of nothing may go on forever"
+        waits.append(seconds)
+
     monkeypatch.setattr(storage.time, "monotonic", lambda: sum(waits))
-    monkeypatch.setattr(storage.time, "sleep", waits.append)
+    monkeypatch.setattr(storage.time, "sleep", sleep)
     return waits
 
 
