@@ -19,7 +19,7 @@ WIDTH = 8  # lengths are multiples of it: softmax, and products in bf16, are fas
 
 @dataclass(frozen=True)
 class Move:
-    """A copy of positions: position i of the result is position `source[i]` (int64) of a flattened [L, B].
+    """A copy of positions: position i of the result is position `source[i]` (int64).
 
     The positions `empty` (int64) of the result are zero.
     """
@@ -35,8 +35,8 @@ class Move:
         return cls(sources.clamp(min=0), (sources < 0).nonzero().squeeze(1))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[L, B, ...] -> [length, ...]."""
-        return x.flatten(0, 1).index_select(0, self.source).index_fill_(0, self.empty, 0)
+        """[positions, ...] -> [length, ...]."""
+        return x.index_select(0, self.source).index_fill_(0, self.empty, 0)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Side:
 
     def unpack(self, x: Tensor) -> list[Tensor]:
         """Split rows [L, B, ...] into examples: [longest, E, ...] of each class."""
-        moved = _Moved.apply(x, self.to_examples, self.to_rows)
+        moved = _Moved.apply(x.flatten(0, 1), self.to_examples, self.to_rows)
         parts = moved.split([ids.numel() for ids in self.segments]) if len(self.segments) > 1 else [moved]  # type: ignore
         return [part.unflatten(0, ids.t().shape) for part, ids in zip(parts, self.segments, strict=True)]
 
@@ -87,7 +87,7 @@ class Side:
         """Join examples [longest, E, ...] of each class into rows [L, B, ...], zeros at padding."""
         flat = [part.flatten(0, 1) for part in parts]
         whole = torch.cat(flat) if len(flat) > 1 else flat[0]
-        return _Moved.apply(whole.unsqueeze(1), self.to_rows, self.to_examples).unflatten(0, self.rows)  # type: ignore
+        return _Moved.apply(whole, self.to_rows, self.to_examples).unflatten(0, self.rows)  # type: ignore
 
 
 @dataclass(frozen=True)
@@ -172,11 +172,11 @@ class _Moved(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, move: Move, back: Move) -> Tensor:  # type: ignore[override]
-        """x [L, B, ...] -> move(x)."""
-        ctx.back, ctx.shape = back, x.shape
+        """x [positions, ...] -> move(x)."""
+        ctx.back = back
         return move(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         """Move the gradient back."""
-        return ctx.back(grad.unsqueeze(1)).view(ctx.shape), None, None
+        return ctx.back(grad), None, None
