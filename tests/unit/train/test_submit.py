@@ -1,5 +1,6 @@
 """The jobs of a command line: checked as a chain, and submitted with the nodes that they need."""
 
+import os
 import shlex
 import subprocess
 import tomllib
@@ -13,7 +14,7 @@ from slurm.cluster import ClusterConfig, SubmitConfig, SubmitSettings
 from slurm.code_snapshot import ROOT, code_files, take
 from slurm.job import Job, sbatch_command, site_script
 from train.entry import register
-from train.submit import main, plan, requests, usable_nodes
+from train.submit import main, plan, requests, show, submit, usable_nodes
 
 DEMO = ["experiment=equivalence", "run.steps=2"]
 
@@ -212,3 +213,53 @@ def test_without_slurm_it_states_so(here: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("name", ["pretrain", "evaluate", "corpus"])
 def test_the_scripts_are_bash(name: str) -> None:
     subprocess.run(["bash", "-n", ROOT / "slurm" / f"{name}.sbatch"], check=True)
+
+
+def sbatch(monkeypatch: pytest.MonkeyPatch, folder: Path, accepted: int) -> Path:
+    """Put an sbatch into PATH that numbers its calls from 101 and refuses all after `accepted`; return its record."""
+    calls, program = folder / "calls", folder / "bin" / "sbatch"
+    program.parent.mkdir()
+    program.write_text(
+        f"""#!/bin/sh
+echo "$@" >> {calls}
+number=$(wc -l < {calls})
+[ "$number" -le {accepted} ] || {{ echo "sbatch: error: Invalid partition" >&2; exit 1; }}
+echo $((100 + number))
+""",
+        encoding="utf-8",
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return calls
+
+
+def test_each_job_of_a_chain_begins_after_the_one_before(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = site(after=77)
+    jobs = [job(settings, kind=kind, makes=f"runs/{kind}") for kind in ("corpus", "pretrain")]
+    show(jobs)
+    printed = capsys.readouterr().out
+    assert [word for word in printed.split() if word.startswith("--dependency")] == ["--dependency=afterok:77"]
+    assert "--dependency=afterok:<id of job 1>" in printed.replace("'", "")
+    calls = sbatch(monkeypatch, here, accepted=2)
+    assert submit(jobs) == [(jobs[0], "101"), (jobs[1], "102")]
+    given = [line.split() for line in calls.read_text(encoding="utf-8").splitlines()]
+    assert ["--dependency=afterok:77" in given[0], "--dependency=afterok:101" in given[1]] == [True, True]
+    assert "101: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("accepted", "submitted"), [(0, None), (1, "101"), (2, "101, 102")])
+def test_a_refused_job_names_those_before_it(
+    here: Path, monkeypatch: pytest.MonkeyPatch, accepted: int, submitted: str | None
+) -> None:
+    jobs = [job(site(), kind=kind, makes=f"runs/{kind}") for kind in ("corpus", "pretrain", "evaluate")]
+    sbatch(monkeypatch, here, accepted)
+    with pytest.raises(ConfigurationError, match="Invalid partition") as error:
+        submit(jobs)
+    assert ("Submitted already" in str(error.value)) == (submitted is not None)
+    if submitted:
+        ids = submitted.replace(",", "")
+        assert f"already: {submitted} (`scancel {ids}` cancels them; submit.after={ids[-3:]} continues" in str(
+            error.value
+        )
