@@ -238,6 +238,8 @@ def test_each_job_of_a_chain_begins_after_the_one_before(
 ) -> None:
     settings = site(after=77)
     jobs = [job(settings, kind=kind, makes=f"runs/{kind}") for kind in ("corpus", "pretrain")]
+    show(jobs[:1])
+    assert "--dependency=afterok:77" in capsys.readouterr().out
     show(jobs)
     printed = capsys.readouterr().out
     assert [word for word in printed.split() if word.startswith("--dependency")] == ["--dependency=afterok:77"]
