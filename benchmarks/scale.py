@@ -66,7 +66,7 @@ def predicted(words: Sequence[str]) -> Peak:
     hardware = read_hardware("cpu")
     search = make_search(config, hardware, own.world_size)
     phase = search.phases[own.phase]
-    data = own.world_size // (config.parallel.tensor * config.parallel.pipeline)
+    data = config.parallel.data_parallel_size(own.world_size)
     step = expected_step_shape(config, data)
     if own.micro_batches:
         step = type(step)(step.micro_batch, own.micro_batches)

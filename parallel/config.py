@@ -99,6 +99,15 @@ class ParallelConfig:
         at_most("parallel.", 1e7, timeout_s=self.timeout_s)  # timers overflow far above
         self._check_zero()
 
+    @property
+    def replica_size(self) -> int:
+        """Ranks of one replica of the model."""
+        return self.tensor * self.pipeline
+
+    def data_parallel_size(self, world_size: int) -> int:
+        """Return the number of replicas in a world whose size is a multiple of `replica_size`."""
+        return world_size // self.replica_size
+
     def _check_zero(self) -> None:
         one_of("parallel.gather", self.gather, ("micro_batch", "step"))
         one_of("parallel.offload_optimizer", self.offload_optimizer, ("none", "cpu", "nvme"))

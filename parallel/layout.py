@@ -25,13 +25,13 @@ T = TypeVar("T")
 def check(parallel: ParallelConfig, model: PaLIConfig, world_size: int) -> None:
     """Raise ConfigurationError, before anything starts, for degrees that do not divide the world or the model."""
     vit, mt5, tensor, pipeline = model.vit, model.mt5, parallel.tensor, parallel.pipeline
-    if world_size % (tensor * pipeline):
+    if world_size % parallel.replica_size:
         raise ConfigurationError(
             f"{world_size} process{'es' * (world_size > 1)} cannot be divided into parallel.tensor={tensor} x "
             f"parallel.pipeline={pipeline}; "
-            f"start a multiple of {tensor * pipeline} processes."
+            f"start a multiple of {parallel.replica_size} processes."
         )
-    data = world_size // (tensor * pipeline)
+    data = parallel.data_parallel_size(world_size)
     if data % parallel.hpz_partition_size:
         raise ConfigurationError(
             f"parallel.hpz_partition_size={parallel.hpz_partition_size} does not divide the data-parallel size {data}; "

@@ -48,7 +48,7 @@ def plan_phase(config: RunConfig, phase: Phase, world_size: int, rank: int) -> P
 
     Raises ConfigurationError for each setting with which `build_phase_engine` would.
     """
-    data_parallel_size = world_size // (config.parallel.tensor * config.parallel.pipeline)
+    data_parallel_size = config.parallel.data_parallel_size(world_size)
     step = expected_step_shape(config, data_parallel_size)
     memory = MemoryModel(config.parallel, config.optimizer, step, data_parallel_size)
     return plan_stages(config.pali, phase.freeze, memory, planned_tensor_parallel(config.parallel, rank))

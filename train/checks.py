@@ -113,7 +113,7 @@ def _check_phase(config: RunConfig, span: Span, world_size: int, rank: int) -> P
     config.data.check_images(config.vit.num_tokens(image_size))
     check_rows(config.mixture, config.data.encoder_length, config.data.decoder_length)
     layout.check(config.parallel, config.pali, world_size)
-    data_parallel_size = world_size // (config.parallel.tensor * config.parallel.pipeline)
+    data_parallel_size = config.parallel.data_parallel_size(world_size)
     plan = plan_phase(config, span.phase, world_size, rank)
     if config.data.num_streams % data_parallel_size:
         raise ConfigurationError(

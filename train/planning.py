@@ -62,7 +62,7 @@ def overrides(choice: Choice, config: RunConfig, gpus: int) -> list[str]:
         words += [f"{prefix}.{key}={_text(getattr(phase.parallel, key))}" for key in OF_A_PHASE]
         if phase.cut:
             words.append(f"{prefix}.cut=[{','.join(phase.cut)}]")
-    data = gpus // (first.tensor * first.pipeline)
+    data = first.data_parallel_size(gpus)
     if config.data.num_streams % data:
         words.append(f"data.num_streams={_streams(config.data.num_streams, data, config.data.global_batch_size)}")
     return words

@@ -123,7 +123,7 @@ def _config(request: Request, runs: dict[Path, RunConfig], weights: bool) -> Run
 
 
 def _run(request: Request, site: SubmitConfig, config: RunConfig, expected: Sequence[Path]) -> Job:
-    model_ranks = config.parallel.tensor * config.parallel.pipeline
+    model_ranks = config.parallel.replica_size
     weights = request.kind == "pretrain" and not site.submit.dry_run
     usable, tasks = usable_nodes(
         model_ranks, site, lambda ranks: check(choose_layout(config, ranks), ranks, expected, weights=weights)

@@ -147,9 +147,9 @@ class Search:
                 yield made
 
     def _is_possible(self, parallel: ParallelConfig) -> bool:
-        if self.gpus % (parallel.tensor * parallel.pipeline):
+        if self.gpus % parallel.replica_size:
             return False
-        data = self.gpus // (parallel.tensor * parallel.pipeline)
+        data = parallel.data_parallel_size(self.gpus)
         units = self.costs(self.phases[0], parallel)[1]
         if parallel.pipeline * parallel.virtual_stages > len(units):
             return False
@@ -163,7 +163,7 @@ class Search:
         return all(phase.rows.global_batch_size % data == 0 for phase in self.phases)
 
     def _options(self, phase: PhasePlan, degrees: ParallelConfig) -> Iterator[ParallelConfig]:
-        data = self.gpus // (degrees.tensor * degrees.pipeline)
+        data = degrees.data_parallel_size(self.gpus)
         rows = -(-phase.rows.global_batch_size // (data * phase.rows.images_per_row))
         gathers = ("micro_batch", "step") if degrees.zero_stage == 3 else ("micro_batch",)
         for micro in MICRO_BATCHES:
@@ -204,7 +204,7 @@ class Search:
 
     def step_model(self, phase: PhasePlan, parallel: ParallelConfig) -> tuple[StepModel, list[int]]:
         """Return the model of a step and the cut of its units; nothing is played."""
-        data = self.gpus // (parallel.tensor * parallel.pipeline)
+        data = parallel.data_parallel_size(self.gpus)
         rows, micro = phase.rows, parallel.micro_batch_size
         shape = BatchShape(
             micro * rows.images_per_row, phase.config.tokens_per_image, micro, rows.encoder_length,
