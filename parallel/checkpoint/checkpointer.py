@@ -117,7 +117,7 @@ class Checkpointer(CheckpointFolder):
             # Nothing to copy ahead: the state is on the host already.
             writer = dcp.FileSystemWriter(partial, sync_files=True, per_thread_copy_ahead=0)
             dcp.save(_state(pieces), storage_writer=writer, process_group=group)
-            files = {f.name: checksum(f) for f in partial.glob(f"__{rank}_*")}
+            files = {f.name: _checksum(f) for f in partial.glob(f"__{rank}_*")}
             write_json(partial / f"rank_{rank}.json", {"files": files, "ages": content["ages"]})
 
         def publish() -> None:
@@ -139,7 +139,7 @@ class Checkpointer(CheckpointFolder):
 
     def _publish(self, partial: Path, name: str, content: dict[str, Any], world_size: int) -> None:
         """Merge the ranks' manifests and ages (a pipeline stage has those of its own tensors) and move `latest`."""
-        manifest, ages = {".metadata": checksum(partial / ".metadata")}, {}
+        manifest, ages = {".metadata": _checksum(partial / ".metadata")}, {}
         for rank in range(world_size):
             file = partial / f"rank_{rank}.json"
             written = json.loads(file.read_text(encoding="utf-8"))
@@ -147,7 +147,7 @@ class Checkpointer(CheckpointFolder):
             ages.update(written["ages"])
             file.unlink()
         write_json(partial / "state.json", content | {"ages": ages})
-        manifest["state.json"] = checksum(partial / "state.json")
+        manifest["state.json"] = _checksum(partial / "state.json")
         write_json(partial / "manifest.json", manifest)
         shutil.rmtree(self.folder / name, ignore_errors=True)
         os.replace(partial, self.folder / name)
@@ -188,7 +188,7 @@ class Checkpointer(CheckpointFolder):
         for step in reversed(steps):
             path, broken, mistake = self.path(step), None, None
             try:
-                broken = broken_file(path, layout)
+                broken = broken_file(path, layout.rank, layout.world_size)
             except StorageFailed as error:
                 mistake = str(error)
             self._raise_if_unreadable(mistake, path, layout)
@@ -335,8 +335,8 @@ def _raise_anywhere(mistake: str | None) -> None:
         raise ConfigurationError(found)
 
 
-def broken_file(path: Path, layout: Layout) -> str | None:
-    """Return a file of this rank's share that is missing, cut short or altered; raises StorageFailed."""
+def broken_file(path: Path, rank: int = 0, world_size: int = 1) -> str | None:
+    """Return a file of a rank's share that is missing, cut short or altered; raises StorageFailed."""
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -344,10 +344,10 @@ def broken_file(path: Path, layout: Layout) -> str | None:
         return "manifest.json"
     if not isinstance(manifest, dict) or not {".metadata", "state.json"} <= manifest.keys():
         return "manifest.json"
-    for name in sorted(manifest)[layout.rank :: layout.world_size]:
+    for name in sorted(manifest)[rank::world_size]:
         beat(f"checking {path / name}")
         try:
-            if checksum(path / name) != manifest[name]:
+            if _checksum(path / name) != manifest[name]:
                 return name
         except OSError as error:
             raise_if_storage_failed(error, path)
@@ -355,8 +355,7 @@ def broken_file(path: Path, layout: Layout) -> str | None:
     return None
 
 
-def checksum(file: Path) -> dict[str, Any]:
-    """Return the size and the SHA-256 of a file, as a manifest has them."""
+def _checksum(file: Path) -> dict[str, Any]:
     with file.open("rb") as opened:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
 

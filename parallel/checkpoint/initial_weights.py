@@ -9,7 +9,6 @@ from typing import Protocol
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from common.errors import ConfigurationError
 from common.progress import beat
@@ -17,14 +16,12 @@ from model.layers import Part, parameter_parts
 from model.weights.stored import Stored
 from parallel.checkpoint.checkpointer import broken_file
 from parallel.checkpoint.dcp_tensor import logical_tensors
+from parallel.checkpoint.stored_weights import PREFIX, stored_weights
 from parallel.engine.base import Engine
 from parallel.layout import Layout
 from parallel.shards import Rectangle
 
 Pieces = Sequence[tuple[Rectangle, Tensor]]
-
-
-PREFIX = "weights/"  # of a checkpoint's tensors that are weights
 
 
 class FirstWeights(Protocol):
@@ -70,13 +67,12 @@ class CheckpointWeights:
         """Read the names and shapes. Raises ConfigurationError for a checkpoint that cannot be read."""
         self.path = path
         try:
-            metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+            stored = stored_weights(path)
         except OSError as error:
             raise ConfigurationError(
                 f"{path} is no whole checkpoint ({error.strerror}); bring it back from a copy, or name another step."
             ) from error
-        found = {name: each for name, each in metadata.items() if isinstance(each, TensorStorageMetadata)}
-        self.shapes = {n.removeprefix(PREFIX): each.size for n, each in found.items() if n.startswith(PREFIX)}
+        self.shapes = {name: each.size for name, each in stored.items()}
 
     def fill(self, pieces: Pieces, parts: Mapping[str, Part]) -> None:
         """See FirstWeights."""
@@ -94,7 +90,7 @@ class CheckpointWeights:
 
     def check(self, layout: Layout) -> None:
         """See FirstWeights: compare every file with the checksum that was saved, each rank some of them."""
-        broken = broken_file(self.path, layout)
+        broken = broken_file(self.path, layout.rank, layout.world_size)
         if (found := next(filter(None, layout.gather_objects([broken])), None)) is not None:
             raise ConfigurationError(
                 f"{self.path} is damaged ({found}); bring it back from a copy, or name another step."

@@ -12,10 +12,17 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from common.errors import ConfigurationError
-from parallel.checkpoint.checkpointer import checksum
-from parallel.checkpoint.folder import CheckpointFolder, raise_if_storage_failed
+from parallel.checkpoint.checkpointer import broken_file
+from parallel.checkpoint.folder import CheckpointFolder
 
-PREFIX = "weights/"
+PREFIX = "weights/"  # of a checkpoint's tensors that are weights
+
+
+def stored_weights(path: Path) -> dict[str, TensorStorageMetadata]:
+    """Return what a checkpoint's metadata holds of each weight, by logical name. Raises OSError."""
+    metadata: Metadata = dcp.FileSystemReader(path).read_metadata()
+    return {name.removeprefix(PREFIX): each for name, each in metadata.state_dict_metadata.items()
+            if name.startswith(PREFIX) and isinstance(each, TensorStorageMetadata)}  # fmt: skip
 
 
 class StoredWeights:
@@ -28,10 +35,12 @@ class StoredWeights:
         """Read the metadata of the checkpoint of a step. Raises ConfigurationError for one that is damaged."""
         self.run, self.step = run, step
         self.path = CheckpointFolder.from_run(run).path(step)
-        self._check()
-        metadata: Metadata = dcp.FileSystemReader(self.path).read_metadata()
-        found = {name.removeprefix(PREFIX): each for name, each in metadata.state_dict_metadata.items()
-                 if name.startswith(PREFIX) and isinstance(each, TensorStorageMetadata)}  # fmt: skip
+        if (broken := broken_file(self.path)) is not None:
+            raise ConfigurationError(
+                f"{self.path} is damaged ({broken} is missing, cut short or altered); bring it back from a copy, or "
+                "choose another step."
+            )
+        found = stored_weights(self.path)
         self.shapes = {name: each.size for name, each in found.items()}
         self.dtypes = {name: each.properties.dtype for name, each in found.items()}
 
@@ -49,20 +58,3 @@ class StoredWeights:
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # on purpose
             dcp.load(tensors, storage_reader=dcp.FileSystemReader(self.path), no_dist=True)
         return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-
-    def _check(self) -> None:
-        """Compare every file with the manifest. Raises ConfigurationError for a file that is missing or altered."""
-        wrong = "manifest.json"
-        try:
-            manifest = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
-            for wrong in sorted({".metadata", "state.json"} | manifest.keys()):
-                if checksum(self.path / wrong) != manifest.get(wrong):
-                    break
-            else:
-                return
-        except (OSError, ValueError, AttributeError) as error:
-            raise_if_storage_failed(error, self.path)
-        raise ConfigurationError(
-            f"{self.path} is damaged ({wrong} is missing, cut short or altered); bring it back from a copy, or choose "
-            "another step."
-        )
