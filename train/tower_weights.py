@@ -82,9 +82,9 @@ def open_towers(weights: WeightsConfig, num_heads: int | None = None) -> list[To
     return opened
 
 
-def sources(weights: WeightsConfig, num_heads: int | None = None) -> list[FirstWeights]:
+def sources(opened: list[TowerWeights]) -> list[FirstWeights]:
     """Return what fills the model, with only the tensors that are taken."""
-    return [Taken(each.weights, each.names) for each in open_towers(weights, num_heads)]
+    return [Taken(each.weights, each.names) for each in opened]
 
 
 class Taken:

@@ -20,7 +20,7 @@ from parallel.distributed import launch
 from parallel.engine.build import build_engine
 from parallel.layout import Layout
 from train.config import WeightsConfig
-from train.tower_weights import sources
+from train.tower_weights import open_towers, sources
 
 LAYOUTS = {"ZeRO-3": {"zero_stage": 3}, "tensor 2 x pipeline 2": {"tensor": 2, "pipeline": 2}}
 INTERVAL_S = 0.002  # between two looks at the memory of a rank
@@ -30,7 +30,7 @@ def read(folder: Path, export: Path, model: str, degrees: dict[str, int]) -> Non
     """Build an engine, read all of its tensors from files, and write this rank's memory."""
     config, _ = read_model([f"model={model}", "phases=full_224"])
     layout = Layout.start(ParallelConfig(timeout_s=1800, **degrees), launch())
-    given = sources(WeightsConfig(vit=str(export), mt5=str(export)))
+    given = sources(open_towers(WeightsConfig(vit=str(export), mt5=str(export))))
     names = {name for each in given for name in each.shapes}
     engine = build_engine(config, OptimizerConfig(), layout, precision="bf16", given=names)
     peak, done, before, began = [0], threading.Event(), process_bytes("RssAnon"), time.perf_counter()

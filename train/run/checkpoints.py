@@ -1,6 +1,7 @@
 """Save and restore the checkpoints of a run, and compare what its sources hold with the newest of them."""
 
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +16,7 @@ from train.config import RunConfig, to_dict
 from train.facts import Facts
 from train.phases import for_phase, spans
 from train.run.resume import check_sources
-from train.tower_weights import describe, find_not_finite, open_towers, sources
+from train.tower_weights import TowerWeights, describe, find_not_finite, open_towers, sources
 
 Extra = dict[str, Any]
 
@@ -32,6 +33,11 @@ class RunCheckpoints:
         self.sources: Facts = {}
         self.saved_at = time.monotonic()
 
+    @cached_property
+    def first(self) -> list[TowerWeights]:
+        """The first weights: opened once, as each opening reads the headers of all their files; none are read."""
+        return open_towers(self.config.weights, self.config.vit.num_heads)
+
     def restore(self, engine: Engine) -> tuple[int, Extra]:
         """Load the newest checkpoint, else the first weights: return (steps done, what was saved with them).
 
@@ -44,7 +50,7 @@ class RunCheckpoints:
             if Checkpointer(folder).load_latest(engine, weights_only=True) is None:
                 raise ConfigurationError(f"run.initial={self.config.run.initial} has no checkpoint; train it first.")
         if found is None:
-            load_first_weights(engine, sources(self.config.weights, self.config.vit.num_heads))
+            load_first_weights(engine, sources(self.first))
         self._check_finite(engine, found[0] if found else None)
         return found or (0, {})
 
@@ -58,13 +64,12 @@ class RunCheckpoints:
         """Return the logical tensors that `restore` will read from first weights; none where the run goes on."""
         if self.restores():
             return set()
-        opened = open_towers(self.config.weights, self.config.vit.num_heads)
-        return {name for each in opened for name in each.names}
+        return {name for each in self.first for name in each.names}
 
     def describe_first(self) -> list[str]:
         """Describe the first weights, a line each, with what was left out of them."""
         config = for_phase(self.config, spans(self.config)[0])
-        return [describe(each, config) for each in open_towers(config.weights, config.vit.num_heads)]
+        return [describe(each, config) for each in self.first]
 
     def steps_done(self) -> int:
         """Return the step of the newest checkpoint, 0 where there is none."""
@@ -142,8 +147,7 @@ class RunCheckpoints:
         if step is None:
             if run.initial is not None:
                 raise ConfigurationError(f"{name} is not finite in run.initial={run.initial}; name another run.")
-            opened = open_towers(self.config.weights, self.config.vit.num_heads)
-            raise ConfigurationError(f"{find_not_finite(opened, name)}.")
+            raise ConfigurationError(f"{find_not_finite(self.first, name)}.")
         raise ConfigurationError(
             f"{name} is not finite in the checkpoint of step {step} in {self.checkpointer.folder}; remove that "
             "checkpoint to go on from the one before, or choose another run.name."

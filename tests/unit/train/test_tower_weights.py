@@ -45,9 +45,10 @@ def test_the_towers_of_a_run(run: Path) -> None:
 def test_the_projection_comes_with_both_towers_of_one_place(run: Path, tmp_path: Path) -> None:
     write_tensors(logical_tensors(small_model()), tmp_path / "both.safetensors")
     for place in (str(run), str(tmp_path / "both.safetensors")):
-        names = [name for each in open_towers(WeightsConfig(place, place)) for name in each.names]
+        opened = open_towers(WeightsConfig(place, place))
+        names = [name for each in opened for name in each.names]
         assert sorted(names) == sorted(logical_tensors(small_model())), "each tensor once"
-        filled = [name for each in sources(WeightsConfig(place, place)) for name in each.shapes]
+        filled = [name for each in sources(opened) for name in each.shapes]
         assert sorted(filled) == sorted(names)
         assert "bridge.projection.weight" not in open_towers(WeightsConfig(place, None))[0].names
 
