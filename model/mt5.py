@@ -11,6 +11,7 @@ from model.batch import MicroBatch
 from model.cache import Cache, attend
 from model.config import ModelConfig, MT5Config, ViTConfig
 from model.costs import BatchShape, Cost, Unit, attention_flops, linear_flops
+from model.initializers import fan_in_normal, fan_in_truncated, normal, xavier_uniform
 from model.layers import (
     ColumnLinear,
     Embedding,
@@ -19,11 +20,7 @@ from model.layers import (
     RMSNorm,
     RowLinear,
     TensorParallel,
-    fan_in_normal,
-    fan_in_truncated,
-    normal,
     split_parameter,
-    xavier_uniform,
 )
 from model.loss import VocabularyLoss, logits_fp32, totals_by_objective
 

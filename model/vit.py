@@ -9,6 +9,7 @@ from model.attention import split_heads, vit_attention
 from model.batch import MicroBatch
 from model.config import ModelConfig, ViTConfig
 from model.costs import BatchShape, Cost, Unit, attention_flops, linear_flops
+from model.initializers import fan_in_truncated, normal, xavier_uniform
 from model.layers import (
     ColumnLinear,
     LayerNorm,
@@ -16,9 +17,6 @@ from model.layers import (
     RowLinear,
     TensorParallel,
     describe_replicated,
-    fan_in_truncated,
-    normal,
-    xavier_uniform,
 )
 
 

@@ -2,7 +2,8 @@
 
 import torch
 
-from model.layers import Part, zeros
+from model.initializers import zeros
+from model.layers import Part
 from parallel.shards import rectangles
 
 

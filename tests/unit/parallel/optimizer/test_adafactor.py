@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers.optimization import Adafactor as ReferenceAdafactor
 
 from model.describe import read_model
-from model.layers import Part, parameter_parts, zeros
+from model.initializers import zeros
+from model.layers import Part, parameter_parts
 from model.pali import plan_on_meta
 from parallel.config import OptimizerConfig
 from parallel.optimizer.adafactor import Adafactor, state_bytes
