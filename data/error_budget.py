@@ -111,13 +111,13 @@ class Ledger:
             own.account.broken += 1
             self._count_broken(source, own, shard, cause, detail)
 
-    def count_shard(self, source: str, shard: str, defect: str | None = None) -> None:
-        """Count a shard that was opened: whole, or with a `defect`, which costs as much budget as a broken record."""
+    def count_shards(self, source: str, whole: int, broken: Mapping[str, str]) -> None:
+        """Count the shards that were opened; each broken one, path -> defect, costs as much as a broken record."""
         with self._lock:
             own = self._of(source)
-            if defect is None:
+            for _ in range(min(whole, self.window)):
                 own.add(None)
-            else:
+            for shard, defect in broken.items():
                 self._count_broken(source, own, shard, defect)
 
     def count_left_out(self, source: str, cause: str, number: int) -> None:

@@ -150,6 +150,12 @@ def absent_labels(fields: Fields) -> list[str]:
     return [_label(value, "absent_labels") for value in _list(fields, "absent_labels")]
 
 
+def has_area(box: Box) -> bool:
+    """Return whether a box has height and width."""
+    ymin, xmin, ymax, xmax = box
+    return ymin < ymax and xmin < xmax
+
+
 def shown(value: Any) -> str:
     """Return the kind of a value and the value, in at most some 100 characters."""
     if value is None or isinstance(value, bool):

@@ -27,7 +27,7 @@ from data.error_budget import Ledger, NothingUsable  # noqa: E402
 from data.examples import EncodedExample, ExampleInfo  # noqa: E402
 from data.label_pool import labels_of, names_nothing_absent  # noqa: E402
 from data.objectives.base import SENTINEL, LabelOptions  # noqa: E402
-from data.shards.index import printable  # noqa: E402
+from data.shards.scan import printable  # noqa: E402
 from data.shards.source import Record, ShardSource  # noqa: E402
 from data.skip import Skip, one_record  # noqa: E402
 from data.tokenizer import EOS, Tokenizer  # noqa: E402
@@ -79,9 +79,10 @@ class Component:
 
     def example(self, number: int, rng: np.random.Generator) -> EncodedExample | None:
         """Make the example of record `number`; None, counted, if there is none to make."""
+        number = self.source.numbered(number)
         try:
             with one_record(self.objective):
-                example = self._make(self.source[number], rng)
+                example = self._make(self.source.read(number), rng)
         except Skip as skip:
             if skip.defect:
                 shard, key = self.source.shard(number), self.source.key(number)

@@ -37,8 +37,8 @@ def corpus_texts(
             if defect is None:
                 ledger.count_used(source.name)
             else:
-                place = f"record {source.key(number)!r:.100}: {defect.detail}"
-                ledger.count_defect(source.name, source.shard(number), defect.cause, place)
+                place = f"record {source.key(source.numbered(number))!r:.100}: {defect.detail}"
+                ledger.count_defect(source.name, source.shard(source.numbered(number)), defect.cause, place)
             yield from texts
 
 

@@ -10,6 +10,7 @@ from data.objectives import base
 from data.objectives.base import Example, Options, Vocabulary
 
 PROMPTS = ("Generate the alt_text in {language} at 0: <extra_id_0>",)
+ITEMS = True  # a record has several
 
 
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:

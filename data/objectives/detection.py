@@ -69,7 +69,7 @@ def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, 
     classes without a box left are not in the prompt.
     """
     objects = fields.objects(record, boxes=True)
-    boxes = [Box(*each.box, each.label) for each in objects if each.box is not None and _has_area(each.box)]
+    boxes = [Box(*each.box, each.label) for each in objects if each.box is not None and fields.has_area(each.box)]
     if not boxes:
         raise base.Skip("no boxes" if objects else "no objects")
     seen = {each.label for each in objects}
@@ -100,11 +100,6 @@ def _fitting(texts: list[str], length: int, vocabulary: Vocabulary) -> tuple[int
     if not kept:
         raise base.Skip("no box fits a row")
     return kept, vocabulary.encode(" ".join(texts[:kept]))
-
-
-def _has_area(box: fields.Box) -> bool:
-    ymin, xmin, ymax, xmax = box
-    return ymin < ymax and xmin < xmax
 
 
 def read(text: str) -> list[Box]:

@@ -11,6 +11,7 @@ from data.objectives import base
 from data.objectives.base import Example, Options, Vocabulary
 
 PROMPTS = ("Generate the ocr_text in {language}: <extra_id_0>",)
+ITEMS = True  # a record has several
 
 
 def reading_order(words: Sequence[Word]) -> list[Word]:

@@ -10,6 +10,7 @@ from data.objectives import base
 from data.objectives.base import Example, Options, Vocabulary
 
 PROMPTS = ("Answer in {language}: {question} <extra_id_0>",)
+ITEMS = True  # a record has several
 ANSWER_LANGUAGE = "en"  # as in the paper: short answers are mistranslated out of context
 
 

@@ -9,6 +9,7 @@ from data.objectives.base import Example, Options, Vocabulary
 from data.objectives.vqa import draw_question
 
 PROMPTS = ("Generate a question in {language} for {answer}: <extra_id_0>",)
+ITEMS = True  # a record has several
 
 
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:

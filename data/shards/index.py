@@ -1,345 +1,323 @@
-"""Index tars: find the members of each sample once and keep their offsets in a file, for random access.
+"""Keep what tars hold in one file per source, which is mapped into memory and not read.
 
-A sample is the members of one key: the part of a member's name before its first dot, as in WebDataset.
-`photo.3.v2.jpg` belongs to `photo` if there is a `photo.jpg` or `photo.json` (it is an extra then, as `photo.seg.png`
-is), else dots are part of the key: `photo.3.v2`. Members of a key may lie anywhere in the tar. Members that cannot be
-used are counted by cause.
+    64 bytes    MAGIC, version, place and length of the header, its CRC-32, length of the file
+    columns     by record: see COLUMNS; 20 bytes each
+    counts      by objective and block of BLOCK records: how many records and items come before the block
+    scattered   members of the samples whose members do not lie side by side: 64 bytes each
+    ends        by shard: how many records come before its end;  stamps: size and modification time of the tar
+    header      JSON: names of the shards, their defects, profiles of the records, CRC-32 of every section
+
+Keys are not kept: they are read from the headers of the tar. Opening reads the header alone.
 """
 
-import io
+import hashlib
 import json
+import mmap
 import os
-import tarfile
+import struct
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
-from posixpath import dirname, join, normpath
-from typing import IO, Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import ConfigurationError
-from common.files import write_bytes
 from common.progress import beat
-from data.storage import PATIENCE_S, not_permitted, read_file, retry
+from data import objectives
+from data.shards.contents import weights
+from data.shards.selection import BLOCK, counts_before
 
-INDEX_VERSION = 2
-# The members of a sample that are read; columns of the index in this order.
-KINDS = {"json": 0, "txt": 1, "jpg": 2, "jpeg": 2, "png": 2, "webp": 2}
-NUM_KINDS = 3
-BLOCK = tarfile.BLOCKSIZE
-LONGEST_CHAIN = 40  # links to links; Linux follows as many
-LONGEST_HEADER = 1 << 20  # bytes; PAX and GNU headers hold a name, and no more
-BEHIND = 1 << 20  # bytes after a tar's end that must be zero; tar itself writes up to 10 kB of zeros
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
+MAGIC, VERSION = b"PaLI shard index", 3
+PREAMBLE = struct.Struct("<16sIQQIQ")
+PREAMBLE_SIZE, ALIGNED = 64, 64
+COLUMNS = {
+    "hashes": ("<u4", 1),  # the first 32 bits of the key's hash
+    "profiles": ("<u4", 1),  # number of the record's profile (`data.shards.contents`)
+    "image_sizes": ("<u2", 2),  # width and height, 0 without an image
+    "begins": ("<u4", 1),  # blocks of 512 bytes before the sample; of a scattered one, its row of `scattered`
+    "lengths": ("<u4", 1),  # pattern << 24 | blocks of the sample
+}
+SCATTERED_COLUMNS = 8  # offset and size of each kind of member, then offset and size of a header that has the key
+MOST_PROFILES = 1 << 20
 
-# Causes of members that are left out: harmless ones, a consequence of a truncated tar, and defects.
-OTHER_KIND, HIDDEN = "member of another kind", "hidden member"
-CUT = "member of a sample cut short"
-TWICE, NO_TARGET = "second member of a kind for one key", "link to no member"
-TRUNCATED = "truncated tar"
-SPARSE, NO_FILE = "sparse member", "member that is no file"
-DEFECTS = (TWICE, NO_TARGET, SPARSE, NO_FILE)
+
+class NoIndex(Exception):
+    """Raised where a file is no index, is damaged, or is of another version."""
 
 
 @dataclass(frozen=True)
-class ShardIndex:
-    """Hold the samples of a tar and their places in it.
+class Columns:
+    """Hold the records of one tar as the index keeps them; `profiles` are numbers of `names_of_profiles`."""
 
-    `spans`: int64 [samples, NUM_KINDS, 2], offset and size in bytes, size -1 where absent. `hashes`: uint64 [samples],
-    of the keys. `stamp`: the tar's size and modification time (ns). `defect`: the fault of the tar as a whole, or None.
-    `members`: the number of its files and links; each of them is in a span or in `left_out`, by cause.
-    """
-
-    keys: list[str]
-    spans: NDArray[np.int64]
-    hashes: NDArray[np.uint64]
+    hashes: NDArray[np.uint32]
+    profiles: NDArray[np.uint32]
+    image_sizes: NDArray[np.uint16]
+    begins: NDArray[np.uint32]
+    lengths: NDArray[np.uint32]
+    scattered: NDArray[np.int64]
+    profile_names: list[str]
     stamp: tuple[int, int] = (0, 0)
     defect: str | None = None
     members: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def truncated(self) -> bool:
-        """The tar has no end mark."""
-        return self.defect == TRUNCATED
-
-    def holds_the_same(self, other: "ShardIndex") -> bool:
-        """Return whether the offsets of one index are right for the tar of the other."""
-        return self.keys == other.keys and np.array_equal(self.spans, other.spans)
+    def holds_the_same(self, other: Self) -> bool:
+        """Return whether both have the same keys at the same places, whatever their stamps."""
+        names = ("hashes", "begins", "lengths", "scattered")
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
 
 
-def unreadable(defect: str) -> ShardIndex:
-    """Return the index of a tar that cannot be read."""
-    return _index([], [], defect=defect)
+@dataclass(frozen=True)
+class Shard:
+    """Hold the facts of one tar as a whole."""
+
+    stamp: tuple[int, int]
+    defect: str | None
+    members: int
+    left_out: dict[str, int]
 
 
-def stamp_of(status: os.stat_result) -> tuple[int, int]:
-    """Return size and modification time (ns), which change when a file is written."""
-    return status.st_size, status.st_mtime_ns
+class SourceIndex:
+    """Read the index of a source. Its columns lie in the file, and cost no memory of the process."""
 
+    def __init__(self, path: str) -> None:
+        """Open and check the header; raise NoIndex, or OSError as `open` does."""
+        with open(path, "rb") as file:
+            self._read(path, file.fileno(), file.read(PREAMBLE_SIZE))
 
-def scan(path: str) -> ShardIndex:
-    """Index a tar by its headers. If it is cut short, the samples before the cut are indexed, with a `defect`."""
-    with open(path, "rb") as file:
-        stamp = stamp_of(os.fstat(file.fileno()))
-        begin = file.read(len(max(COMPRESSED, key=len)))
-        packed = next((name for magic, name in COMPRESSED.items() if begin.startswith(magic)), None)
-        if packed:
-            return _index([], [], stamp, f"{packed}-compressed tar")
+    @classmethod
+    def from_file(cls, file: Any) -> Self:
+        """Open an index in a file without a name."""
+        made = cls.__new__(cls)
         file.seek(0)
-        headers = _Headers(file, stamp[0])
-        members = headers.members()
-        samples, last, left_out = _samples(members, stamp[0])
-        left_out += headers.left_out
-        defect = headers.defect()
-    keys, rows = list(samples), list(samples.values())
-    if defect and len(keys) > 0 and last == keys[-1] and not headers.whole:
-        # A last sample with other members than the one before it was cut in the middle.
-        present = [[size >= 0 for _, size in row] for row in rows[-2:]]
-        if len(keys) == 1 or present[-1] != present[-2]:
-            left_out[CUT] += sum(present[-1])
-            keys, rows = keys[:-1], rows[:-1]
-    return _index(keys, rows, stamp, defect, len(members) + headers.left_out.total(), dict(left_out))
+        made._read("", file.fileno(), file.read(PREAMBLE_SIZE))
+        return made
 
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
 
-class Indices:
-    """Make and keep indices of tars, beside each tar or in `folder`. `unkept`: the first error of keeping one."""
+    def shard_of(self, number: int) -> int:
+        """Return the number of the shard that holds a record."""
+        return int(np.searchsorted(self.ends, number, side="right"))
 
-    def __init__(self, folder: str | None = None, patience_s: float = PATIENCE_S) -> None:
-        self.folder, self.patience_s = folder, patience_s
-        self.unkept: OSError | None = None
-        if folder is not None:
-            try:
-                os.makedirs(folder, exist_ok=True)
-            except OSError as error:
-                raise ConfigurationError(
-                    f"data.index_folder={folder} cannot be made ({error.strerror}): choose another folder."
-                ) from error
+    def first(self, shard: int) -> int:
+        """Return the number of the first record of a shard."""
+        return int(self.ends[shard - 1]) if shard else 0
 
-    def of(self, path: str) -> ShardIndex:
-        """Return a tar's index: the one that is kept, if the tar has not changed since, or a new one.
+    def columns(self, shard: int) -> Columns:
+        """Return what is kept of one tar."""
+        rows = slice(self.first(shard), int(self.ends[shard]))
+        found: dict[str, Any] = {name: np.array(self.sections[name][rows]) for name in COLUMNS}
+        scattered = found["lengths"] >> 24 == 0xFF
+        own = self.scattered[found["begins"][scattered]]
+        found["begins"][scattered] = np.arange(len(own))
+        used, found["profiles"] = np.unique(found["profiles"], return_inverse=True)
+        found["profiles"] = found["profiles"].astype(np.uint32)
+        names = [self.profiles[number] for number in used.tolist()]
+        return Columns(**found, scattered=own, profile_names=names, **vars(self.shards[shard]))
 
-        Raises StorageFailed, ConfigurationError for a tar without permission to read, and OSError.
-        """
-        beat(f"opening {path}")
-        try:
-            stamp = stamp_of(retry(lambda: os.stat(path), path, self.patience_s, was_there=True))
-            kept_at = self._place(path)
-            found = self._kept(kept_at, stamp)
-            if found is None:
-                beat(f"indexing {path}")
-                found = retry(lambda: scan(path), path, self.patience_s, was_there=True)
-                self._keep(kept_at, found)
-            return found
-        except PermissionError as error:
-            raise not_permitted(path) from error
-
-    def _place(self, path: str) -> str:
-        if self.folder is None:
-            return f"{path}.index.npz"
-        name = blake2b(os.fsencode(os.path.abspath(path)), digest_size=8).hexdigest()
-        return os.path.join(self.folder, f"{name}.index.npz")
-
-    def _kept(self, place: str, stamp: tuple[int, int]) -> ShardIndex | None:
-        try:
-            content = read_file(place, self.patience_s)
-        except OSError:
+    def counts(self, objective: str, items: bool) -> NDArray[np.int64] | None:
+        """Return the kept counts of an objective without options, None for one that the index was made before."""
+        kept = self.header["objectives"]
+        if kept.get(objective) != objectives.FIELDS[objective]:
             return None
-        try:
-            return _decode(content, stamp)
-        except Exception:  # damaged, or another file: numpy and zipfile raise almost anything
-            return None
+        row: NDArray[np.int64] = self.sections["counts"][2 * list(kept).index(objective) + items]
+        return row
 
-    def _keep(self, place: str, made: ShardIndex) -> None:
-        try:
-            write_bytes(Path(place), _encode(made))
-        except OSError as error:
-            self.unkept = self.unkept or error
+    def verify(self) -> list[str]:
+        """Return the sections whose bytes are not as they were written; reads the whole file."""
+        return [name for name, one in self.sections.items() if _crc(one) != self.header["sections"][name]["crc"]]
+
+    def _read(self, path: str, descriptor: int, preamble: bytes) -> None:
+        self.path, size = path, os.fstat(descriptor).st_size
+        if len(preamble) < PREAMBLE_SIZE or preamble[:16] != MAGIC:
+            raise NoIndex("it is no index")
+        _, version, place, length, crc, whole = PREAMBLE.unpack(preamble[: PREAMBLE.size])
+        if version != VERSION:
+            raise NoIndex(f"it is of version {version}")
+        if whole != size or place + length > size:
+            raise NoIndex("it is cut short")
+        mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+        if hasattr(mmap, "MADV_RANDOM"):
+            mapped.madvise(mmap.MADV_RANDOM)  # records are drawn in random order -> reading ahead is in vain
+        content = mapped[place : place + length]
+        if zlib.crc32(content) != crc:
+            raise NoIndex("its header is damaged")
+        self.header: dict[str, Any] = json.loads(content)
+        self.sections: dict[str, NDArray[Any]] = {
+            name: np.frombuffer(mapped, one["dtype"], int(np.prod(one["shape"])), one["place"]).reshape(one["shape"])
+            for name, one in self.header["sections"].items()
+        }
+        self.ends, self.scattered = self.sections["ends"], self.sections["scattered"]
+        self.names: list[str] = self.header["names"]
+        self.profiles: list[str] = self.header["profiles"]
+        self.fingerprint: str = self.header["fingerprint"]
+        self.members: int = self.header["members"]
+        self.left_out: Counter[str] = Counter(self.header["left_out"])
+        self.field_map: dict[str, Any] = self.header["fields"]
+        self.notes: dict[int, dict[str, Any]] = {int(number): note for number, note in self.header["notes"].items()}
+        self.shards = _Shards(self)
+        if len(self.ends) != len(self.names):
+            raise NoIndex("its shards do not add up")
 
 
-def index(path: str) -> ShardIndex:
-    """Return the index of one tar, kept beside it."""
-    return Indices().of(path)
+class _Shards(Sequence[Shard]):
+    """The facts of the tars, made when one is read: most have no note."""
+
+    def __init__(self, index: SourceIndex) -> None:
+        self._index = index
+
+    def __len__(self) -> int:
+        return len(self._index.names)
+
+    def __getitem__(self, number: Any) -> Any:
+        if number >= len(self):
+            raise IndexError(number)
+        size, changed = self._index.sections["stamps"][number].tolist()
+        note = self._index.notes.get(number, {})
+        members = int(self._index.sections["members"][number])
+        return Shard((size, changed), note.get("defect"), members, note.get("left_out", {}))
 
 
-Place = tuple[int, int]  # offset, size
-Member = tuple[str, int, int]  # name, offset, size
+def write_index(
+    path: str, names: Sequence[str], parts: Sequence[Callable[[], Columns]], field_map: Mapping[str, Any]
+) -> None:
+    """Write the index of a source, whose tars have these names and give these columns; raise OSError.
+
+    Each of `parts` is called twice, so that no more than one tar's columns are in memory.
+    """
+    sizes, scattered = [], []
+    for part in parts:
+        beat()
+        one = part()
+        sizes.append(len(one.hashes))
+        scattered.append(len(one.scattered))
+    writer = _Writer(path, sum(sizes), sum(scattered), len(names))
+    try:
+        for number, part in enumerate(parts):
+            beat()
+            writer.add(number, names[number], part())
+        writer.finish(names, field_map)
+    finally:
+        writer.file.close()
 
 
-class _Headers:
-    """Read the headers of a tar up to a damaged one. `left_out` counts the members that have no bytes to read."""
+class _Writer:
+    """Write the columns of one tar after another, then the rest."""
 
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        self._file, self._size, self._end = file, size, 0
-        self.whole = False
+    def __init__(self, path: str, records: int, scattered: int, shards: int) -> None:
+        num_blocks = -(-records // BLOCK) + 1
+        shapes: dict[str, tuple[str, list[int]]] = {
+            name: (kind, [records] if width == 1 else [records, width]) for name, (kind, width) in COLUMNS.items()
+        }
+        shapes["counts"] = "<i8", [2 * len(objectives.NAMES), num_blocks]
+        shapes["scattered"] = "<i8", [scattered, SCATTERED_COLUMNS]
+        shapes |= {"ends": ("<i8", [shards]), "stamps": ("<i8", [shards, 2]), "members": ("<i8", [shards])}
+        self.layout: dict[str, dict[str, Any]] = {}
+        place = PREAMBLE_SIZE
+        for name, (kind, shape) in shapes.items():
+            self.layout[name] = {"dtype": kind, "shape": shape, "place": place}
+            length = int(np.prod(shape)) * np.dtype(kind).itemsize
+            place += -(-length // ALIGNED) * ALIGNED
+        self.end = place
+        self.file = open(path, "w+b")  # noqa: SIM115 (closed by the caller)
+        self.file.truncate(place)
+        os.posix_fallocate(self.file.fileno(), 0, place)  # a full disk is an error here; in a mapping it is a signal
+        mapped = mmap.mmap(self.file.fileno(), place)
+        self.sections: dict[str, NDArray[Any]] = {
+            name: np.frombuffer(mapped, one["dtype"], int(np.prod(one["shape"])), one["place"]).reshape(one["shape"])
+            for name, one in self.layout.items()
+        }
+        self.records = self.scattered = 0
+        self.profiles: dict[str, int] = {}
+        self.notes: dict[int, dict[str, Any]] = {}
         self.left_out: Counter[str] = Counter()
-        self.number = 0
+        self.fingerprint = hashlib.sha256()
 
-    def members(self) -> list[Member]:
-        """Return the file members in order; a link has the place of its target, which may come before or after it."""
-        places: dict[str, Place] = {}
-        found: list[tuple[str, Place | None, str]] = []
-        for name, place, target in self._read():
-            place = place or places.get(target)
-            if place:
-                places[normpath(name)] = place
-            found.append((name, place, target))
-        waiting = {normpath(name): target for name, place, target in found if not place}
-        for _ in range(LONGEST_CHAIN):
-            late = {name: places[target] for name, target in waiting.items() if name not in places and target in places}
-            if not late:
-                break
-            places |= late
-        resolved = [(name, place or places.get(target)) for name, place, target in found]
-        if lost := sum(place is None for _, place in resolved):
-            self.left_out[NO_TARGET] += lost
-        return [(name, *place) for name, place in resolved if place]
+    def add(self, number: int, name: str, part: Columns) -> None:
+        """Append the records of a tar."""
+        rows = slice(self.records, self.records + len(part.hashes))
+        numbers = np.array([self._profile(each) for each in part.profile_names], np.uint32)
+        begins = part.begins.copy()
+        begins[part.lengths >> 24 == 0xFF] += self.scattered
+        for kind in COLUMNS:
+            self.sections[kind][rows] = getattr(part, kind)
+        self.sections["begins"][rows] = begins
+        self.sections["profiles"][rows] = numbers[part.profiles] if len(numbers) else 0
+        self.sections["scattered"][self.scattered : self.scattered + len(part.scattered)] = part.scattered
+        self.records, self.scattered = rows.stop, self.scattered + len(part.scattered)
+        self.sections["ends"][number], self.sections["stamps"][number] = self.records, part.stamp
+        self.sections["members"][number] = part.members
+        if part.defect or part.left_out:
+            self.notes[number] = {"defect": part.defect, "left_out": part.left_out}
+            self.left_out.update(part.left_out)
+        self.fingerprint.update(json.dumps([name, part.stamp[0], len(part.hashes)]).encode())
+        for column in (part.begins, part.lengths, part.scattered):
+            self.fingerprint.update(np.ascontiguousarray(column).tobytes())
 
-    def _read(self) -> Iterator[tuple[str, Place | None, str]]:
-        """Yield each file's name and place, and each link's name and target."""
-        try:
-            bounded: Any = _Bounded(self._file)
-            with tarfile.open(fileobj=bounded, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
-                for self.number, member in enumerate(tar, 1):
-                    if self.number % 1000 == 0:
-                        beat()
-                    if member.size < 0:
-                        return
-                    self._end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-                    if member.islnk():
-                        yield member.name, None, normpath(member.linkname)
-                    elif member.issym():
-                        yield member.name, None, normpath(join(dirname(member.name), member.linkname))
-                    elif member.issparse():
-                        self.left_out[SPARSE] += 1
-                    elif member.isfile():
-                        yield member.name, (member.offset_data, member.size), ""
-                    elif not member.isdir():
-                        self.left_out[NO_FILE] += 1
-        except OSError:
-            raise
-        except Exception:  # tarfile raises almost anything for corrupt bytes
-            return
-        self._file.seek(self._end)
-        # tarfile reads a damaged header as the end of the tar, but only a block of zeros is the end.
-        self.whole = self._file.read(BLOCK) == bytes(BLOCK)
+    def finish(self, names: Sequence[str], field_map: Mapping[str, Any]) -> None:
+        """Write the counts, the header and, when all else is written, the preamble."""
+        profiles = list(self.profiles)
+        for number, objective in enumerate(objectives.NAMES):
+            for items in (False, True):
+                table = weights(profiles, objective, _every, items)
+                self.sections["counts"][2 * number + items] = counts_before(self.sections["profiles"], table)
+        for name, one in self.layout.items():
+            one["crc"] = _crc(self.sections[name])
+        header = {
+            "names": list(names),
+            "profiles": profiles,
+            "fields": dict(field_map),
+            "objectives": {name: objectives.FIELDS[name] for name in objectives.NAMES},
+            "members": int(self.sections["members"].sum()),
+            "left_out": self.left_out,
+            "notes": self.notes,
+            "fingerprint": self.fingerprint.hexdigest(),
+            "sections": self.layout,
+        }
+        content = json.dumps(header).encode()
+        self.sections.clear()
+        self.file.seek(self.end)
+        self.file.write(content)
+        whole = self.end + len(content)
+        self.file.seek(0)
+        self.file.write(PREAMBLE.pack(MAGIC, VERSION, self.end, len(content), zlib.crc32(content), whole))
+        self.file.flush()
 
-    def defect(self) -> str | None:
-        """Return the fault of the tar, or None. Call it after `members`."""
-        if not self.whole:
-            return TRUNCATED if self.number or not self._size else "not a tar"
-        return "data behind the end of the tar" if any(self._file.read(BEHIND)) else None
-
-
-class _Bounded:
-    """Limit the reads of tarfile: forward only, and at most LONGEST_HEADER bytes, for any content of a header."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._furthest = file, 0
-        self.tell = file.tell
-
-    def read(self, size: int) -> bytes:
-        """Read `size` bytes; raise ReadError beyond LONGEST_HEADER."""
-        if not 0 <= size <= LONGEST_HEADER:
-            raise tarfile.ReadError(f"a header of {size} bytes")
-        return self._file.read(size)
-
-    def seek(self, place: int) -> int:
-        """Move forward; raise ReadError for a move back."""
-        if place <= self._furthest:
-            raise tarfile.ReadError("a member of negative size")
-        self._furthest = place
-        return self._file.seek(place)
+    def _profile(self, name: str) -> int:
+        if name not in self.profiles and len(self.profiles) >= MOST_PROFILES:
+            name = _general(name)
+        return self.profiles.setdefault(name, len(self.profiles))
 
 
-Row = list[Place]
+def _general(profile: str) -> str:
+    """Return a profile without languages: the fields alone, which few other records do not share."""
+    return " ".join(f"{part.partition('=')[0]}=*" for part in profile.split(" ") if "=" in part)
 
 
-def _samples(members: list[Member], end: int) -> tuple[dict[str, Row], str | None, Counter[str]]:
-    """Return members by key, the key of the last one that is used, and the number of those left out, by cause."""
-    left_out: Counter[str] = Counter()
-    plain = {_key(name)[0] for name, _, _ in members if _key(name)[1].lower() in KINDS}
-    samples: dict[str, Row] = {}
-    last = None
-    for name, offset, size in members:
-        key, extension = _key(name)
-        if key.rpartition("/")[2] == "":
-            left_out[HIDDEN] += 1
-            continue
-        if extension.lower() not in KINDS and key not in plain:
-            beginning, _, extension = extension.rpartition(".")
-            key = f"{key}.{beginning}"
-        kind = KINDS.get(extension.lower())
-        if kind is None:
-            left_out[OTHER_KIND] += 1
-            continue
-        last = key
-        row = samples.setdefault(key, [(0, -1)] * NUM_KINDS)
-        if offset + size > end:
-            left_out[CUT] += 1
-        elif row[kind][1] >= 0:
-            left_out[TWICE] += 1
-        else:
-            row[kind] = offset, size
-    return samples, last, left_out
+def _every(code: str) -> bool:
+    return True
 
 
-def _key(name: str) -> tuple[str, str]:
-    """Split a member's name at the first dot after its folders: (key, extension)."""
-    folder, slash, name = name.rpartition("/")
-    stem, _, extension = name.partition(".")
-    return f"{folder}{slash}{stem}", extension
+def _crc(section: NDArray[Any]) -> int:
+    content, crc = memoryview(section.reshape(-1).view(np.uint8).data), 0
+    for start in range(0, len(content), 1 << 26):
+        beat()
+        crc = zlib.crc32(content[start : start + (1 << 26)], crc)
+    return crc
 
 
-def printable(name: str) -> str:
-    """Return a member's name with escapes for line breaks and for bytes that are no UTF-8."""
-    if name.isprintable():
-        return name
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
+def index_path(location: str, folder: str, split: str, index_folder: str | None) -> Path:
+    """Return the file that the index of a split of a source is kept in: in `folder`, that of its tars, or elsewhere.
 
-
-def _index(
-    keys: list[str],
-    rows: list[Row],
-    stamp: tuple[int, int] = (0, 0),
-    defect: str | None = None,
-    members: int = 0,
-    left_out: dict[str, int] | None = None,
-) -> ShardIndex:
-    keys = [printable(key) for key in keys]
-    spans = np.array(rows, np.int64).reshape(-1, NUM_KINDS, 2)
-    digests = b"".join(blake2b(key.encode(), digest_size=8).digest() for key in keys)
-    return ShardIndex(keys, spans, np.frombuffer(digests, "<u8"), stamp, defect, members, left_out or {})
-
-
-def _encode(index: ShardIndex) -> bytes:
-    notes = {"defect": index.defect, "members": index.members, "left_out": index.left_out}
-    content = io.BytesIO()
-    np.savez(
-        content,
-        stamp=np.array([INDEX_VERSION, *index.stamp], np.int64),
-        keys=np.frombuffer("\n".join(index.keys).encode(), np.uint8),
-        spans=index.spans,
-        hashes=index.hashes,
-        notes=np.frombuffer(json.dumps(notes).encode(), np.uint8),
-    )
-    return content.getvalue()
-
-
-def _decode(content: bytes, stamp: tuple[int, int]) -> ShardIndex | None:
-    """Return the index in a file, or None if it was made of another tar; raise any exception if it is damaged."""
-    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-        if not np.array_equal(stored["stamp"], [INDEX_VERSION, *stamp]):
-            return None
-        spans, hashes = stored["spans"], stored["hashes"]
-        keys = bytes(stored["keys"]).decode().split("\n") if len(spans) else []
-        notes = json.loads(bytes(stored["notes"]))
-    if spans.shape != (len(keys), NUM_KINDS, 2) or spans.dtype != np.int64 or len(hashes) != len(keys):
-        return None
-    if spans.min(initial=0) < -1 or spans.sum(-1).max(initial=0) > stamp[0]:
-        return None
-    return ShardIndex(keys, spans, hashes.astype(np.uint64), stamp, **notes)
+    `location`: the folder or pattern of the source.
+    """
+    spelled = os.path.abspath(location) if index_folder else os.path.relpath(location, folder)
+    digest = hashlib.blake2b(os.fsencode(spelled), digest_size=4).hexdigest()
+    if index_folder is not None:
+        name = os.path.basename(folder.rstrip("/"))[:50]
+        return Path(index_folder, f"{name}-{split}-{digest}.index")
+    return Path(folder, f"{split}.index" if spelled == "." else f"{split}-{digest}.index")

@@ -1,32 +1,35 @@
-"""Read WebDataset tars, as img2dataset writes them, at random access through a small index of each tar."""
+"""Read WebDataset tars, as img2dataset writes them, at random access through the index of their source."""
 
 import hashlib
-import json
-import logging
 import os
 import threading
-import warnings
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import IO, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.errors import ConfigurationError, Notice
-from common.launcher import is_main_rank
+from common.errors import ConfigurationError
 from data import fields
 from data.error_budget import Ledger
-from data.shards.index import CUT, DEFECTS, Indices, ShardIndex, index, scan, stamp_of, unreadable
+from data.shards.build import UNREADABLE, Job, open_index
+from data.shards.contents import weights
+from data.shards.examine import places
+from data.shards.files import Handles, Stamp
+from data.shards.index import SourceIndex, index_path
 from data.shards.paths import SPLITS, Part, parts, shard_paths
+from data.shards.sample import SCATTERED, Members, chosen, entries, key
+from data.shards.scan import BLOCK, CUT, DEFECTS, NUM_KINDS
+from data.shards.selection import Selection
 from data.skip import Skip
 from data.storage import PATIENCE_S, retry, storage_failed
 
-__all__ = ["SPLITS", "ReadOptions", "Record", "ShardSource", "SourceFacts", "index", "scan", "shard_paths"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["SPLITS", "ReadOptions", "Record", "ShardSource", "SourceFacts", "shard_paths"]
 
 MIB = 1 << 20
+ALL = (0, 1 << 32)  # of the hashes of keys
+Uses = Callable[[str], bool]
 
 
 class Record(NamedTuple):
@@ -42,7 +45,7 @@ class Record(NamedTuple):
 class SourceFacts:
     """Identify the records of a (source, split) by numbers that are equal for every copy of the same shards.
 
-    `fingerprint`: SHA-256 over every shard's name, size, number of samples and members' offsets. It changes when a
+    `fingerprint`: SHA-256 over every shard's name, size, number of samples and their places. It changes when a
     shard is added, removed, renamed or written anew, not when the corpus is copied or its modification times change.
     """
 
@@ -62,10 +65,13 @@ class ReadOptions:
 
 
 class ShardSource:
-    """Give random access to all records of a (source, split): a Grain RandomAccessDataSource.
+    """Give random access to all records of a (source, split).
 
-    The constructor reads the indices only; `facts` identifies the records. Every broken tar is one defect in `ledger`;
+    The constructor reads the index only; `facts` identifies the records. Every broken tar is one defect in `ledger`;
     `members` is the number of members of all tars, and `left_out` counts those that belong to no sample, by cause.
+
+    A record has two numbers: `source[n]` counts those of the split; `read`, `key` and `shard` take its number in the
+    index, which `numbered(n)` gives. They are the same but where a share of the records is held out.
     """
 
     def __init__(
@@ -76,95 +82,146 @@ class ShardSource:
         self.paths = _distinct(paths)
         if len(self.paths) < len(paths):
             ledger.count_left_out(name, "shard that is a link to another one", len(paths) - len(self.paths))
-        opened = self._open()
-        self.members = sum(shard.members for shard in opened)
-        self.left_out: Counter[str] = Counter()
-        for shard in opened:
-            self.left_out.update(shard.left_out)
-        self._indices = [_of_part(shard, part) for shard in opened]
-        self._ends = np.cumsum([len(shard.keys) for shard in self._indices])
+        self.index = open_index(_job(location, split if part == Part() else "train", self.paths, self.options))
+        self.members, self.left_out = self.index.members, self.index.left_out
+        self._part = (round(part.first * ALL[1]), round(part.last * ALL[1]))
+        self._own = None if self._part == ALL else self.selection(lambda profiles: np.ones(len(profiles), np.uint16))
         if not len(self):
-            raise ConfigurationError(_nothing_in(name, location, split, opened, part))
-        self.facts = SourceFacts(len(self), len(self.paths), _fingerprint(self.paths, self._indices))
-        self._part, self._lock = part, threading.Lock()
-        self._judged: dict[tuple[int, tuple[int, int]], bool] = {}
-        self._count(ledger, opened)
+            raise ConfigurationError(_nothing_in(name, location, split, self.index, part))
+        self.facts = SourceFacts(len(self), len(self.paths), _fingerprint(self.index, self._part))
+        self._lock, self._handles = threading.Lock(), Handles()
+        self._judged: dict[tuple[int, Stamp], bool] = {}
+        self._count(ledger)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def shard(self, number: int) -> str:
-        """Return the path of the tar that holds record `number`."""
-        return self.paths[int(np.searchsorted(self._ends, number, side="right"))]
-
-    def key(self, number: int) -> str:
-        """Return the key of record `number`, without reading the record."""
-        shard = int(np.searchsorted(self._ends, number, side="right"))
-        return self._indices[shard].keys[int(number) - (int(self._ends[shard - 1]) if shard else 0)]
+        return len(self.index) if self._own is None else len(self._own)
 
     def __getitem__(self, number: int) -> Record:
-        """Read record `number`; raise Skip (a defect) if it is unreadable, StorageFailed if the storage fails."""
-        shard = int(np.searchsorted(self._ends, number, side="right"))
-        within = int(number) - (int(self._ends[shard - 1]) if shard else 0)
-        path = self.paths[shard]
+        """Read a record of the split; see `read`."""
+        return self.read(self.numbered(number))
+
+    def numbered(self, number: int) -> int:
+        """Return the number in the index of a record of the split."""
+        return int(number) if self._own is None else self._own[number][0]
+
+    def selection(self, table: Callable[[list[str]], Any]) -> Selection:
+        """Return the records of the split by a table of weights, one of each profile."""
+        sections = self.index.sections
+        return Selection(sections["profiles"], table(self.index.profiles), None, sections["hashes"], self._part)
+
+    def usable(self, objective: str, uses: Uses | None, items: bool) -> Selection:
+        """Return the records that have the field of an objective, in a language that it uses (None: any).
+
+        With `items` a record comes once for each of its items, else once.
+        """
+        table = weights(self.index.profiles, objective, uses or (lambda code: True), items)
+        kept = self.index.counts(objective, items) if uses is None else None
+        sections = self.index.sections
+        return Selection(sections["profiles"], table, kept, sections["hashes"], self._part)
+
+    def shard(self, number: int) -> str:
+        """Return the path of the tar that holds record `number` of the index."""
+        return self.paths[self.index.shard_of(number)]
+
+    def key(self, number: int) -> str:
+        """Return the key of record `number` of the index, which is read from the tar; "" if that fails."""
         try:
-            members = retry(lambda: self._read(shard, within), path, self.options.retry_s, was_there=True)
+            return self._sample(number).key
+        except (Skip, OSError):
+            return ""
+
+    def read(self, number: int) -> Record:
+        """Read record `number` of the index; raise Skip (a defect) if it is unreadable, StorageFailed if that fails."""
+        path = self.shard(number)
+        try:
+            found = retry(lambda: self._sample(number), path, self.options.retry_s, was_there=True)
         except PermissionError as error:  # it was readable when it was opened
             raise storage_failed(error, path) from error
         except OSError as error:
-            raise Skip("unreadable shard", defect=True) from error
-        json_bytes, text_bytes, image = members
-        return Record(self._indices[shard].keys[within], path, fields.parse(json_bytes, text_bytes), image)
+            raise Skip(UNREADABLE, defect=True) from error
+        json_bytes, text_bytes, image = found.contents
+        return Record(found.key, path, fields.parse(json_bytes, text_bytes), image)
 
-    def _open(self) -> list[ShardIndex]:
-        indices, opened = Indices(self.options.index_folder, self.options.retry_s), []
-        for path in self.paths:
-            try:
-                opened.append(indices.of(path))
-            except OSError as error:  # a dangling link, a folder, a shard that has vanished
-                logger.warning("%s: %s", path, error.strerror or error)
-                opened.append(unreadable("unreadable shard"))
-        if indices.unkept is not None and is_main_rank():
-            warnings.warn(
-                f"source {self.name}: indices of its shards cannot be kept ({indices.unkept.strerror}) and are made "
-                "again at every start; set data.index_folder to a folder that can be written to.",
-                Notice,
-                stacklevel=2,
-            )
-        return opened
-
-    def _count(self, ledger: Ledger, opened: Sequence[ShardIndex]) -> None:
-        for path, shard in zip(self.paths, opened, strict=True):
-            ledger.count_shard(self.name, path, shard.defect)
-        for cause, number in self.left_out.items():
-            if cause != CUT:  # a truncated tar is one defect
-                ledger.count_left_out(self.name, cause, number)
-        lost = {
-            (path, cause): shard.left_out[cause]
-            for path, shard in zip(self.paths, opened, strict=True)
-            for cause in DEFECTS
-            if cause in shard.left_out
-        }
-        ledger.check_left_out(self.name, lost, self.members)
-
-    def _read(self, shard: int, within: int) -> list[bytes | None]:
-        """Return the members of a record, in the order of KINDS."""
-        spans = self._indices[shard].spans[within].tolist()
-        if max(size for _, size in spans) > self.options.max_member_mib * MIB:
-            raise Skip(f"member of more than data.max_member_mib={self.options.max_member_mib}", defect=True)
-        with open(self.paths[shard], "rb") as file:
-            stamp = stamp_of(os.fstat(file.fileno()))
-            if stamp != self._indices[shard].stamp and not self._holds_the_same(shard, stamp):
+    def _sample(self, number: int) -> Members:
+        """Return the key and the members of a record."""
+        shard = self.index.shard_of(number)
+        path = self.paths[shard]
+        try:
+            handle = self._handles.get(path)
+            stamp = handle.stamp()
+            if stamp != tuple(self.index.sections["stamps"][shard].tolist()) and not self._holds_the_same(shard, stamp):
                 raise Skip("changed shard", defect=True)
-            return [_read_span(file, offset, size) for offset, size in spans]
+            begin, length = int(self.index.sections["begins"][number]), int(self.index.sections["lengths"][number])
+            if length >> 24 == SCATTERED:
+                found = self._scattered(handle.read, begin)
+            else:
+                size = (length & 0xFFFFFF) * BLOCK
+                found = chosen(handle.read(begin * BLOCK, size), length >> 24)
+        except OSError:
+            self._handles.forget(path)
+            raise
+        if found is None:
+            self._handles.forget(path)
+            raise Skip("changed shard", defect=True)
+        self._check_sizes(len(one) for one in found.contents if one is not None)
+        return found
 
-    def _holds_the_same(self, shard: int, stamp: tuple[int, int]) -> bool:
+    def _scattered(self, read: Callable[[int, int], bytes], row: int) -> Members | None:
+        places_, header = np.split(self.index.scattered[row], [2 * NUM_KINDS])
+        spans = places_.reshape(-1, 2).tolist()
+        self._check_sizes(size for _, size in spans)
+        contents = [read(offset, size) if size >= 0 else None for offset, size in spans]
+        named = entries(read(*header.tolist()))
+        whole = all(one is None or len(one) == size for one, (_, size) in zip(contents, spans, strict=True))
+        return Members(key(named[0].name), contents) if named and whole else None
+
+    def _check_sizes(self, sizes: Any) -> None:
+        if max(sizes) > self.options.max_member_mib * MIB:
+            raise Skip(f"member of more than data.max_member_mib={self.options.max_member_mib}", defect=True)
+
+    def _holds_the_same(self, shard: int, stamp: Stamp) -> bool:
         """Return whether a tar with a new stamp has its members at the same places: it was copied or touched."""
         with self._lock:
             if (shard, stamp) not in self._judged:
-                found = _of_part(scan(self.paths[shard]), self._part)
-                self._judged[shard, stamp] = found.holds_the_same(self._indices[shard])
+                found = places(self.paths[shard])
+                self._judged[shard, stamp] = found.holds_the_same(self.index.columns(shard))
             return self._judged[shard, stamp]
+
+    def _count(self, ledger: Ledger) -> None:
+        broken = {self.paths[number]: note["defect"] for number, note in self.index.notes.items() if note["defect"]}
+        ledger.count_shards(self.name, len(self.paths) - len(broken), broken)
+        lost = {
+            (self.paths[number], cause): found
+            for number, note in self.index.notes.items()
+            for cause, found in note["left_out"].items()
+            if cause in DEFECTS
+        }
+        for cause, found in self.left_out.items():
+            if cause != CUT:  # a truncated tar is one defect
+                ledger.count_left_out(self.name, cause, found)
+        ledger.check_left_out(self.name, lost, self.members)
+
+
+def _job(location: str, split: str, paths: Sequence[str], options: ReadOptions) -> Job:
+    folder, names = _below_one_folder(paths)
+    if options.index_folder is not None:
+        try:
+            os.makedirs(options.index_folder, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"data.index_folder={options.index_folder} cannot be made ({error.strerror}): choose another folder."
+            ) from error
+    target = index_path(location, folder, split, options.index_folder)
+    return Job(folder, names, str(target), {}, options.max_member_mib * MIB, options.retry_s)
+
+
+def _below_one_folder(paths: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the deepest folder that all these files lie below, and their paths from there."""
+    split = [os.path.split(path) for path in paths]
+    folders = {folder: os.path.abspath(folder) for folder, _ in split}
+    deepest = os.path.commonpath(folders.values())
+    below = {folder: os.path.relpath(path, deepest) for folder, path in folders.items()}
+    return deepest, [name if below[folder] == "." else f"{below[folder]}/{name}" for folder, name in split]
 
 
 def _distinct(paths: Sequence[str]) -> list[str]:
@@ -180,44 +237,19 @@ def _distinct(paths: Sequence[str]) -> list[str]:
     return list(files.values())
 
 
-def _of_part(shard: ShardIndex, part: Part) -> ShardIndex:
-    """Return the samples of a shard that belong to a part; the hashes are dropped, because nothing needs them."""
-    own = replace(shard, hashes=shard.hashes[:0])
-    if part == Part():
-        return own
-    fractions = (shard.hashes >> np.uint64(11)) * 2.0**-53
-    kept = np.flatnonzero((fractions >= part.first) & (fractions < part.last))
-    return replace(own, keys=[shard.keys[number] for number in kept], spans=shard.spans[kept])
-
-
-def _nothing_in(name: str, location: str, split: str, opened: Sequence[ShardIndex], part: Part) -> str:
-    number = sum(len(shard.keys) for shard in opened)
-    if number:
+def _nothing_in(name: str, location: str, split: str, index: SourceIndex, part: Part) -> str:
+    if len(index):
         share = part.first or part.last
         return (
-            f"data.holdout={share:g} leaves no {split} record of the {number:,} of source {name}: change it, or set it "
-            "to 0 and evaluation.every_steps=0."
+            f"data.holdout={share:g} leaves no {split} record of the {len(index):,} of source {name}: change it, or "
+            "set it to 0 and evaluation.every_steps=0."
         )
-    defects = Counter(shard.defect for shard in opened if shard.defect)
+    defects = Counter(note["defect"] for note in index.notes.values() if note["defect"])
     causes = f" ({', '.join(f'{count} x {cause}' for cause, count in defects.most_common())})" if defects else ""
     return f"the {split} shards of source {name} at {location} hold no sample{causes}: check the tars."
 
 
-def _fingerprint(paths: Sequence[str], indices: Sequence[ShardIndex]) -> str:
-    folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-    total = hashlib.sha256()
-    for path, shard in zip(paths, indices, strict=True):
-        name = os.path.relpath(path, folder)
-        total.update(json.dumps([name, shard.stamp[0], len(shard.keys)]).encode())
-        total.update(shard.spans.astype("<i8").tobytes())
-    return total.hexdigest()
-
-
-def _read_span(file: IO[bytes], offset: int, size: int) -> bytes | None:
-    if size < 0:
-        return None
-    file.seek(offset)
-    content = file.read(size)
-    if len(content) < size:
-        raise Skip("changed shard", defect=True)
-    return content
+def _fingerprint(index: SourceIndex, part: tuple[int, int]) -> str:
+    if part == ALL:
+        return index.fingerprint
+    return hashlib.sha256(f"{index.fingerprint} {part}".encode()).hexdigest()

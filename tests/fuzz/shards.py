@@ -13,7 +13,7 @@ from common.errors import ConfigurationError, StorageFailed
 from data.config import ComponentConfig, DataConfig, Mixture
 from data.error_budget import ErrorBudgetExceeded
 from data.packing import Rows
-from data.shards.index import scan
+from data.shards.scan import scan
 from data.stream import Stream, evaluation_batches
 from data.tokenizer import Tokenizer
 from tests.fuzz.values import EXTENSIONS, NAMES, flipped, mutated, pick, to_json
@@ -106,7 +106,7 @@ def write_source(rng: np.random.Generator, folder: Path) -> None:
             content = pick(rng, (b"", b"\x00" * 512, b"\x00" * 10240, b"<html>404</html>", content + b"rest"))
         (folder / f"train-{shard:05d}.tar").write_bytes(content)
     if rng.random() < 0.1:
-        beside = folder / "train-00000.tar.index.npz"
+        beside = folder / "train.index"
         beside.write_bytes(pick(rng, (b"", b"PK\x03\x04", bytes(rng.integers(0, 256, 300, np.uint8)))))
 
 

@@ -43,13 +43,10 @@ def test_skipped_records_are_whole_and_sources_are_apart():
 
 def test_shards_count_against_the_budget_but_are_no_records():
     ledger = Ledger(budget=0.4, minimum=0)
-    for shard in "abc":
-        ledger.count_shard("webli", f"{shard}.tar")
-    ledger.count_shard("webli", "d.tar", "truncated tar")
-    ledger.count_shard("webli", "e.tar", "truncated tar")
+    ledger.count_shards("webli", 3, {"d.tar": "truncated tar", "e.tar": "truncated tar"})
     assert ledger.account("webli").read == 0 and ledger.drain() == {"webli/truncated tar": 2}
     with pytest.raises(ErrorBudgetExceeded, match=r"3 of 6 .*most are in shard [def]\.tar"):
-        ledger.count_shard("webli", "f.tar", "truncated tar")
+        ledger.count_shards("webli", 0, {"f.tar": "truncated tar"})
 
 
 def test_log_lines_and_causes_are_bounded(caplog):

@@ -12,7 +12,7 @@ from common.errors import ConfigurationError, StorageFailed
 from data import storage
 from data.config import DataConfig
 from data.error_budget import Ledger
-from data.shards import index as shard_index
+from data.shards import build
 from data.shards.source import ReadOptions, ShardSource
 from data.shards.writer import write_shard
 from data.skip import Skip
@@ -114,7 +114,8 @@ def test_a_mount_that_is_lost_is_no_bad_data_and_a_shard_that_is_removed_is(tmp_
         source[0]
     shutil.rmtree(folder)
     with pytest.raises(StorageFailed, match="ENOENT"):
-        source[4]
+        source[1]
+    assert source[4].key == "other"  # its tar was opened before
     assert sum(clock) == pytest.approx(1.0)
 
 
@@ -140,23 +141,24 @@ def test_files_that_may_not_be_read_are_the_users_mistake_at_the_start_only(tmp_
 
 def test_an_index_that_cannot_be_read_is_waited_for(tmp_path, monkeypatch, clock):
     opened(tmp_path)
-    disk = Disk(monkeypatch, tmp_path / "train-00000.tar.index", errno.ETIMEDOUT)
+    disk = Disk(monkeypatch, tmp_path / "train.index", errno.ETIMEDOUT)
     disk.failures = 3
     scans: list[str] = []
-    monkeypatch.setattr(shard_index, "scan", scans.append)
+    monkeypatch.setattr(build, "examine", scans.append)
     assert len(ShardSource("webli", str(tmp_path), "train", Ledger(1.0, 0))) == 5
     assert scans == [] and len(clock) == 3
 
 
-def test_opening_beats_at_every_shard_whether_its_index_is_there_or_made(tmp_path, monkeypatch):
+def test_opening_beats_whether_the_index_is_there_or_made(tmp_path, monkeypatch):
     places: list[str] = []
     monkeypatch.setattr(progress, "listeners", [places.append])
     opened(tmp_path)
-    shards = [f"{tmp_path}/train-0000{number}.tar" for number in range(2)]
-    assert places == [f"{what} {shard}" for shard in shards for what in ("opening", "indexing")]
+    opening = f"comparing 2 shards with {tmp_path}/train.index"
+    shards = [f"indexing {tmp_path}/train-0000{number}.tar" for number in range(2)]
+    assert list(filter(None, places)) == [opening, *shards, f"writing {tmp_path}/train.index"]
     places.clear()
     ShardSource("webli", str(tmp_path), "train", Ledger(1.0, 0))
-    assert places == [f"opening {shard}" for shard in shards]
+    assert places == [opening]
 
 
 def test_any_file_is_read_with_patience(tmp_path, monkeypatch, clock):

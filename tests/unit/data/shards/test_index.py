@@ -1,282 +1,316 @@
-"""All members of a tar are in a sample or counted, whatever the tar looks like; an index is kept, or made anew."""
+"""One index of a source is small, mapped, continued where it was killed, and made anew where a tar changed."""
 
-import gzip
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
 import tarfile
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from common.errors import ConfigurationError
-from data.shards.index import (
-    HIDDEN,
-    LONGEST_HEADER,
-    NO_FILE,
-    NO_TARGET,
-    OTHER_KIND,
-    SPARSE,
-    TWICE,
-    Indices,
-    ShardIndex,
-    _Bounded,
-    index,
-    scan,
-)
+from common.errors import ConfigurationError, Notice
+from data.error_budget import Ledger
+from data.shards import build
+from data.shards.build import Job, build_share, open_index
+from data.shards.contents import num_items, profile
+from data.shards.examine import examine
+from data.shards.index import BLOCK, NoIndex, SourceIndex, write_index
+from data.shards.source import ReadOptions, ShardSource
+from data.shards.writer import write_shard
+from tests.unit.data.conftest import png, record
+from tests.unit.data.shards.test_scan import Member, pair, write
 
-Member = tuple[str | tarfile.TarInfo, bytes]
+REPOSITORY = Path(__file__).parents[4]
 
 
-def write(path: Path, *members: Member, form: int = tarfile.PAX_FORMAT) -> Path:
-    with tarfile.open(path, "w", format=form, encoding="utf-8", errors="surrogateescape") as tar:
-        for name, content in members:
-            member = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
+def samples(first: int, number: int) -> list:
+    return [(f"{n:05d}", record(n), png(n)) for n in range(first, first + number)]
 
 
-def pair(key: str) -> list[Member]:
-    return [(f"{key}.jpg", f"image {key!r}".encode()), (f"{key}.json", json.dumps({"alt_text": key}).encode())]
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for shard in range(3):
+        write_shard(tmp_path / f"train-{shard}.tar", samples(10 * shard, 4))
+    return tmp_path
 
 
-def contents(path: Path, found: ShardIndex) -> list[list[bytes | None]]:
-    """What lies at the spans."""
-    whole = path.read_bytes()
-    return [[whole[o : o + n] if n >= 0 else None for o, n in row] for row in found.spans.tolist()]
+def job(folder: Path, target: str = "train.index") -> Job:
+    return Job(str(folder), sorted(path.name for path in folder.glob("*.tar")), str(folder / target), retry_s=1.0)
 
 
-def adds_up(found: ShardIndex) -> bool:
-    return found.members == int((found.spans[:, :, 1] >= 0).sum()) + sum(found.left_out.values())
+def source(folder: Path, **options) -> ShardSource:
+    return ShardSource("webli", str(folder), "train", Ledger(1.0, 1000), ReadOptions(**options))
 
 
-def test_members_of_a_key_may_lie_anywhere(tmp_path):
-    keys = [f"{number:02d}" for number in range(5)]
-    path = write(tmp_path / "0.tar", *(pair(key)[0] for key in keys), *(pair(key)[1] for key in keys))
-    found = scan(str(path))
-    assert found.keys == keys and found.left_out == {} and found.defect is None
-    assert contents(path, found) == [[pair(key)[1][1], None, pair(key)[0][1]] for key in keys]
+def keys(opened: ShardSource) -> list[str]:
+    return [opened[number].key for number in range(len(opened))]
 
 
-def test_dots_are_part_of_a_key_where_no_member_has_the_key_before_them(tmp_path):
-    keys = ["photo.1.v2", "photo.3.v2", "plain", "a.b/c"]
-    extras: list[Member] = [("plain.seg.png", b"mask"), ("plain.cls", b"3")]
-    path = write(tmp_path / "0.tar", *extras, *(member for key in keys for member in pair(key)))
-    found = scan(str(path))
-    assert found.keys == keys and found.left_out == {OTHER_KIND: 2} and adds_up(found)
-    assert contents(path, found) == [[pair(key)[1][1], None, pair(key)[0][1]] for key in keys]
+@pytest.fixture
+def examined(monkeypatch) -> list[str]:
+    """The tars that are examined."""
+    seen: list[str] = []
+
+    def examine_and_note(path: str, *rest):
+        seen.append(os.path.basename(path))
+        return examine(path, *rest)
+
+    monkeypatch.setattr(build, "examine", examine_and_note)
+    return seen
 
 
-def test_a_second_member_of_a_kind_is_counted_and_replaces_nothing(tmp_path):
-    path = write(tmp_path / "0.tar", *pair("a"), *pair("b"), *pair("a"), ("b.png", b"other"), ("b.txt", b"text"))
-    found = scan(str(path))
-    assert found.keys == ["a", "b"] and found.left_out == {TWICE: 3} and adds_up(found)
-    assert contents(path, found)[1] == [pair("b")[1][1], b"text", pair("b")[0][1]]
+def test_a_tar_is_examined_once_and_again_when_it_changes(folder, examined):
+    assert len(source(folder)) == 12 and sorted(examined) == [f"train-{n}.tar" for n in range(3)]
+    assert sorted(os.listdir(folder)) == [*(f"train-{n}.tar" for n in range(3)), "train.index"]
+    examined.clear()
+    first = source(folder)
+    assert examined == [] and keys(first) == [
+        f"{n:05d}" for shard in range(3) for n in range(10 * shard, 10 * shard + 4)
+    ]
+    write_shard(folder / "train-1.tar", samples(50, 2))
+    changed = source(folder)
+    assert examined == ["train-1.tar"] and keys(changed)[4:6] == ["00050", "00051"] and len(changed) == 10
+    assert changed.facts.fingerprint != first.facts.fingerprint
+    examined.clear()
+    (folder / "train-0.tar").unlink()
+    write_shard(folder / "train-3.tar", samples(70, 1))
+    assert keys(source(folder)) == ["00050", "00051", "00020", "00021", "00022", "00023", "00070"]
+    assert examined == ["train-3.tar"]
+    os.utime(folder / "train-2.tar", (1, 1))
+    assert source(folder).facts == source(folder).facts and examined == ["train-3.tar", "train-2.tar"]
 
 
-def test_other_members_are_counted_by_cause(tmp_path):
-    folder, fifo = tarfile.TarInfo("folder"), tarfile.TarInfo("pipe.json")
-    folder.type, fifo.type = tarfile.DIRTYPE, tarfile.FIFOTYPE
-    others: list[Member] = [(folder, b""), (fifo, b""), ("._a.jpg", b"junk"), ("README", b"text"), ("x.parquet", b"")]
-    found = scan(str(write(tmp_path / "0.tar", *pair("a"), *others)))
-    assert found.keys == ["a"] and found.left_out == {NO_FILE: 1, HIDDEN: 1, OTHER_KIND: 2} and adds_up(found)
+@pytest.mark.parametrize("kind", ["empty", "text", "cut", "header", "version", "old", "folder"])
+def test_an_index_that_is_not_right_is_made_anew(folder, examined, kind):
+    place = folder / "train.index"
+    made = keys(source(folder))
+    whole = place.read_bytes()
+    examined.clear()
+    if kind == "folder":
+        place.unlink()
+        place.mkdir()
+    else:
+        spoiled = {
+            "empty": b"",
+            "text": b"no index",
+            "cut": whole[:-100],
+            "header": whole[:-50] + b"\1" + whole[-49:],
+            "version": whole[:16] + b"\1" + whole[17:],
+            "old": b"PK\x03\x04" + bytes(200),
+        }
+        place.write_bytes(spoiled[kind])
+    if kind == "folder":
+        with pytest.warns(Notice, match="cannot be kept"):
+            assert keys(source(folder)) == made
+    else:
+        assert keys(source(folder)) == made and place.read_bytes() == whole and len(examined) == 3
 
 
-def test_links_are_for_the_members_they_point_to(tmp_path):
-    hard, soft, broken = (tarfile.TarInfo(f"x/{name}.jpg") for name in ("b", "c", "d"))
-    hard.type, hard.linkname = tarfile.LNKTYPE, "./x/a.jpg"
-    soft.type, soft.linkname = tarfile.SYMTYPE, "a.jpg"
-    broken.type, broken.linkname = tarfile.SYMTYPE, "/etc/passwd"
-    links: list[Member] = [(hard, b""), (soft, b""), (broken, b"")]
-    path = write(tmp_path / "0.tar", *pair("x/a"), *links, ("x/d.json", b"{}"))
-    found = scan(str(path))
-    assert found.keys == ["x/a", "x/b", "x/c", "x/d"] and found.left_out == {NO_TARGET: 1} and adds_up(found)
-    assert [row[2] for row in contents(path, found)] == [b"image 'x/a'"] * 3 + [None]
+def test_damage_of_the_columns_is_found_by_their_checksums_and_when_they_are_read(folder):
+    source(folder)
+    place = folder / "train.index"
+    content = bytearray(place.read_bytes())
+    index = SourceIndex(str(place))
+    assert index.verify() == []
+    at = index.header["sections"]["begins"]["place"]
+    content[at : at + 4] = np.uint32(1).tobytes()
+    place.write_bytes(content)
+    assert SourceIndex(str(place)).verify() == ["begins"]
+    opened = source(folder)
+    with pytest.raises(Exception, match="changed shard"):
+        opened[0]
+    assert opened[1].key == "00001"
 
 
-def test_links_may_are_before_the_members_they_point_to(tmp_path):
-    """As in a tar whose members are sorted by name; a circle of links has no bytes."""
-    names = {"a": "b", "b": "c", "d": "e", "e": "d"}
-    links: list[Member] = [(tarfile.TarInfo(f"{name}.jpg"), b"") for name in names]
-    for (link, _), target in zip(links, names.values(), strict=True):
-        link.type, link.linkname = tarfile.SYMTYPE, f"{target}.jpg"
-    path = write(tmp_path / "0.tar", *links, *pair("c"), ("a.json", b"{}"))
-    found = scan(str(path))
-    assert found.keys == ["a", "b", "c"] and found.left_out == {NO_TARGET: 2} and adds_up(found)
-    assert [row[2] for row in contents(path, found)] == [b"image 'c'"] * 3
+def test_a_record_takes_24_bytes_of_disk_at_most(tmp_path):
+    number, one = 40_000, None
+    write_shard(tmp_path / "train-0.tar", samples(0, 10))
+    source(tmp_path)
+    one = SourceIndex(str(tmp_path / "train.index")).columns(0)
+    many = replace(one, **{name: np.resize(getattr(one, name), (number, *getattr(one, name).shape[1:])) for name in
+                           ("hashes", "profiles", "image_sizes", "begins", "lengths")})  # fmt: skip
+    write_index(str(tmp_path / "many.index"), [f"train-{n}.tar" for n in range(4)], [lambda: many] * 4, {})
+    assert len(SourceIndex(str(tmp_path / "many.index"))) == 4 * number
+    assert (tmp_path / "many.index").stat().st_size / (4 * number) < 24
+
+
+def members_anywhere() -> list[Member]:
+    apart = [pair("far")[0], *pair("00"), *pair("01"), pair("far")[1]]
+    link = tarfile.TarInfo("linked.jpg")
+    link.type, link.linkname = tarfile.LNKTYPE, "00.jpg"
+    extra: list[Member] = [("02.cls", b"3"), *pair("02"), ("02.seg.png", b"mask")]
+    long: list[Member] = [*pair("d" * 150 + "/" + "x" * 120), *pair("空\n"), *pair("dots.1.v2")]
+    text: list[Member] = [("03.txt", b"a text"), ("03.json", b"{}")]
+    return [*apart, *extra, (link, b""), ("linked.json", b"{}"), *long, *text]
 
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-def test_every_name_becomes_one_key(tmp_path, form):
-    names = ["a\nb", "tab\there", "bytes\udcff", "długa/" + "x" * 200, "空", "e\u0301", "nul", "line\u2028sep"]
-    path = write(tmp_path / "0.tar", *(member for name in names for member in pair(name)), form=form)
-    found = index(str(path))
-    assert found.keys[:3] == ["a\\nb", "tab\\there", "bytes\\udcff"] and len(found.keys) == len(names)
-    assert all(key.isprintable() for key in found.keys)
-    assert index(str(path)).keys == found.keys
-    assert [row[0] for row in contents(path, index(str(path)))] == [pair(name)[1][1] for name in names]
+def test_whatever_a_tar_looks_like_its_samples_are_read_as_they_were_found(tmp_path, form):
+    path = write(tmp_path / "train-0.tar", *members_anywhere(), form=form)
+    opened, content = source(tmp_path), path.read_bytes()
+    found = build.examine.__globals__["scan_file"](io.BytesIO(content), (len(content), 0))
+    assert len(opened) == len(found.keys) == 9
+    for number, spans in enumerate(found.spans.tolist()):
+        record = opened[number]
+        assert record.key == found.keys[number] == opened.key(number)
+        offset, size = spans[2]
+        assert record.image == (content[offset : offset + size] if size >= 0 else None)
+        if record.key not in ("linked", "03"):
+            assert record.fields == {"alt_text": record.key.encode().decode("unicode_escape") if "\\" in record.key
+                                     else record.key} or "\\" in record.key  # fmt: skip
+    assert opened[8].fields == {"alt_text": "a text"}
+    assert 0 < len(opened.index.scattered) < 9
 
 
-def test_a_sparse_member_is_no_run_of_its_bytes(tmp_path):
-    sparse = tarfile.TarInfo("a.jpg")
-    sparse.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.size": "4096", "GNU.sparse.map": "4000,96"}
-    found = scan(str(write(tmp_path / "0.tar", (sparse, b"x" * 96), *pair("b"))))
-    assert found.keys == ["b"] and found.left_out == {SPARSE: 1} and adds_up(found)
+def test_a_build_that_is_killed_is_continued(folder, examined):
+    one = job(folder)
+    one.parts.mkdir()
+    build_share(one, 0, 3)
+    assert examined == ["train-0.tar"]
+    part = next(one.parts.glob("*.npz"))
+    (one.parts / ".x.partial").write_bytes(b"half")
+    assert len(open_index(one)) == 12 and sorted(examined) == [f"train-{n}.tar" for n in range(3)]
+    assert not one.parts.exists()
+    examined.clear()
+    (folder / "train.index").unlink()
+    one.parts.mkdir()
+    build_share(one, 0, 3)
+    part.write_bytes(part.read_bytes()[:-100])
+    assert len(open_index(one)) == 12 and examined.count("train-0.tar") == 2
 
 
-def test_empty_members_are_members(tmp_path):
-    found = scan(str(write(tmp_path / "0.tar", ("a.jpg", b""), ("a.json", b""))))
-    assert found.spans[0, :, 1].tolist() == [0, -1, 0] and adds_up(found)
+def test_processes_share_the_tars_and_the_rest_is_done_by_their_parent(folder, examined, monkeypatch):
+    alone = SourceIndex(open_index(job(folder, "alone.index")).path)
+    examined.clear()
+    start = subprocess.Popen
+
+    def first_is_killed(*arguments, **options):
+        process = start(*arguments, **options)
+        if arguments[0][-2] == "0":
+            process.send_signal(signal.SIGKILL)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", first_is_killed)
+    together = open_index(job(folder), num_processes=2)
+    assert set(examined) <= {"train-0.tar", "train-2.tar"} and len(examined) >= 1
+    assert together.fingerprint == alone.fingerprint and len(together) == 12
+    assert (folder / "train.index").read_bytes() == (folder / "alone.index").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("defect", "number"),
-    [
-        ("gzip-compressed tar", 0),
-        ("not a tar", 0),
-        ("truncated tar", 0),
-        ("data behind the end of the tar", 2),
-        (None, 0),
-    ],
-)
-def test_what_is_wrong_with_a_whole_tar_is_named(tmp_path, defect, number):
-    path = write(tmp_path / "0.tar", *pair("a"), *pair("b"))
-    whole = path.read_bytes()
-    empty = write(tmp_path / "empty.tar").read_bytes()
-    content = {
-        "gzip-compressed tar": gzip.compress(whole),
-        "not a tar": b"<html>404</html>" * 100,
-        "truncated tar": b"",
-        "data behind the end of the tar": whole + whole,
-        None: empty,
-    }[defect]
-    path.write_bytes(content)
-    found = scan(str(path))
-    assert (found.defect, len(found.keys)) == (defect, number) and found.truncated == (defect == "truncated tar")
+def test_of_two_that_build_at_once_one_waits(folder, examined, monkeypatch):
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slow(path: str, *rest):
+        inside.set()
+        assert go_on.wait(20)
+        return examine(path, *rest)
+
+    monkeypatch.setattr(build, "examine", slow)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(open_index(job(folder)))) for _ in range(2)]
+    threads[0].start()
+    assert inside.wait(20)
+    threads[1].start()
+    monkeypatch.setattr(build, "examine", lambda *_: pytest.fail("both examine"))
+    time.sleep(0.3)
+    assert found == []
+    monkeypatch.setattr(build, "examine", examine)
+    go_on.set()
+    for thread in threads:
+        thread.join(20)
+    assert len(found) == 2 and found[0].fingerprint == found[1].fingerprint
 
 
-def header(path: Path, name: str, type_: bytes, size: bytes) -> None:
-    """A tar with two whole samples, a header with these bytes as its size, and another sample."""
-    first = write(path, *pair("a"), *pair("b")).read_bytes()[: 4 * 1024]
-    odd = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT)[:512])
-    odd[124:136], odd[156:157] = size, type_
-    odd[148:156] = b" " * 8
-    odd[148:156] = b"%06o\0 " % sum(odd)
-    path.write_bytes(first + bytes(odd) + write(path, *pair("c")).read_bytes())
+@pytest.mark.parametrize("code", [28, 30])
+def test_an_index_that_cannot_be_kept_is_made_for_this_run(folder, monkeypatch, code):
+    usual = os.replace
+
+    def fails(partial: str, place: str) -> None:
+        if str(place).startswith(str(folder)):
+            raise OSError(code, os.strerror(code), place)
+        usual(partial, place)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.warns(Notice, match=rf"{os.strerror(code)}.*data\.index_folder") as seen:
+        assert len(source(folder)) == 12
+    assert len(seen) == 1
+    assert not [name for name in os.listdir(folder) if not name.endswith(".tar")]
 
 
-@pytest.mark.parametrize("type_", [b"0", b"x", b"L", b"g", b"S", b"5"])
-@pytest.mark.parametrize(
-    "size", [b"\xff" * 11 + b"\xf8", b"\xff" * 10 + b"\xfe\x00", b"\x80" + b"\x7f" * 11, b"77777777777\0"]
-)
-def test_sizes_that_cannot_be_end_a_tar(tmp_path, type_, size):
-    header(tmp_path / "0.tar", "odd.jpg", type_, size)
-    found = scan(str(tmp_path / "0.tar"))
-    assert adds_up(found) and found.keys[:2] == ["a", "b"]
-    assert (found.spans.sum(-1) <= (tmp_path / "0.tar").stat().st_size).all()
-
-
-def test_a_thousand_headers_of_headers_end_a_tar(tmp_path):
-    one = tarfile.TarInfo("x")
-    one.type = b"x"
-    path = write(tmp_path / "0.tar", *pair("a"), *pair("b"))
-    path.write_bytes(path.read_bytes()[:4096] + one.tobuf(tarfile.USTAR_FORMAT)[:512] * 5000)
-    found = scan(str(path))
-    assert found.keys == ["a", "b"] and found.defect == "truncated tar"
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_damaged_bytes_raise_nothing_and_members_add_up(tmp_path, seed):
-    rng = np.random.default_rng(seed)
-    path = write(tmp_path / "0.tar", *(member for key in ("a", "b" * 150, "c\n") for member in pair(key)))
-    content = bytearray(path.read_bytes())
-    for place in rng.integers(len(content), size=1 + seed // 4):
-        content[place] = rng.integers(256)
-    path.write_bytes(content[: rng.integers(len(content))] if seed % 3 == 0 else content)
-    found = scan(str(path))
-    assert adds_up(found) and (found.spans.sum(-1) <= path.stat().st_size).all()
-
-
-def old_index(path: Path, place: Path) -> None:
-    """As version 1 wrote it."""
-    status = path.stat()
-    stamp = np.array([1, status.st_size, status.st_mtime_ns], np.int64)
-    with place.open("wb") as file:
-        np.savez(file, stamp=stamp, keys=np.frombuffer(b"wrong", np.uint8), spans=np.zeros((1, 3, 2), np.int64),
-                 truncated=np.bool_(False))  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", ["old", "empty", "text", "cut", "flipped", "pickle", "folder", "spans", "notes"])
-def test_an_index_that_is_not_right_is_made_anew(tmp_path, kind):
-    path = write(tmp_path / "0.tar", *pair("a"), *pair("b"))
-    place = tmp_path / "0.tar.index.npz"
-    made = index(str(path))
-    whole = place.read_bytes()
-    if kind == "old":
-        old_index(path, place)
-    elif kind == "folder":
-        place.unlink()
-        place.mkdir()
-    elif kind in ("pickle", "spans", "notes"):
-        with np.load(place) as stored:
-            arrays = dict(stored)
-        if kind == "pickle":
-            arrays["spans"] = np.array([{}, {}], object)
-        elif kind == "spans":
-            arrays["spans"] = arrays["spans"] + 10_000_000
-        else:
-            arrays["notes"] = np.frombuffer(b'{"x": 1}', np.uint8)
-        with place.open("wb") as file:
-            np.savez(file, **arrays)
-    else:
-        place.write_bytes(
-            {"empty": b"", "text": b"no index", "cut": whole[:-200], "flipped": whole[:300] + b"\0" + whole[301:]}[kind]
-        )
-    again = index(str(path))
-    assert again.holds_the_same(made) and again.members == made.members == 4
-    assert kind == "folder" or place.read_bytes() == whole
-    assert sorted(os.listdir(tmp_path)) == ["0.tar", "0.tar.index.npz"]
-
-
-def test_the_index_of_a_tar_without_a_byte_is_kept_too(tmp_path):
-    path = tmp_path / "0.tar"
-    path.touch()
-    assert index(str(path)).defect == "truncated tar"
-    os.utime(tmp_path / "0.tar.index.npz", (1, 1))
-    assert index(str(path)).defect == "truncated tar"
-    assert (tmp_path / "0.tar.index.npz").stat().st_mtime == 1
-
-
-def test_indices_are_kept_in_a_folder_of_their_own(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        write(tmp_path / name / "0.tar", *pair(name))
-    indices = Indices(str(tmp_path / "kept" / "here"))
+def test_an_index_folder_holds_one_file_a_source(folder):
+    kept = folder / "kept" / "here"
     for _ in range(2):
-        assert [indices.of(f"{tmp_path}/{name}/0.tar").keys for name in ("a", "b")] == [["a"], ["b"]]
-    assert len(os.listdir(tmp_path / "kept" / "here")) == 2 and os.listdir(tmp_path / "a") == ["0.tar"]
+        assert len(source(folder, index_folder=str(kept))) == 12
+    assert len(os.listdir(kept)) == 1 and not (folder / "train.index").exists()
     with pytest.raises(ConfigurationError, match=r"data\.index_folder=.* cannot be made"):
-        Indices(str(tmp_path / "a" / "0.tar" / "folder"))
+        source(folder, index_folder=str(folder / "train-0.tar" / "folder"))
 
 
-def test_an_index_that_cannot_be_kept_leaves_nothing_behind(tmp_path, monkeypatch):
-    path = write(tmp_path / "0.tar", *pair("a"))
-    indices = Indices()
-
-    def full(_: str, place: str) -> None:
-        raise OSError(28, "No space left on device", place)
-
-    monkeypatch.setattr(os, "replace", full)
-    assert indices.of(str(path)).keys == ["a"]
-    assert indices.unkept is not None and indices.unkept.errno == 28
-    assert os.listdir(tmp_path) == ["0.tar"]
+def test_an_index_of_nothing_is_no_index(tmp_path):
+    with pytest.raises(NoIndex, match="it is no index"):
+        (tmp_path / "x").write_bytes(bytes(64))
+        SourceIndex(str(tmp_path / "x"))
 
 
-@pytest.mark.parametrize("size", [-512, LONGEST_HEADER + 512])
-def test_a_header_that_asks_for_much_reads_nothing(size):
-    file = io.BytesIO(bytes(100))
-    with pytest.raises(tarfile.ReadError):
-        _Bounded(file).read(size)
-    assert file.tell() == 0
+PROFILES = [
+    ({}, ""),
+    ({"alt_text": "a dog", "language": "he_IL"}, "alt_text=iw-il"),
+    ({"captions": {"en": "a", "de": ["b", "c"], "fr": None}}, "captions=de,en"),
+    ({"captions": ["a list"]}, "captions=!"),
+    ({"captions": {"en": " "}}, "captions=!"),
+    ({"questions": [{"question": "q", "answer": "a"}] * 3 + [{"question": "q", "language": "fr"}]}, "questions=en:3"),
+    ({"ocr": [{"text": "a", "language": "ru"}, {"text": "b"}, {"text": "c"}]}, "ocr=en,ru"),
+    ({"objects": [{"label": "dog"}]}, "objects=*"),
+    ({"objects": [{"label": "dog", "box": [0, 0, 1, 1]}], "text": "x y"}, "objects=* boxes=* text=en"),
+    ({"objects": [{"label": "dog", "box": [0, 0, 1, 9]}]}, "objects=* boxes=!"),
+]
+
+
+@pytest.mark.parametrize(("fields", "expected"), PROFILES)
+def test_a_profile_names_what_a_record_holds(fields, expected):
+    assert profile(fields) == expected
+
+
+def test_items_follow_from_a_profile():
+    found = "captions=de,en questions=en:3,fr ocr=! objects=*"
+    items = {name: num_items(found, name, lambda code: code != "de") for name in
+             ("captioning", "vqa", "ocr", "object_vqa", "detection", "span_corruption")}  # fmt: skip
+    assert items == {"captioning": 1, "vqa": 4, "ocr": 1, "object_vqa": 1, "detection": 0, "span_corruption": 0}
+    assert num_items(found, "vqa", lambda code: code == "xx") == 0 and num_items("!", "vqa", lambda code: False) == 1
+
+
+def test_the_objectives_choose_from_the_records_that_they_can_use(tmp_path):
+    number = 2 * BLOCK + 100
+    every: list = [(f"{n:05d}", {"text": "t u v"}, None) for n in range(number)]
+    for n in range(0, number, 3):
+        every[n] = (f"{n:05d}", {"captions": {"de" if n % 5 else "en": "x", "fr": "y"}}, None)
+    write_shard(tmp_path / "train-0.tar", every)
+    opened = source(tmp_path)
+    captioned = [n for n in range(number) if n % 3 == 0]
+    found = opened.usable("captioning", None, False)
+    assert [found[k] for k in range(len(found))] == [(n, 0) for n in captioned]
+    items = opened.usable("captioning", None, True)
+    assert [items[k] for k in range(len(items))] == [(n, item) for n in captioned for item in range(2)]
+    english = opened.usable("captioning", lambda code: code == "en", True)
+    assert [english[k][0] for k in range(len(english))] == [n for n in captioned if n % 5 == 0]
+    assert len(opened.usable("ocr", None, False)) == 0
+    with pytest.raises(IndexError):
+        found[len(found)]
+    held = [source(tmp_path, holdout=0.2), ShardSource("webli", str(tmp_path), "validation", Ledger(1.0, 0),
+                                                       ReadOptions(holdout=0.2))]  # fmt: skip
+    parts = [one.usable("captioning", None, False) for one in held]
+    assert sorted(part[k][0] for part in parts for k in range(len(part))) == captioned
+    assert 0 < len(parts[1]) < len(parts[0])
+
+
+def test_the_command_that_makes_indices_needs_no_model(folder):
+    code = "import sys, data.shards.build; print([m for m in ('torch', 'grain', 'deepspeed') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.replace("'", '"')) == []

@@ -9,11 +9,11 @@ import tarfile
 
 import pytest
 
-from common.errors import ConfigurationError, Notice
+from common.errors import ConfigurationError
 from data.config import DataConfig
 from data.error_budget import ErrorBudgetExceeded, Ledger, NothingUsable
-from data.shards.index import OTHER_KIND, TWICE
-from data.shards.source import ReadOptions, ShardSource, index, shard_paths
+from data.shards.scan import OTHER_KIND, TWICE
+from data.shards.source import ReadOptions, ShardSource, shard_paths
 from data.shards.writer import write_shard
 from data.skip import Skip
 from data.stream import Reader, Stream
@@ -102,20 +102,6 @@ def test_a_shard_that_cannot_be_finished_leaves_nothing_behind(tmp_path):
     with pytest.raises(ConfigurationError, match=r"a\.tar would hold the key '00001' twice"):
         write_shard(tmp_path / "a.tar", [*samples(3), *samples(2)[1:]])
     assert os.listdir(tmp_path) == ["a.tar"] and (tmp_path / "a.tar").read_bytes() == before
-
-
-def test_the_index_is_kept_and_made_anew_when_the_tar_changes(tmp_path):
-    path = tmp_path / "train-00000.tar"
-    write_shard(path, samples(3))
-    assert index(str(path)).keys == ["00000", "00001", "00002"]
-    beside = tmp_path / "train-00000.tar.index.npz"
-    first = beside.stat().st_mtime_ns
-    assert index(str(path)).keys == ["00000", "00001", "00002"] and beside.stat().st_mtime_ns == first
-    write_shard(path, samples(2))
-    assert index(str(path)).keys == ["00000", "00001"]
-    beside.write_bytes(b"no index")
-    assert index(str(path)).keys == ["00000", "00001"]
-    assert sorted(os.listdir(tmp_path)) == ["train-00000.tar", "train-00000.tar.index.npz"]
 
 
 def test_img2dataset_folders_and_fields(tmp_path):
@@ -296,14 +282,14 @@ class Watched:
 
     def __init__(self, source: ShardSource, reads: list[int]) -> None:
         self.source, self.name, self.reads = source, source.name, reads
-        self.shard, self.key = source.shard, source.key
+        self.shard, self.key, self.numbered = source.shard, source.key, source.numbered
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, number: int):
+    def read(self, number: int):
         self.reads.append(number)
-        return self.source[number]
+        return self.source.read(number)
 
 
 def test_a_shard_that_vanishes_is_counted_against_the_budget(tmp_path, tokenizer):
@@ -387,25 +373,6 @@ def test_a_shard_that_changes_meanwhile_is_a_defect_unless_its_members_are_where
             with pytest.raises(Skip, match="changed shard") as skip:
                 opened[number]
             assert skip.value.defect
-
-
-def test_one_warning_for_a_source_whose_indices_cannot_be_kept(tmp_path, monkeypatch):
-    for number in range(3):
-        write_shard(tmp_path / f"train-0000{number}.tar", samples(1))
-
-    def read_only(_: str, place: str) -> None:
-        raise OSError(30, "Read-only file system", place)
-
-    with (
-        monkeypatch.context() as patched,
-        pytest.warns(Notice, match=r"Read-only file system.*data\.index_folder") as seen,
-    ):
-        patched.setattr(os, "replace", read_only)
-        assert len(source(tmp_path)[0]) == 3
-    assert len(seen) == 1
-    options = ReadOptions(index_folder=str(tmp_path / "indices"))
-    ShardSource("webli", str(tmp_path), "train", Ledger(1.0, 0), options)
-    assert len(os.listdir(tmp_path / "indices")) == 3
 
 
 def held_out(folder, split: str, holdout: float = 0.2) -> ShardSource:

@@ -1,0 +1,67 @@
+"""Read tars at random access: local files by handles that stay open."""
+
+import os
+import threading
+from collections import OrderedDict
+from typing import IO
+
+from data.shards.scan import stamp_of
+
+MOST_HANDLES = 256  # open at once, per process; a usual limit is 1024
+
+Stamp = tuple[int, int]
+
+
+def stamp(path: str) -> Stamp:
+    """Return size and modification time of a tar; raise OSError."""
+    return stamp_of(os.stat(path))
+
+
+def open_tar(path: str) -> IO[bytes]:
+    """Open a tar to be read from its begin to its end; raise OSError."""
+    return open(path, "rb")
+
+
+class Handle:
+    """Hold an open file, which is closed when nothing uses it any more."""
+
+    def __init__(self, path: str) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed in __del__)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+    def stamp(self) -> Stamp:
+        """Return size and modification time now."""
+        return stamp_of(os.fstat(self._file.fileno()))
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return these bytes, fewer at the end of the file; threads may read at the same time."""
+        return os.pread(self._file.fileno(), size, offset)
+
+
+class Handles:
+    """Keep the files that were read last open; safe to use from threads."""
+
+    def __init__(self, most: int = MOST_HANDLES) -> None:
+        self._most, self._lock = most, threading.Lock()
+        self._open: OrderedDict[str, Handle] = OrderedDict()
+
+    def get(self, path: str) -> Handle:
+        """Return the open file of a path; raise OSError."""
+        with self._lock:
+            if path in self._open:
+                self._open.move_to_end(path)
+                return self._open[path]
+        made = Handle(path)
+        with self._lock:
+            found = self._open.setdefault(path, made)
+            while len(self._open) > self._most:
+                self._open.popitem(last=False)
+        return found
+
+    def forget(self, path: str) -> None:
+        """Open the path again when it is next read: it failed, or was replaced."""
+        with self._lock:
+            self._open.pop(path, None)
