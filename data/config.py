@@ -14,7 +14,7 @@ from common.values import PATH, at_least, one_of
 from data import objectives
 from data.shards.source import ReadOptions
 
-MOST_APART = 1e300  # ratio of two weights; in double precision, beyond it one of them is nothing
+MOST_APART = 1e6  # ratio of two weights; a run of so many examples has one of the smaller
 
 
 @dataclass
@@ -63,6 +63,10 @@ class DataConfig:
     """Positions: a micro-batch is cut behind the last position that any of its rows uses, to a multiple of this, and
     unused image slots are left out; on a CPU, without dropout, its rows are joined into one without padding. 0, the
     default, keeps all shapes equal, as compiled kernels and pipeline stages need them."""
+    epoch: str = "records"
+    """Pass of a component through its source: `records` visits each usable record once, and draws one of its items (of
+    its questions, its languages); `items` visits each item once. Records by default, as in the paper.
+    """
     holdout: float = 0.0
     """Fraction of the training records that a source without validation shards validates on and does not train on; a
     hash of a record's key decides, whatever the order and the ranks. 0 by default: all are trained on."""
@@ -90,6 +94,7 @@ class DataConfig:
         at_least("data.", 1, **{name: getattr(self, name) for name in (*counts, "max_member_mib")})
         at_least("data.", 0, error_budget_minimum=self.error_budget_minimum, prefetch=self.prefetch)
         at_least("data.", 0, trim_multiple=self.trim_multiple)
+        one_of("data.epoch", self.epoch, ("records", "items"))
         if self.global_batch_size % self.num_streams:
             raise ConfigurationError(
                 f"data.global_batch_size={self.global_batch_size} cannot be dealt evenly to "

@@ -1,39 +1,33 @@
-"""The mixture as a pure function of an index: example i is known without reading examples 0 … i-1.
+"""Make the mixture a pure function of a number: example i is made without making examples 0 … i-1.
 
-Per component, Grain shuffles the records (anew in every epoch), repeats them without end, and hands each to the
-objective with a random generator of its own; components are then interleaved by weight.
+Components are interleaved by weight. Each draws from the records that its objective can use, each of them once an
+epoch, in an order of its own for every epoch, and with a random generator of its own for every example.
 """
 
-import logging
-import math
 import threading
 import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Grain warns on import that jax, which only its profiler needs, is missing.
-logging.getLogger("absl").setLevel(logging.ERROR)
+from common.progress import beat
+from data import images, objectives
+from data.config import ComponentConfig, DataConfig, Mixture, check_mixture, order_keys
+from data.error_budget import Ledger, NothingUsable
+from data.examples import EncodedExample, ExampleInfo
+from data.interleave import interleave
+from data.label_pool import labels_of, names_nothing_absent
+from data.objectives.base import SENTINEL, LabelOptions, LanguageOptions
+from data.permutation import permuted
+from data.shards.scan import printable
+from data.shards.source import Record, ShardSource
+from data.skip import Skip, one_record
+from data.tokenizer import EOS, Tokenizer
 
-import grain  # noqa: E402
-
-from common.progress import beat  # noqa: E402
-from data import images, objectives  # noqa: E402
-from data.config import ComponentConfig, DataConfig, Mixture, check_mixture, order_keys  # noqa: E402
-from data.error_budget import Ledger, NothingUsable  # noqa: E402
-from data.examples import EncodedExample, ExampleInfo  # noqa: E402
-from data.label_pool import labels_of, names_nothing_absent  # noqa: E402
-from data.objectives.base import SENTINEL, LabelOptions  # noqa: E402
-from data.shards.scan import printable  # noqa: E402
-from data.shards.source import Record, ShardSource  # noqa: E402
-from data.skip import Skip, one_record  # noqa: E402
-from data.tokenizer import EOS, Tokenizer  # noqa: E402
-
-# A record that an objective must skip is replaced by another of its source, at most so many times.
-ATTEMPTS = 16
 # After so many records without an example, up to so many more are looked at before the component is refused.
 FIRST_TRIES = 1_000
 LOOKED_AT = 10_000
@@ -74,49 +68,58 @@ class Component:
         self._ledger = ledger
         self._given = not required  # whether an example was made of any record, or none is required
         self._tries = 0
+        chosen = isinstance(self._options, LanguageOptions) and self._options.languages is not None
+        uses = self._options.uses if chosen else None  # type: ignore[attr-defined]
+        self._usable = source.usable(self.objective, uses, items=data.epoch == "items")
+        self._items = source.usable(self.objective, uses, items=True)
         self._learns_labels = isinstance(self._options, LabelOptions) and not self._options.labels
         self._lock = threading.RLock()
 
-    def example(self, number: int, rng: np.random.Generator) -> EncodedExample | None:
-        """Make the example of record `number`; None, counted, if there is none to make."""
-        number = self.source.numbered(number)
+    def example(self, number: int, rng: np.random.Generator, item: int | None = None) -> EncodedExample | None:
+        """Make the example of record `number` of the index; None, counted, if there is none to make.
+
+        `item`: its number in the record, None to draw one.
+        """
         try:
             with one_record(self.objective):
-                example = self._make(self.source.read(number), rng)
+                example = self._make(self.source.read(number), rng, item)
         except Skip as skip:
             if skip.defect:
                 shard, key = self.source.shard(number), self.source.key(number)
                 self._ledger.count_defect(self.source.name, shard, skip.cause, f"record {key!r:.100}: {skip.detail}")
             else:
                 self._ledger.count_skip(self.source.name, f"{self.objective}: {skip.cause}")
+            if not self._given:
+                self._look_for_any()
             return None
         self._given = True
         self._ledger.count_used(self.source.name)
         return example
 
-    def example_or_replacement(self, number: int, rng: np.random.Generator) -> EncodedExample | None:
-        """Make an example as `example` does, but replace what has to be skipped by another record, drawn from `rng`."""
-        for _ in range(ATTEMPTS):
-            example = self.example(number, rng)
-            if example is not None:
-                return example
-            if not self._given:
-                self._look_for_any()
-            number = int(rng.integers(len(self.source)))
-        return None
+    def drawn(self, number: int, seed: int) -> EncodedExample | None:
+        """Make the component's example of this number, a pure function of (seed, order_key, number).
 
-    def dataset(self, seed: int) -> grain.MapDataset:
-        """Return the endless examples: element i is a pure function of (seed, order_key, i)."""
-        shuffle_seed, example_seed = np.random.SeedSequence([seed, self._number]).generate_state(2).tolist()
-        records = grain.MapDataset.range(len(self.source)).shuffle(seed=shuffle_seed).repeat()
-        return records.random_map(self.example_or_replacement, seed=example_seed)
+        None, counted, where its record cannot be used. Raises NothingUsable where no record can.
+        """
+        rng = np.random.default_rng(np.random.SeedSequence([seed, self._number, number], spawn_key=(1,)))
+        if not len(self._usable):  # any record shows, and counts, what is missing
+            self._look_for_any()
+            return self.example(self.source.numbered(number % len(self.source)), rng)
+        epoch, place = divmod(number, len(self._usable))
+        record, item = self._usable[permuted(place, len(self._usable), _key(seed, self._number, epoch))]
+        return self.example(record, rng, item if self._data.epoch == "items" else None)
+
+    @property
+    def num_held_out(self) -> int:
+        """Return the number of items of the source for the objective: each is an example of an evaluation."""
+        return len(self._items)
 
     def held_out(self, number: int, seed: int) -> EncodedExample | None:
-        """Make the example of record `number` that every evaluation with this seed makes."""
-        repeats = (
-            [self._number] if "#" in self.order_key else []
-        )  # the first asks what other objectives ask of the record
-        return self.example(number, np.random.default_rng([seed, number, *repeats]))
+        """Make the example of an item, in order, that every evaluation with this seed makes."""
+        record, item = self._items[number]
+        # The first component asks what other objectives ask of the record.
+        own = [self._number] if "#" in self.order_key else []
+        return self.example(record, np.random.default_rng([seed, record, *own, *([item] if item else [])]), item)
 
     @property
     def _number(self) -> int:
@@ -130,7 +133,7 @@ class Component:
         """
         with self._lock:
             self._tries += 1
-            if self._given or self._tries < min(FIRST_TRIES, len(self.source)):
+            if self._given or self._tries < min(FIRST_TRIES, len(self._usable)):
                 return
             numbers = np.linspace(0, len(self.source) - 1, min(LOOKED_AT, len(self.source)), dtype=np.int64)
             causes: Counter[str] = Counter()
@@ -141,7 +144,7 @@ class Component:
                     with one_record(self.objective):
                         record = self.source[number]
                         fields.update(list(record.fields))
-                        self._make(record, np.random.default_rng(number))
+                        self._make(record, np.random.default_rng(number), None)
                 except Skip as skip:
                     causes[skip.cause] += 1
                 else:
@@ -163,10 +166,11 @@ class Component:
             f"mixture.{self.name}, or leave it out (mixture.{self.name}.weight=0)."
         )
 
-    def _make(self, record: Record, rng: np.random.Generator) -> EncodedExample:
+    def _make(self, record: Record, rng: np.random.Generator, item: int | None) -> EncodedExample:
         if self._learns_labels and names_nothing_absent(record.fields):
             self._learn_labels()
-        example = self._module.make(record.fields, rng, self._options, self._tokenizer)
+        one = () if item is None or not getattr(self._module, "ITEMS", False) else (item,)
+        example = self._module.make(record.fields, rng, self._options, self._tokenizer, *one)
         pixels = np.zeros((0, self._image_size, self._image_size, 3), np.uint8)
         if example.image:
             if record.image is None:
@@ -221,8 +225,24 @@ def open_components(
     ]
 
 
-def mix(components: Sequence[Component], seed: int) -> grain.MapDataset:
-    """Return the endless mixture; an element is None where ATTEMPTS records in a row had to be skipped."""
-    _, exponent = math.frexp(max(component.weight for component in components))
-    weights = [math.ldexp(component.weight, -exponent) for component in components]  # Grain divides 100 by the smallest
-    return grain.MapDataset.mix([component.dataset(seed) for component in components], weights)
+@lru_cache(maxsize=1024)
+def _key(seed: int, number: int, epoch: int) -> int:
+    """Return the key of the order of an epoch."""
+    return int(np.random.SeedSequence([seed, number, epoch], spawn_key=(0,)).generate_state(1, np.uint64)[0])
+
+
+class Examples:
+    """The endless mixture, by number; an example is None where its record cannot be used."""
+
+    def __init__(self, components: Sequence[Component], seed: int) -> None:
+        self._components, self._seed = components, seed
+        self._order = interleave(tuple(component.weight for component in components))
+
+    def __getitem__(self, number: int) -> EncodedExample | None:
+        component, count = self._order.place(number)
+        return self._components[component].drawn(count, self._seed)
+
+
+def mix(components: Sequence[Component], seed: int) -> Examples:
+    """Return the examples of a mixture of these components."""
+    return Examples(components, seed)

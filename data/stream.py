@@ -4,7 +4,7 @@ A step number is the whole state: the rows of a step depend on nothing that was 
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -24,14 +24,14 @@ Batch = TypeVar("Batch")
 
 
 class HeldOutComponent(Protocol):
-    """A component as an evaluation reads it: records in order, each made to the same example every time."""
+    """A component as an evaluation reads it: items in order, each made to the same example every time."""
 
     @property
-    def source(self) -> Sized:
-        """Return the records; only their number is read."""
+    def num_held_out(self) -> int:
+        """Return the number of items."""
 
     def held_out(self, number: int, seed: int) -> EncodedExample | None:
-        """Make the example of a record, None where there is none to make."""
+        """Make the example of an item, None where there is none to make."""
 
 
 class HeldOut(Protocol):
@@ -188,7 +188,7 @@ def evaluation_batches(
     seed: int = 0,
     keep: Callable[[ExampleInfo], bool] = lambda info: True,
 ) -> Iterator[StepData[Rows]]:
-    """Yield every component's records in order (the first `limit` of each), one example and one image slot a row.
+    """Yield every component's items in order (the first `limit` of each), one example and one image slot a row.
 
     Every rank yields equally many single micro-batches of exactly `micro_batch_size` rows; infos are those of the
     leading rows, the rest is empty. Records that their objective skips, and examples that `keep` rejects, leave no gap:
@@ -212,9 +212,9 @@ def evaluation_batches(
 
 
 def held_out_example(stream: HeldOut, index: int, limit: int | None, seed: int) -> EncodedExample | None:
-    """Return the example of one held-out record, None where its objective skips the record.
+    """Return the example of one held-out item, None where its objective skips it.
 
-    `index` counts the first `limit` records of each component, one component after another.
+    `index` counts the first `limit` items of each component, one component after another.
     """
     beat()
     number = index
@@ -227,6 +227,6 @@ def held_out_example(stream: HeldOut, index: int, limit: int | None, seed: int) 
 
 
 def _lengths(stream: HeldOut, limit: int | None) -> list[int]:
-    """Return the number of held-out records of each component, at most `limit`."""
-    lengths = [len(component.source) for component in stream.components]
+    """Return the number of held-out items of each component, at most `limit`."""
+    lengths = [component.num_held_out for component in stream.components]
     return lengths if limit is None else [min(length, limit) for length in lengths]

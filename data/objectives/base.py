@@ -139,13 +139,17 @@ class Vocabulary(Protocol):
 
 
 class Objective(Protocol):
-    """The interface of a module of this folder. PROMPTS are its templates, for the tokenizer's training too."""
+    """The interface of a module of this folder. PROMPTS are its templates, for the tokenizer's training too.
+
+    A module with `ITEMS = True` finds several items in a record, such as its questions; its `make` takes the number of
+    one as a fifth argument, `item`, and draws one if it is None.
+    """
 
     PROMPTS: tuple[str, ...]
     Options: type[AnyOptions]
 
     def make(
-        self, record: Mapping[str, Any], rng: np.random.Generator, options: Any, vocabulary: Vocabulary
+        self, record: Mapping[str, Any], rng: np.random.Generator, options: Any, vocabulary: Vocabulary, *item: int
     ) -> Example:
         """Make an example, as a pure function of the arguments; raise Skip if the record lacks a field for it."""
 
@@ -206,11 +210,11 @@ def _check_kind(where: str, hint: Any, value: Any) -> None:
 Item = TypeVar("Item")
 
 
-def choose(rng: np.random.Generator, items: Sequence[Item], cause: str) -> Item:
-    """Return one of the items, drawn uniformly; raise Skip(cause) if there is none."""
-    if not items:
+def choose(rng: np.random.Generator, items: Sequence[Item], cause: str, number: int | None = None) -> Item:
+    """Return one of the items, drawn uniformly, or the one of this number; raise Skip(cause) if there is none."""
+    if len(items) <= (number or 0):
         raise Skip(cause)
-    return items[int(rng.integers(len(items)))]
+    return items[int(rng.integers(len(items))) if number is None else number]
 
 
 def one_of(rng: np.random.Generator, texts: Sequence[str]) -> str:

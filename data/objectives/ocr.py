@@ -33,12 +33,18 @@ def reading_order(words: Sequence[Word]) -> list[Word]:
     return [word for line in lines for _, word in sorted(line, key=lambda each: each[0][1])]
 
 
-def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
+def make(
+    record: Mapping[str, Any],
+    rng: np.random.Generator,
+    options: Options,
+    vocabulary: Vocabulary,
+    item: int | None = None,
+) -> Example:
     """Make an example of `ocr`: draw one of the languages in the image uniformly."""
     words = fields.ocr(record, options.uses)
-    language = base.choose(rng, base.distinct([word.language for word in words]), "no OCR text")
+    language = base.choose(rng, base.distinct([word.language for word in words]), "no OCR text", item)
     target = " ".join(word.text for word in reading_order([word for word in words if word.language == language]))
-    return Example(PROMPTS[0].format(language=options.code(language)), target, language)
+    return Example(PROMPTS[0].format(language=options.code(language)), target, language, item=language)
 
 
 def read(text: str) -> str:

@@ -27,18 +27,26 @@ class Drawn(NamedTuple):
     """The question's number in the record."""
 
 
-def draw_question(record: Mapping[str, Any], rng: np.random.Generator, options: Options) -> Drawn:
-    """Draw one of the record's `questions` uniformly."""
+def draw_question(
+    record: Mapping[str, Any], rng: np.random.Generator, options: Options, item: int | None = None
+) -> Drawn:
+    """Draw one of the record's `questions` uniformly, or take the one of this number."""
     questions = fields.questions(record, options.uses)
-    number = base.choose(rng, range(len(questions)), "no question")
+    number = base.choose(rng, range(len(questions)), "no question", item)
     language, asked, answers = questions[number]
     question, answer = base.one_of(rng, asked), base.one_of(rng, answers)
     return Drawn(language, question, answer, tuple(asked), tuple(answers), str(number))
 
 
-def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
+def make(
+    record: Mapping[str, Any],
+    rng: np.random.Generator,
+    options: Options,
+    vocabulary: Vocabulary,
+    item: int | None = None,
+) -> Example:
     """Make an example of `questions`; its language is the question's."""
-    drawn = draw_question(record, rng, options)
+    drawn = draw_question(record, rng, options, item)
     prompt = PROMPTS[0].format(language=options.code(ANSWER_LANGUAGE), question=drawn.question)
     return Example(prompt, drawn.answer, drawn.language, references=drawn.answers, item=drawn.item)
 

@@ -12,9 +12,15 @@ PROMPTS = ("Generate a question in {language} for {answer}: <extra_id_0>",)
 ITEMS = True  # a record has several
 
 
-def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
+def make(
+    record: Mapping[str, Any],
+    rng: np.random.Generator,
+    options: Options,
+    vocabulary: Vocabulary,
+    item: int | None = None,
+) -> Example:
     """Make an example of `questions`, as vqa does."""
-    drawn = draw_question(record, rng, options)
+    drawn = draw_question(record, rng, options, item)
     prompt = PROMPTS[0].format(language=options.code(drawn.language), answer=drawn.answer)
     return Example(prompt, drawn.question, drawn.language, references=drawn.wordings, item=drawn.item)
 

@@ -23,6 +23,11 @@ class ItemComponent:
         self.source, self.skipped = items, Counter[str]()
         self._config, self._tokenizer, self._image_size = config, tokenizer, image_size
 
+    @property
+    def num_held_out(self) -> int:
+        """Return the number of items."""
+        return len(self.source)
+
     def held_out(self, number: int, seed: int) -> EncodedExample | None:
         """Make the example of an item, None where its image cannot be read; nothing is drawn from `seed`."""
         try:

@@ -34,30 +34,30 @@ def test_steps_are_the_same_in_any_order_and_any_process(data, tokenizer, stream
 
 
 WRITTEN_DOWN = [
-    "text/span_corruption text0016 en",
-    "webli/split_captioning webli0011 en",
-    "cc3m_35l/captioning cc3m_35l0014 en",
-    "webli/ocr webli0003 en",
-    "vq2a/vqa vq2a0014 en",
-    "vq2a/vqg vq2a0017 en",
-    "cc3m_35l/captioning cc3m_35l0015 de",
-    "vq2a/vqa vq2a0021 fr",
-    "objects/object_vqa objects0008 en",
-    "webli/split_captioning webli0023 en",
-    "webli/ocr webli0007 ru",
-    "vq2a/vqa vq2a0009 fr",
-    "cc3m_35l/captioning cc3m_35l0016 de",
-    "objects/detection objects0009 en",
-    "vq2a/vqa vq2a0006 fr",
-    "objects/object_vqa objects0002 en",
-    "objects/detection objects0011 en",
-    "text/span_corruption text0000 en",
-    "webli/split_captioning webli0016 en",
+    "vq2a/vqa vq2a0007 fr",
     "cc3m_35l/captioning cc3m_35l0009 de",
-    "webli/ocr webli0014 en",
-    "vq2a/vqa vq2a0016 fr",
-    "vq2a/vqg vq2a0016 fr",
-    "cc3m_35l/captioning cc3m_35l0022 zh",
+    "webli/split_captioning webli0010 en",
+    "webli/ocr webli0002 ru",
+    "vq2a/vqa vq2a0022 fr",
+    "objects/object_vqa objects0011 en",
+    "objects/detection objects0012 en",
+    "cc3m_35l/captioning cc3m_35l0014 en",
+    "vq2a/vqa vq2a0017 fr",
+    "text/span_corruption text0001 en",
+    "webli/split_captioning webli0021 en",
+    "cc3m_35l/captioning cc3m_35l0011 zh",
+    "webli/ocr webli0007 ru",
+    "vq2a/vqa vq2a0000 fr",
+    "vq2a/vqg vq2a0016 en",
+    "objects/object_vqa objects0023 en",
+    "objects/detection objects0017 en",
+    "vq2a/vqa vq2a0008 en",
+    "cc3m_35l/captioning cc3m_35l0015 en",
+    "webli/split_captioning webli0006 en",
+    "webli/ocr webli0010 en",
+    "vq2a/vqa vq2a0013 en",
+    "objects/object_vqa objects0014 en",
+    "objects/detection objects0002 en",
 ]
 
 
@@ -92,11 +92,28 @@ def test_a_component_that_comes_again_has_an_order_and_draws_of_its_own(data, to
 
 
 def test_evaluation_draws_anew_for_a_component_that_comes_again(data, tokenizer):
-    twice = mixture(("vq2a", "vqa", 1), ("vq2a", "vqa", 1))
+    twice = mixture(("webli", "split_captioning", 1), ("webli", "split_captioning", 1))
     stream = Stream(data, twice, tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE, "validation", 0)
     infos = [info for batch in evaluation_batches(stream, 5) for info in batch.infos]
     assert [info.key for info in infos[:5]] == [info.key for info in infos[5:]]
     assert [info.input_text for info in infos[:5]] != [info.input_text for info in infos[5:]]
+
+
+def test_evaluation_lists_every_item_once(data, tokenizer):
+    every = mixture(("vq2a", "vqa", 1), ("cc3m_35l", "captioning", 1), ("webli", "ocr", 1), ("objects", "detection", 1))
+    stream = Stream(data, every, tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE, "validation", 0)
+    infos = [info for batch in evaluation_batches(stream, 5) for info in batch.infos]
+    items = {"vq2a": ("0", "1"), "cc3m_35l": ("en", "de", "zh"), "webli": ("en", "ru"), "objects": ("",)}
+    expected = [(f"{name}{number:04d}", item) for name, own in items.items() for number in range(5) for item in own]
+    assert [(info.key, info.item) for info in infos] == expected
+    assert len({info.id for info in infos}) == len(infos) == sum(one.num_held_out for one in stream.components)
+
+
+def test_an_epoch_of_items_shows_every_item_once(data, tokenizer):
+    components = (("cc3m_35l", "captioning", 1),)  # 24 records of three languages: three steps of 24 examples
+    stream = Stream(replace(data, epoch="items"), mixture(*components), tokenizer, IMAGE_SIZE, 4, "train", seed=0)
+    ids = [info.id for step in range(1, 7) for info in stream.rows(step, range(4))[1]]
+    assert len(set(ids[:72])) == 72 and sorted(ids[:72]) == sorted(ids[72:]) and ids[:72] != ids[72:]
 
 
 def test_an_epoch_shows_every_record_once_and_epochs_differ(data, tokenizer):
@@ -152,12 +169,12 @@ def test_streams_that_ranks_cannot_share_are_a_configuration_error(stream):
 
 
 def test_evaluation_is_one_example_a_row_in_order_and_even_over_ranks(data, tokenizer):
-    both = mixture(("vq2a", "vqa", 1), ("objects", "detection", 1))
+    both = mixture(("webli", "split_captioning", 1), ("objects", "detection", 1))
     validation = Stream(data, both, tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE, "validation", 0)
     ranks = [list(evaluation_batches(validation, 2, 5, rank, 2)) for rank in range(2)]
     assert len(ranks[0]) == len(ranks[1]) == 3
     keys = [info.key for batches in zip(*ranks, strict=True) for batch in batches for info in batch.infos]
-    assert keys == [f"vq2a{n:04d}" for n in range(5)] + [f"objects{n:04d}" for n in range(5)]
+    assert keys == [f"webli{n:04d}" for n in range(5)] + [f"objects{n:04d}" for n in range(5)]
     for (rows,), infos in ((batch.micro_batches, batch.infos) for batches in ranks for batch in batches):
         assert rows["encoder_tokens"].shape == (2, 96) and rows["images"].shape[0] == 2
         for row, info in enumerate(infos):
@@ -168,7 +185,7 @@ def test_evaluation_is_one_example_a_row_in_order_and_even_over_ranks(data, toke
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_what_is_evaluated_is_chosen_before_it_is_batched_and_does_not_depend_on_ranks(data, tokenizer, size):
-    both = mixture(("vq2a", "vqa", 1), ("objects", "detection", 1))
+    both = mixture(("webli", "split_captioning", 1), ("objects", "detection", 1))
     validation = Stream(data, both, tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE, "validation", 0)
 
     def third(info):
@@ -182,11 +199,11 @@ def test_what_is_evaluated_is_chosen_before_it_is_batched_and_does_not_depend_on
             batch.micro_batches[0]["images"].shape[0] == 2 for batch in batches
         )
     found = sorted((info.index, info.key) for batches in ranks for batch in batches for info in batch.infos)
-    assert found == [(1, "vq2a0001"), (4, "vq2a0004"), (6, "objects0001"), (9, "objects0004")]
+    assert found == [(1, "webli0001"), (4, "webli0004"), (6, "objects0001"), (9, "objects0004")]
 
 
 def test_a_held_out_example_is_found_again_by_its_place(data, tokenizer):
-    both = mixture(("vq2a", "vqa", 1), ("objects", "detection", 1))
+    both = mixture(("webli", "split_captioning", 1), ("objects", "detection", 1))
     validation = Stream(data, both, tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE, "validation", 0)
     (batch,) = list(evaluation_batches(validation, 10, 5))
     (rows,) = batch.micro_batches
@@ -199,10 +216,10 @@ def test_a_held_out_example_is_found_again_by_its_place(data, tokenizer):
 
 
 def test_a_repeated_component_is_evaluated_with_draws_of_its_own(data, tokenizer):
-    twice = mixture(("cc3m_35l", "captioning", 1), ("cc3m_35l", "captioning", 1))
+    twice = mixture(("webli", "split_captioning", 1), ("webli", "split_captioning", 1))
     first, second = Stream(data, twice, tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE, "train", seed=7).components
-    drawn = [[component.held_out(number, 7).info.language for number in range(12)] for component in (first, second)]
-    plain = [first.example(number, np.random.default_rng([7, number])).info.language for number in range(12)]
+    drawn = [[component.held_out(number, 7).info.input_text for number in range(12)] for component in (first, second)]
+    plain = [first.example(number, np.random.default_rng([7, number])).info.input_text for number in range(12)]
     assert drawn[0] == plain != drawn[1]
 
 

@@ -28,7 +28,7 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> Stream:
         "webli/split_captioning": ComponentConfig("webli", "split_captioning", 3.0),
         "vq2a/vqa": ComponentConfig("vq2a", "vqa", 1.0),
     }
-    return Stream(data, mixture, tokenizer, 56, 4, "train", seed=0)
+    return Stream(data, mixture, tokenizer, 56, 4, "train", seed=40)
 
 
 def documented() -> list[list[str]]:

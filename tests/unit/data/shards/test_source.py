@@ -191,13 +191,12 @@ CAUSES = ["broken JSON", "unreadable image", "empty caption", "missing image", "
 
 
 @pytest.mark.parametrize("cause", CAUSES)
-def test_a_broken_record_is_skipped_counted_and_replaced(tmp_path, tokenizer, cause):
+def test_a_broken_record_is_skipped_counted_and_leaves_a_hole(tmp_path, tokenizer, cause):
     spoil(tmp_path / "cc3m_35l", cause)
     reader = Reader(stream(tmp_path, tokenizer, ("cc3m_35l", "captioning", 1)), 0, 1, 2)
     found = reader.read(1)  # 20 examples of 10 records: two epochs
-    assert len(found.infos) == 20 and {info.objective for info in found.infos} == {"captioning"}
-    assert all(int(info.key) >= 2 for info in found.infos)
-    assert found.skipped.keys() == {f"cc3m_35l/{cause}"} and found.skipped[f"cc3m_35l/{cause}"] >= 4
+    assert sorted(info.key for info in found.infos) == [f"{n:03d}" for n in range(2, 10) for _ in range(2)]
+    assert found.skipped == {f"cc3m_35l/{cause}": 4}
 
 
 @pytest.mark.parametrize("cause", CAUSES)
@@ -214,7 +213,7 @@ def test_a_source_over_its_budget_stops_and_names_the_shard(tmp_path, tokenizer,
 def test_few_broken_records_are_forgiven(tmp_path, tokenizer):
     spoil(tmp_path / "cc3m_35l", "broken JSON", bad=1, good=199)
     opened = stream(tmp_path, tokenizer, ("cc3m_35l", "captioning", 1), budget=0.02, minimum=2)
-    assert sum(len(opened.rows(step, range(1))[1]) for step in range(1, 31)) == 600
+    assert sum(len(opened.rows(step, range(1))[1]) for step in range(1, 31)) == 597
 
 
 def test_a_component_that_gives_nothing_ends_reading_and_names_what_it_misses(tmp_path, tokenizer):
@@ -255,9 +254,9 @@ def test_every_record_that_is_read_is_used_or_skipped_or_broken(tmp_path, tokeni
         component.source = Watched(component.source, reads)
     infos = [info for step in range(1, 10) for info in opened.rows(step, range(1))[1]]
     account, counted = opened.ledger.account("webli"), opened.ledger.drain()
-    assert account.read == len(reads) and account.used == len(infos) == 180
-    assert account.broken == counted["webli/empty caption"] > 0
-    assert account.skipped == sum(counted.values()) - account.broken > 0
+    assert account.read == len(reads) == 180 and account.used == len(infos)
+    assert account.broken == counted["webli/empty caption"] == sum(counted.values()) == 180 - len(infos) > 0
+    assert account.skipped == 0 and not {f"{number:03d}" for number in range(30, 50)} & {info.key for info in infos}
 
 
 @pytest.mark.parametrize("none", [[], None, [None]])
