@@ -8,7 +8,7 @@ TOOLS := java=default-jre-headless chromium=chromium
 SLURM := slurmctld slurmd slurm-client munge iproute2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo slurm tools test clean
+.PHONY: setup demo slurm tools test lint unit clean
 
 setup: .venv/ready
 
@@ -44,7 +44,7 @@ slurm:
 	else echo "tests/slurm will be skipped: as root, apt-get install $(SLURM)"; fi
 
 # Official captions' scores need Java, and the test of report.html a browser; where they are missing, it is skipped.
-tools:
+tools: slurm
 	@for tool in $(TOOLS); do command -v $${tool%=*} > /dev/null || missing="$$missing $${tool#*=}"; done; \
 	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
@@ -52,12 +52,19 @@ tools:
 	    || echo "some tests will be skipped: apt-get install$$missing failed"; \
 	else echo "some tests will be skipped: as root, apt-get install$$missing"; fi
 
-test: setup slurm tools
+# Two downloads side by side: of pip and of Debian. Then two workers of unit tests beside the linters, which use one core.
+test:
+	@$(MAKE) --no-print-directory --jobs 2 setup tools
+	@$(MAKE) --no-print-directory --jobs 2 lint unit
+	$(BIN)/python -m pytest tests/distributed tests/slurm --numprocesses 2 --dist loadfile
+
+lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
+
+unit: setup
 	$(BIN)/python -m pytest tests/unit --numprocesses 2
-	$(BIN)/python -m pytest tests/distributed tests/slurm --numprocesses 2 --dist loadfile
 
 clean:
 	rm -rf .venv runs
