@@ -262,6 +262,14 @@ def test_negatives_come_from_the_labels_where_a_record_names_none_absent():
     assert not any("cow" in make("detection", named, seed, labels=labels).input_text for seed in range(30))
 
 
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_a_prompt_names_as_many_absent_classes_as_allowed_at_most(most):
+    fields = {"objects": [{"label": "dog", "box": [0, 0, 1, 1]}]}
+    labels = ["cat", "cow", "fox", "hen"]
+    prompts = [make("detection", fields, seed, labels=labels, max_negatives=most).input_text for seed in range(40)]
+    assert {sum(label in prompt for label in labels) for prompt in prompts} == {*range(most + 1)}
+
+
 def test_an_option_that_does_not_exist_is_a_configuration_error():
     with pytest.raises(ConfigurationError, match=r"langages is not an option of ocr; did you mean languages\?"):
         objectives.options("ocr", {"langages": ["en"]})

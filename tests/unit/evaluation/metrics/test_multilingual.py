@@ -21,6 +21,12 @@ def test_words() -> None:
     assert multilingual.words("de", ["Ein Hund, der läuft."]) == [["ein", "hund", "der", "läuft"]]
 
 
+def test_a_segmenter_cuts_what_has_no_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shown with a function of the standard library: none of the three packages is needed to test."""
+    monkeypatch.setitem(multilingual.SEGMENTERS, "th", ("builtins", "sorted"))
+    assert multilingual.words("th", ["คกข", "กข ค", ""]) == [["ก", "ข", "ค"], ["กข", "ค"], []]
+
+
 @pytest.mark.skipif(find_spec("jieba") is not None, reason="jieba is installed")
 def test_a_missing_segmenter_is_a_sentence_and_leaves_the_other_scores() -> None:
     with pytest.raises(ConfigurationError, match="pip install jieba"):

@@ -30,6 +30,7 @@ from model.config import ViTConfig
 from model.pali import PaLI
 from model.vit import resample_position
 from model.weights import load, logical_tensors
+from model.weights import mt5 as mt5_table_file
 from model.weights.big_vision import big_vision_table
 from model.weights.files import write_tensors
 from model.weights.source import Source, open_source
@@ -47,6 +48,13 @@ CLASSES: dict[str, tuple[Any, Any]] = {
     "umt5": (UMT5Config, UMT5ForConditionalGeneration),
     "t5": (T5Config, T5ForConditionalGeneration),
 }
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_what_a_config_leaves_out_is_what_transformers_assumes(kind: str) -> None:
+    assumed = CLASSES[kind][0]().to_dict()
+    for name, value in (mt5_table_file.OF_ALL | mt5_table_file.DEFAULTS[kind]).items():
+        assert assumed[name] == value, name
 
 
 def text_model(kind: str, folder: Path, tied: bool = False, shards: str = "1GB", **sizes: Any) -> nn.Module:

@@ -37,6 +37,20 @@ def test_a_small_product_takes_a_launch_and_a_thin_one_its_traffic() -> None:
     assert thin == pytest.approx(2 * 8192 * (8192 + 2) / (3350e9 * 0.9), rel=0.05)
 
 
+@pytest.mark.parametrize("shape", [(8192, 8192, 1), (8192, 1, 8192), (1, 8192, 8192)])
+def test_traffic_is_both_factors_and_the_result(shape: tuple[int, int, int]) -> None:
+    rows, columns, inner = shape
+    moved = 2 * (8192 * 8192 + 2 * 8192)
+    slow = replace(H100, memory_gb_per_s=1.0)  # so slow that nothing else counts
+    assert slow.product_s(rows, columns, inner, 2) == pytest.approx(moved / (1e9 * slow.memory_efficiency), rel=1e-4)
+
+
+def test_every_kernel_takes_a_launch() -> None:
+    slow = replace(H100, launch_us=1e6)
+    launched = (slow.product_s(1, 1, 1, 2), slow.attention_s(1, 1, 2, launches=3), slow.elementwise_s(1, launches=2))
+    assert launched == pytest.approx((1, 3, 2), rel=1e-3)
+
+
 def test_time_grows_with_every_dimension_and_falls_with_every_rate() -> None:
     base = H100.product_s(4096, 4096, 4096, 2)
     assert H100.product_s(4096, 4096, 4096, 4) > base

@@ -40,6 +40,7 @@ def test_the_first_choice_is_that_of_playing_every_layout() -> None:
     assert [choice.seconds for choice in found()] == pytest.approx([choice.seconds for choice in exhaustive])
     assert layout_name(found()[0]) == layout_name(exhaustive[0])
     assert every.played > 3 * search().played
+    assert make_search(read_config(WORDS), H100, 8).played == 0
 
 
 def test_every_choice_fits_and_its_parts_add_up() -> None:
