@@ -24,7 +24,9 @@ from benchmarks.worker import Worker
 from common.command_line import parse, run_command
 from common.errors import ConfigurationError
 from common.values import one_of
-from model.attention import Mask, flex_t5_attention, relative_bias, t5_attention
+from model.attention.bias import bias_by_distance
+from model.attention.kernels import KERNELS
+from model.attention.masks import Mask
 from model.config import MT5Config
 from model.costs import batch_flops
 from model.describe import one_example, read_model
@@ -150,14 +152,13 @@ def time_pass(name: str, mt5: MT5Config, rows: int, length: int, causal: bool, r
     options = {"device": "cuda", "dtype": torch.bfloat16, "requires_grad": True}
     query, key, value = (torch.randn(length, rows, mt5.num_heads, mt5.d_kv, **options) for _ in range(3))
     bias_table = torch.randn(mt5.relative_attention_num_buckets, mt5.num_heads, **options)
-    segments = (torch.arange(length, device="cuda") >= length // 2).long().expand(rows, length) + 1
-    mask = Mask(segments, segments, causal)
+    segments = (torch.arange(length) >= length // 2).long().expand(rows, length) + 1
+    on_gpu = segments.to("cuda")
+    mask = Mask(segments, segments, causal).to_device(on_gpu, on_gpu)
 
     def forward() -> Tensor:
-        if name == "flex":
-            return flex_t5_attention(query, key, value, bias_table, mt5, not causal, mask.blocks)
-        bias = relative_bias(bias_table, mt5, length, length, not causal)
-        return t5_attention(query, key, value, bias, mask.allowed, 0.0)
+        bias = bias_by_distance(bias_table, mt5, length, not causal)
+        return KERNELS[name](query, key, value, bias, mask, False)
 
     gradient = torch.randn_like(forward())
     taken = []

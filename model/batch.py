@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.attention import Mask
+from model.attention.masks import Mask
 
 ARRAYS = (
     "images",
@@ -59,11 +59,19 @@ class MicroBatch:
         return cls(*(t if name == "images" else t.long() for name, t in tensors.items()))  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """Return a copy on `device`; a copy on the same device keeps the masks that are computed already."""
+        """Return a copy on `device`; a copy on the same device keeps the masks that are computed already.
+
+        From the host to a GPU, the blocks of the masks go along: finding them there would take many kernels.
+        """
         if self.encoder_segments.device == device:
             return copy(self)
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in (*ARRAYS, "target_positions")}
-        return replace(self, **moved)
+        names = (*ARRAYS, "target_positions")
+        moved = replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        if self.encoder_segments.device.type == "cpu":
+            for name in ("encoder_mask", "decoder_mask", "cross_mask"):
+                own: Mask = getattr(moved, name)
+                setattr(moved, name, getattr(self, name).to_device(own.queries, own.keys))
+        return moved
 
     def trimmed(self, tokens_per_image: int, multiple: int = 1) -> "MicroBatch":
         """Remove unused image slots (one stays), and positions behind the longest row.

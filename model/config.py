@@ -7,6 +7,7 @@ from common.values import at_most
 
 # Far beyond any model, and small enough that a model on `meta` is made, and counted, in seconds.
 LAYERS, WIDEST, PIXELS = 1_000, 2**20, 2**14
+ATTENTION = ("auto", "plain", "sdpa", "flex")
 RESAMPLINGS = ("aligned_corners", "half_pixel")
 
 
@@ -100,8 +101,9 @@ class ModelConfig:
     dropout_rate: float = 0.0
     """Dropout of mT5; the ViT has none. 0 by default, as in PaLI's pretraining."""
     attention: str = "auto"
-    """`plain` (any device; on a CPU example by example), `flex` (torch flex_attention; needs CUDA to train) or `auto`
-    (flex on CUDA without dropout, else plain). Auto by default: the fastest that works."""
+    """Kernel of T5's attention: `plain` (any device; on a CPU example by example), `sdpa` (torch's
+    scaled_dot_product_attention with a dense bias), `flex` (torch's flex_attention; needs CUDA to train) or `auto`
+    (flex on CUDA, else plain). Auto by default: the fastest of the device."""
     z_loss: float = 1e-4
     """Factor on log(Z)^2 of every target token, which keeps logits small. T5X's default."""
     loss_reduction: str = "mean"
@@ -113,8 +115,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _positive("model", image_size=self.image_size, loss_chunk=self.loss_chunk)
         at_most("model.", PIXELS, image_size=self.image_size)
-        if self.attention not in ("auto", "plain", "flex"):
-            raise ConfigurationError(f"model.attention={self.attention!r} is unknown; choose auto, plain or flex.")
+        if self.attention not in ATTENTION:
+            raise ConfigurationError(
+                f"model.attention={self.attention!r} is unknown; choose {', '.join(ATTENTION[:-1])} or {ATTENTION[-1]}."
+            )
         if self.position_resampling not in RESAMPLINGS:
             raise ConfigurationError(
                 f"model.position_resampling={self.position_resampling!r} is unknown; choose {' or '.join(RESAMPLINGS)}."
@@ -123,11 +127,6 @@ class ModelConfig:
             raise ConfigurationError(f"model.loss_reduction={self.loss_reduction!r} is unknown; choose mean or sum.")
         if not 0 <= self.dropout_rate < 1:
             raise ConfigurationError(f"model.dropout_rate={self.dropout_rate} must lie in [0, 1).")
-        if self.attention == "flex" and self.dropout_rate:
-            raise ConfigurationError(
-                "model.attention=flex has no dropout of attention weights; "
-                "set model.attention=plain or model.dropout_rate=0."
-            )
         if self.z_loss < 0:
             raise ConfigurationError(f"model.z_loss={self.z_loss} must not be negative.")
 

@@ -1,11 +1,9 @@
 """The cost of a unit: parameters, FLOPs, activation bytes. Each formula is next to the unit that it describes."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -49,12 +47,6 @@ class Unit(nn.Module):
     """
 
     recompute = "none"
-
-    def attend(self, attention: Callable[..., Tensor], *inputs: object) -> Tensor:
-        """Return attention(*inputs), recomputed in the backward pass under recompute "attention"."""
-        if self.recompute == "attention" and torch.is_grad_enabled():
-            return checkpoint(attention, *inputs, use_reentrant=False)
-        return attention(*inputs)
 
     def cost(self, shape: BatchShape) -> Cost:
         """Return the cost of the whole unit, as one tensor-parallel rank of one."""

@@ -6,11 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import Mask, dropout, flex_t5_attention, relative_bias, split_heads, t5_attention
+from model.attention.bias import bias_by_distance, relative_bias
+from model.attention.kernels import KERNELS, kernel_name, split_heads
+from model.attention.masks import Mask
 from model.batch import MicroBatch
 from model.cache import Cache, attend
 from model.config import ModelConfig, MT5Config, ViTConfig
 from model.costs import BatchShape, Cost, Unit, attention_flops, linear_flops
+from model.dropout import dropout, split_dropout, value_dropout
 from model.initializers import fan_in_normal, fan_in_truncated, normal, xavier_uniform
 from model.layers import (
     ColumnLinear,
@@ -36,21 +39,22 @@ class Carry(NamedTuple):
 
     encoder: Tensor  # [L, B, d]
     decoder: Tensor  # [M, B, d]
-    encoder_bias: Tensor  # [buckets, heads / tensor]; zeros, which no block reads, where each has a table of its own
-    decoder_bias: Tensor  # [buckets, heads / tensor]
+    encoder_bias: Tensor  # fp32 [heads / tensor, 2 R - 1]; empty rows where each block has a table of its own
+    decoder_bias: Tensor  # fp32 [heads / tensor, 2 R - 1]; R: `model.attention.bias.reach` of the decoder's rows
 
 
 class RelativeBias(nn.Module):
     """The relative-bias table of a stack (mT5, T5X) or of one block (umT5): [buckets, heads / tensor]."""
 
-    def __init__(self, config: MT5Config, parallel: TensorParallel) -> None:
+    def __init__(self, config: MT5Config, parallel: TensorParallel, bidirectional: bool) -> None:
         super().__init__()
+        self.config, self.bidirectional = config, bidirectional
         shape = config.relative_attention_num_buckets, config.num_heads
         self.weight = split_parameter("weight", shape, 1, parallel, xavier_uniform)
 
-    def forward(self) -> Tensor:
-        """() -> [buckets, heads / tensor]."""
-        return self.weight.clone()  # later units need the table, but ZeRO-3 frees the parameter after this call
+    def forward(self, length: int) -> Tensor:
+        """Length of a row -> the bias by distance, fp32 [heads / tensor, 2 R - 1]; see `bias_by_distance`."""
+        return bias_by_distance(self.weight, self.config, length, self.bidirectional)
 
 
 class Bridge(Unit):
@@ -70,8 +74,8 @@ class Bridge(Unit):
         )
         self.embedding = Embedding(mt5.vocab_size, mt5.d_model, parallel, weight_init=normal(1.0))
         shared = not mt5.bias_per_layer
-        self.encoder_bias = RelativeBias(mt5, parallel) if shared else None
-        self.decoder_bias = RelativeBias(mt5, parallel) if shared else None
+        self.encoder_bias = RelativeBias(mt5, parallel, bidirectional=True) if shared else None
+        self.decoder_bias = RelativeBias(mt5, parallel, bidirectional=False) if shared else None
 
     def forward(self, carry: Tensors, batch: MicroBatch) -> Carry:
         """(vision [N, I, width],) -> (encoder, decoder, encoder_bias, decoder_bias)."""
@@ -84,10 +88,11 @@ class Bridge(Unit):
         index = batch.visual_index.t().contiguous()
         encoder = torch.where((index >= 0).unsqueeze(-1), visual[index.clamp(min=0)], encoder)
         encoder, decoder = (self.parallel.scatter(dropout(x, self.dropout_rate, self)) for x in (encoder, decoder))
-        heads = self.mt5.num_heads // self.parallel.size
-        none = encoder.new_zeros(self.mt5.relative_attention_num_buckets, heads)
-        tables = [none if bias is None else bias() for bias in (self.encoder_bias, self.decoder_bias)]
-        return Carry(encoder, decoder, *tables)
+        # Made here for all blocks; a lookup in each would add up the table's gradient in 16 bits, block by block.
+        none = encoder.new_zeros(self.mt5.num_heads // self.parallel.size, 1, dtype=torch.float32)
+        lengths = batch.encoder_tokens.shape[1], batch.decoder_tokens.shape[1]
+        each = zip((self.encoder_bias, self.decoder_bias), lengths, strict=True)
+        return Carry(encoder, decoder, *(none if bias is None else bias(length) for bias, length in each))
 
     def cost(self, shape: BatchShape) -> Cost:
         """See Unit.cost. Kept: the norm's input and output; per text position ids, visual index and kind."""
@@ -108,10 +113,8 @@ class Block(Unit):
     def __init__(self, mt5: MT5Config, model: ModelConfig, parallel: TensorParallel) -> None:
         super().__init__()
         d, inner = mt5.d_model, mt5.inner
-        self.mt5, self.dropout_rate = mt5, model.dropout_rate
-        self.flex = model.attention == "flex" or (
-            model.attention == "auto" and torch.cuda.is_available() and not model.dropout_rate
-        )
+        self.mt5, self.dropout_rate, self.parallel = mt5, model.dropout_rate, parallel
+        self.kernel = kernel_name(model.attention, on_gpu=torch.cuda.is_available())
         kernels = {"query": normal((d * mt5.d_kv) ** -0.5), "key": fan_in_normal, "value": fan_in_normal}
         self.attention_norm = RMSNorm(d, parallel)
         self.attention_in = ColumnLinear(d, dict.fromkeys(kernels, inner), parallel, bias=False, weight_init=kernels)
@@ -121,11 +124,11 @@ class Block(Unit):
             d, {"gate": mt5.d_ff, "up": mt5.d_ff}, parallel, bias=False, weight_init=fan_in_truncated
         )
         self.mlp_out = RowLinear(mt5.d_ff, d, "out", parallel, bias=False, weight_init=fan_in_truncated)
-        self.relative_bias = RelativeBias(mt5, parallel) if mt5.bias_per_layer else None
+        self.relative_bias = RelativeBias(mt5, parallel, self.bidirectional) if mt5.bias_per_layer else None
 
-    def table(self, of_stack: Tensor) -> Tensor:
-        """Return the relative-bias table of this block: its own, else that of its stack [buckets, heads / tensor]."""
-        return of_stack if self.relative_bias is None else self.relative_bias()
+    def bias(self, of_stack: Tensor, length: int) -> Tensor:
+        """Return the bias by distance of this block for rows of that length: its own, else that of its stack."""
+        return of_stack if self.relative_bias is None else self.relative_bias(length)
 
     @property
     def bias_size(self) -> int:
@@ -136,47 +139,29 @@ class Block(Unit):
         """[L, B, d] -> query, key, value [L, B, heads / tensor, d_kv]."""
         return [split_heads(y, self.mt5.d_kv) for y in self.attention_in(self.attention_norm(x))]
 
-    def attention(self, query: Tensor, key: Tensor, value: Tensor, table: Tensor | None, mask: Mask) -> Tensor:
-        """Attend in the way that fits the device: fused, example by example, or dense.
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, mask: Mask) -> Tensor:
+        """Attend with the kernel that is chosen, and dropout.
 
-        query [Lq, B, heads / tensor, d_kv], key and value [Lk, ...], table [buckets, heads / tensor] or None for no
-        bias -> [Lq, B, inner / tensor].
+        query [Lq, B, heads / tensor, d_kv], key and value [Lk, ...], bias by distance or None -> [Lq, B, inner /
+        tensor].
         """
-        if self.flex:
-            return self.attend(flex_t5_attention, query, key, value, table, self.mt5, self.bidirectional, mask.blocks)
-        if moves := mask.unpacking:
-            queries, keys, values = moves.queries.unpack(query), moves.keys.unpack(key), moves.keys.unpack(value)
-            classes = zip(queries, keys, values, mask.unpacked, strict=True)
-            return moves.queries.repack([self.dense_attention(q, k, v, table, own) for q, k, v, own in classes])
-        return self.dense_attention(query, key, value, table, mask)
-
-    def dense_attention(self, query: Tensor, key: Tensor, value: Tensor, table: Tensor | None, mask: Mask) -> Tensor:
-        """Compute all scores of every row; shapes as `attention`."""
-        return self.attend(self.biased_attention, query, key, value, table, mask.allowed)
-
-    def biased_attention(
-        self, query: Tensor, key: Tensor, value: Tensor, table: Tensor | None, allowed: Tensor
-    ) -> Tensor:
-        """Look up the bias and attend: one function, so that recomputed attention keeps no bias per layer."""
-        bias = None
-        if table is not None:
-            bias = relative_bias(table, self.mt5, query.shape[0], key.shape[0], self.bidirectional)
-        return t5_attention(query, key, value, bias, allowed, self.dropout_rate if self.training else 0.0)
+        value = value_dropout(value, self.dropout_rate, self, self.parallel)
+        return KERNELS[self.kernel](query, key, value, bias, mask, self.recompute == "attention")
 
     def self_attention(self, x: Tensor, of_stack: Tensor, mask: Mask) -> Tensor:
-        """[L, B, d] -> [L, B, d], with the residual; `of_stack`: the relative-bias table of the stack."""
+        """[L, B, d] -> [L, B, d], with the residual; `of_stack`: the bias by distance of the stack."""
         query, key, value = self.project(x)
-        attended = self.attention(query, key, value, self.table(of_stack), mask)
+        attended = self.attention(query, key, value, self.bias(of_stack, len(query)), mask)
         return x + dropout(self.attention_out(attended), self.dropout_rate, self)
 
     def kept_weights(self, shape: BatchShape, queries: int, keys: int) -> int:
         """Return the bytes of attention weights kept: none if the attention is fused."""
-        return 0 if self.flex else shape.element_bytes * shape.rows * self.mt5.num_heads * queries * keys
+        return 0 if self.kernel == "flex" else shape.element_bytes * shape.rows * self.mt5.num_heads * queries * keys
 
     def mlp(self, x: Tensor) -> Tensor:
         """[L, B, d] -> [L, B, d], with the residual."""
         gate, up = self.mlp_in(self.mlp_norm(x))
-        hidden = dropout(F.gelu(gate, approximate="tanh") * up, self.dropout_rate, self)
+        hidden = split_dropout(F.gelu(gate, approximate="tanh") * up, self.dropout_rate, self, self.parallel)
         return x + dropout(self.mlp_out(hidden), self.dropout_rate, self)
 
 
@@ -265,9 +250,7 @@ class DecoderBlock(Block):
         """
         query, key, value = self.project(x)
         before, (keys, values) = cache.length, cache.extend(key, value)
-        bias = relative_bias(
-            self.table(of_stack), self.mt5, len(x), cache.length, bidirectional=False, first_query=before
-        )
+        bias = relative_bias(self.bias(of_stack, cache.length), len(x), cache.length, query.dtype, first_query=before)
         if len(x) > 1:
             past = torch.ones(bias.shape[1:], dtype=torch.bool, device=x.device).tril(before)
             bias = bias.masked_fill(~past, torch.finfo(bias.dtype).min)

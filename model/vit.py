@@ -5,7 +5,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, empty, float32, nn
 
-from model.attention import split_heads, vit_attention
+from model.attention.kernels import split_heads, vit_attention
 from model.batch import MicroBatch
 from model.config import ModelConfig, ViTConfig
 from model.costs import BatchShape, Cost, Unit, attention_flops, linear_flops
@@ -81,7 +81,7 @@ class ViTBlock(Unit):
         head_dim = self.config.width // self.config.num_heads
         query, key, value = (split_heads(x, head_dim) for x in self.attention_in(self.attention_norm(vision)))
         key, value = key[: self.tokens], value[: self.tokens]  # not the padding
-        vision = vision + self.attention_out(self.attend(vit_attention, query, key, value))
+        vision = vision + self.attention_out(vit_attention(query, key, value))
         (hidden,) = self.mlp_in(self.mlp_norm(vision))
         return (vision + self.mlp_out(F.gelu(hidden, approximate="tanh")),)
 

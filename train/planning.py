@@ -11,6 +11,7 @@ import torch
 from common.errors import ConfigurationError
 from common.files import write_text
 from common.launcher import is_main_rank
+from model.attention.kernels import kernel_name
 from parallel.config import ParallelConfig
 from parallel.engine.build import DTYPES
 from parallel.plan.hardware import FOLDER, Hardware, read_hardware
@@ -30,19 +31,18 @@ def make_search(config: RunConfig, hardware: Hardware, gpus: int, keep_streams: 
     ConfigurationError for phases that do not add up.
     """
     on_gpu = hardware.matmul.units > 1
-    fused = config.model.attention == "flex" or (config.model.attention == "auto" and on_gpu)
-    fused = fused and not config.model.dropout_rate
+    kernel = kernel_name(config.model.attention, on_gpu)  # of that hardware, not of this machine
     phases = []
     for span in spans(config):
         own = for_phase(config, span)
-        own.model = replace(own.model, attention="flex" if fused else "plain")  # of that hardware, not of this machine
+        own.model = replace(own.model, attention=kernel)
         rows = Rows(own.data.global_batch_size, own.data.images_per_row, own.data.encoder_length,
                     own.data.decoder_length)  # fmt: skip
         own.data.check_images(own.pali.tokens_per_image)
         phases.append(PhasePlan(span.name, own.pali, tuple(span.phase.freeze), rows, span.last - span.first + 1))
     return Search(
         phases, config.optimizer, hardware, gpus, base=_without_auto(config.parallel),
-        element_bytes=DTYPES[config.run.precision].itemsize, fused=fused,
+        element_bytes=DTYPES[config.run.precision].itemsize, fused=kernel == "flex",
         on_gpu=on_gpu, num_streams=config.data.num_streams if keep_streams else None,
     )  # fmt: skip
 

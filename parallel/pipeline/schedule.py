@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 
 from common.progress import beat
+from model.attention.bias import reach
 from model.batch import MicroBatch
 from model.mt5 import Bridge, Carry, DecoderBlock, EncoderBlock, Head, HeadOutput
 from model.pali import PaLI
@@ -169,7 +170,7 @@ class CarryPlan:
         patches, bridge, head = (plan.get_submodule(name) for name in ("patches", "bridge", "head"))
         assert isinstance(patches, Patches) and isinstance(bridge, Bridge) and isinstance(head, Head)
         self.vision_tokens, self.width, self.d_model = patches.tokens, bridge.vit.width, bridge.mt5.d_model
-        self.table = (bridge.mt5.relative_attention_num_buckets, bridge.mt5.num_heads // parallel.tensor)
+        self.mt5, self.heads = bridge.mt5, bridge.mt5.num_heads // parallel.tensor
         self.num_objectives = head.num_objectives
         self.split_sequence = parallel.tensor if parallel.sequence else 1
         self.trained: dict[str, dict[str, bool]] = {}
@@ -189,7 +190,8 @@ class CarryPlan:
         order = list(self.trained)
         vision = order.index(name) < order.index("bridge")
         shapes = self._shapes(sizes, 1 if whole_sequences else self.split_sequence)
-        return tuple(_empty(shapes[n], dtype, self.trained[name][n]) for n in shapes if (n == "vision") == vision)
+        types = dict.fromkeys(shapes, dtype) | {"encoder_bias": torch.float32, "decoder_bias": torch.float32}
+        return tuple(_empty(shapes[n], types[n], self.trained[name][n]) for n in shapes if (n == "vision") == vision)
 
     @staticmethod
     def _pass(unit: nn.Module, trained: dict[str, bool]) -> None:
@@ -220,9 +222,12 @@ class CarryPlan:
             "vision": (-(-self.vision_tokens // split), sizes.images, self.width),  # padded to a multiple of `split`
             "encoder": (sizes.encoder_length // split, sizes.rows, self.d_model),
             "decoder": (sizes.decoder_length // split, sizes.rows, self.d_model),
-            "encoder_bias": self.table,
-            "decoder_bias": self.table,
+            "encoder_bias": self._bias(sizes.encoder_length),
+            "decoder_bias": self._bias(sizes.decoder_length),
         }
+
+    def _bias(self, length: int) -> tuple[int, int]:
+        return self.heads, 1 if self.mt5.bias_per_layer else 2 * reach(length, self.mt5) - 1
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, trained: bool) -> Tensor:

@@ -1,5 +1,6 @@
 """Convert one step's data into the micro-batches of tensors that the engine takes."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, cast
@@ -11,6 +12,7 @@ from data.examples import ExampleInfo
 from data.objectives import NAMES
 from data.packing import Rows
 from data.stream import StepData
+from model.attention.blocks import BLOCK
 from model.batch import MicroBatch
 from train.config import RunConfig
 from train.step.reduction import RankStats
@@ -23,15 +25,17 @@ def to_tensors(rows: Rows) -> MicroBatch:
     return MicroBatch.from_rows(cast(dict[str, np.ndarray], rows))
 
 
-def trim(batch: MicroBatch, config: RunConfig) -> MicroBatch:
+def trim(batch: MicroBatch, config: RunConfig, device: torch.device) -> MicroBatch:
     """Drop image slots and trailing positions that no row uses; lengths become multiples of `data.trim_multiple`.
 
-    A pipeline gets the batch unchanged, because its stages exchange tensors of one fixed shape. So does
+    On a GPU, they become multiples of the kernels' blocks too: a kernel is compiled for each length, and computes whole
+    blocks anyway. A pipeline gets the batch unchanged, because its stages exchange tensors of one fixed shape. So does
     `data.trim_multiple=0`.
     """
     if config.data.trim_multiple == 0 or config.parallel.pipeline > 1:
         return batch
-    return batch.trimmed(config.vit.num_tokens(config.model.image_size), config.data.trim_multiple)
+    multiple = config.data.trim_multiple if device.type == "cpu" else math.lcm(config.data.trim_multiple, BLOCK)
+    return batch.trimmed(config.vit.num_tokens(config.model.image_size), multiple)
 
 
 def compact(batch: MicroBatch, config: RunConfig, device: torch.device) -> MicroBatch:
@@ -40,7 +44,7 @@ def compact(batch: MicroBatch, config: RunConfig, device: torch.device) -> Micro
     On a CPU, attention runs example by example, so one long row costs no more than several short ones. Dropout keeps
     the rows, because its masks are drawn per row; so do the two cases in which `trim` changes nothing.
     """
-    batch, multiple = trim(batch, config), config.data.trim_multiple
+    batch, multiple = trim(batch, config, device), config.data.trim_multiple
     keeps_rows = multiple == 0 or config.parallel.pipeline > 1 or config.model.dropout_rate or device.type != "cpu"
     return batch if keeps_rows else batch.joined(multiple)
 

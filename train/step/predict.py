@@ -25,7 +25,7 @@ def predictions(
     for number, data in enumerate(in_lockstep(batches, engine.layout.device), 1):
         beat(f"predictions, batch {number}")
         (rows,) = data.micro_batches
-        batch = trim(to_tensors(rows), config)
+        batch = trim(to_tensors(rows), config, engine.layout.device)
         seeing = engine.generate(batch, max_new_tokens).tolist()
         unseeing = engine.generate(batch.blanked(), max_new_tokens).tolist() if blind else None
         for info in data.infos:

@@ -31,7 +31,7 @@ def test_sizes_begin_at_one(kind: type, name: str) -> None:
     [
         ("dropout_rate", [0.0, 0.1, 0.999], [-0.001, 1.0]),
         ("z_loss", [0.0, 1e-4], [-1e-9]),
-        ("attention", ["auto", "plain", "flex"], ["fused", ""]),
+        ("attention", ["auto", "plain", "sdpa", "flex"], ["fused", ""]),
         ("loss_reduction", ["mean", "sum"], ["none"]),
     ],
 )

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.errors import ConfigurationError
-from model.attention import relative_buckets
+from model.attention.bias import reach, relative_buckets
 from model.batch import MicroBatch
 from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from model.costs import BatchShape, batch_flops, unit_costs
@@ -216,8 +216,9 @@ class _FusedRMSNorm(torch.autograd.Function):
 
 def _kept_bytes(pali: PaLI, batch: MicroBatch) -> dict[str, int]:
     """Of every unit: bytes of the distinct storages that autograd keeps, parameters and masks left out."""
-    length, targets, cpu = batch.encoder_tokens.shape[1], batch.decoder_tokens.shape[1], torch.device("cpu")
-    buckets = [relative_buckets(n, n, both, 32, 128, cpu, 0) for n, both in ((length, True), (targets, False))]
+    lengths, cpu = (batch.encoder_tokens.shape[1], batch.decoder_tokens.shape[1]), torch.device("cpu")
+    far = zip((reach(n, PALI.mt5) for n in lengths), (True, False), strict=True)
+    buckets = [relative_buckets(n, n, both, 32, 128, cpu) for n, both in far]
     masks = (batch.encoder_mask.allowed, batch.decoder_mask.allowed, batch.cross_mask.allowed, *buckets)
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage() for x in (*pali.parameters(), *masks)}
     kept: dict[str, int] = {}

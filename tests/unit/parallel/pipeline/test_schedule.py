@@ -86,7 +86,7 @@ def test_shapes_under_tensor_and_sequence_parallelism() -> None:
     """Four visual tokens and lengths of 18 and 8 over two ranks; each has half of the heads' biases."""
     sizes = CarrySizes(images=5, rows=3, encoder_length=18, decoder_length=8)
     travel = travel_of(["*"], tensor=2, sequence=True)
-    tables = [(32, 2), (32, 2)]
+    tables = [(2, 257), (2, 257)]  # distances of -128 to 128: further ones have the bias of the ends
     for whole, split in ((True, 1), (False, 2)):
         vision, language = (
             [tuple(x.shape) for x in travel.after(name, sizes, torch.float32, whole_sequences=whole)]
@@ -94,5 +94,8 @@ def test_shapes_under_tensor_and_sequence_parallelism() -> None:
         )
         assert vision == [(4 // split, 5, 64)]
         assert language == [(18 // split, 3, 128), (8 // split, 3, 128), *tables]
+    for length, distances in ((128, 257), (130, 271)):
+        long = travel.after("bridge", CarrySizes(5, 3, 18, length), torch.bfloat16)
+        assert (long[3].shape, long[3].dtype) == ((2, distances), torch.float32)
     travel.vision_tokens = 9
     assert travel.after("patches", sizes, torch.float32)[0].shape[0] == 5, "padded"

@@ -46,7 +46,7 @@ def test_computed_positions_are_counted(multiple: int, positions: int, of_an_emp
     for row, (text, target) in enumerate(((10, 3), (5, 2), (1, 1))):
         rows["encoder_segments"][row, :text] = 1
         rows["decoder_segments"][row, :target] = 1
-    one = reader(micro_batches(rows, 2, SHAPE), multiple, device="cuda")
+    one = reader(micro_batches(rows, 2, SHAPE), multiple, dropout_rate=0.1)  # else a CPU joins the rows
     data = one.read(1)
     own = rank_stats(data, one.empty, one.config)
     assert (own.positions, own.empty_positions) == (positions, of_an_empty_one)
@@ -57,6 +57,16 @@ def test_computed_positions_are_counted(multiple: int, positions: int, of_an_emp
     filled = one.fill(data, replace(stats, num_micro_batches=5))
     assert sum(batch.num_positions for batch in filled) == positions + 3 * of_an_empty_one
     assert [batch.num_targets for batch in filled] == [5, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("device", "lengths"), [("cpu", (144, 16)), ("cuda", (256, 32))])
+def test_lengths_on_a_gpu_are_whole_blocks_of_its_kernels(device: str, lengths: tuple[int, int]) -> None:
+    """A kernel is compiled for each length; the whole row of the decoder is shorter than a block."""
+    shape = replace(SHAPE, encoder_length=640)
+    rows = empty_rows(1, shape)
+    rows["encoder_segments"][0, :140] = rows["decoder_segments"][0, :9] = 1
+    (batch,) = reader([rows], 16, device, dropout_rate=0.1).read(1).micro_batches
+    assert (batch.encoder_tokens.shape[1], batch.decoder_tokens.shape[1]) == lengths
 
 
 @pytest.mark.parametrize(

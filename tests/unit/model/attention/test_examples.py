@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from model import example_attention as unpacking
+from model.attention import examples as unpacking
+from model.attention.examples import Examples, Unpacking
+from model.attention.kernels import dense as dense_attention
 from model.batch import MicroBatch
-from model.example_attention import Examples, Unpacking
 from model.loss import LossTotals
 from tests.unit.model.examples import MT5, TOKENS_PER_IMAGE, example, gradients, largest_error, micro_batch, small_model
 
@@ -143,7 +144,7 @@ def test_every_class_of_examples_has_one_mask(monkeypatch: pytest.MonkeyPatch) -
     own = block.attention(query, key, value, None, mask)
     torch.testing.assert_close(
         own * (batch.encoder_segments.t() > 0)[..., None],
-        block.dense_attention(query, key, value, None, mask) * (batch.encoder_segments.t() > 0)[..., None],
+        dense_attention(query, key, value, None, mask.allowed) * (batch.encoder_segments.t() > 0)[..., None],
     )
     mask.unpacked.append(mask.unpacked[0])
     with pytest.raises(ValueError, match="longer than"):

@@ -1,0 +1,39 @@
+"""T5's dropout: one mask for a whole sequence (T5X `broadcast_dims=(-2,)`), the same numbers under any tensor size.
+
+Every tensor-parallel rank draws the masks of all ranks from the same generator and takes its own part. So masks of
+split activations are independent, masks of replicated ones are equal, and both are those of one process. It costs
+little: a mask has no sequence.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.layers import TensorParallel
+
+
+def dropout(x: Tensor, dropout_rate: float, module: nn.Module) -> Tensor:
+    """Apply dropout to x [L, B, d], whose features every tensor-parallel rank has whole."""
+    if not (dropout_rate and module.training):
+        return x
+    return x * F.dropout(torch.ones_like(x[:1]), dropout_rate)
+
+
+def split_dropout(x: Tensor, dropout_rate: float, module: nn.Module, parallel: TensorParallel) -> Tensor:
+    """Apply dropout to x [L, B, f / tensor], split over the tensor-parallel ranks by features."""
+    if not (dropout_rate and module.training):
+        return x
+    whole = x.new_ones(1, x.shape[1], x.shape[2] * parallel.size)
+    return x * F.dropout(whole, dropout_rate).chunk(parallel.size, dim=2)[parallel.rank]
+
+
+def value_dropout(value: Tensor, dropout_rate: float, module: nn.Module, parallel: TensorParallel) -> Tensor:
+    """Apply the dropout of attention weights to the values [Lk, B, heads / tensor, D].
+
+    One mask serves all queries (T5X `broadcast_dropout`): (weights * mask) value = weights (mask * value).
+    """
+    if not (dropout_rate and module.training):
+        return value
+    keys, rows, heads, _ = value.shape
+    mask = F.dropout(value.new_ones(rows, heads * parallel.size, keys), dropout_rate)
+    return value * mask.chunk(parallel.size, dim=1)[parallel.rank].permute(2, 0, 1).unsqueeze(-1)
