@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
@@ -212,6 +212,23 @@ class Checkpointer(CheckpointFolder):
             )
         return None
 
+    def _load_ages(self, engine: Engine, path: Path, ages: dict[str, int], missing: Collection[str]) -> None:
+        """Continue to count the updates of each logical tensor; from 0 where its state is among the `missing` pieces.
+
+        A count without its state is wrong: AdamW would take moments of zero for those of many updates.
+        """
+        optimizer = engine.optimizer
+        lost = {name.removeprefix("optimizer/").rpartition("/")[0] for name in missing if name.startswith("optimizer/")}
+        optimizer.ages.update({name: 0 if name in lost else ages.get(name, 0) for name in optimizer.ages})
+        begins_anew = _anywhere(min((name for name in lost if ages.get(name, 0)), default=None))
+        if begins_anew is not None and engine.layout.rank == 0:
+            warnings.warn(
+                f"checkpoint {path} has no optimizer state for {begins_anew}, or has it in another shape; its state "
+                "starts from zero, and its updates are counted from 0",
+                Notice,
+                stacklevel=2,
+            )
+
     def _read(self, path: Path, layout: Layout) -> tuple[Metadata, dict[str, Any]]:
         """Read the metadata and `state.json` of a checkpoint; raises on every rank if it fails on one."""
         mistake: str | None = None
@@ -262,8 +279,7 @@ class Checkpointer(CheckpointFolder):
                 values.copy_(parts[f"weights/{r.name}"].resampled(stored)[r.slices])
         engine.publish()
         if not weights_only:
-            ages = content["ages"]
-            engine.optimizer.ages.update({name: ages.get(name, 0) for name in engine.optimizer.ages})
+            self._load_ages(engine, path, content["ages"], {name for name in state if name not in wanted})
         return content["step"], content["extra"]
 
 

@@ -171,10 +171,29 @@ def test_that_of_another_model_is_one_sentence(saved: Saved, layout: Layout, mt5
 
 def test_positions_of_another_resolution_are_resampled(saved: Saved, layout: Layout) -> None:
     larger = build(layout, 2, model=replace(MODEL, image_size=20))
-    assert Checkpointer(saved.folder).load_latest(larger) == (2, {"seen": 20})
+    assert Checkpointer(saved.folder).load_latest(larger) == (2, {"seen": 20})  # frozen: no state, and no warning
     found, position = state(larger), saved.state["weights/patches.position"].view(16, VIT.width)
     assert torch.equal(found.pop("weights/patches.position").view(25, -1), resample_position(position, 25))
     assert all(torch.equal(values, saved.state[name]) for name, values in found.items())
+
+
+def test_updates_are_counted_from_0_where_the_state_is_not_loaded(layout: Layout, tmp_path: Path) -> None:
+    """The moments of trained positions have the shape of another resolution."""
+
+    def trained(image_size: int) -> Engine:
+        config = PaLIConfig(VIT, MT5, replace(MODEL, image_size=image_size), 3)
+        return build_engine(config, OptimizerConfig("adamw"), layout, seed=1)
+
+    engine, saver = trained(16), Checkpointer(tmp_path / "checkpoints")
+    step(engine)
+    saver.save(engine, 1, {})
+    saver.wait()
+    larger = trained(20)
+    with pytest.warns(Notice, match=r"no optimizer state for patches.position, .* its updates are counted from 0$"):
+        saver.load_latest(larger)
+    assert larger.optimizer.ages == dict.fromkeys(engine.optimizer.ages, 1) | {"patches.position": 0}
+    moments = {name: values for name, _, values in larger.optimizer.state_pieces() if "patches.position/" in name}
+    assert len(moments) == 2 and not any(values.any() for values in moments.values())
 
 
 def test_weights_that_are_not_finite_are_not_saved(saved: Saved, layout: Layout) -> None:
