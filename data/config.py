@@ -12,6 +12,7 @@ from omegaconf import MISSING
 from common.errors import ConfigurationError
 from common.values import PATH, at_least, one_of
 from data import objectives
+from data.fields import NAMES
 from data.shards.source import ReadOptions
 
 MOST_APART = 1e6  # ratio of two weights; a run of so many examples has one of the smaller
@@ -29,6 +30,9 @@ class DataConfig:
     sources: dict[str, str] = field(default_factory=dict, metadata=PATH)
     """Location by name of a source: a folder or a shard pattern, relative to `root` (docs/data.md). A source that is
     not named here is read from the folder of its name in `root`, hence empty by default."""
+    fields: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Names of fields in the JSON of a source's records where they are not those of docs/data.md, by source:
+    `{webli: {alt_text: TEXT, language: LANGUAGE}}`; `a.b` is b in an object a. Empty by default."""
     global_batch_size: int = MISSING
     """Examples of one step, over all ranks. Required; a multiple of `num_streams`. The paper's is 4096."""
     num_streams: int = MISSING
@@ -91,6 +95,8 @@ class DataConfig:
             "images_per_row",
             "num_threads",
         )
+        for source, own in self.fields.items():
+            check_field_map(f"data.fields.{source}", own)
         at_least("data.", 1, **{name: getattr(self, name) for name in (*counts, "max_member_mib")})
         at_least("data.", 0, error_budget_minimum=self.error_budget_minimum, prefetch=self.prefetch)
         at_least("data.", 0, trim_multiple=self.trim_multiple)
@@ -128,9 +134,18 @@ class DataConfig:
         """Return the folder or shard pattern of a source."""
         return os.path.join(self.root, self.sources.get(source, source))
 
-    def read_options(self) -> ReadOptions:
-        """Return the options for reading sources."""
-        return ReadOptions(self.retry_s, self.index_folder, self.max_member_mib, self.holdout)
+    def read_options(self, source: str) -> ReadOptions:
+        """Return the options for reading a source."""
+        fields = self.fields.get(source, {})
+        return ReadOptions(self.retry_s, self.index_folder, self.max_member_mib, self.holdout, fields)
+
+
+def check_field_map(where: str, field_map: Mapping[str, str]) -> None:
+    """Raise ConfigurationError for a field that no objective reads, and for a blank name."""
+    for name, place in field_map.items():
+        one_of(where, name, NAMES)
+        if not place.strip("."):
+            raise ConfigurationError(f"{where}.{name}={place!r} names no field; write its name in the JSON.")
 
 
 @dataclass

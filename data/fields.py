@@ -3,7 +3,8 @@
 Each function reads one field, and only the languages or values that its caller uses, so that a field that an objective
 does not use cannot spoil its examples. A field that is absent or null is missing: Skip is raised if nothing is left,
 and it is no defect. A blank text (space, control and format characters alone) is left out, and is a defect if no other
-text is left. A value of another kind than docs/data.md lists is Malformed, always a defect; values are not converted.
+text is left. A value of another kind than docs/data.md lists is Malformed, always a defect; values are not converted,
+but for JSON in a string.
 """
 
 import json
@@ -53,8 +54,14 @@ class Object(NamedTuple):
     box: Box | None
 
 
-def parse(json_bytes: bytes | None, text: bytes | None) -> dict[str, Any]:
+NAMES = ("alt_text", "language", "captions", "ocr", "questions", "objects", "absent_labels", "text")
+STRUCTURED = ("captions", "ocr", "questions", "objects", "absent_labels")  # may be JSON in a string
+
+
+def parse(json_bytes: bytes | None, text: bytes | None, field_map: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return a sample's fields; `alt_text` is the first of `alt_text`, `caption` and KEY.txt that is not blank.
+
+    `field_map`: where a field has another name in the JSON, `a.b` for b in an object a.
 
     Raises Skip, a defect, for JSON that cannot be parsed or holds no object. A blank `caption` or KEY.txt is as good as
     missing, because img2dataset writes one for a caption that it did not have.
@@ -65,11 +72,37 @@ def parse(json_bytes: bytes | None, text: bytes | None) -> dict[str, Any]:
         raise Skip("broken JSON", defect=True, detail=f"{type(error).__name__}: {error}") from error
     if not isinstance(fields, dict):
         raise Skip("broken JSON", defect=True, detail=f"it holds {shown(fields)} where an object is due")
+    fields |= {name: _found(fields, place) for name, place in (field_map or {}).items()}
+    for name in STRUCTURED:
+        if isinstance(fields.get(name), str):
+            fields[name] = _decoded_json(fields[name])
     if _is_blank(fields.get("alt_text")):
         beside = next((value for value in (fields.get("caption"), _decoded(text)) if not _is_blank(value)), None)
         if beside is not None:
             fields["alt_text"] = beside
     return fields
+
+
+def _found(fields: Fields, place: str) -> Any:
+    """Return the value at a place of a record, None if there is none."""
+    if place in fields or "." not in place:
+        return fields.get(place)
+    outer, _, inner = place.partition(".")
+    value = fields.get(outer)
+    if isinstance(value, str):
+        value = _decoded_json(value)
+    return _found(value, inner) if isinstance(value, dict) else None
+
+
+def _decoded_json(text: str) -> Any:
+    """Return the value of JSON in a string, which img2dataset writes for columns of lists and objects.
+
+    Blank is missing, and any other string stays, and is malformed as a value.
+    """
+    try:
+        return json.loads(text) if text.strip() else None
+    except Exception:  # RecursionError too
+        return text
 
 
 def alt_text(fields: Fields) -> list[str]:

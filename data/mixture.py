@@ -218,7 +218,7 @@ def open_components(
     """
     check_mixture(mixture)
     names = dict.fromkeys(component.source for component in mixture.values())
-    sources = {name: ShardSource(name, data.location(name), split, ledger, data.read_options()) for name in names}
+    sources = {name: ShardSource(name, data.location(name), split, ledger, data.read_options(name)) for name in names}
     return [
         Component(name, key, one, sources[one.source], tokenizer, data, image_size, ledger, split == "train")
         for (name, one), key in zip(mixture.items(), order_keys(mixture), strict=True)

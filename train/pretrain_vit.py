@@ -45,7 +45,7 @@ from train.entry import entry
 from train.run.kept_files import keep_old
 
 LOWER = "give a lower vit_pretraining.learning_rate"
-DATA_KEYS = ("data=", "data.root", "data.sources", "data.index_folder", "data.holdout")
+DATA_KEYS = ("data=", "data.root", "data.sources", "data.fields", "data.index_folder", "data.holdout")
 READS = ("vit", "vit_pretraining", "model=", "phases", "run.seed", "run.name", "run.folder", *DATA_KEYS)
 BINS = 12  # for each of a box's four coordinates
 BOX_WEIGHT = 0.25  # weight of a coordinate's loss beside a word's loss of 1
@@ -95,7 +95,8 @@ def main(composed: DictConfig) -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     data = config.data
     ledger = Ledger(data.error_budget, data.error_budget_minimum, data.error_window)
-    source = ShardSource(settings.source, data.location(settings.source), "train", ledger, data.read_options())
+    options = data.read_options(settings.source)
+    source = ShardSource(settings.source, data.location(settings.source), "train", ledger, options)
     decode_image = partial(
         decode, size=size, max_megapixels=data.max_megapixels, exif_orientation=data.exif_orientation
     )

@@ -104,8 +104,9 @@ def open_index(job: Job, num_processes: int | None = None) -> SourceIndex:
         return _unkept(job, stamps, error)
 
 
-def build_share(job: Job, rank: int, size: int, old: SourceIndex | None = None) -> None:
-    """Examine each `size`-th tar, beginning with `rank`, that has no part yet and is not in `old`."""
+def build_share(job: Job, rank: int, size: int) -> None:
+    """Examine each `size`-th tar, beginning with `rank`, that has no part yet and is not in the index that is kept."""
+    old = _kept(job)
     kept = _current_names(old, job) if old is not None else {}
     for number in range(rank, len(job.names), size):
         stamp = job._stamp(number)
@@ -144,6 +145,24 @@ def _examine_all(job: Job, missing: list[int], stamps: list[files.Stamp | None],
         stamp = stamps[number]
         if stamp is not None and _part(job, number, stamp) is None:
             _examine(job, number)
+
+
+def build_together(job: Job, rank: int, size: int, num_processes: int, patience_s: float = 300.0) -> None:
+    """Examine this rank's share of the tars, in processes; rank 0 then waits for the other shares.
+
+    It waits until no tar was done for `patience_s`: then a rank has ended, and `open_index` examines its tars.
+    """
+    job.parts.mkdir(parents=True, exist_ok=True)
+    if num_processes > 1:
+        with workers(job, num_processes, rank, size) as processes:
+            _wait(job, processes, len(job.names))
+    build_share(job, rank, size)
+    done, since = -1, time.monotonic()
+    while rank == 0 and (found := num_parts(job)) < len(job.names) and time.monotonic() - since < patience_s:
+        if found != done:
+            done, since = found, time.monotonic()
+        beat(f"waiting for other ranks, {done:,} of {len(job.names):,} shards")
+        time.sleep(0.2)
 
 
 @contextmanager

@@ -95,6 +95,6 @@ def _extent(spans: NDArray[np.int64], headers: NDArray[np.int64]) -> tuple[int, 
 def _profile(members: list[bytes | None], field_map: Mapping[str, Any]) -> str:
     json_bytes, text, _ = members[:NUM_KINDS]
     try:
-        return contents.profile(fields.parse(json_bytes, text))
+        return contents.profile(fields.parse(json_bytes, text, field_map))
     except Skip:
         return contents.UNKNOWN

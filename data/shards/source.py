@@ -4,8 +4,8 @@ import hashlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,12 +56,13 @@ class SourceFacts:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Options for reading sources; each field is the setting of that name in `data` (data/config.py)."""
+    """Options for reading a source; each is the setting of that name in `data` (data/config.py), `fields` its own."""
 
     retry_s: float = PATIENCE_S
     index_folder: str | None = None
     max_member_mib: int = 64
     holdout: float = 0.0
+    fields: Mapping[str, str] = field(default_factory=dict)
 
 
 class ShardSource:
@@ -79,10 +80,10 @@ class ShardSource:
     ) -> None:
         self.name, self.options = name, options or ReadOptions()
         paths, part = parts(location, split, self.options.holdout, self.options.retry_s)
-        self.paths = _distinct(paths)
+        self.paths = distinct(paths)
         if len(self.paths) < len(paths):
             ledger.count_left_out(name, "shard that is a link to another one", len(paths) - len(self.paths))
-        self.index = open_index(_job(location, split if part == Part() else "train", self.paths, self.options))
+        self.index = open_index(index_job(location, split, self.paths, part, self.options))
         self.members, self.left_out = self.index.members, self.index.left_out
         self._part = (round(part.first * ALL[1]), round(part.last * ALL[1]))
         self._own = None if self._part == ALL else self.selection(lambda profiles: np.ones(len(profiles), np.uint16))
@@ -140,7 +141,7 @@ class ShardSource:
         except OSError as error:
             raise Skip(UNREADABLE, defect=True) from error
         json_bytes, text_bytes, image = found.contents
-        return Record(found.key, path, fields.parse(json_bytes, text_bytes), image)
+        return Record(found.key, path, fields.parse(json_bytes, text_bytes, self.options.fields), image)
 
     def _sample(self, number: int) -> Members:
         """Return the key and the members of a record."""
@@ -202,7 +203,8 @@ class ShardSource:
         ledger.check_left_out(self.name, lost, self.members)
 
 
-def _job(location: str, split: str, paths: Sequence[str], options: ReadOptions) -> Job:
+def index_job(location: str, split: str, paths: Sequence[str], part: Part, options: ReadOptions) -> Job:
+    """Return the job that makes the index of a split of a source; a part of a split has the index of the whole."""
     folder, names = _below_one_folder(paths)
     if options.index_folder is not None:
         try:
@@ -211,8 +213,8 @@ def _job(location: str, split: str, paths: Sequence[str], options: ReadOptions) 
             raise ConfigurationError(
                 f"data.index_folder={options.index_folder} cannot be made ({error.strerror}): choose another folder."
             ) from error
-    target = index_path(location, folder, split, options.index_folder)
-    return Job(folder, names, str(target), {}, options.max_member_mib * MIB, options.retry_s)
+    target = index_path(location, folder, split if part == Part() else "train", options.index_folder)
+    return Job(folder, names, str(target), dict(options.fields), options.max_member_mib * MIB, options.retry_s)
 
 
 def _below_one_folder(paths: Sequence[str]) -> tuple[str, list[str]]:
@@ -224,7 +226,7 @@ def _below_one_folder(paths: Sequence[str]) -> tuple[str, list[str]]:
     return deepest, [name if below[folder] == "." else f"{below[folder]}/{name}" for folder, name in split]
 
 
-def _distinct(paths: Sequence[str]) -> list[str]:
+def distinct(paths: Sequence[str]) -> list[str]:
     """Return the paths without repeats of a file through a link, of the file or of its folder."""
     folders: dict[str, str] = {}
     files: dict[str, str] = {}
