@@ -77,6 +77,11 @@ class DataConfig:
     index_folder: str | None = field(default=None, metadata=PATH)
     """Folder for the indices of shards that lie where nothing can be written, shared by all nodes or one on each. Null
     by default: every index lies beside its tar."""
+    cache_folder: str | None = field(default=None, metadata=PATH)
+    """Folder that keeps what was read of sources at a URL (s3://…, gs://…, https://…), for later epochs. Null by
+    default: nothing is kept, as a run over a large corpus reads a record once."""
+    cache_gib: float = 10.0
+    """Most that `cache_folder` holds (GiB); the oldest is removed first. The default fits any disk of a node."""
     max_member_mib: int = 64
     """Largest file of a sample (MiB) that is read; a larger one is a defect. The default is far above any photograph,
     and small enough that one damaged size fills no memory."""
@@ -117,6 +122,8 @@ class DataConfig:
             raise ConfigurationError(
                 f"data.max_megapixels={self.max_megapixels} must be a number of millions of pixels above 0, such as 64."
             )
+        if not 0 < self.cache_gib < math.inf:
+            raise ConfigurationError(f"data.cache_gib={self.cache_gib} is a size in GiB; set it above 0.")
         if not 0 <= self.holdout < 1:
             raise ConfigurationError(f"data.holdout={self.holdout} is a fraction; set it to 0 or more, and below 1.")
         if not 0 <= self.retry_s < float("inf"):
@@ -132,12 +139,20 @@ class DataConfig:
 
     def location(self, source: str) -> str:
         """Return the folder or shard pattern of a source."""
-        return os.path.join(self.root, self.sources.get(source, source))
+        place = self.sources.get(source, source)
+        return place if "://" in place else os.path.join(self.root, place)
 
     def read_options(self, source: str) -> ReadOptions:
         """Return the options for reading a source."""
-        fields = self.fields.get(source, {})
-        return ReadOptions(self.retry_s, self.index_folder, self.max_member_mib, self.holdout, fields)
+        return ReadOptions(
+            self.retry_s,
+            self.index_folder,
+            self.max_member_mib,
+            self.holdout,
+            self.fields.get(source, {}),
+            self.cache_folder,
+            self.cache_gib,
+        )
 
 
 def check_field_map(where: str, field_map: Mapping[str, str]) -> None:

@@ -61,7 +61,7 @@ def jobs(options: Options) -> dict[str, Job]:
     sources = dict(options.sources) or {name: name for name in folders}
     found: dict[str, Job] = {}
     for source, location in sources.items():
-        place = os.path.join(options.root, location)
+        place = location if "://" in location else os.path.join(options.root, location)
         own = ReadOptions(index_folder=options.index_folder, max_member_mib=options.max_member_mib,
                           fields=options.fields.get(source, {}))  # fmt: skip
         missing: ConfigurationError | None = None

@@ -94,7 +94,7 @@ def is_folder(path: str, patience_s: float = PATIENCE_S) -> bool:
 
 def _is_unmounted(error: OSError, path: str) -> bool:
     """Return whether a file is missing and its folder is missing or empty, as after a lost mount."""
-    if error.errno != errno.ENOENT:
+    if error.errno != errno.ENOENT or "://" in path:
         return False
     try:
         with os.scandir(os.path.dirname(path) or os.curdir) as entries:

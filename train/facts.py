@@ -22,8 +22,8 @@ from train.config import RunConfig, to_dict
 Facts = dict[str, dict[str, Any]]  # source -> records, shards and fingerprint
 # Settings that may differ between nodes, because they are paths; the data there is compared, or loaded by every rank.
 FIRST_WEIGHTS = ("run.initial", "weights")
-NODE_KEYS = ("data.root", "data.sources", "data.tokenizer", "data.index_folder", "parallel.offload_folder",
-             *FIRST_WEIGHTS)  # fmt: skip
+NODE_KEYS = ("data.root", "data.sources", "data.tokenizer", "data.index_folder", "data.cache_folder",
+             "parallel.offload_folder", *FIRST_WEIGHTS)  # fmt: skip
 
 
 def check_settings_of_ranks(config: RunConfig, this: Launch) -> None:

@@ -25,10 +25,7 @@ def examine(path: str, field_map: Mapping[str, Any], max_member: int) -> Columns
 
     Raises OSError. All other faults are in the columns.
     """
-    handle = files.Handle(path)
-    with files.open_tar(path) as file:
-        found = scan_file(file, handle.stamp())
-    return columns(found, handle.read, field_map, max_member)
+    return _examine(path, field_map, max_member)
 
 
 def nothing(defect: str) -> Columns:
@@ -40,10 +37,16 @@ def nothing(defect: str) -> Columns:
 
 def places(path: str) -> Columns:
     """Return the columns of a tar without what its records hold, to compare them with an index."""
-    handle = files.Handle(path)
-    with files.open_tar(path) as file:
-        found = scan_file(file, handle.stamp())
-    return columns(found, handle.read, None, 0)
+    return _examine(path, None, 0)
+
+
+def _examine(path: str, field_map: Mapping[str, Any] | None, max_member: int) -> Columns:
+    stamp = files.stamp(path) if files.is_url(path) else None
+    with files.local(path) as place:
+        handle = files.Handle(place)
+        with open(place, "rb") as file:
+            found = scan_file(file, stamp or handle.stamp())
+        return columns(found, handle.read, field_map, max_member)
 
 
 def columns(found: ShardIndex, read: Read, field_map: Mapping[str, Any] | None, max_member: int) -> Columns:

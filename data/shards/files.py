@@ -1,10 +1,13 @@
-"""Read tars at random access: local files by handles that stay open."""
+"""Read tars at random access: local files by handles that stay open, URLs by requests for ranges of bytes."""
 
 import os
 import threading
 from collections import OrderedDict
-from typing import IO
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from data.shards import remote
+from data.shards.remote import Cache, RemoteHandle, is_url
 from data.shards.scan import stamp_of
 
 MOST_HANDLES = 256  # open at once, per process; a usual limit is 1024
@@ -13,13 +16,18 @@ Stamp = tuple[int, int]
 
 
 def stamp(path: str) -> Stamp:
-    """Return size and modification time of a tar; raise OSError."""
-    return stamp_of(os.stat(path))
+    """Return size and modification time of a tar, or the version of an object; raise OSError."""
+    return remote.stamp(path) if is_url(path) else stamp_of(os.stat(path))
 
 
-def open_tar(path: str) -> IO[bytes]:
-    """Open a tar to be read from its begin to its end; raise OSError."""
-    return open(path, "rb")
+@contextmanager
+def local(path: str) -> Iterator[str]:
+    """Give the path of a tar as a local file: itself, or a copy for as long as it is needed; raise OSError."""
+    if is_url(path):
+        with remote.copied(path) as copy:
+            yield copy
+    else:
+        yield path
 
 
 class Handle:
@@ -44,17 +52,17 @@ class Handle:
 class Handles:
     """Keep the files that were read last open; safe to use from threads."""
 
-    def __init__(self, most: int = MOST_HANDLES) -> None:
-        self._most, self._lock = most, threading.Lock()
-        self._open: OrderedDict[str, Handle] = OrderedDict()
+    def __init__(self, cache: Cache | None = None, most: int = MOST_HANDLES) -> None:
+        self._cache, self._most, self._lock = cache, most, threading.Lock()
+        self._open: OrderedDict[str, Handle | RemoteHandle] = OrderedDict()
 
-    def get(self, path: str) -> Handle:
+    def get(self, path: str) -> Handle | RemoteHandle:
         """Return the open file of a path; raise OSError."""
         with self._lock:
             if path in self._open:
                 self._open.move_to_end(path)
                 return self._open[path]
-        made = Handle(path)
+        made = RemoteHandle(path, self._cache) if is_url(path) else Handle(path)
         with self._lock:
             found = self._open.setdefault(path, made)
             while len(self._open) > self._most:

@@ -315,7 +315,10 @@ def index_path(location: str, folder: str, split: str, index_folder: str | None)
 
     `location`: the folder or pattern of the source.
     """
-    spelled = os.path.abspath(location) if index_folder else os.path.relpath(location, folder)
+    if "://" in location:
+        spelled = location.rstrip("/")
+    else:
+        spelled = os.path.abspath(location) if index_folder else os.path.relpath(location, folder)
     digest = hashlib.blake2b(os.fsencode(spelled), digest_size=4).hexdigest()
     if index_folder is not None:
         name = os.path.basename(folder.rstrip("/"))[:50]

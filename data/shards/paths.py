@@ -17,6 +17,7 @@ from braceexpand import braceexpand
 
 from common.errors import ConfigurationError, Notice
 from common.launcher import is_main_rank
+from data.shards.remote import is_url, listing
 from data.storage import PATIENCE_S, is_folder, not_permitted, retry
 
 SPLITS = ("train", "validation", "test")
@@ -150,7 +151,9 @@ class _Finder:
 
     def find(self, location: str) -> dict[str, str]:
         """Return the tars of a folder or pattern: path -> the part of it that may name a split."""
-        if is_folder(location, self.patience_s):
+        if is_url(location):
+            location = location.rstrip("/")
+        if is_folder(location, self.patience_s) or (is_url(location) and _is_plain_folder(location)):
             return self._in_folder(location)
         if "**" in location:
             raise ConfigurationError(
@@ -213,6 +216,8 @@ class _Finder:
     def _matches(self, name: str) -> list[str]:
         """Return the tars that a pattern without braces matches; a folder gives the tars in it."""
         folder, leaf = os.path.split(name)
+        if name.startswith(("http://", "https://")) and _is_tar(name) and not glob.has_magic(name):
+            return [name]  # a web server may list nothing; a name that is missing is found when it is opened
         if leaf in self._list(folder):
             return [name] if not is_folder(name, self.patience_s) else list(self._in_folder(name))
         if not glob.has_magic(name):
@@ -234,6 +239,8 @@ class _Finder:
         if folder not in self._listings:
 
             def read() -> dict[str, bool]:
+                if is_url(folder):
+                    return listing(folder)
                 with os.scandir(folder or os.curdir) as entries:
                     return {entry.name: entry.is_dir() for entry in entries}
 
@@ -241,9 +248,15 @@ class _Finder:
                 self._listings[folder] = retry(read, folder or os.curdir, self.patience_s)
             except PermissionError as error:
                 raise not_permitted(folder) from error
+            except ConfigurationError:
+                raise
             except (OSError, ValueError):
                 self._listings[folder] = {}
         return self._listings[folder]
+
+
+def _is_plain_folder(url: str) -> bool:
+    return not glob.has_magic(url) and "{" not in url and not _is_tar(url)
 
 
 def _is_tar(name: str) -> bool:

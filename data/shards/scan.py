@@ -232,6 +232,11 @@ def _key(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", extension
 
 
+def digest(key: str) -> bytes:
+    """Return the hash of a key, 8 bytes; the last four are kept in an index, as a little-endian number."""
+    return blake2b(key.encode(), digest_size=8).digest()
+
+
 def printable(name: str) -> str:
     """Return a member's name with escapes for line breaks and for bytes that are no UTF-8."""
     if name.isprintable():
@@ -249,6 +254,6 @@ def _index(
 ) -> ShardIndex:
     keys = [printable(key) for key in keys]
     places = np.array(rows, np.int64).reshape(-1, NUM_KINDS, 2, 2)
-    digests = b"".join(blake2b(key.encode(), digest_size=8).digest() for key in keys)
+    digests = b"".join(map(digest, keys))
     hashes = np.frombuffer(digests, "<u8")
     return ShardIndex(keys, places[:, :, 0], places[:, :, 1], hashes, stamp, defect, members, left_out or {})

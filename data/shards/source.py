@@ -19,8 +19,9 @@ from data.shards.examine import places
 from data.shards.files import Handles, Stamp
 from data.shards.index import SourceIndex, index_path
 from data.shards.paths import SPLITS, Part, parts, shard_paths
+from data.shards.remote import GIB, Cache, is_url
 from data.shards.sample import SCATTERED, Members, chosen, entries, key
-from data.shards.scan import BLOCK, CUT, DEFECTS, NUM_KINDS
+from data.shards.scan import BLOCK, CUT, DEFECTS, NUM_KINDS, digest
 from data.shards.selection import Selection
 from data.skip import Skip
 from data.storage import PATIENCE_S, retry, storage_failed
@@ -63,6 +64,8 @@ class ReadOptions:
     max_member_mib: int = 64
     holdout: float = 0.0
     fields: Mapping[str, str] = field(default_factory=dict)
+    cache_folder: str | None = None
+    cache_gib: float = 10.0
 
 
 class ShardSource:
@@ -90,7 +93,7 @@ class ShardSource:
         if not len(self):
             raise ConfigurationError(_nothing_in(name, location, split, self.index, part))
         self.facts = SourceFacts(len(self), len(self.paths), _fingerprint(self.index, self._part))
-        self._lock, self._handles = threading.Lock(), Handles()
+        self._lock, self._handles = threading.Lock(), Handles(_cache(self.options))
         self._judged: dict[tuple[int, Stamp], bool] = {}
         self._count(ledger)
 
@@ -161,7 +164,7 @@ class ShardSource:
         except OSError:
             self._handles.forget(path)
             raise
-        if found is None:
+        if found is None or int.from_bytes(digest(found.key)[4:], "little") != self.index.sections["hashes"][number]:
             self._handles.forget(path)
             raise Skip("changed shard", defect=True)
         self._check_sizes(len(one) for one in found.contents if one is not None)
@@ -203,9 +206,17 @@ class ShardSource:
         ledger.check_left_out(self.name, lost, self.members)
 
 
+def _cache(options: ReadOptions) -> Cache | None:
+    return None if options.cache_folder is None else Cache(options.cache_folder, int(options.cache_gib * GIB))
+
+
 def index_job(location: str, split: str, paths: Sequence[str], part: Part, options: ReadOptions) -> Job:
     """Return the job that makes the index of a split of a source; a part of a split has the index of the whole."""
     folder, names = _below_one_folder(paths)
+    if is_url(folder) and options.index_folder is None:
+        raise ConfigurationError(
+            f"{location} is a URL, beside which no index can be kept; set data.index_folder to a folder for it."
+        )
     if options.index_folder is not None:
         try:
             os.makedirs(options.index_folder, exist_ok=True)
@@ -220,9 +231,14 @@ def index_job(location: str, split: str, paths: Sequence[str], part: Part, optio
 def _below_one_folder(paths: Sequence[str]) -> tuple[str, list[str]]:
     """Return the deepest folder that all these files lie below, and their paths from there."""
     split = [os.path.split(path) for path in paths]
-    folders = {folder: os.path.abspath(folder) for folder, _ in split}
+    if is_url(paths[0]):
+        protocol, _, _ = paths[0].partition("://")
+        folders = {folder: "/" + folder.partition("://")[2] for folder, _ in split}
+    else:
+        protocol, folders = "", {folder: os.path.abspath(folder) for folder, _ in split}
     deepest = os.path.commonpath(folders.values())
     below = {folder: os.path.relpath(path, deepest) for folder, path in folders.items()}
+    deepest = f"{protocol}://{deepest[1:]}" if protocol else deepest
     return deepest, [name if below[folder] == "." else f"{below[folder]}/{name}" for folder, name in split]
 
 
@@ -232,6 +248,9 @@ def distinct(paths: Sequence[str]) -> list[str]:
     files: dict[str, str] = {}
     for path in paths:
         folder, name = os.path.split(path)
+        if is_url(path):
+            files.setdefault(path, path)
+            continue
         if folder not in folders:
             folders[folder] = os.path.realpath(folder)
         real = os.path.join(folders[folder], name)
