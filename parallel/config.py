@@ -186,6 +186,10 @@ class OptimizerConfig:
     """AdamW: added to the denominator. The usual default."""
     weight_decay: float = 0.0
     """Decoupled weight decay, times the learning rate, on matrices only. 0 by default, as PaLI's."""
+    average_decay: float = 0.0
+    """Decay of an exponential moving average of the trained weights, such as 0.999: after each update it is `decay` x
+    average + (1 - `decay`) x weights, in fp32. Checkpoints hold it; `evaluation.average` and `train.export` with
+    `average=true` use it. 0 by default: none, as PaLI's."""
     gradient_clipping: float | None = None
     """Bound of the global norm of gradients. Null by default: off, as Adafactor clips updates."""
     groups: list[ParameterGroup] = field(default_factory=list)
@@ -199,7 +203,7 @@ class OptimizerConfig:
                 raise ConfigurationError(f"optimizer.{name}={getattr(self, name)} must be greater than 0.")
         if not 0 < self.beta2_cap <= 1:
             raise ConfigurationError(f"optimizer.beta2_cap={self.beta2_cap} must lie in (0, 1].")
-        for name in ("beta1", "beta2", "momentum"):
+        for name in ("beta1", "beta2", "momentum", "average_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigurationError(f"optimizer.{name}={getattr(self, name)} must lie in [0, 1).")
         for name in ("update_clipping", "gradient_clipping"):

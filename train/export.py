@@ -46,6 +46,8 @@ class Options:
     text_model: str | None = None
     """Family of `text/` in transformers: `mt5`, `t5` (T5 1.1 and Flan-T5, which compute alike), or `umt5` where each
     block has a bias table. Null by default: that of the folder `weights.mt5` of the run, if it is there, else `mt5`."""
+    average: bool = False
+    """Write the average of the weights (`optimizer.average_decay`) in place of the weights. False by default."""
     max_shard_gb: float = 2.0
     """Most gigabytes (10^9 bytes) of a file of weights, and so of memory that the export takes; a larger tensor is a
     file of its own. 2 by default: it suits laptops and uploads."""
@@ -56,18 +58,23 @@ def main(words: Sequence[str]) -> None:
     options = parse(words, Options)
     if options.max_shard_gb <= 0:
         raise ConfigurationError(f"max_shard_gb={options.max_shard_gb} must be greater than 0.")
-    print(f"exported to {export(options.checkpoint, options.output, options.max_shard_gb, options.text_model)}")
+    folder = export(options.checkpoint, options.output, options.max_shard_gb, options.text_model, options.average)
+    print(f"exported to {folder}")
 
 
 def export(
-    checkpoint: str, output: str | None = None, max_shard_gb: float = 2.0, text_model: str | None = None
+    checkpoint: str,
+    output: str | None = None,
+    max_shard_gb: float = 2.0,
+    text_model: str | None = None,
+    average: bool = False,
 ) -> Path:
     """Write a checkpoint as a Hugging Face folder, and return the folder; it appears whole or not at all.
 
     Raises ConfigurationError for a checkpoint that is missing or damaged, for an output that is not empty, and for a
     text_model that computes otherwise.
     """
-    weights = StoredWeights(*find_checkpoint(checkpoint)[:2])
+    weights = StoredWeights(*find_checkpoint(checkpoint)[:2], average)
     config = read_run_config("checkpoint", weights)
     tokenizer, family = checked_tokenizer(config, weights), choose_family(config, text_model)
     folder = Path(output) if output is not None else weights.run / "export"

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +35,7 @@ from parallel.checkpoint.folder import CheckpointFolder, raise_if_storage_failed
 from parallel.checkpoint.host_buffer import HostBuffer
 from parallel.engine.base import Engine
 from parallel.layout import Layout
-from parallel.optimizer.base import StatePiece
+from parallel.optimizer.base import AVERAGE, StatePiece
 from parallel.shards import Rectangle
 
 T = TypeVar("T")
@@ -63,11 +63,11 @@ class _Pruned(Exception):
 class Checkpointer(CheckpointFolder):
     """Save and load an engine's whole state in one folder.
 
-    The newest `keep_last` trusted checkpoints are kept, and those whose step is a multiple of `keep_every` (0 = none).
+    Which checkpoints are kept: see CheckpointFolder.
     """
 
-    def __init__(self, folder: str | Path, keep_last: int = 2, keep_every: int = 0) -> None:
-        super().__init__(folder, keep_last, keep_every)
+    def __init__(self, folder: str | Path, keep_last: int = 2, keep_every: int = 0, keep_best: int = 0) -> None:
+        super().__init__(folder, keep_last, keep_every, keep_best)
         self.buffer, self.thread = HostBuffer(), ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.writing: Future[None] | None = None
 
@@ -162,11 +162,12 @@ class Checkpointer(CheckpointFolder):
         )
 
     def load_latest(
-        self, engine: Engine, weights_only: bool = False, only: int | None = None
+        self, engine: Engine, weights_only: bool = False, only: int | None = None, average: bool = False
     ) -> tuple[int, dict[str, Any]] | None:
         """Load the newest whole checkpoint, whatever layout wrote it; returns its step and `extra`, or None.
 
-        `only`: the step to load instead of the newest.
+        `only`: the step to load instead of the newest. `average`: take the average of the trained weights in their
+        place; ConfigurationError where the checkpoint has none.
 
         A checkpoint with a file that is cut short or altered is reported by a warning and renamed `step_*.damaged`, and
         the one before it is loaded. `weights_only` leaves the optimizer and the folder as they are. Position embeddings
@@ -177,12 +178,14 @@ class Checkpointer(CheckpointFolder):
         self.wait()
         for _ in range(LISTINGS):
             try:
-                return self._load_newest(engine, weights_only, only)
+                return self._load_newest(engine, weights_only, only, average)
             except _Pruned as pruned:  # the run still trains, and has removed the checkpoint
                 last = pruned
         raise ConfigurationError(f"{last.args[0]} was removed while it was read; start again when the run has ended.")
 
-    def _load_newest(self, engine: Engine, weights_only: bool, only: int | None) -> tuple[int, dict[str, Any]] | None:
+    def _load_newest(
+        self, engine: Engine, weights_only: bool, only: int | None, average: bool
+    ) -> tuple[int, dict[str, Any]] | None:
         layout = engine.layout
         steps = [step for step in layout.broadcast_from_main(self.steps) if only in (None, step)]
         for step in reversed(steps):
@@ -194,7 +197,7 @@ class Checkpointer(CheckpointFolder):
             self._raise_if_unreadable(mistake, path, layout)
             if not layout.any_rank(broken is not None):
                 try:
-                    return self._load(engine, path, weights_only)
+                    return self._load(engine, path, weights_only, average)
                 except CheckpointException as error:  # DCP raises the failure of one rank on all
                     self._raise_if_unreadable(f"{path} could not be read ({_one_line(error)}).", path, layout)
             self._raise_if_pruned(path, layout)
@@ -252,10 +255,11 @@ class Checkpointer(CheckpointFolder):
         if layout.broadcast_from_main(lambda: not path.exists() and bool(self.steps())):
             raise _Pruned(path)
 
-    def _load(self, engine: Engine, path: Path, weights_only: bool) -> tuple[int, dict[str, Any]]:
+    def _load(self, engine: Engine, path: Path, weights_only: bool, average: bool) -> tuple[int, dict[str, Any]]:
         saved, content = self._read(path, engine.layout)
-        state = _state(_pieces(engine, optimizer=not weights_only))
         shapes = {name: v.size for name, v in saved.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
+        averages = average_names(shapes, path) if average else {}
+        state = _state(_pieces(engine, optimizer=not weights_only, every=True))
         wanted = {name: tensor for name, tensor in state.items() if shapes.get(name) == tensor.shape}
         parts = {f"weights/{part.name}": part for _, part in parameter_parts(engine.blueprint.plan)}
         others = [name for name in state if name in parts and name not in wanted]
@@ -273,13 +277,17 @@ class Checkpointer(CheckpointFolder):
                 f"{path} is a checkpoint of another model: {surplus.removeprefix('weights/')} is missing here; give "
                 "the same vit and mt5, or another run.folder."
             )
-        dcp.load(wanted | resampled, storage_reader=dcp.FileSystemReader(path), planner=_Planner())
+        tensors = {averages.get(name, name): tensor for name, tensor in (wanted | resampled).items()}
+        dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), planner=_Planner())
         for r, values in engine.held_weights():
             if (stored := resampled.get(f"weights/{r.name}")) is not None:
                 values.copy_(parts[f"weights/{r.name}"].resampled(stored)[r.slices])
         engine.publish()
         if not weights_only:
-            self._load_ages(engine, path, content["ages"], {name for name in state if name not in wanted})
+            missing = {name for name in state if name not in wanted}
+            self._load_ages(engine, path, content["ages"], {name for name in missing if not name.endswith(AVERAGE)})
+            found = (name for name in wanted if name.endswith(AVERAGE))
+            engine.optimizer.averaged = {name.removeprefix("optimizer/").removesuffix(AVERAGE) for name in found}
         return content["step"], content["extra"]
 
 
@@ -292,11 +300,24 @@ class _Planner(dcp.DefaultLoadPlanner):
         return super().resolve_tensor(read_item)
 
 
-def _pieces(engine: Engine, optimizer: bool) -> list[StatePiece]:
-    """Return all state to save; the values share the engine's memory, so loading fills them."""
+def average_names(names: Iterable[str], path: Path) -> dict[str, str]:
+    """Return the name of the average of each trained weight in a checkpoint, by the weight's name.
+
+    Raises ConfigurationError where there is none.
+    """
+    found = [name for name in names if name.startswith("optimizer/") and name.endswith(AVERAGE)]
+    if not found:
+        raise ConfigurationError(
+            f"{path} holds no average of its weights; train with optimizer.average_decay, or leave the average out."
+        )
+    return {f"weights/{name.removeprefix('optimizer/').removesuffix(AVERAGE)}": name for name in found}
+
+
+def _pieces(engine: Engine, optimizer: bool, every: bool = False) -> list[StatePiece]:
+    """Return all state to save, or to load (`every`); the values share the engine's memory, so loading fills them."""
     pieces = [StatePiece(f"weights/{r.name}", r, values) for r, values in engine.held_weights()]
     if optimizer:
-        pieces += [piece._replace(name=f"optimizer/{piece.name}") for piece in engine.optimizer.state_pieces()]
+        pieces += [piece._replace(name=f"optimizer/{piece.name}") for piece in engine.optimizer.saved_pieces(every)]
     return pieces
 
 

@@ -17,16 +17,17 @@ FOLDER = re.compile(r"step_([0-9]{8,})")
 class CheckpointFolder:
     """Checkpoints as folders `step_…`; the newest of them is the step that a run continues from.
 
-    The newest `keep_last` trusted ones are kept, and those whose step is a multiple of `keep_every` (0 = none).
+    The newest `keep_last` trusted ones are kept, those whose step is a multiple of `keep_every` (0 = none), and the
+    `keep_best` ones with the greatest `extra["score"]["goodness"]`; of equal ones the later.
     """
 
-    def __init__(self, folder: str | Path, keep_last: int = 2, keep_every: int = 0) -> None:
-        self.folder, self.keep_last, self.keep_every = Path(folder), keep_last, keep_every
+    def __init__(self, folder: str | Path, keep_last: int = 2, keep_every: int = 0, keep_best: int = 0) -> None:
+        self.folder, self.keep_last, self.keep_every, self.keep_best = Path(folder), keep_last, keep_every, keep_best
 
     @classmethod
-    def from_run(cls, run_folder: str | Path, keep_last: int = 2, keep_every: int = 0) -> Self:
+    def from_run(cls, run_folder: str | Path, keep_last: int = 2, keep_every: int = 0, keep_best: int = 0) -> Self:
         """Return the checkpoints of a run, which may have none yet."""
-        return cls(Path(run_folder, "checkpoints"), keep_last, keep_every)
+        return cls(Path(run_folder, "checkpoints"), keep_last, keep_every, keep_best)
 
     def write_latest(self, step: int | None) -> None:
         """Write the name of a step's checkpoint to `latest`, and wait until it is on disk; remove the file for None."""
@@ -58,10 +59,19 @@ class CheckpointFolder:
         try:
             trusted = self.trusted_steps()
             kept = {*trusted[-self.keep_last :], *(s for s in trusted if self.keep_every and s % self.keep_every == 0)}
+            kept |= set(self._best(trusted))
             return [step for step in self.steps() if step < trusted[-1] and step not in kept]
         except (OSError, StorageFailed) as error:
             warnings.warn(f"old checkpoints in {self.folder} could not be listed ({error})", Notice, stacklevel=3)
             return []
+
+    def _best(self, steps: list[int]) -> list[int]:
+        """Return the `keep_best` steps with the best scores, the best first."""
+        if not self.keep_best:
+            return []
+        scores = {step: (self.extra(step).get("score") or {}).get("goodness") for step in steps}
+        rated = [step for step in steps if isinstance(scores[step], float)]
+        return sorted(rated, key=lambda step: (scores[step], step), reverse=True)[: self.keep_best]
 
     def remove(self, step: int) -> None:
         """Remove a checkpoint; a kill in between leaves no half of it under its name."""

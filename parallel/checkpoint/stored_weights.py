@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from common.errors import ConfigurationError
-from parallel.checkpoint.checkpointer import broken_file
+from parallel.checkpoint.checkpointer import average_names, broken_file
 from parallel.checkpoint.folder import CheckpointFolder
 
 PREFIX = "weights/"  # of a checkpoint's tensors that are weights
@@ -31,8 +31,11 @@ class StoredWeights:
     `run`: the run's folder. `step`: the steps done. `shapes` and `dtypes`: by logical name. Optimizer state is skipped.
     """
 
-    def __init__(self, run: Path, step: int) -> None:
-        """Read the metadata of the checkpoint of a step. Raises ConfigurationError for one that is damaged."""
+    def __init__(self, run: Path, step: int, average: bool = False) -> None:
+        """Read the metadata of the checkpoint of a step; with `average`, trained weights are their average.
+
+        Raises ConfigurationError for one that is damaged, or has no average.
+        """
         self.run, self.step = run, step
         self.path = CheckpointFolder.from_run(run).path(step)
         if (broken := broken_file(self.path)) is not None:
@@ -41,6 +44,7 @@ class StoredWeights:
                 "choose another step."
             )
         found = stored_weights(self.path)
+        self.averages = _averages(self.path) if average else {}
         self.shapes = {name: each.size for name, each in found.items()}
         self.dtypes = {name: each.properties.dtype for name, each in found.items()}
 
@@ -53,8 +57,14 @@ class StoredWeights:
 
     def load(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Read whole tensors by logical name, in the type that they are stored in."""
-        tensors = {PREFIX + name: torch.empty(self.shapes[name], dtype=self.dtypes[name]) for name in names}
+        stored = {name: self.averages.get(PREFIX + name, PREFIX + name) for name in names}
+        tensors = {stored[name]: torch.empty(self.shapes[name], dtype=self.dtypes[name]) for name in names}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # on purpose
             dcp.load(tensors, storage_reader=dcp.FileSystemReader(self.path), no_dist=True)
-        return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+        return {name: tensors[stored[name]] for name in names}
+
+
+def _averages(path: Path) -> dict[str, str]:
+    metadata: Metadata = dcp.FileSystemReader(path).read_metadata()
+    return average_names(metadata.state_dict_metadata, path)

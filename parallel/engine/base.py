@@ -4,7 +4,8 @@ parallel/engine/build.py makes engines; its docstring gives the order.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -116,6 +117,31 @@ class Engine(ABC):
             self.update(0.0)
         finally:
             self.optimizer.skip = False
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Compute with the average of the weights in the body, where the optimizer has one; a collective.
+
+        The weights and their average change places, so that no third copy of the whole is made.
+        """
+        with torch.no_grad():
+            self._exchange_averages()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                self._exchange_averages()
+
+    def _exchange_averages(self) -> None:
+        if not self.optimizer.averaged:
+            return
+        for shard in self.shards():
+            for r in shard.rectangles:
+                weights, average = r.view(shard.weights.detach()), self.optimizer.averages[r]
+                kept = weights.clone()
+                weights.copy_(average)
+                average.copy_(kept)
+        self.publish()
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossTotals:

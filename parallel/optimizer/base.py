@@ -14,6 +14,8 @@ from parallel.file_backed import Disk
 from parallel.optimizer.parameter_groups import matching_group
 from parallel.shards import Rectangle
 
+AVERAGE = "/average"  # end of the name of a logical tensor's average in a checkpoint
+
 
 class Update(NamedTuple):
     """A rectangle to update: its fp32 weights and its gradient, both of the rectangle's size."""
@@ -63,6 +65,8 @@ class ShardedOptimizer(torch.optim.Optimizer):
         self.skip = False
         self.disk: Disk | None = None  # holds state that is as large as the weights, under NVMe offload
         self.ages: dict[str, int] = {}
+        self.averages: dict[Rectangle, Tensor] = {}  # of the weights, where `average_decay` is set
+        self.averaged: set[str] = set()  # logical tensors whose average holds something
 
     def bind(self, shards: list[Shard], shapes: dict[str, torch.Size], group: dist.ProcessGroup) -> None:
         """Take over the shards and make their state.
@@ -74,6 +78,8 @@ class ShardedOptimizer(torch.optim.Optimizer):
         self.ages = dict.fromkeys(shapes, 0)
         self.groups = {name: matching_group(name, self.config.groups) for name in shapes}
         self.make_state()
+        if self.config.average_decay:
+            self.averages = {r: self.zeros(r, shard.weights) for shard in self.shards for r in shard.rectangles}
 
     def zeros(self, r: Rectangle, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Make state of the size of a rectangle, on the device of `like` or on the disk."""
@@ -104,8 +110,30 @@ class ShardedOptimizer(torch.optim.Optimizer):
             for r in shard.rectangles
         ]
         self.update(updates)
+        self.average(updates)
         for name in self.ages:
             self.ages[name] += 1
+
+    def average(self, updates: Iterable[Update]) -> None:
+        """Add the updated weights to their average; the first ones become it."""
+        if not self.config.average_decay:
+            return
+        for r, weights, _ in updates:
+            if r.name in self.averaged:
+                self.averages[r].lerp_(weights, 1 - self.config.average_decay)
+            else:
+                self.averages[r].copy_(weights)
+        self.averaged |= self.shapes.keys()
+
+    def saved_pieces(self, every: bool) -> Iterator[StatePiece]:
+        """Yield all state to save: that of the update, and the average of the weights.
+
+        `every`: averages that hold nothing yet too, because a checkpoint is to fill them.
+        """
+        yield from self.state_pieces()
+        for r, values in self.averages.items():
+            if every or r.name in self.averaged:
+                yield StatePiece(r.name + AVERAGE, r, values)
 
     def learning_rate(self, name: str) -> float:
         """Return the learning rate of a logical tensor's next update."""

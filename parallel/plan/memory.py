@@ -78,6 +78,7 @@ class MemoryModel:
         if config.offload_optimizer != "none":
             return 0.0
         moments = optimizer_class(self.optimizer).bytes_per_element(self.optimizer)
+        moments += FP32 if self.optimizer.average_decay else 0
         copy = FP32 if config.zero_stage or self.step.micro_batch.element_bytes < FP32 else 0
         return FP32 * self._share(from_stage=2) + (copy + moments) * self._share(from_stage=1)
 

@@ -31,6 +31,7 @@ PALI = PaLIConfig(VIT, MT5, MODEL, NUM_OBJECTIVES)
 LEARNING_RATES = {"adafactor": 1e-2, "adamw": 1e-3}
 PROMPTS = 4  # micro-batches that are answered: as many as there are data-parallel ranks at most
 KEY_BIAS = 1e-4  # RMS; Adafactor moves what is nearly zero by its rate times 1e-3, five times, up or down
+AVERAGE_DECAY = 0.75
 EPSILON = 1e-6  # AdamW divides a gradient by its own size: one that is only rounding must stay below this
 
 
@@ -105,7 +106,9 @@ class Case:
         return Layout.start(parallel, launch())
 
     def engine(self, layout: Layout) -> Engine:
-        optimizer = OptimizerConfig(name=self.optimizer, epsilon=EPSILON, gradient_clipping=0.5)
+        optimizer = OptimizerConfig(
+            name=self.optimizer, epsilon=EPSILON, gradient_clipping=0.5, average_decay=AVERAGE_DECAY
+        )
         return build_engine(
             self.pali,
             optimizer,

@@ -31,7 +31,7 @@ from parallel.engine.build import build_engine
 from parallel.layout import Layout
 from tests.distributed import problem
 from tests.distributed.long_updates import shapes
-from tests.distributed.problem import FROZEN_VIT, Case, train, weights
+from tests.distributed.problem import FROZEN_VIT, Case, train, weight_deviation, weights
 
 STEPS_EACH = 5
 CHAIN = [
@@ -51,7 +51,10 @@ OFFLOADS: list[tuple[int, dict[str, str]]] = [
 def uninterrupted(folder: Path) -> None:
     for optimizer in OPTIMIZERS:
         case = Case(optimizer=optimizer)
-        torch.save(train(case.engine(case.layout()), range(STEPS_EACH * len(CHAIN))), results_file(folder, optimizer))
+        engine = case.engine(case.layout())
+        torch.save(train(engine, range(STEPS_EACH * len(CHAIN))), results_file(folder, optimizer))
+        with engine.averaged():
+            torch.save(weights(engine), results_file(folder, f"{optimizer}_straight_averages"))
 
 
 @contextmanager
@@ -76,8 +79,9 @@ def assert_reads_without_an_engine(folder: Path, optimizer: str, step: int, load
     run.mkdir()
     (run / "checkpoints").symlink_to(folder / optimizer)
     stored = StoredWeights(run, step)
-    found = stored.load(list(stored.shapes))
+    found, averages = stored.load(list(stored.shapes)), StoredWeights(run, step, average=True).load(list(stored.shapes))
     assert found.keys() == loaded.keys()
+    assert not any(torch.equal(averages[name], values) for name, values in found.items())
     assert all(torch.equal(found[name], values) for name, values in loaded.items())
 
 
@@ -99,10 +103,13 @@ def link(folder: Path, number: int, case: Case) -> None:
             if case.world_size == 1:
                 assert_reads_without_an_engine(folder, optimizer, first, weights(engine))
         curve = train(engine, range(first, first + STEPS_EACH))
+        with engine.averaged():
+            averages = weights(engine)
         checkpointer.save(engine, first + STEPS_EACH, {"note": number})
         checkpointer.wait()
         if layout.rank == 0:
             torch.save(curve, results_file(folder, f"{optimizer}_{number}"))
+            torch.save(averages, results_file(folder, f"{optimizer}_averages"))
 
 
 def test_the_curve_continues_under_any_layout(tmp_path: Path) -> None:
@@ -116,6 +123,12 @@ def test_the_curve_continues_under_any_layout(tmp_path: Path) -> None:
         loss, norm = ((found - expected).abs() / expected).amax(0).tolist()
         print(f"{optimizer}: losses within {loss:.1e}, gradient norms within {norm:.1e}, relative")
         assert max(loss, norm) <= 1e-5
+        averages, wanted = (
+            torch.load(results_file(tmp_path, f"{optimizer}_{kind}")) for kind in ("averages", "straight_averages")
+        )
+        assert averages.keys() == wanted.keys()
+        for name, values in wanted.items():
+            assert weight_deviation(name, averages[name], values) <= 1e-5, name
         assert [f.name for f in sorted((tmp_path / optimizer).iterdir())] == [
             "latest",
             *(f"step_{STEPS_EACH * links:08d}" for links in (len(CHAIN) - 1, len(CHAIN))),

@@ -137,6 +137,8 @@ def train_all(folder: Path, cases: dict[str, Case]) -> None:
         layout = case.layout()
         engine = case.engine(layout)
         result = {"curve": train(engine, joined=case.joined), "weights": weights(engine), "answers": answers(engine)}
+        with engine.averaged():
+            result["averages"] = weights(engine)
         result["validation"], result["recognized"] = validate(engine), recognize(engine, result["answers"][0])
         result["beams"], result["scores"] = answers(engine, num_beams=2), given_scores(engine)
         if case in LAYOUTS:
@@ -174,6 +176,9 @@ def test_equals_one_process(results: Path, case: Case) -> None:
     assert found["weights"].keys() == expected["weights"].keys()
     for name, values in expected["weights"].items():
         assert weight_deviation(name, found["weights"][name], values) <= TOLERANCE[case.precision], name
+        average, wanted = found["averages"][name], expected["averages"][name]
+        assert weight_deviation(name, average, wanted) <= TOLERANCE[case.precision], name
+        assert torch.equal(average, found["weights"][name]) == frozen(name, case.freeze), name
     assert len(found["answers"]) == case.data
     if case.precision == "fp32":
         for kind in ("answers", "beams"):
