@@ -3,7 +3,7 @@
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from common.values import PATH, at_least, one_of
 from data import objectives
 from data.fields import NAMES
 from data.shards.source import ReadOptions
+from data.tasks.config import TaskConfig
 
 MOST_APART = 1e6  # ratio of two weights; a run of so many examples has one of the smaller
 
@@ -89,6 +90,9 @@ class DataConfig:
     """Seconds for which a read is tried again while its disk or file server fails; then the run ends with exit code 75.
     A quarter of parallel.timeout_s at most, as the other ranks wait meanwhile. File servers fail over in a minute,
     hence the default."""
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
+    """Tasks of official files, by name (conf/task): a component with such a source and the objective `task` trains on
+    the task's training items. Empty by default; `train.finetune` adds `task`."""
 
     def check(self) -> None:
         """Raise ConfigurationError, with the numbers, for values that no step can be made of."""
@@ -209,8 +213,11 @@ def shares(mixture: Mixture) -> dict[str, float]:
     return {name: weight / total for name, weight in scaled.items()}
 
 
-def check_mixture(mixture: Mixture) -> None:
-    """Raise ConfigurationError for an empty mixture, an unknown objective or option, or a negative weight."""
+def check_mixture(mixture: Mixture, tasks: Collection[str] | None = None) -> None:
+    """Raise ConfigurationError for an empty mixture, an unknown objective or option, or a negative weight.
+
+    `tasks`: names of the tasks that there are, if sources of the objective `task` are to be compared with them.
+    """
     for name, component in mixture.items():
         if not component.source.strip():
             raise ConfigurationError(f"mixture.{name}.source is blank; name a folder of data.root.")
@@ -218,6 +225,12 @@ def check_mixture(mixture: Mixture) -> None:
         if not 0 <= component.weight < math.inf:
             raise ConfigurationError(f"mixture.{name}.weight={component.weight} must be at least 0 and finite.")
         objectives.options(component.objective, component.options, f"mixture.{name}.options")
+        if tasks is not None and (component.objective == "task") != (component.source in tasks):
+            have = f"data.tasks has {', '.join(tasks) or 'none'}"
+            raise ConfigurationError(
+                f"mixture.{name}: the objective task is for the items of a task, and source {component.source} with "
+                f"objective {component.objective} is not ({have}); choose a task (task=coco), or another objective."
+            )
     weights = [component.weight for component in used(mixture).values()]
     if not weights:
         raise ConfigurationError(

@@ -26,6 +26,7 @@ from data.permutation import permuted
 from data.shards.scan import printable
 from data.shards.source import Record, ShardSource
 from data.skip import Skip, one_record
+from data.tasks.source import ItemSource
 from data.tokenizer import EOS, Tokenizer
 
 # After so many records without an example, up to so many more are looked at before the component is refused.
@@ -46,7 +47,7 @@ class Component:
         name: str,
         order_key: str,
         config: ComponentConfig,
-        source: ShardSource,
+        source: ShardSource | ItemSource,
         tokenizer: Tokenizer,
         data: DataConfig,
         image_size: int,
@@ -167,8 +168,8 @@ class Component:
         )
 
     def _make(self, record: Record, rng: np.random.Generator, item: int | None) -> EncodedExample:
-        if self._learns_labels and names_nothing_absent(record.fields):
-            self._learn_labels()
+        if self._learns_labels and isinstance(self.source, ShardSource) and names_nothing_absent(record.fields):
+            self._learn_labels(self.source)
         one = () if item is None or not getattr(self._module, "ITEMS", False) else (item,)
         example = self._module.make(record.fields, rng, self._options, self._tokenizer, *one)
         pixels = np.zeros((0, self._image_size, self._image_size, 3), np.uint8)
@@ -190,18 +191,19 @@ class Component:
             references=example.references or (example.target_text,),
             item=example.item,
         )
-        encode = self._tokenizer.encode_prompt if self._closed else self._tokenizer.encode
+        closed = self._closed if example.closed is None else example.closed
+        encode = self._tokenizer.encode_prompt if closed else self._tokenizer.encode
         input_ids = encode(example.input_text) if example.input_ids is None else example.input_ids
         target_ids = self._tokenizer.encode(example.target_text) if example.target_ids is None else example.target_ids
         if not len(target_ids):  # EOS alone would teach to answer nothing
             raise Skip("target without any token", defect=True, detail=f"it is {example.target_text[:40]!a}")
-        return EncodedExample(_with_eos(input_ids), _with_eos(target_ids), pixels, info, closing=1 + self._closed)
+        return EncodedExample(_with_eos(input_ids), _with_eos(target_ids), pixels, info, closing=1 + closed)
 
-    def _learn_labels(self) -> None:
+    def _learn_labels(self, source: ShardSource) -> None:
         """Take the source's own labels for negatives; done once, at the first record that names nothing absent."""
         with self._lock:
             if self._learns_labels and isinstance(self._options, LabelOptions):
-                self._options = replace(self._options, labels=labels_of(self.source))
+                self._options = replace(self._options, labels=labels_of(source))
                 self._learns_labels = False
 
 
@@ -216,13 +218,19 @@ def open_components(
 
     In training each must give something. Raises ConfigurationError if the mixture is wrong or a source has no shards.
     """
-    check_mixture(mixture)
+    check_mixture(mixture, data.tasks)
     names = dict.fromkeys(component.source for component in mixture.values())
-    sources = {name: ShardSource(name, data.location(name), split, ledger, data.read_options(name)) for name in names}
+    sources = {name: _open_source(name, data, split, ledger) for name in names}
     return [
         Component(name, key, one, sources[one.source], tokenizer, data, image_size, ledger, split == "train")
         for (name, one), key in zip(mixture.items(), order_keys(mixture), strict=True)
     ]
+
+
+def _open_source(name: str, data: DataConfig, split: str, ledger: Ledger) -> ShardSource | ItemSource:
+    if name in data.tasks:
+        return ItemSource(name, data.tasks[name], split, data.retry_s)
+    return ShardSource(name, data.location(name), split, ledger, data.read_options(name))
 
 
 @lru_cache(maxsize=1024)

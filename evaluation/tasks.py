@@ -11,7 +11,7 @@ from data.objectives import detection
 from data.tasks.config import TaskConfig
 from data.tasks.item import Item
 from evaluation.metrics import answers, captions, multilingual, vision, vqa
-from evaluation.metrics.items import Predictions, Score, match
+from evaluation.metrics.items import Predictions, Score, match, mean_score
 from evaluation.metrics.vision import LabeledBox
 
 Metric = Callable[[Predictions, Sequence[Item]], dict[str, Score]]
@@ -83,6 +83,16 @@ def _box_accuracy(predictions: Predictions, items: Sequence[Item]) -> dict[str, 
     return {"box_accuracy": vision.box_accuracy(found, {item.id: _truth(item)[0].box for item in items})}
 
 
+def _top_k(predictions: Predictions, items: Sequence[Item]) -> dict[str, Score]:
+    """Return {"top_1", "top_5"} of predictions whose lines are choices, the best first."""
+    names = {f"top_{k}": partial(_among_first, k) for k in (1, 5)}
+    return {name: mean_score(predictions, _references(items), hit) for name, hit in names.items()}
+
+
+def _among_first(k: int, prediction: str, references: Sequence[str]) -> float:
+    return float(not set(prediction.split("\n")[:k]).isdisjoint(references))
+
+
 METRICS: Mapping[str, Metric] = {
     "cider": partial(_one, "cider", captions.cider),
     "bleu": partial(_many, captions.bleu),
@@ -96,6 +106,7 @@ METRICS: Mapping[str, Metric] = {
     "xm3600": _xm3600,
     "ap": _average_precision,
     "box_accuracy": _box_accuracy,
+    "top_k": _top_k,
 }
 
 
@@ -105,6 +116,8 @@ def check_metrics(config: TaskConfig) -> None:
         raise ConfigurationError(f"task.metrics names none; choose of {', '.join(METRICS)}.")
     for name in config.metrics:
         one_of("task.metrics", name, list(METRICS))
+    if "top_k" in config.metrics and not config.choose:
+        raise ConfigurationError("task.metrics has top_k, which ranks choices; set task.choose=true.")
 
 
 def task_scores(config: TaskConfig, items: Sequence[Item], predictions: Predictions) -> dict[str, dict[str, Any]]:

@@ -38,7 +38,7 @@ from common.launcher import PAUSES_S, is_of_controller
 from common.values import typed
 from slurm.cluster import ClusterConfig
 from slurm.code_snapshot import take
-from slurm.job import PYTHONPATH, gpu_option, slower
+from slurm.job import PYTHONPATH, TRAINING, gpu_option, slower
 
 try:
     from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, SlurmQueueConf
@@ -142,7 +142,7 @@ class SlurmArrayLauncher(SlurmLauncher):
         names = []
         for composed in runs:
             name = composed.hydra.job.override_dirname
-            if composed.hydra.job.config_name == "pretrain":  # an evaluation reads its settings from its run's folder
+            if composed.hydra.job.config_name in TRAINING:  # an evaluation reads its settings from its run's folder
                 with open_dict(composed):
                     del composed["hydra"]
                 self._check_run(name, composed)

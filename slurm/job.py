@@ -16,6 +16,7 @@ from common.errors import ConfigurationError, Interrupted
 from common.launcher import PAUSES_S, is_of_controller
 from slurm.cluster import ClusterConfig, SubmitConfig
 
+TRAINING = ("pretrain", "finetune")  # kinds of jobs that save at a signal; pretrain.sbatch is the script of all
 FORGOTTEN = "FORGOTTEN"  # Slurm drops a job some minutes after its end
 SETTLED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL",
            "DEADLINE", FORGOTTEN)  # fmt: skip
@@ -31,7 +32,7 @@ SECRET = re.compile(
 
 @dataclass(frozen=True)
 class Job:
-    """Hold a checked job: its script is `slurm/<kind>.sbatch`, its arguments are `words`."""
+    """Hold a checked job: its script is `slurm/<script>`, its arguments are `words`."""
 
     kind: str
     words: tuple[str, ...]
@@ -51,6 +52,11 @@ class Job:
         least, most = self.usable[-1], self.usable[0]
         nodes = f"{most} node{'s' if most > 1 else ''}" if least == most else f"{least} to {most} nodes"
         return f"{self.kind} {self.makes}: {nodes} x {self.tasks} rank{'s' if self.tasks > 1 else ''}"
+
+    @property
+    def script(self) -> str:
+        """Name of the script in `slurm/`."""
+        return f"{'pretrain' if self.kind in TRAINING else self.kind}.sbatch"
 
     @property
     def folder(self) -> Path:
@@ -106,16 +112,17 @@ def sbatch_command(job: Job, snapshot: Path, after: str | None) -> list[str]:
         "cpus-per-task": job.tasks if job.kind == "corpus" else job.tasks * cluster.cpus_per_task,
         **(gpu_option(cluster, min(cluster.gpus_per_node, job.tasks)) if job.kind != "corpus" else {}),
         "mem": cluster.memory,
-        "signal": f"USR1@{cluster.signal_lead_s}" if job.kind == "pretrain" else None,
+        "signal": f"USR1@{cluster.signal_lead_s}" if job.kind in TRAINING else None,
         "output": str(job.log("")).replace("%", "%%").removesuffix(".log") + "%j.log",
         "dependency": f"afterok:{after}" if after else None,
         "kill-on-invalid-dep": "yes" if after else None,
     }
     given = [f"--{name}={value}" for name, value in options.items() if value]
-    script = snapshot / "code" / "slurm" / f"{job.kind}.sbatch"
+    script = snapshot / "code" / "slurm" / job.script
     # Also as a word, because some sites start jobs without the environment of the submission.
     site = f"--site={(snapshot / 'site.sh').absolute()}"
-    return ["sbatch", "--parsable", *given, *cluster.sbatch, str(script), site, *job.words]
+    command = [f"--command={job.kind}"] if job.kind in TRAINING and job.kind != "pretrain" else []
+    return ["sbatch", "--parsable", *given, *cluster.sbatch, str(script), site, *command, *job.words]
 
 
 def gpu_option(cluster: ClusterConfig, gpus: int) -> dict[str, object]:

@@ -13,7 +13,9 @@ from common.errors import ConfigurationError, Notice
 from common.launcher import is_main_rank
 from data.config import Mixture, check_mixture, check_rows, used
 from data.shards.paths import parts
+from data.tasks.source import part_items
 from data.tokenizer import Tokenizer, checksum
+from evaluation.tasks import check_metrics
 from model.config import ModelConfig
 from model.pali import PaLI
 from parallel import layout
@@ -25,6 +27,7 @@ from train.first_weights import check_first_weights, first_files
 from train.health.profiling import profiled_steps
 from train.phases import Span, for_phase, spans
 from train.run.resume import MODEL, check_allowed, check_resume, check_same_model
+from train.saved_checkpoint import find_checkpoint, run_of
 from train.saved_run import convert, read_settings
 from train.step.validation import SPLIT
 
@@ -47,7 +50,7 @@ def check(
     """
     _check_folder(config.run.folder)
     _check_image_size(config)
-    check_mixture(config.mixture)
+    check_mixture(config.mixture, config.data.tasks)
     plans = {span.name: _check_phase(for_phase(config, span), span, world_size, rank) for span in spans(config)}
     if config.schedule.cooldown_steps > config.run.steps:
         raise ConfigurationError(
@@ -91,8 +94,13 @@ def _warn_of_unread_sources(config: RunConfig) -> None:
 
 def check_sources(config: RunConfig, mixture: Mixture, split: str, expected: Sequence[Path] = ()) -> None:
     """Raise ConfigurationError for an impossible mixture, or a source of it without shards of a split."""
-    check_mixture(mixture)
+    check_mixture(mixture, config.data.tasks)
     for source in dict.fromkeys(component.source for component in used(mixture).values()):
+        if source in config.data.tasks:
+            check_metrics(config.data.tasks[source])
+            if not _lies_in(Path(config.data.tasks[source].root), expected):
+                part_items(config.data.tasks[source], split)
+            continue
         location = config.data.location(source)
         try:
             parts(location, split, config.data.holdout, config.data.retry_s)
@@ -165,12 +173,14 @@ def _check_tokenizer(config: RunConfig, expected: Sequence[Path]) -> None:
 def _check_initial(config: RunConfig, phases: Sequence[PaLI], expected: Sequence[Path]) -> None:
     if CheckpointFolder.from_run(config.run.folder).steps():
         return  # the run has weights of its own
-    initial = config.run.initial
-    checkpoints = CheckpointFolder.from_run(initial or "")
-    if initial is not None and not checkpoints.steps() and not _lies_in(checkpoints.folder, expected):
-        raise ConfigurationError(
-            f"run.initial={initial} holds no checkpoints; name the folder of a run that saved one."
-        )
+    if config.run.initial is not None:
+        folder = CheckpointFolder.from_run(run_of(config.run.initial, "run.initial"))
+        if not folder.steps() and not _lies_in(folder.folder, expected):
+            raise ConfigurationError(
+                f"run.initial={config.run.initial} holds no checkpoints; name the folder of a run that saved one."
+            )
+        if folder.steps():
+            find_checkpoint(config.run.initial, "run.initial")
     check_first_weights(config, phases, [f for f in map(Path, first_files(config)) if _is_expected(f, expected)])
 
 
@@ -200,7 +210,8 @@ def _check_same_run(config: RunConfig, trains: bool) -> None:
 def _check_same_tokenizer(config: RunConfig, expected: Sequence[Path]) -> None:
     """Raise ConfigurationError for another tokenizer than that of the weights, because its ids differ."""
     path = Path(config.data.tokenizer)
-    for folder in (config.run.folder, config.run.initial):
+    initial = config.run.initial and run_of(config.run.initial, "run.initial")
+    for folder in (config.run.folder, initial):
         if folder is None or _is_expected(path, expected):
             continue
         saved = CheckpointFolder.from_run(folder).latest_extra()

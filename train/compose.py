@@ -2,7 +2,9 @@
 
 import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -13,6 +15,7 @@ from data.config import DataConfig
 from model.config import MT5Config, ViTConfig
 from model.weights.source import TOWERS
 from train.config import RunConfig, RunSettings, ScheduleConfig
+from train.from_task import take_from_task
 from train.from_weights import take_from_weights
 
 
@@ -40,9 +43,13 @@ class ComposedSchedule(ScheduleConfig):
 
 @dataclass
 class ComposedData(DataConfig):
-    """The data before `tokenizer` is taken from the weights, where it is null."""
+    """The data before null values are taken: `tokenizer` from the weights, the shape of rows from the task."""
 
     tokenizer: str | None = field(default=MISSING, metadata=PATH)  # type: ignore[assignment]
+    """See DataConfig."""
+    encoder_length: int | None = MISSING  # type: ignore[assignment]
+    """See DataConfig."""
+    num_streams: int | None = MISSING  # type: ignore[assignment]
     """See DataConfig."""
 
 
@@ -65,11 +72,14 @@ COMPOSED = {
 }
 
 
-def to_run_config(composed: DictConfig, weights: bool = True) -> RunConfig:
+def to_run_config(
+    composed: DictConfig, weights: bool = True, earlier: Mapping[Path, RunConfig] | None = None
+) -> RunConfig:
     """Return the typed settings of a composed configuration, not yet checked against each other.
 
-    `weights`: whether first weights are read, so that files which an experiment leaves open must be given. Raises
-    ConfigurationError for a value that is impossible on its own.
+    `weights`: whether first weights are read, so that files which an experiment leaves open must be given. `earlier`:
+    settings of runs that are still to be trained, by folder. Raises ConfigurationError for a value that is impossible
+    on its own.
     """
     composed = composed.copy()
     for tower in ("vit", "mt5"):
@@ -86,7 +96,9 @@ def to_run_config(composed: DictConfig, weights: bool = True) -> RunConfig:
         raise ConfigurationError("phases is empty; give at least one phase (see conf/phases).")
     examples = [_take_examples(plain, *key) for key in (("run", "examples", "steps"),
                                                         ("schedule", "warmup_examples", "warmup_steps"))]  # fmt: skip
-    take_from_weights(plain)  # type: ignore[arg-type]
+    take_from_weights(plain, earlier or {})  # type: ignore[arg-type]
+    if "task" in composed:
+        take_from_task(plain, OmegaConf.to_container(composed.task, resolve=True))  # type: ignore[arg-type]
     config = typed(RunConfig, plain)
     if examples[0] is not None:
         config.run.steps = _steps_of_run(config, examples[0])

@@ -12,6 +12,7 @@ from data.objectives import NAMES
 from data.tasks.config import TaskConfig
 from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from parallel.config import OptimizerConfig, ParallelConfig
+from train.evaluation_config import EvaluationConfig
 
 
 @dataclass
@@ -139,6 +140,33 @@ class ViTPretrainingConfig:
             raise ConfigurationError(f"vit_pretraining.learning_rate={self.learning_rate} must be greater than 0.")
 
 
+@dataclass
+class ScheduleConfig:
+    """Set the learning rate of each step: linear warm-up to `peak`, then `name`, then a cool-down to zero."""
+
+    name: str = "rsqrt"
+    """Shape after the warm-up: `rsqrt`, `linear_decay`, `cosine` or `constant`. The default is PaLI's."""
+    peak: float = 1e-2
+    """Learning rate at the end of the warm-up. The default is PaLI-3B's."""
+    warmup_steps: int = 1000
+    """Steps of the linear warm-up. The default is the paper's."""
+    warmup_examples: float | None = None
+    """Length of the warm-up in examples, instead of `warmup_steps` (set that to null), rounded up to whole steps of the
+    phases that it lies in. Null by default: `warmup_steps` gives the length."""
+    end_fraction: float = 0.0
+    """Fraction of `peak` that `linear_decay` and `cosine` end at. 0 by default."""
+    cooldown_steps: int = 0
+    """Last steps of the run, over which the learning rate falls linearly to zero. 0 by default: none."""
+
+    def __post_init__(self) -> None:
+        one_of("schedule.name", self.name, ("rsqrt", "linear_decay", "cosine", "constant"))
+        at_least("schedule.", 0, warmup_steps=self.warmup_steps, cooldown_steps=self.cooldown_steps)
+        if self.peak <= 0:
+            raise ConfigurationError(f"schedule.peak={self.peak} must be greater than 0.")
+        if not 0 <= self.end_fraction <= 1:
+            raise ConfigurationError(f"schedule.end_fraction={self.end_fraction} must lie in [0, 1].")
+
+
 def _optional_settings(*kinds: type) -> Any:
     """Make a dataclass of all fields of `kinds`, each None by default."""
     made: dict[str, Any] = {}
@@ -177,6 +205,9 @@ class Phase(_OptionalSettings):
     """Factor on the schedule's learning rate, for a phase that should learn more slowly."""
     objectives: dict[str, float] = field(default_factory=dict)
     """Weights by objective: the phase reads only these objectives of the mixture. Empty: the whole mixture."""
+    learning_rate: ScheduleConfig | None = None
+    """Schedule of this phase, whose steps it counts from 1, as a fine-tuning after pretraining has its own. Null
+    by default: the run's `schedule`, over all phases."""
 
     def check(self, where: str) -> None:
         """Raise ConfigurationError for values that are impossible on their own; `where` begins the keys."""
@@ -184,37 +215,12 @@ class Phase(_OptionalSettings):
             at_least(where, 1, steps=self.steps)
         if self.learning_rate_factor <= 0:
             raise ConfigurationError(f"{where}learning_rate_factor={self.learning_rate_factor} must be greater than 0.")
+        if self.learning_rate is not None and self.learning_rate.warmup_examples is not None:
+            raise ConfigurationError(f"{where}learning_rate.warmup_examples is not read; give warmup_steps instead.")
         for key, why in OF_THE_RUN.items():
             name = key.partition(".")[2]
             if getattr(self, name) is not None:
                 raise ConfigurationError(f"{where}{name} cannot differ between phases, as {why}; set {key} instead.")
-
-
-@dataclass
-class ScheduleConfig:
-    """Set the learning rate of each step: linear warm-up to `peak`, then `name`, then a cool-down to zero."""
-
-    name: str = "rsqrt"
-    """Shape after the warm-up: `rsqrt`, `linear_decay`, `cosine` or `constant`. The default is PaLI's."""
-    peak: float = 1e-2
-    """Learning rate at the end of the warm-up. The default is PaLI-3B's."""
-    warmup_steps: int = 1000
-    """Steps of the linear warm-up. The default is the paper's."""
-    warmup_examples: float | None = None
-    """Length of the warm-up in examples, instead of `warmup_steps` (set that to null), rounded up to whole steps of the
-    phases that it lies in. Null by default: `warmup_steps` gives the length."""
-    end_fraction: float = 0.0
-    """Fraction of `peak` that `linear_decay` and `cosine` end at. 0 by default."""
-    cooldown_steps: int = 0
-    """Last steps of the run, over which the learning rate falls linearly to zero. 0 by default: none."""
-
-    def __post_init__(self) -> None:
-        one_of("schedule.name", self.name, ("rsqrt", "linear_decay", "cosine", "constant"))
-        at_least("schedule.", 0, warmup_steps=self.warmup_steps, cooldown_steps=self.cooldown_steps)
-        if self.peak <= 0:
-            raise ConfigurationError(f"schedule.peak={self.peak} must be greater than 0.")
-        if not 0 <= self.end_fraction <= 1:
-            raise ConfigurationError(f"schedule.end_fraction={self.end_fraction} must lie in [0, 1].")
 
 
 @dataclass
@@ -229,62 +235,20 @@ class CheckpointConfig:
     """Newest checkpoints that stay. 2 by default: one may be damaged."""
     keep_every: int = 0
     """Checkpoints of every so many steps stay for ever; 0 none. 0 by default: they take much disk."""
+    best: str = "validation/loss"
+    """Metric of metrics.jsonl by which RUN@best chooses: the lowest of a loss, the highest of any other. The default is
+    measured in every run; `train.finetune` takes the task's score (validation/<task>/<metric>)."""
+    keep_best: int = 0
+    """Checkpoints with the best such score that stay besides the newest. 0 by default; 1 in a fine-tuning. A checkpoint
+    counts if its step is validated."""
 
     def __post_init__(self) -> None:
         at_least("checkpoint.", 1, every_steps=self.every_steps, keep_last=self.keep_last)
-        at_least("checkpoint.", 0, keep_every=self.keep_every)
+        at_least("checkpoint.", 0, keep_every=self.keep_every, keep_best=self.keep_best)
         if self.every_minutes < 0:
             raise ConfigurationError(
                 f"checkpoint.every_minutes={self.every_minutes} must not be negative; 0 turns it off."
             )
-
-
-@dataclass
-class Component:
-    """Name an objective on a source, as `{source: vq2a, objective: vqa}`."""
-
-    source: str = ""
-    """Name of the source."""
-    objective: str = ""
-    """Name of the objective."""
-
-
-@dataclass
-class EvaluationConfig:
-    """Validate while training, and generate on a held-out split after it (`python -m train.evaluate`)."""
-
-    every_steps: int = 1000
-    """Validate after every so many steps, and at the end; 0 never. 1000 by default."""
-    steps: int = 4
-    """Validation batches that the loss is measured on. 4 by default: it takes as long as 2 steps."""
-    samples: int = 8
-    """Predictions that are shown at each validation. 8 by default: one of each objective."""
-    split: str = "test"
-    """Split of `train.evaluate`: `validation` or `test`. Test by default: validation may have been tuned on."""
-    examples: int = 512
-    """Examples of each component in `train.evaluate`. 512 by default: scores within 2 % or so."""
-    batch: int = 32
-    """Examples that are generated at once. 32 by default; lower it where memory runs out."""
-    max_new_tokens: int = 64
-    """Tokens of a prediction at most. 64 by default: longer than captions and answers."""
-    components: list[Component] = field(default_factory=list)
-    """Components to evaluate, by source and objective. Empty by default: all of the mixture."""
-    languages: list[str] = field(default_factory=list)
-    """Languages to evaluate, by code. Empty by default: all."""
-    step: int | None = None
-    """Step of the checkpoint to evaluate, as `checkpoint=FOLDER@STEP` sets it. Null by default: the latest."""
-
-    def __post_init__(self) -> None:
-        at_least(
-            "evaluation.",
-            1,
-            steps=self.steps,
-            examples=self.examples,
-            batch=self.batch,
-            max_new_tokens=self.max_new_tokens,
-        )
-        at_least("evaluation.", 0, every_steps=self.every_steps, samples=self.samples)
-        one_of("evaluation.split", self.split, ("validation", "test"))
 
 
 @dataclass

@@ -46,6 +46,7 @@ from slurm.cluster import ClusterConfig, SubmitConfig
 from train import exit_note as note
 from train.compose import COMPOSED
 from train.config import RunConfig, WeightsConfig
+from train.from_task import score_name
 from train.health.memory import is_lack_of_memory
 from train.sweep import FailedRuns, Sweep, folder_name, join_sweep
 
@@ -154,6 +155,7 @@ def register() -> None:
     ConfigStore.instance().store(name="submit_schema", node=submission)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("expand_home", expand_home, replace=True)
+    OmegaConf.register_new_resolver("score_name", lambda task: score_name(task.name, task.metrics), replace=True)
 
 
 def _format_warning(

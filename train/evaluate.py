@@ -27,6 +27,7 @@ from rich.table import Table
 
 from common.errors import ConfigurationError, RunStopped
 from common.files import write_text
+from common.values import expand_home
 from data import languages
 from data.examples import ExampleInfo
 from data.tokenizer import Tokenizer
@@ -37,31 +38,39 @@ from parallel.distributed import launch
 from parallel.layout import Layout
 from train.build import build_phase_engine
 from train.checks import check, check_sources
-from train.config import EvaluationConfig, Phase, RunConfig
+from train.config import Phase, RunConfig
 from train.entry import entry, in_one_sentence
 from train.evaluate_task import evaluate_task, for_task, prepare_task
+from train.evaluation_config import EvaluationConfig
 from train.facts import check_settings_of_ranks
+from train.follow import wait_for_run
 from train.health.watchdog import Watchdog
 from train.phases import find_span, for_phase, spans
 from train.saved_checkpoint import find_checkpoint
+from train.saved_run import NAME as SETTINGS
 from train.saved_run import saved_config
 from train.step.predict import predictions
 from train.step.reader import ReplicaReader
 from train.step.reduction import gather_to_main
 from train.step.validation import chosen
 
-TRAINING_KEYS = ("every_steps", "steps", "samples")
-READS = ("task", "run.folder", "run.seed", "run.precision", "data", "mixture", "phases", "parallel", "model.attention",
+TRAINING_KEYS = ("every_steps", "steps", "samples", "task_items")
+READS = ("task", "run.folder", "run.seed", "run.precision", "data", "mixture", "phases", "parallel", "tracker",
+         "model.attention",
          *(f"evaluation.{one.name}" for one in fields(EvaluationConfig) if one.name not in TRAINING_KEYS))  # fmt: skip
 SHEET_SIZE = 24  # samples on the sheet
 
 
 def main(composed: DictConfig) -> None:
     """Generate predictions on all ranks, score them, and write a sheet of samples."""
+    if composed.evaluation.follow:
+        folder = Path(expand_home(composed.run.folder, "run.folder"))
+        wait_for_run(folder, SETTINGS, composed.evaluation.follow_s)
     config = saved_config(composed, HydraConfig.get().overrides.task)
+    _check_follow(config)
     this = launch()
     checkpointer = Checkpointer.from_run(config.run.folder)
-    step = config.evaluation.step or checkpointer.latest_step()
+    step = config.evaluation.step or checkpointer.latest_step() or (1 if config.evaluation.follow else None)
     if step is None and (lost := checkpointer.lost()) is not None:
         raise ConfigurationError(
             f"{config.run.folder} holds no checkpoint, though {lost} was one; bring it back from a copy."
@@ -92,6 +101,13 @@ def main(composed: DictConfig) -> None:
         report(folder, config.evaluation.split, done, samples, shown, missing)
 
 
+def _check_follow(config: RunConfig) -> None:
+    if config.evaluation.follow and (not config.task.name or config.evaluation.step is not None):
+        raise ConfigurationError(
+            "evaluation.follow=true scores every checkpoint on a task; give task=… and run.folder=…, and no step."
+        )
+
+
 def predict(
     config: RunConfig, phase: Phase, checkpointer: Checkpointer, layout: Layout
 ) -> tuple[int, list[Sample], list[Sample]]:
@@ -100,10 +116,11 @@ def predict(
     `config`: as the phase sees it. Only the main rank has samples, the others none.
     """
     engine = build_phase_engine(config, phase, layout, restored=True)
-    restored = checkpointer.load_latest(engine, weights_only=True, only=config.evaluation.step)
+    settings = config.evaluation
+    restored = checkpointer.load_latest(engine, weights_only=True, only=settings.step, average=settings.average)
     if restored is None:
         raise ConfigurationError(f"{config.run.folder} holds no checkpoint; train the run first.")
-    tokenizer, settings = Tokenizer(config.data.tokenizer), config.evaluation
+    tokenizer = Tokenizer(config.data.tokenizer)
     reader = ReplicaReader(config, layout, tokenizer, chosen(config.mixture, settings), settings.split)
     limit, seed = settings.examples, config.run.seed
     batches = reader.held_out(settings.batch, limit, seed, partial(is_wanted, settings))

@@ -11,7 +11,9 @@ from rich.table import Table
 
 from common.errors import ConfigurationError
 from common.files import write_text
+from data.tasks.folders import choices
 from data.tasks.item import Item
+from data.tasks.overlap import seen_in_training
 from data.tasks.read import read_task
 from data.tasks.stream import ItemStream
 from data.tokenizer import Tokenizer
@@ -21,8 +23,10 @@ from evaluation.submission import write_submission
 from evaluation.tasks import check_metrics, item_scores, task_scores
 from parallel.checkpoint.checkpointer import Checkpointer
 from parallel.layout import Layout
+from train.answers_table import send_answers
 from train.build import build_phase_engine
 from train.config import Phase, RunConfig
+from train.follow import follow
 from train.step.predict import predictions
 from train.step.reader import HeldOutReader
 from train.step.reduction import gather_to_main
@@ -54,27 +58,50 @@ def for_task(config: RunConfig) -> RunConfig:
 def evaluate_task(
     config: RunConfig, phase: Phase, checkpointer: Checkpointer, layout: Layout, items: Sequence[Item]
 ) -> None:
-    """Predict on all ranks; the main rank scores and writes. `config`: as `for_task` returns it."""
+    """Predict on all ranks; the main rank scores and writes. `config`: as `for_task` returns it.
+
+    With `evaluation.follow`, every checkpoint of the run that is not scored yet, and those to come. Raises
+    ConfigurationError for a run without a checkpoint, and RunStopped where no new one comes.
+    """
     engine = build_phase_engine(config, phase, layout, restored=True)
-    restored = checkpointer.load_latest(engine, weights_only=True, only=config.evaluation.step)
-    if restored is None:
-        raise ConfigurationError(f"{config.run.folder} holds no checkpoint; train the run first.")
-    tokenizer, size = Tokenizer(config.data.tokenizer), config.model.image_size
+    tokenizer, size, settings = Tokenizer(config.data.tokenizer), config.model.image_size, config.evaluation
     stream = ItemStream(config.task, items, tokenizer, size, config.vit.num_tokens(size))
     reader = HeldOutReader(layout, stream)
-    batches = reader.held_out(config.evaluation.batch, None)
-    own = list(predictions(engine, batches, tokenizer, config, blind=config.task.blind))
-    samples = sorted(gather_to_main(own if layout.is_replica_leader else [], layout.device), key=lambda one: one.index)
-    if layout.rank == 0:
-        report(config, restored[0], items, samples, reader, stream.cut)
+    seen = layout.broadcast_from_main(lambda: seen_in_training(config.task, items, config.data.tasks.values()))
+    texts = choices(config.task) if config.task.choose else []
+    for wanted in follow(config, layout) if settings.follow else [settings.step]:
+        restored = checkpointer.load_latest(engine, weights_only=True, only=wanted, average=settings.average)
+        if restored is None and settings.follow:
+            continue  # the run has removed it meanwhile
+        if restored is None:
+            raise ConfigurationError(f"{config.run.folder} holds no checkpoint; train the run first.")
+        batches = reader.held_out(settings.batch, None)
+        own = list(predictions(engine, batches, tokenizer, config, config.task.blind, texts))
+        found = gather_to_main(own if layout.is_replica_leader else [], layout.device)
+        if layout.rank == 0:
+            samples = sorted(found, key=lambda one: one.index)
+            report(config, restored[0], items, samples, reader, stream.cut, seen)
+
+
+def task_folder(config: RunConfig, step: int) -> Path:
+    """Return the folder of the files of one evaluation."""
+    return Path(config.run.folder, "tasks", config.task.name, f"step_{step:08d}")
 
 
 def report(
-    config: RunConfig, step: int, items: Sequence[Item], samples: Sequence[Sample], reader: HeldOutReader, cut: int
+    config: RunConfig,
+    step: int,
+    items: Sequence[Item],
+    samples: Sequence[Sample],
+    reader: HeldOutReader,
+    cut: int,
+    seen: Sequence[str] = (),
 ) -> None:
-    """Write evaluation.json, predictions.jsonl, report.html and the submission below the run's folder; print scores."""
-    task = config.task
-    folder = Path(config.run.folder, "tasks", task.name, f"step_{step:08d}")
+    """Write evaluation.json, predictions.jsonl, report.html and the submission below the run's folder; print scores.
+
+    `seen`: ids of the items whose images were trained on. The tracker gets the scores and answers too.
+    """
+    task, folder = config.task, task_folder(config, step)
     folder.mkdir(parents=True, exist_ok=True)
     found = {sample.id: sample.prediction for sample in samples}
     blind = {sample.id: sample.blind_prediction or "" for sample in samples} if task.blind else {}
@@ -85,6 +112,7 @@ def report(
         "without_references": sum(not item.references for item in items),
         "without_image": len(items) - len(samples),
         "cut_prompts": cut,
+        "seen_in_training": len(seen),
         "scores": task_scores(task, items, found),
         "blind": task_scores(task, items, blind) if task.blind else {},
     }
@@ -92,7 +120,8 @@ def report(
     write_text(folder / "predictions.jsonl", "".join(f"{sample.line}\n" for sample in samples))
     title = f"{task.name}, step {step} of {config.run.folder}"
     shown = {name: score["score"] for name, score in results["scores"].items()}
-    write_report(folder / "report.html", title, shown, _entries(config, items, samples, reader))
+    entries = _entries(config, items, samples, reader)
+    write_report(folder / "report.html", title, shown, entries)
     written = ["evaluation.json", "predictions.jsonl", "report.html"]
     if task.submission != "none":
         write_submission(task.submission, found, items, folder / "submission.json")
@@ -104,7 +133,14 @@ def report(
             console.print(f"{results[count]:,} of {len(items):,} items without {name}", highlight=False)
     if cut:
         console.print(f"{cut:,} of {len(items):,} prompts cut to fit a row", highlight=False)
+    if seen:
+        console.print(
+            f"{len(seen):,} of {len(items):,} items with an image that the run was trained on (such as {seen[0]}), so "
+            "that the scores are too high; leave them out of task.train.files, or score other items",
+            highlight=False,
+        )
     console.print(f"{folder}: {', '.join(written)}", highlight=False)
+    send_answers(config, step, shown, entries, folder)
 
 
 def _entries(config: RunConfig, items: Sequence[Item], samples: Sequence[Sample], reader: HeldOutReader) -> list[Entry]:

@@ -10,6 +10,7 @@ from data.config import DataConfig, for_objectives
 from model.config import ModelConfig
 from parallel.config import ParallelConfig
 from train.config import Phase, RunConfig
+from train.schedule import learning_rate
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,14 @@ def lay_out(phases: Mapping[str, Phase], total: int) -> list[Span]:
 def find_span(laid_out: list[Span], step: int) -> Span:
     """Return the span of a step (from 1); for a step beyond the end, the last span."""
     return next((span for span in laid_out if step <= span.last), laid_out[-1])
+
+
+def phase_learning_rate(config: RunConfig, span: Span, step: int) -> float:
+    """Return the learning rate of a step of `span`: by the phase's own schedule if it has one, else by the run's."""
+    own, factor = span.phase.learning_rate, span.phase.learning_rate_factor
+    if own is None:
+        return learning_rate(config.schedule, step, config.run.steps) * factor
+    return learning_rate(own, step - span.first + 1, span.last - span.first + 1) * factor
 
 
 def for_phase(config: RunConfig, span: Span) -> RunConfig:

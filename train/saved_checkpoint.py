@@ -2,15 +2,19 @@
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from common.errors import ConfigurationError
 from common.values import expand_home
 from parallel.checkpoint.folder import CheckpointFolder
 
-METRICS = "metrics.jsonl"
-SCORE = "validation/loss"  # lower is better
+METRICS, CONFIG = "metrics.jsonl", "config.yaml"
+SCORE = "validation/loss"  # of a run whose config.yaml names no other (checkpoint.best)
 STEP = re.compile(r"[0-9]+|best|latest")
 
 
@@ -27,8 +31,9 @@ class SavedCheckpoint(NamedTuple):
 def find_checkpoint(name: str, key: str = "checkpoint") -> SavedCheckpoint:
     """Return the checkpoint of `name`, the value of `key`: FOLDER means the run's latest, as FOLDER@latest does.
 
-    FOLDER@best is the kept checkpoint with the lowest `validation/loss` in the run's metrics.jsonl. Raises
-    ConfigurationError where the folder or the step does not exist; the message lists the steps that do.
+    FOLDER@best is the kept checkpoint with the best `checkpoint.best` in the run's metrics.jsonl: `validation/loss`, or
+    the score of a fine-tuning's task. Raises ConfigurationError where the folder or the step does not exist; the
+    message lists the steps that do.
     """
     folder, wanted = _parts(expand_home(name, key))
     if not folder.is_dir():
@@ -50,6 +55,16 @@ def find_checkpoint(name: str, key: str = "checkpoint") -> SavedCheckpoint:
     return SavedCheckpoint(folder, step, checkpoints.path(step))
 
 
+def run_of(name: str, key: str = "checkpoint") -> Path:
+    """Return the folder of the run that FOLDER, FOLDER@STEP or FOLDER@best names; it need not exist."""
+    return _parts(expand_home(name, key))[0]
+
+
+def names_step(name: str) -> bool:
+    """Return whether a step is named, and not the latest: no other checkpoint will do in its place."""
+    return _parts(name)[1] != "latest"
+
+
 def _parts(name: str) -> tuple[Path, str]:
     """Split FOLDER@STEP; an @ in the name of an existing folder is part of it."""
     folder, at, step = name.rpartition("@")
@@ -58,20 +73,38 @@ def _parts(name: str) -> tuple[Path, str]:
     return Path(name), "latest"
 
 
+def scored(name: str, value: float) -> dict[str, Any]:
+    """Return the score of a checkpoint as it is saved with it: the greater `goodness`, the better."""
+    return {"name": name, "value": value, "goodness": -value if _is_loss(name) else value}
+
+
+def _is_loss(name: str) -> bool:
+    return "loss" in name.split("/")
+
+
+def _score_name(folder: Path) -> str:
+    """Return the metric by which the run's best checkpoint is chosen, from its config.yaml."""
+    with suppress(OSError, YAMLError, AttributeError):
+        settings = OmegaConf.load(folder / CONFIG)
+        return str(OmegaConf.select(settings, "checkpoint.best") or SCORE)
+    return SCORE
+
+
 def _best(folder: Path, steps: list[int], name: str) -> int:
-    """Return the kept step with the lowest validation loss; of equal ones the later."""
-    losses: dict[int, float] = {}
+    """Return the kept step with the best score; of equal ones the later."""
+    score = _score_name(folder)
+    found: dict[int, float] = {}
     file = folder / METRICS
     for text in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
         try:
             line = json.loads(text)
-            losses[int(line["step"])] = float(line[SCORE])
+            found[int(line["step"])] = scored(score, float(line[score]))["goodness"]
         except (ValueError, KeyError, TypeError):  # a step without validation, or a line cut by a kill
             continue
-    validated = [step for step in steps if step in losses]
+    validated = [step for step in steps if step in found]
     if not validated:
         raise ConfigurationError(
-            f"{name} has no checkpoint of a step that was validated ({SCORE} in {file}); let checkpoint.every_steps "
+            f"{name} has no checkpoint of a step that was validated ({score} in {file}); let checkpoint.every_steps "
             "be a multiple of evaluation.every_steps, or name a step."
         )
-    return min(reversed(validated), key=losses.__getitem__)
+    return max(reversed(validated), key=found.__getitem__)

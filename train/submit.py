@@ -6,7 +6,8 @@
         pretrain experiment=paper_17b_stage1 pretrain experiment=paper_17b_stage2 \\
         evaluate run.folder=runs/paper_17b_stage2 --dry-run
 
-A job is its name (corpus, pretrain or evaluate) and its arguments; it waits until the job before it has succeeded.
+A job is its name (corpus, pretrain, finetune or evaluate) and its arguments; it waits until the job before it has
+succeeded.
 `cluster=…` (conf/cluster), `cluster.…` and `submit.…` apply to the job that they follow; before the first job, to all.
 `--dry-run` prints all jobs and submits none; `--follow` prints the log until the last job has ended.
 """
@@ -27,21 +28,25 @@ from common.overrides import as_typed, check_choices, check_for_saved_run, check
 from common.terminal import use_utf8
 from common.values import expand_home, typed
 from data.miniature.config import parse as parse_corpus
+from data.tasks.read import read_task
+from evaluation.tasks import check_metrics
 from slurm import job as slurm
 from slurm.cluster import SubmitConfig
 from slurm.code_snapshot import ROOT, take
 from slurm.job import Job
-from train import evaluate, pretrain
+from train import evaluate, finetune, pretrain
 from train.checks import check, check_sources, check_training_data
 from train.compose import to_run_config
 from train.config import RunConfig, to_yaml
 from train.entry import CONF, TEXT, in_one_sentence, register
 from train.phases import for_phase, spans
 from train.planning import choose_layout
+from train.saved_checkpoint import run_of
 from train.saved_run import overridden, saved_config
 from train.step.validation import chosen
 
-KINDS = ("corpus", "pretrain", "evaluate")
+KINDS = ("corpus", "pretrain", "finetune", "evaluate")
+TRAINING = {"pretrain": pretrain.READS, "finetune": finetune.READS}
 FLAGS = {"--dry-run": "submit.dry_run=true", "--follow": "submit.follow=true"}
 
 
@@ -111,31 +116,47 @@ def composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def _config(request: Request, runs: dict[Path, RunConfig], weights: bool) -> RunConfig:
-    reads = {"pretrain": pretrain.READS, "evaluate": evaluate.READS}[request.kind]
-    check_read(request.words, reads, f"train.{request.kind}", RunConfig)
-    own = composed(request.kind, request.words)
-    if request.kind == "pretrain":
-        return to_run_config(own, weights)
+    reads = (TRAINING | {"evaluate": evaluate.READS})[request.kind]
+    words = _with_run(request.words) if request.kind == "evaluate" else request.words
+    check_read(words, reads, f"train.{request.kind}", RunConfig)
+    own = composed(request.kind, words)
+    if request.kind in TRAINING:
+        return to_run_config(own, weights, runs)
     earlier = runs.get(Path(expand_home(own.run.folder, "run.folder")))
     if earlier is None:
-        return saved_config(own, request.words)
-    return overridden(OmegaConf.structured(earlier), own, request.words)
+        return saved_config(own, words)
+    return overridden(OmegaConf.structured(earlier), own, words)
+
+
+def _with_run(words: Sequence[str]) -> list[str]:
+    """Return the words with the run of `checkpoint=RUN[@STEP]` as run.folder: its checkpoint may be one to come."""
+    key = "checkpoint="
+    return [f"run.folder={run_of(word.removeprefix(key))}" if word.startswith(key) else word for word in words]
 
 
 def _run(request: Request, site: SubmitConfig, config: RunConfig, expected: Sequence[Path]) -> Job:
     model_ranks = config.parallel.replica_size
-    weights = request.kind == "pretrain" and not site.submit.dry_run
+    weights = request.kind in TRAINING and not site.submit.dry_run
     usable, tasks = usable_nodes(
         model_ranks, site, lambda ranks: check(choose_layout(config, ranks), ranks, expected, weights=weights)
     )
     if request.kind == "evaluate":
         usable = usable[:1]
-        mixture = chosen(for_phase(config, spans(config)[-1]).mixture, config.evaluation)
-        check_sources(config, mixture, config.evaluation.split, expected)
+        _check_evaluation(config, expected)
     else:
         check_training_data(config, expected)
     folder = Path(config.run.folder)
     return Job(request.kind, tuple(request.words), folder, usable, tasks, site, to_yaml(config))
+
+
+def _check_evaluation(config: RunConfig, expected: Sequence[Path]) -> None:
+    if config.task.name:
+        check_metrics(config.task)
+        if not any(Path(config.task.root).absolute().is_relative_to(folder.absolute()) for folder in expected):
+            read_task(config.task)
+        return
+    mixture = chosen(for_phase(config, spans(config)[-1]).mixture, config.evaluation)
+    check_sources(config, mixture, config.evaluation.split, expected)
 
 
 def usable_nodes(model_ranks: int, site: SubmitConfig, check: Callable[[int], object]) -> tuple[tuple[int, ...], int]:
@@ -219,13 +240,13 @@ def show(jobs: Sequence[Job]) -> None:
         snapshot = take(job.folder, beside(job), dry=True)
         command = shlex.join(slurm.sbatch_command(job, snapshot, after))
         print(f"# {position}. {job.title}\nPALI_SITE={shlex.quote(f'{snapshot}/site.sh')} {command}")
-        print(f"\n# site.sh:\n{slurm.masked(slurm.site_script(job))}\n# {job.kind}.sbatch:\n{_script(job.kind)}")
+        print(f"\n# site.sh:\n{slurm.masked(slurm.site_script(job))}\n# {job.script}:\n{_script(job.script)}")
         after = f"<id of job {position}>"
     print(f"# slurm/job.sh, which these scripts source:\n{(ROOT / 'slurm' / 'job.sh').read_text(encoding='utf-8')}")
 
 
-def _script(kind: str) -> str:
-    return (ROOT / "slurm" / f"{kind}.sbatch").read_text(encoding="utf-8")
+def _script(name: str) -> str:
+    return (ROOT / "slurm" / name).read_text(encoding="utf-8")
 
 
 def follow(submitted: Sequence[tuple[Job, str]]) -> None:

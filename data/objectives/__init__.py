@@ -1,4 +1,4 @@
-"""The pretraining objectives, one module each; an objective's place in NAMES is its number in a row's `objectives`."""
+"""The objectives, one module each; an objective's place in NAMES is its number in a row's `objectives`."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -15,6 +15,7 @@ NAMES = (
     "vqg",
     "object_vqa",
     "detection",
+    "task",
 )
 
 # The field of a record that an objective requires, as a message names it.
@@ -27,6 +28,7 @@ FIELDS = {
     "vqg": "questions (question, answer)",
     "object_vqa": "objects (label)",
     "detection": "objects (label, box)",
+    "task": "references (of a task's item)",
 }
 
 

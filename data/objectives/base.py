@@ -32,6 +32,8 @@ class Example:
     """Every wording that is right, as evaluation compares them; empty: the target alone."""
     item: str = ""
     """The item of the record that was drawn, as its number or language; empty where a record has one."""
+    closed: bool | None = None
+    """Whether the sentinel ends the prompt; None: as in the objective's templates."""
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ def coco_captions(config: TaskConfig) -> list[Item]:
 
 
 def karpathy(config: TaskConfig) -> list[Item]:
-    """Return an item of each image of one split of `dataset_coco.json`; `val` does not include `restval`."""
-    (file,) = config.files
+    """Return an item of each image of `split` in `dataset_coco.json`; `val` does not include `restval`."""
+    (file,), splits = config.files, config.split.split("+")
     items = (
         Item(
             id=str(get(file, image, "cocoid", "imgid")),
@@ -44,7 +44,7 @@ def karpathy(config: TaskConfig) -> list[Item]:
             language=config.language,
         )
         for image in get(file, read_json(file), "images")
-        if get(file, image, "split") == config.split
+        if get(file, image, "split") in splits
     )
     return distinct(items, file)
 

@@ -2,6 +2,7 @@
 
 import string
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from common.errors import ConfigurationError
@@ -84,6 +85,36 @@ def _row_id(file: str, name: str, row: Any) -> str:
     if "{" not in name:
         return str(get(file, row, name))
     return name.format(**{key: get(file, row, key) for _, key, _, _ in string.Formatter().parse(name) if key})
+
+
+def maxm(config: TaskConfig) -> list[Item]:
+    """Return an item of each question of MaXM's files, one a language, answered in the language of the question.
+
+    A file has `split` (its language) and `annotations` of images with `qa_pairs`; an answer is right as it was written
+    or as processed [README of google-research-datasets/maxm].
+    """
+    items = (
+        Item(
+            id=str(get(file, pair, "question_id")),
+            references=tuple(
+                dict.fromkeys(texts(file, pair.get("answers")) + texts(file, pair.get("processed_answers")))
+            ),
+            text=str(get(file, pair, "question")),
+            image=str(get(file, image, "image_id")),
+            image_id=str(get(file, image, "image_id")),
+            language=str(content.get("split", config.language)),
+            group="collection" if str(pair.get("is_collection")).lower() == "true" else "",
+        )
+        for file in config.files
+        for content in (read_json(file),)
+        for image in get(file, content, "annotations")
+        for pair in get(file, image, "qa_pairs")
+    )
+    return distinct(items, ", ".join(config.files))
+
+
+def _distinct(*parts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(chain.from_iterable(parts)))
 
 
 def squad(config: TaskConfig) -> list[Item]:

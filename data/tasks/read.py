@@ -10,10 +10,12 @@ import numpy as np
 from common.errors import ConfigurationError
 from data import images, languages
 from data.examples import EncodedExample, ExampleInfo
+from data.objectives.base import SENTINEL
 from data.skip import Skip
-from data.tasks import boxes, captions, questions
+from data.tasks import boxes, captions, folders, questions
 from data.tasks.config import TaskConfig
 from data.tasks.item import Item
+from data.tasks.ocr import read_ocr
 from data.tokenizer import EOS, Tokenizer
 
 READERS: dict[str, Callable[[TaskConfig], list[Item]]] = {
@@ -25,8 +27,10 @@ READERS: dict[str, Callable[[TaskConfig], list[Item]]] = {
     "rows": questions.rows,
     "squad": questions.squad,
     "coco_detection": boxes.coco_detection,
+    "maxm": questions.maxm,
+    "image_folder": folders.image_folder,
 }
-OBJECTIVE = "vqa"  # the number in rows that a loss would be counted under
+OBJECTIVE = "task"  # the number in rows that a loss would be counted under
 
 
 def read_task(config: TaskConfig) -> list[Item]:
@@ -40,7 +44,7 @@ def read_task(config: TaskConfig) -> list[Item]:
     if len(config.files) > 1 and config.format in ("coco_captions", "karpathy", "textcaps", "xm3600", "coco_detection"):
         raise ConfigurationError(f"task.files names {len(config.files)} files, and task.format={config.format} is one.")
     rooted = replace(config, files=[str(Path(config.root, file)) for file in config.files])
-    items = READERS[config.format](rooted)[: config.limit]
+    items = _with_ocr(config, READERS[config.format](rooted)[: config.limit])
     prompt(config, items[0])
     if config.images:
         path = image_path(config, items[0])
@@ -50,6 +54,24 @@ def read_task(config: TaskConfig) -> list[Item]:
                 "or task.image_name."
             )
     return items
+
+
+def _with_ocr(config: TaskConfig, items: list[Item]) -> list[Item]:
+    """Return the items with the strings of `task.ocr`; raise ConfigurationError where those are of other images."""
+    if not config.ocr:
+        return items
+    found = read_ocr([str(Path(config.root, file)) for file in config.ocr])
+    if not any(item.image_id in found for item in items):
+        raise ConfigurationError(
+            f"task.ocr: {', '.join(config.ocr)} names none of the task's images (such as {items[0].image_id}); name "
+            "the files of the same split."
+        )
+    return [replace(item, ocr=found.get(item.image_id, ())) for item in items]
+
+
+def is_closed(config: TaskConfig) -> bool:
+    """Return whether the sentinel ends the prompt."""
+    return config.prompt.rstrip().endswith(SENTINEL)
 
 
 def prompt(config: TaskConfig, item: Item) -> str:
@@ -79,7 +101,7 @@ def encode_item(config: TaskConfig, item: Item, tokenizer: Tokenizer, image_size
             raise Skip("missing image", defect=True, detail=str(error)) from error
         pixels = images.decode(content, image_size)[None]
     text = prompt(config, item)
-    closed = config.prompt.rstrip().endswith(">")
+    closed = is_closed(config)
     ids = tokenizer.encode_prompt(text) if closed else tokenizer.encode(text)
     info = ExampleInfo(
         source=config.name,

@@ -242,12 +242,12 @@ def test_recipes_of_extending_work(tmp_path: Path) -> None:
             opened.write(f"\n\n{text}")
 
     append("data/objectives/length.py", objective)
-    change("data/objectives/__init__.py", '    "detection",\n', '    "detection",\n    "length",\n')
+    change("data/objectives/__init__.py", '    "task",\n', '    "task",\n    "length",\n')
     change("data/objectives/__init__.py", "FIELDS = {\n", 'FIELDS = {\n    "length": "captions",\n')
     change(
         "tests/unit/data/objectives/test_objectives.py",
-        '        "detection",\n',
-        '        "detection",\n        "length",\n',
+        '        "task",\n',
+        '        "task",\n        "length",\n',
     )
     append("tests/unit/data/objectives/test_objectives.py", objective_test)
     append("parallel/optimizer/sgd.py", optimizer)

@@ -2,7 +2,6 @@
 
 import time
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NoReturn
 
 from common.errors import ConfigurationError, RunStopped, StorageFailed
@@ -16,6 +15,7 @@ from train.config import RunConfig, to_dict
 from train.facts import Facts
 from train.phases import for_phase, spans
 from train.run.resume import check_sources
+from train.saved_checkpoint import find_checkpoint, names_step, run_of
 from train.tower_weights import TowerWeights, describe, find_not_finite, open_towers, sources
 
 Extra = dict[str, Any]
@@ -27,7 +27,10 @@ class RunCheckpoints:
     def __init__(self, config: RunConfig, layout: Layout) -> None:
         self.config, self.layout = config, layout
         self.checkpointer = Checkpointer.from_run(
-            config.run.folder, config.checkpoint.keep_last, config.checkpoint.keep_every
+            config.run.folder,
+            config.checkpoint.keep_last,
+            config.checkpoint.keep_every,
+            config.checkpoint.keep_best,
         )
         self.tokenizer = checksum(config.data.tokenizer)  # at the start: the file may change during the run
         self.sources: Facts = {}
@@ -46,13 +49,21 @@ class RunCheckpoints:
         self.settle()
         found = self.checkpointer.load_latest(engine)
         if found is None and self.config.run.initial is not None:
-            folder = Path(self.config.run.initial, "checkpoints")
-            if Checkpointer(folder).load_latest(engine, weights_only=True) is None:
-                raise ConfigurationError(f"run.initial={self.config.run.initial} has no checkpoint; train it first.")
+            self._load_initial(engine, self.config.run.initial)
         if found is None:
             load_first_weights(engine, sources(self.first))
         self._check_finite(engine, found[0] if found else None)
         return found or (0, {})
+
+    def _load_initial(self, engine: Engine, initial: str) -> None:
+        """Load the weights of another run's checkpoint, the one that the main rank finds; a collective."""
+        step, mistake = self.layout.broadcast_from_main(lambda: _find_step(initial))
+        if mistake is not None:
+            raise ConfigurationError(mistake)
+        checkpointer = Checkpointer.from_run(run_of(initial, "run.initial"))
+        only = step if names_step(initial) else None
+        if checkpointer.load_latest(engine, weights_only=True, only=only) is None:
+            raise ConfigurationError(f"run.initial={initial} has no checkpoint; train it first.")
 
     def restores(self) -> bool:
         """Return whether `restore` will load every weight (or raise)."""
@@ -152,6 +163,14 @@ class RunCheckpoints:
             f"{name} is not finite in the checkpoint of step {step} in {self.checkpointer.folder}; remove that "
             "checkpoint to go on from the one before, or choose another run.name."
         )
+
+
+def _find_step(initial: str) -> tuple[int, str | None]:
+    """Return (step of `run.initial`, None), or (0, mistake) where there is no such checkpoint."""
+    try:
+        return find_checkpoint(initial, "run.initial").step, None
+    except ConfigurationError as error:
+        return 0, str(error)
 
 
 def _raise_ended(error: SaveFailed) -> NoReturn:

@@ -19,11 +19,11 @@ from train.config import RunConfig
 from train.health.memory import memory_bytes
 from train.health.profiling import Profiler, explain_lack_of_memory
 from train.health.stragglers import RankTimes, Stragglers
-from train.phases import Span
+from train.phases import Span, phase_learning_rate
 from train.run.metrics_file import Line
 from train.run.run import Extra, Run
 from train.run.skipped_batches import NAME, save_bad_batch
-from train.schedule import learning_rate
+from train.saved_checkpoint import scored
 from train.step.batch import identify, seed_generators
 from train.step.flops import FlopCounter, peak_tflops
 from train.step.metrics import StepMetrics
@@ -65,6 +65,7 @@ class Loop:
         self.stragglers = Stragglers(config.run.straggler)
         self.profiler = Profiler(config.profile, run.folder, self.layout.rank, self.layout.device)
         self.times: RankTimes | None = None  # of the previous step
+        self.measured: Line = {}  # of the last step, with its number
         self.read_before: dict[int, StepData[MicroBatch]] = {}  # the dry run's data, by step
 
     def train(self, done: int) -> int:
@@ -109,7 +110,10 @@ class Loop:
         beat(f"step {step}, its checkpoint")
         shares: Extra = {"shares": self.shares.state} if self.shares.names else {}
         empty_steps: Extra = {"empty_steps": self.empty_steps} if self.empty_steps else {}
-        self.run.save(self.engine, step, {"phase": self.span.name} | self.skipped.state | shares | empty_steps)
+        best = self.config.checkpoint.best
+        value = self.measured.get(best) if self.measured.get("step") == step else None
+        score: Extra = {} if value is None else {"score": scored(best, value)}
+        self.run.save(self.engine, step, {"phase": self.span.name} | self.skipped.state | shares | empty_steps | score)
 
     def warn_of_rare_components(self) -> None:
         """Report components of the mixture that the phase will not see."""
@@ -134,7 +138,7 @@ class Loop:
         data, stats = self.read(step)
         beat(f"step {step}, forward and backward")
         totals = self.engine.forward_backward(self.reader.fill(data, stats), stats.num_targets)
-        rate = learning_rate(self.config.schedule, step, self.config.run.steps) * self.span.phase.learning_rate_factor
+        rate = phase_learning_rate(self.config, self.span, step)
         beat(f"step {step}, update")
         cause, grad_norm = self.update(totals, rate)
         self.times = RankTimes(time.perf_counter() - began, self.waiting.seconds(), data.data_wait_s)
@@ -191,7 +195,9 @@ class Loop:
     def report(self, step: int, stats: StepStats, line: Line) -> None:
         """Write the step's metrics, validate if that is due, and alert the user of missing examples and slow ranks."""
         validates = self.validation.due(step)
-        self.run.records.record(line | (self.validation.losses(self.engine) if validates else {}))
+        measured = self.validation.measure(self.engine) if validates else {}
+        self.measured = {"step": step, **measured}
+        self.run.records.record(line | measured)
         if validates:
             self.run.records.show(step, self.validation.samples(self.engine))
             for warning in self.validation.warnings:

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 
 from common.progress import beat
@@ -13,12 +14,14 @@ from evaluation.sample_sheet import Sample
 from model.loss import LossTotals
 from parallel.engine.base import Engine
 from parallel.layout import Layout
-from train.config import EvaluationConfig, RunConfig
+from train.config import RunConfig
+from train.evaluation_config import EvaluationConfig
 from train.run.metrics_file import Line
 from train.step.metrics import losses
 from train.step.predict import predictions
 from train.step.reader import ReplicaReader, StepReader
 from train.step.reduction import gather_to_main
+from train.step.task_validation import TaskValidation
 
 SPLIT = "validation"
 
@@ -34,6 +37,7 @@ class Validation:
         num_examples = config.data.global_batch_size * self.config.steps
         self.due_examples = {name: share * num_examples for name, share in shares(config.mixture).items()}
         self.warnings: list[str] = []  # of the last validation
+        self.tasks = TaskValidation(config, layout, tokenizer)
         if self.config.every_steps:
             self.reader = ReplicaReader(config, layout, tokenizer, config.mixture, SPLIT, prefetch=0)
             self.step_reader = StepReader(config, layout, self.reader)
@@ -42,6 +46,11 @@ class Validation:
         """Return whether to validate after this step."""
         every = self.config.every_steps
         return every > 0 and (step % every == 0 or step == self.run_config.run.steps)
+
+    def measure(self, engine: Engine) -> Line:
+        """Return the losses, and on the main rank the scores of the phase's tasks; a collective of all ranks."""
+        with engine.averaged() if self.config.average else nullcontext():
+            return self.losses(engine) | self.tasks.scores(engine)
 
     def losses(self, engine: Engine) -> Line:
         """Return `validation/loss`, and `validation/loss/<objective>` and `validation/accuracy/<objective>`.

@@ -41,16 +41,19 @@ OPTIONS = [
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 
 
-def composed(*overrides: str) -> RunConfig:
+def composed(*overrides: str, command: str = "pretrain") -> RunConfig:
     register()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         words = ["data.root=corpus", "run.from_scratch=true", *overrides]
-        return to_run_config(compose("pretrain", open_names(as_typed(words, TEXT), TEXT)))
+        return to_run_config(compose(command, open_names(as_typed(words, TEXT), TEXT)))
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}/{option}" for group, option in OPTIONS])
 def test_every_option_composes(group: str, option: str) -> None:
-    composed(f"{group}={option}")
+    if option.endswith("task"):
+        composed("task=coco", "vit=mini", "mt5=mini", f"{group}={option}", command="finetune")
+    else:
+        composed(f"{group}={option}")
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in (CONF / "task").glob("*.yaml")))
@@ -60,7 +63,7 @@ def test_every_task_composes(name: str) -> None:
         plain = OmegaConf.to_container(compose("evaluate", [f"task={name}", "run.folder=x"]).task)
     task = typed(TaskConfig, plain)
     check_metrics(task)
-    assert task.name == name and task.files and task.prompt.count("{")
+    assert task.name == name and task.files and (task.choose or task.prompt.count("{"))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -56,6 +56,10 @@ def record(number: int) -> dict:
             {"language": "fr", "question": "Quelle est la forme ?", "answer": shape},
         ],
         "objects": [{"label": label, "box": box}, {"label": "dog", "box": [0.0, 0.0, 1.0, 1.0]}],
+        "prompt": "What is it? <extra_id_0>",
+        "closed": True,
+        "references": [label, color, " "],
+        "has_image": True,
         "absent_labels": ["cat", "traffic light", "sheep"],
         "text": " ".join(f"word{(number * 7 + index) % 50}" for index in range(40)),
     }

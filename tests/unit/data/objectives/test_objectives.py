@@ -16,7 +16,7 @@ def make(name: str, fields: dict, seed: int = 0, tokenizer=None, **options) -> E
     return objectives.load(name).make(fields, np.random.default_rng(seed), objectives.options(name, options), tokenizer)
 
 
-def test_the_eight_are_numbered_for_good():
+def test_objectives_are_numbered_for_good():
     assert objectives.NAMES == (
         "span_corruption",
         "split_captioning",
@@ -26,6 +26,7 @@ def test_the_eight_are_numbered_for_good():
         "vqg",
         "object_vqa",
         "detection",
+        "task",
     )
 
 

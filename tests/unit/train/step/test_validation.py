@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from data.config import ComponentConfig
-from train.config import Component, EvaluationConfig, RunConfig
+from train.config import RunConfig
+from train.evaluation_config import Component, EvaluationConfig
 from train.step.validation import Validation, chosen
 
 LAYOUT = SimpleNamespace(device=torch.device("cpu"), data_parallel_size=1)
