@@ -7,6 +7,7 @@ from typing import Any
 from common.errors import ConfigurationError
 from model.config import ModelConfig
 
+OWN = "${task.name}"  # source of a component that trains on the task of the command line
 MULTIPLE = 16  # positions that a row's length is a multiple of
 # First score of the metrics that give several.
 FIRST_SCORE = {"bleu": "bleu_4", "squad": "f1", "xm3600": "cider_characters", "top_k": "top_1"}
@@ -21,11 +22,11 @@ def take_from_task(plain: dict[str, Any], task: dict[str, Any]) -> None:
     trains on a task and there is none.
     """
     data, mixture = plain.get("data") or {}, plain.get("mixture") or {}
-    if any((one or {}).get("objective") == "task" for one in mixture.values()):
-        if task.get("name"):
-            data["tasks"] = {task["name"]: task} | (data.get("tasks") or {})
-        elif not data.get("tasks"):
-            raise ConfigurationError("task is not given; choose one (task=coco; conf/task has them).")
+    tasks, sources = data.get("tasks") or {}, [(one or {}).get("source") for one in mixture.values()]
+    if OWN in sources and not task.get("name"):
+        raise ConfigurationError("task is not given; choose one (task=coco; conf/task has them).")
+    if OWN in sources or (task.get("name") in sources and task["name"] not in tasks):
+        data["tasks"] = tasks | {task["name"]: task}  # that of a saved run stays: an evaluation may have other files
     if "encoder_length" in data and data["encoder_length"] is None:
         size, patch = task.get("image_size") or ModelConfig.image_size, int(plain["vit"]["patch_size"])
         positions = (size // patch) ** 2 + task["recipe"]["text_length"]

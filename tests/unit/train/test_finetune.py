@@ -1,14 +1,28 @@
 """A fine-tuning takes its recipe from its task, learns from official files, and keeps its best checkpoint."""
 
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
 from common.errors import ConfigurationError
 from common.overrides import as_typed, open_names
+from data.corpus.text import corpus_texts
+from data.miniature import official
+from data.miniature.config import MiniatureConfig
+from data.miniature.corpus import make_corpus
+from data.tokenizer import train_tokenizer
+from train import evaluate, pretrain
 from train.compose import to_run_config
 from train.config import RunConfig
-from train.entry import CONF, TEXT, register
+from train.entry import CONF, TEXT, entry, register
+from train.inference import PaLIPipeline
 from train.phases import for_phase, phase_learning_rate, spans
+from train.saved_checkpoint import find_checkpoint
 
 SIZES = ("vit=mini", "mt5=mini", "data.tokenizer=t")
 
@@ -59,3 +73,127 @@ def test_the_chain_of_resolutions_is_phases_of_one_run() -> None:
     assert phase_learning_rate(config, last, last.first) == pytest.approx(3e-5 * (1 - 1 / 20_000))
     assert phase_learning_rate(config, first, 1000) == pytest.approx(5e-3)
     assert [for_phase(config, span).model.dropout_rate for span in (first, last)] == [0.0, 0.1]
+
+
+SMALL = (
+    "task.image_size=84", "task.recipe.text_length=28", "task.recipe.batch_size=32", "model.dropout_rate=0",
+    "parallel.micro_batch_size=32", "evaluation.samples=0", "evaluation.steps=1", "run.precision=fp32", "tracker=none",
+)  # fmt: skip
+
+
+def command(monkeypatch: pytest.MonkeyPatch, name: str, main: Any, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", *words])
+    entry(name, main)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A miniature corpus, its official files, a pretrained run, and a fine-tuned one with an average of its weights."""
+    home = tmp_path_factory.mktemp("finetune")
+    corpus = home / "corpus"
+    make_corpus(MiniatureConfig(folder=str(corpus), scale=0.03, languages=["en"], workers=1))
+    train_tokenizer(corpus_texts(corpus, "train"), corpus / "tokenizer.model", 1024)
+    official.main(official.Options(str(corpus), str(home / "official")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        command(
+            patch, "pretrain", pretrain.main, "run.folder=before", "data.root=corpus", "vit=micro", "mt5=micro",
+            "phases.mini.image_size=84", "mixture=demo", "data.global_batch_size=16", "parallel.micro_batch_size=16",
+            "data.num_streams=2", "data.encoder_length=160", "run.steps=40", "schedule.warmup_steps=10",
+            "evaluation.every_steps=0", "run.precision=fp32", "tracker=none",
+        )  # fmt: skip
+        command(
+            patch, "finetune", pretrain.main, "task=vqav2", "task.root=official", "run.initial=before@40",
+            "run.folder=after", "task.recipe.learning_rate=1e-2", "task.recipe.steps=120", "evaluation.every_steps=40",
+            "evaluation.task_items=60", "optimizer.average_decay=0.9", "checkpoint.keep_last=1", *SMALL,
+        )  # fmt: skip
+    return home
+
+
+def scores(folder: Path, step: int) -> tuple[dict[str, Any], dict[str, float]]:
+    """(evaluation.json, points by question) of VQAv2 at a step."""
+    place = folder / "tasks" / "vqav2" / f"step_{step:08d}"
+    lines = [json.loads(line) for line in (place / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    points = {line["id"]: float(line["prediction"] == line["references"][0]) for line in lines}  # all annotators agree
+    return json.loads((place / "evaluation.json").read_text(encoding="utf-8")), points
+
+
+def test_fine_tuning_beats_the_pretrained_model(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By more than chance: the interval of the paired differences over questions lies above 0."""
+    monkeypatch.chdir(home)
+    task = ("task=vqav2", "task.root=official", "task.image_size=84", "tracker.name=none")
+    command(monkeypatch, "evaluate", evaluate.main, "run.folder=before", *task)
+    command(monkeypatch, "evaluate", evaluate.main, "run.folder=after", "evaluation.follow=true", *task)
+    before, after = scores(home / "before", 40), scores(home / "after", 120)
+    assert after[0]["scores"]["vqa_accuracy"]["score"] == pytest.approx(sum(after[1].values()) / len(after[1]))
+    assert after[0]["seen_in_training"] == 0 and len(after[1]) > 40
+    differences = np.array([after[1][id_] - points for id_, points in before[1].items()])
+    drawn = np.random.default_rng(0).choice(differences, (2000, len(differences))).mean(1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    print(f"VQA accuracy rises by {differences.mean():.3f} (95 % interval {low:.3f} to {high:.3f})")
+    assert low > 0.05
+
+
+def test_the_best_checkpoint_stays_and_is_named(home: Path) -> None:
+    lines = [json.loads(line) for line in (home / "after" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = {line["step"]: line["validation/vqav2/vqa_accuracy"] for line in lines if "validation/loss" in line}
+    best = max(reversed(found), key=found.__getitem__)
+    kept = sorted(int(path.name[5:]) for path in (home / "after" / "checkpoints").glob("step_*"))
+    assert list(found) == [40, 80, 120] and kept == sorted({best, 120})
+    assert find_checkpoint(f"{home / 'after'}@best").step == best
+    for name in (home / "after" / "tasks" / "vqav2").iterdir():  # the evaluation that followed scored all of them
+        assert (name / "evaluation.json").exists() and int(name.name[5:]) in kept
+
+
+def test_the_average_is_evaluated_on_request(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    task = ("task=vqav2", "task.root=official", "task.image_size=84", "task.name=averaged", "tracker.name=none")
+    command(monkeypatch, "evaluate", evaluate.main, "run.folder=after", "evaluation.average=true", *task)
+    place = home / "after" / "tasks" / "averaged" / "step_00000120"
+    found = json.loads((place / "evaluation.json").read_text(encoding="utf-8"))["scores"]["vqa_accuracy"]["score"]
+    assert found > 0.25  # of a random model: 0
+    with pytest.raises(SystemExit) as end:
+        command(monkeypatch, "evaluate", evaluate.main, "run.folder=before", "evaluation.average=true", *task)
+    assert end.value.code == 2
+
+
+def test_training_images_among_those_evaluated_are_counted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answers go to wandb too, as a run of their own, here without a network."""
+    monkeypatch.chdir(home)
+    files = "[v2_OpenEnded_mscoco_train2014_questions.json,v2_mscoco_train2014_annotations.json]"
+    words = (f"task.files={files}", "task.image_name='COCO_train2014_{image_id:0>12}.jpg'", "task.limit=3")
+    words = (*words, "task.name=seen", "tracker.name=wandb", "tracker.mode=offline", "task.image_size=84")
+    command(monkeypatch, "evaluate", evaluate.main, "run.folder=after", "task=vqav2", "task.root=official", *words)
+    place = home / "after" / "tasks" / "seen" / "step_00000120"
+    assert json.loads((place / "evaluation.json").read_text(encoding="utf-8"))["seen_in_training"] == 3
+    (run,) = (place / "wandb").glob("offline-run-*")
+    (table,) = (run / "files" / "media" / "table").glob("answers_*.json")
+    content = json.loads(table.read_text(encoding="utf-8"))
+    assert len(content["data"]) == 3 and content["columns"][:2] == ["image", "id"]
+
+
+def test_classes_are_ranked_by_their_likelihood(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders of classes, as ImageNet's: of all names, the five most likely are the prediction."""
+    monkeypatch.chdir(home)
+    names = {"n1": "red", "n2": "blue", "n3": "green", "n4": "black", "n5": "white", "n6": "a dog"}
+    images = sorted((home / "official" / "images").glob("*.jpg"))
+    for number, wnid in enumerate(names):
+        folder = home / "classes" / "val" / wnid
+        folder.mkdir(parents=True)
+        (folder / "x.JPEG").write_bytes(images[number].read_bytes())
+    classes = {str(number): [wnid, name] for number, (wnid, name) in enumerate(names.items())}
+    (home / "classes" / "imagenet_class_index.json").write_text(json.dumps(classes), encoding="utf-8")
+    words = ("task.root=classes", "task.image_size=84", "tracker.name=none", "run.folder=after")
+    command(monkeypatch, "evaluate", evaluate.main, "task=imagenet", *words)
+    place = home / "after" / "tasks" / "imagenet" / "step_00000120"
+    lines = [json.loads(line) for line in (place / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    ranked = [line["prediction"].split("\n") for line in lines]
+    assert [line["references"] for line in lines] == [[name.replace("_", " ")] for name in names.values()]
+    assert all(len({*row}) == 5 for row in ranked)
+    found = json.loads((place / "evaluation.json").read_text(encoding="utf-8"))["scores"]
+    hits = [line["references"][0] in row for line, row in zip(lines, ranked, strict=True)]
+    assert found["top_5"]["score"] == pytest.approx(sum(hits) / 6)
+    pipeline, prompt = PaLIPipeline.from_folder("after"), lines[0]["prompt"]
+    likely = pipeline.score(home / "classes" / "val" / "n1" / "x.JPEG", prompt, list(names.values()))
+    ordered = [name for _, name in sorted(zip(likely, names.values(), strict=True), reverse=True)]
+    assert ranked[0] == [name.replace("_", " ") for name in ordered[:5]]
