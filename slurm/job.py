@@ -45,6 +45,8 @@ class Job:
     site: SubmitConfig
     config: str
     """The resolved configuration, as YAML."""
+    follows: bool = False
+    """Whether it begins with the job before it, whose checkpoints it scores, and not after its end."""
 
     @property
     def title(self) -> str:
@@ -114,7 +116,7 @@ def sbatch_command(job: Job, snapshot: Path, after: str | None) -> list[str]:
         "mem": cluster.memory,
         "signal": f"USR1@{cluster.signal_lead_s}" if job.kind in TRAINING else None,
         "output": str(job.log("")).replace("%", "%%").removesuffix(".log") + "%j.log",
-        "dependency": f"afterok:{after}" if after else None,
+        "dependency": f"{'after' if job.follows else 'afterok'}:{after}" if after else None,
         "kill-on-invalid-dep": "yes" if after else None,
     }
     given = [f"--{name}={value}" for name, value in options.items() if value]

@@ -155,6 +155,7 @@ def register() -> None:
     ConfigStore.instance().store(name="submit_schema", node=submission)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("expand_home", expand_home, replace=True)
+    OmegaConf.register_new_resolver("either", lambda value, other: value or other, replace=True)
     OmegaConf.register_new_resolver("score_name", lambda task: score_name(task.name, task.metrics), replace=True)
 
 

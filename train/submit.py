@@ -7,7 +7,7 @@
         evaluate run.folder=runs/paper_17b_stage2 --dry-run
 
 A job is its name (corpus, pretrain, finetune or evaluate) and its arguments; it waits until the job before it has
-succeeded.
+succeeded; an evaluation with `evaluation.follow=true` begins with it.
 `cluster=…` (conf/cluster), `cluster.…` and `submit.…` apply to the job that they follow; before the first job, to all.
 `--dry-run` prints all jobs and submits none; `--follow` prints the log until the last job has ended.
 """
@@ -146,7 +146,8 @@ def _run(request: Request, site: SubmitConfig, config: RunConfig, expected: Sequ
     else:
         check_training_data(config, expected)
     folder = Path(config.run.folder)
-    return Job(request.kind, tuple(request.words), folder, usable, tasks, site, to_yaml(config))
+    follows = request.kind == "evaluate" and config.evaluation.follow
+    return Job(request.kind, tuple(request.words), folder, usable, tasks, site, to_yaml(config), follows)
 
 
 def _check_evaluation(config: RunConfig, expected: Sequence[Path]) -> None:

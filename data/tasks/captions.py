@@ -50,7 +50,10 @@ def karpathy(config: TaskConfig) -> list[Item]:
 
 
 def textcaps(config: TaskConfig) -> list[Item]:
-    """Return an item of each image of TextCaps' `data`, which has a row a caption; a test file has no captions."""
+    """Return an item of each image of TextCaps' `data`, which has a row a caption; a test file has no captions.
+
+    Fields: `image_id`, `caption_str`, `reference_strs` (big_vision's `datasets/textcaps` at 0127fb6; MMF's dataset).
+    """
     (file,) = config.files
     found: dict[str, tuple[str, list[str]]] = {}
     for row in get(file, read_json(file), "data"):

@@ -46,7 +46,12 @@ def vqa_v2(config: TaskConfig) -> list[Item]:
 def rows(config: TaskConfig) -> list[Item]:
     """Return an item of each row; `task.fields` has the rows' names of ROW_FIELDS, and of the list that they lie in.
 
-    Rows are a list, a list under `fields.list`, or a mapping from ids. A row's other fields serve the prompt.
+    Rows are a list, a list under `fields.list`, or a mapping from ids. A row's other fields serve the prompt. The names
+    in conf/task are those that google-research/big_vision at 0127fb6 reads in `datasets/`: TextVQA and ST-VQA `data`
+    of `question_id`, `question`, `image_id` or `file_path`, `answers`; VizWiz `image`, `question`, `answers` of
+    `answer`; TallyQA `image`, `question`, `question_id`, `answer`, `issimple` (test alone); xGQA a mapping to
+    `question`, `answer`, `imageId`. XNLI's columns are those that readers of XNLI-1.0 use: `language`, `pairID`,
+    `gold_label`, `sentence1`, `sentence2`.
     """
     return distinct((_row(config, file, id_, row) for file in config.files for id_, row in _rows(config, file)),
                     ", ".join(config.files))  # fmt: skip
@@ -74,7 +79,7 @@ def _row(config: TaskConfig, file: str, id_: str, row: Any) -> Item:
         image=image,
         image_id=image,
         language=language,
-        group=str(get(file, row, name["group"])) if "group" in name else "",
+        group=str(row.get(name["group"], "")) if "group" in name else "",  # TallyQA's training rows have none
         ocr=texts(file, row.get(name["ocr"])) if "ocr" in name else (),
         extra={str(key): value for key, value in row.items() if isinstance(value, str | int | float)},
     )

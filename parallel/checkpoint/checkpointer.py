@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ from common.errors import STORAGE_ERRNOS, ConfigurationError, Notice, StorageFai
 from common.progress import beat
 from model.finite import first_not_finite
 from model.layers import parameter_parts
-from parallel.checkpoint.dcp_tensor import logical_tensors
+from parallel.checkpoint.dcp_tensor import average_names, logical_tensors
 from parallel.checkpoint.folder import CheckpointFolder, raise_if_storage_failed, write_json
 from parallel.checkpoint.host_buffer import HostBuffer
 from parallel.engine.base import Engine
@@ -298,19 +298,6 @@ class _Planner(dcp.DefaultLoadPlanner):
         """Report progress, and return the tensor to read into."""
         beat(f"reading {read_item.dest_index.fqn}")
         return super().resolve_tensor(read_item)
-
-
-def average_names(names: Iterable[str], path: Path) -> dict[str, str]:
-    """Return the name of the average of each trained weight in a checkpoint, by the weight's name.
-
-    Raises ConfigurationError where there is none.
-    """
-    found = [name for name in names if name.startswith("optimizer/") and name.endswith(AVERAGE)]
-    if not found:
-        raise ConfigurationError(
-            f"{path} holds no average of its weights; train with optimizer.average_decay, or leave the average out."
-        )
-    return {f"weights/{name.removeprefix('optimizer/').removesuffix(AVERAGE)}": name for name in found}
 
 
 def _pieces(engine: Engine, optimizer: bool, every: bool = False) -> list[StatePiece]:

@@ -1,5 +1,7 @@
 """Logical tensors for PyTorch's distributed checkpoint (DCP): the rectangles of a named whole that this rank has."""
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,6 +9,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
+from common.errors import ConfigurationError
+from parallel.optimizer.base import AVERAGE
 from parallel.shards import Rectangle
 
 
@@ -57,3 +61,16 @@ def logical_tensors(pieces: list[tuple[str, Rectangle, Tensor]]) -> dict[str, Te
     for name, rectangle, values in pieces:
         grouped.setdefault(name, []).append((rectangle, values))
     return {name: LogicalTensor(found) for name, found in grouped.items()}
+
+
+def average_names(names: Iterable[str], path: Path) -> dict[str, str]:
+    """Return the name of the average of each trained weight in a checkpoint, by the weight's name.
+
+    Raises ConfigurationError where there is none.
+    """
+    found = [name for name in names if name.startswith("optimizer/") and name.endswith(AVERAGE)]
+    if not found:
+        raise ConfigurationError(
+            f"{path} holds no average of its weights; train with optimizer.average_decay, or leave the average out."
+        )
+    return {f"weights/{name.removeprefix('optimizer/').removesuffix(AVERAGE)}": name for name in found}

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from common.errors import ConfigurationError
-from parallel.checkpoint.checkpointer import average_names, broken_file
+from parallel.checkpoint.checkpointer import broken_file
+from parallel.checkpoint.dcp_tensor import average_names
 from parallel.checkpoint.folder import CheckpointFolder
 
 PREFIX = "weights/"  # of a checkpoint's tensors that are weights

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from data.miniature import official
 from slurm.code_snapshot import ROOT
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import CORPUS, SETTINGS, curve, same_curve
@@ -39,6 +40,28 @@ def test_corpus_two_trainings_and_scores(
     assert digests(Path("c")) == digests(corpus)
     same_curve(curve(Path("one")), straight[:2])
     assert json.loads(Path("two/evaluation.json").read_text(encoding="utf-8"))["step"] == 1
+
+
+def test_resolutions_then_a_task_and_an_evaluation_beside_it(
+    slurm: Cluster, corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One command: two resolutions of pretraining, a fine-tuning, and an evaluation of each of its checkpoints."""
+    monkeypatch.chdir(tmp_path)
+    official.main(official.Options(str(corpus), "official", records=2, train_records=8))
+    task = ["task=coco", "task.root=official", "task.image_size=84", "task.max_new_tokens=2"]
+    words = ["cluster=cpu", "cluster.tasks_per_node=1",
+             "pretrain", *SETTINGS, f"data.root={corpus}", "run.steps=1", "run.folder=low", "phases.mini.image_size=56",
+             "pretrain", *SETTINGS, f"data.root={corpus}", "run.steps=1", "run.folder=high", "run.initial=low@1",
+             "finetune", *task, "run.initial=high", "run.folder=coco", "tracker=none", "run.precision=fp32",
+             "task.recipe.batch_size=4", "task.recipe.steps=2", "evaluation.every_steps=1", "evaluation.task_items=2",
+             "evaluation.steps=1", "evaluation.samples=0", "checkpoint.keep_every=1",
+             "evaluate", "run.folder=coco", *task, "evaluation.follow=true", "evaluation.follow_s=300"]  # fmt: skip
+    jobs = plan(requests(words))
+    assert [job.follows for job in jobs] == [False, False, False, True]
+    follow(submit(jobs))
+    scored = sorted(Path("coco/tasks/coco").glob("step_*/evaluation.json"))
+    assert [json.loads(file.read_text(encoding="utf-8"))["step"] for file in scored] == [1, 2]
+    assert [step for step, *_ in curve(Path("coco"))] == [1, 2]
 
 
 def test_a_broken_link_cancels_what_hangs_on_it(

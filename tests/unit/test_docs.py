@@ -29,7 +29,7 @@ from data.corpus.text import corpus_texts
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
 from data.tokenizer import train_tokenizer
-from train import evaluate, pretrain, pretrain_vit
+from train import evaluate, finetune, pretrain, pretrain_vit
 from train.checks import check
 from train.compose import to_run_config
 from train.config import RunConfig
@@ -46,6 +46,7 @@ BLOCK = re.compile(r"(?:<!-- (?P<mark>run with|checked only): (?P<text>[^\n]*?) 
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 TRAINING = {
     "train.pretrain": pretrain.READS,
+    "train.finetune": finetune.READS,
     "train.pretrain_vit": pretrain_vit.READS,
     "train.evaluate": evaluate.READS,
 }
@@ -192,10 +193,13 @@ def check_run(module: str, overrides: list[str], world_size: int | None) -> None
     """Compose a run's configuration, and check its layout where the number of ranks is given."""
     name = module.removeprefix("train.")
     check_read(overrides, TRAINING[module], module, RunConfig)
-    own = composed("evaluate" if name == "evaluate" else "pretrain", overrides)
+    own = composed(name if name in ("evaluate", "finetune") else "pretrain", overrides)
     if name == "evaluate":
         overridden(composed("pretrain", []), own, overrides)
         return
+    if name == "finetune" and own.vit.width is None:  # sizes and tokenizer of a run that is not there
+        toy = composed("pretrain", [])
+        own.vit, own.mt5, own.data.tokenizer = toy.vit, toy.mt5, "tokenizer.model"
     config = to_run_config(own, weights=False)
     if world_size is not None and name == "pretrain":
         check(config, world_size, expected=[Path(config.data.root), Path(config.run.initial or "runs")], weights=False)

@@ -1,6 +1,7 @@
 """The official files of tasks become items; mistakes in them are one sentence."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,15 @@ import pytest
 from PIL import Image
 
 from common.errors import ConfigurationError
+from data import objectives
+from data.objectives.base import AnyOptions
 from data.skip import Skip
-from data.tasks.config import TaskConfig
+from data.tasks.config import TaskConfig, TaskPart
+from data.tasks.folders import choices
 from data.tasks.item import Item
+from data.tasks.overlap import seen_in_training
 from data.tasks.read import encode_item, prompt, read_task
+from data.tasks.source import ItemSource
 from data.tasks.stream import ItemStream
 from data.tokenizer import EOS, Tokenizer
 
@@ -147,3 +153,71 @@ def test_an_item_becomes_an_example(tmp_path: Path, tokenizer: Tokenizer) -> Non
     assert np.array_equal(example.decoder_ids, [EOS])
     with pytest.raises(Skip, match="missing image"):
         encode_item(config, second, tokenizer, 4, 4)
+
+
+MAXM = {
+    "dataset": "maxm_v1_release", "split": "fr",
+    "annotations": [{"image_id": "im", "image_url": "u", "qa_pairs": [
+        {"question_id": "q", "question": "Combien ?", "answers": ["2", "deux"], "processed_answers": ["2"],
+         "is_collection": False}]}],
+}  # fmt: skip
+
+
+def test_maxm_is_answered_in_the_language_of_the_question(tmp_path: Path) -> None:
+    config = task(tmp_path, MAXM, "maxm", prompt="Answer in {language}: {text} <extra_id_0>")
+    (item,) = read_task(config)
+    assert (item.id, item.references, item.image, item.language) == ("q", ("2", "deux"), "im", "fr")
+    assert prompt(config, item) == "Answer in FR: Combien ? <extra_id_0>"
+
+
+def test_ocr_strings_are_read_from_top_left_to_bottom_right(tmp_path: Path) -> None:
+    def word(text: str, left: float, top: float) -> dict[str, Any]:
+        return {"word": text, "bounding_box": {"top_left_x": left, "top_left_y": top, "width": 0.1, "height": 0.1}}
+
+    words = [word("below", 0.1, 0.5), word("right", 0.6, 0.11), word("left", 0.1, 0.1)]
+    rosetta = {"data": [{"image_id": "i", "ocr_tokens": ["x"], "ocr_info": words}]}
+    (tmp_path / "ocr.json").write_text(json.dumps(rosetta), encoding="utf-8")
+    fields = {"list": "data", "id": "question_id", "text": "question", "image": "image_id", "answers": "answers"}
+    words_of = {"fields": fields, "ocr": [str(tmp_path / "ocr.json")], "prompt": "{text} {ocr} <extra_id_0>"}
+    config = task(tmp_path, TEXTVQA, "rows", **words_of)
+    assert prompt(config, read_task(config)[0]) == "Sign? left right below <extra_id_0>"
+    (tmp_path / "ocr.json").write_text(json.dumps([{"image": "j", "ocr": ["y"]}]), encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"^task\.ocr: .* names none of the task's images \(such as i\)"):
+        read_task(config)
+
+
+def test_folders_of_classes(tmp_path: Path) -> None:
+    """Named by number (V2), by WordNet id (ImageNet), or by a mapping to several classes (ObjectNet)."""
+    for folder in ("0", "n2", "lamp", "spoon"):
+        (tmp_path / "images" / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / folder / "a.png")
+    classes = {"0": ["n1", "tench"], "1": ["n2", "table_lamp"], "2": ["n3", "lampshade"]}
+    config = task(tmp_path, (classes, {"0": "0", "n2": "n2", "lamp": ["n2", "n3"]}), "image_folder")
+    config = replace(config, root=str(tmp_path), images="images")
+    assert {item.id: item.references for item in read_task(config)} == {
+        "0/a.png": ("tench",), "n2/a.png": ("table lamp",), "lamp/a.png": ("table lamp", "lampshade"),
+    }  # fmt: skip
+    assert choices(config) == ["tench", "table lamp", "lampshade"]
+    with pytest.raises(ConfigurationError, match=r"the folder .*lamp is no class of .*; name the file of its classes"):
+        read_task(replace(config, files=config.files[:1]))
+
+
+def test_a_part_of_a_task_trains_on_its_references(tmp_path: Path) -> None:
+    """Items of a mixture: targets are references, prompts the task's; one without references teaches nothing."""
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "7.png")
+    config = task(tmp_path, (QUESTIONS, ANNOTATIONS), "vqa_v2", prompt="Answer in EN: {text} <extra_id_0>")
+    config = replace(config, root=str(tmp_path), images="images", image_name="{image_id}.png")
+    config = replace(config, name="v", train=TaskPart(files=config.files), limit=1)
+    source = ItemSource("v", config, "train", 0.0)
+    assert len(source) == 1 and source.key(0) == "70" and source.facts.records == 1
+    record, asked = source.read(0), objectives.load("task")
+    made = {
+        asked.make(record.fields, np.random.default_rng(seed), AnyOptions(), None).target_text  # type: ignore
+        for seed in range(20)
+    }
+    assert made == {"2", "two"} and record.image is not None
+    assert record.fields["prompt"] == "Answer in EN: How many 70? <extra_id_0>" and record.fields["closed"]
+    other = ItemSource("v", replace(config, prompt="{text}"), "train", 0.0)
+    assert other.facts.fingerprint != source.facts.fingerprint  # another prompt is another run
+    assert seen_in_training(config, source.items, [config]) == ["70"]
