@@ -39,6 +39,10 @@ class DataConfig:
     num_streams: int = MISSING
     """Streams that the examples of a step are divided among; each packs rows of its own. Required; a multiple of every
     data-parallel size that the run may have, as rows do not depend on the number of ranks then."""
+    pool_examples: int = 128
+    """Examples that are packed together, at least; whole streams, and all of a step at most. Rows are fuller the more
+    there are. A rank reads the texts of its pools, and the images of its own rows only. 128 fill about 95 % of a row's
+    encoder positions and read little more than a rank's own examples; conf/data/web has 1024 (98 %)."""
     encoder_length: int = MISSING
     """Positions of an encoder row, visual tokens included. Required."""
     decoder_length: int = MISSING
@@ -102,6 +106,7 @@ class DataConfig:
             "encoder_length",
             "decoder_length",
             "images_per_row",
+            "pool_examples",
             "num_threads",
         )
         for source, own in self.fields.items():
@@ -132,6 +137,13 @@ class DataConfig:
             raise ConfigurationError(f"data.holdout={self.holdout} is a fraction; set it to 0 or more, and below 1.")
         if not 0 <= self.retry_s < float("inf"):
             raise ConfigurationError(f"data.retry_s={self.retry_s} is a time in seconds; set it to 0 or more.")
+
+    @property
+    def pool_streams(self) -> int:
+        """Return the streams of a pool: the fewest that divide all of them and hold `pool_examples`, or all."""
+        examples = self.global_batch_size // self.num_streams
+        divisors = (number for number in range(1, self.num_streams) if self.num_streams % number == 0)
+        return next((number for number in divisors if number * examples >= self.pool_examples), self.num_streams)
 
     def check_images(self, tokens_per_image: int) -> None:
         """Raise ConfigurationError if an image and the shortest text (one token and EOS) do not fit a row."""

@@ -3,7 +3,8 @@
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from common.errors import ReadingStopped
@@ -65,6 +66,10 @@ class _Source:
         return cause
 
 
+class _Muted(threading.local):
+    of_thread = False
+
+
 class Ledger:
     """Count the records of all sources of a stream; safe to use from the threads that read.
 
@@ -77,8 +82,18 @@ class Ledger:
         self.minimum = minimum
         self.window = window
         self._lock = threading.Lock()
+        self._muted = _Muted()
         self._sources: dict[str, _Source] = {}
         self._fresh: Counter[str] = Counter()
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Count no record that this thread reads: another rank reads it too, and counts it."""
+        before, self._muted.of_thread = self._muted.of_thread, True
+        try:
+            yield
+        finally:
+            self._muted.of_thread = before
 
     def account(self, source: str) -> Account:
         """Return the counts of a source until now."""
@@ -88,6 +103,8 @@ class Ledger:
 
     def count_used(self, source: str) -> None:
         """Count a record that became an example."""
+        if self._muted.of_thread:
+            return
         with self._lock:
             own = self._of(source)
             own.account.used += 1
@@ -95,6 +112,8 @@ class Ledger:
 
     def count_skip(self, source: str, cause: str) -> None:
         """Count a record that is whole, but not of the kind that an objective needs; it costs no budget."""
+        if self._muted.of_thread:
+            return
         with self._lock:
             own = self._of(source)
             own.account.skipped += 1
@@ -106,6 +125,8 @@ class Ledger:
 
         `detail` names the record and its fault for logs and the error; it is not part of the cause that is counted.
         """
+        if self._muted.of_thread:
+            return
         with self._lock:
             own = self._of(source)
             own.account.broken += 1

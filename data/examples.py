@@ -1,6 +1,6 @@
 """Define an example that is ready to be packed, and the facts that accompany it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,15 +41,33 @@ class ExampleInfo:
 
 
 @dataclass(frozen=True)
-class EncodedExample:
-    """One example as token ids and pixels."""
+class TextExample:
+    """One example as token ids, before its image is read: all that packing needs."""
 
     encoder_ids: NDArray[np.int32]
     """Ends with EOS."""
     decoder_ids: NDArray[np.int32]
     """Ends with EOS."""
+    info: ExampleInfo
+    closing: int = field(default=1, kw_only=True)
+    """Last encoder ids that stay when a text is cut: EOS, and before it the prompt's sentinel if it has one."""
+    record: int | None = field(default=None, kw_only=True)
+    """Number in the index of the record whose image belongs to it; None for text alone."""
+
+    @property
+    def num_images(self) -> int:
+        """Return the number of images: 0 or 1."""
+        return int(self.record is not None)
+
+
+@dataclass(frozen=True)
+class EncodedExample(TextExample):
+    """One example as token ids and pixels."""
+
     images: NDArray[np.uint8]
     """[images, S, S, 3]; none for text alone."""
-    info: ExampleInfo
-    closing: int = 1
-    """Last encoder ids that stay when a text is cut: EOS, and before it the prompt's sentinel if it has one."""
+
+    @property
+    def num_images(self) -> int:
+        """Return the number of images."""
+        return len(self.images)

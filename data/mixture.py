@@ -18,7 +18,7 @@ from common.progress import beat
 from data import images, objectives
 from data.config import ComponentConfig, DataConfig, Mixture, check_mixture, order_keys
 from data.error_budget import Ledger, NothingUsable
-from data.examples import EncodedExample, ExampleInfo
+from data.examples import EncodedExample, ExampleInfo, TextExample
 from data.interleave import interleave
 from data.label_pool import labels_of, names_nothing_absent
 from data.objectives.base import SENTINEL, LabelOptions, LanguageOptions
@@ -77,38 +77,64 @@ class Component:
         self._lock = threading.RLock()
 
     def example(self, number: int, rng: np.random.Generator, item: int | None = None) -> EncodedExample | None:
-        """Make the example of record `number` of the index; None, counted, if there is none to make.
+        """Make the example of record `number` of the index, as `text` and `with_image` do."""
+        text = self.text(number, rng, item)
+        return None if text is None else self.with_image(text)
+
+    def text(self, number: int, rng: np.random.Generator, item: int | None = None) -> TextExample | None:
+        """Make the example of record `number` of the index up to its image; None, counted, if there is none to make.
 
         `item`: its number in the record, None to draw one.
         """
         try:
             with one_record(self.objective):
-                example = self._make(self.source.read(number), rng, item)
+                example = self._make(self.source.read(number, image=False), number, rng, item)
         except Skip as skip:
-            if skip.defect:
-                shard, key = self.source.shard(number), self.source.key(number)
-                self._ledger.count_defect(self.source.name, shard, skip.cause, f"record {key!r:.100}: {skip.detail}")
-            else:
-                self._ledger.count_skip(self.source.name, f"{self.objective}: {skip.cause}")
+            self._count(number, skip)
             if not self._given:
                 self._look_for_any()
             return None
         self._given = True
-        self._ledger.count_used(self.source.name)
         return example
 
-    def drawn(self, number: int, seed: int) -> EncodedExample | None:
-        """Make the component's example of this number, a pure function of (seed, order_key, number).
+    def with_image(self, text: TextExample) -> EncodedExample | None:
+        """Read the image of an example; None, counted, if it cannot be used. Only here a record is counted as used."""
+        pixels = np.zeros((0, self._image_size, self._image_size, 3), np.uint8)
+        if text.record is not None:
+            try:
+                with one_record(self.objective):
+                    pixels = self._pixels(text.record)[None]
+            except Skip as skip:
+                self._count(text.record, skip)
+                return None
+        self._ledger.count_used(self.source.name)
+        return EncodedExample(text.encoder_ids, text.decoder_ids, text.info, pixels, closing=text.closing)
+
+    def _count(self, number: int, skip: Skip) -> None:
+        if skip.defect:
+            shard, key = self.source.shard(number), self.source.key(number)
+            self._ledger.count_defect(self.source.name, shard, skip.cause, f"record {key!r:.100}: {skip.detail}")
+        else:
+            self._ledger.count_skip(self.source.name, f"{self.objective}: {skip.cause}")
+
+    def _pixels(self, number: int) -> NDArray[np.uint8]:
+        content = self.source.read(number).image
+        if content is None:  # the shard was replaced
+            raise Skip("missing image", defect=True)
+        return images.decode(content, self._image_size, self._data.max_megapixels, self._data.exif_orientation)
+
+    def drawn(self, number: int, seed: int) -> TextExample | None:
+        """Make the component's example of this number up to its image, a pure function of (seed, order_key, number).
 
         None, counted, where its record cannot be used. Raises NothingUsable where no record can.
         """
         rng = np.random.default_rng(np.random.SeedSequence([seed, self._number, number], spawn_key=(1,)))
         if not len(self._usable):  # any record shows, and counts, what is missing
             self._look_for_any()
-            return self.example(self.source.numbered(number % len(self.source)), rng)
+            return self.text(self.source.numbered(number % len(self.source)), rng)
         epoch, place = divmod(number, len(self._usable))
         record, item = self._usable[permuted(place, len(self._usable), _key(seed, self._number, epoch))]
-        return self.example(record, rng, item if self._data.epoch == "items" else None)
+        return self.text(record, rng, item if self._data.epoch == "items" else None)
 
     @property
     def num_held_out(self) -> int:
@@ -143,9 +169,10 @@ class Component:
                 beat()
                 try:
                     with one_record(self.objective):
-                        record = self.source[number]
+                        found = self.source.numbered(number)
+                        record = self.source.read(found, image=False)
                         fields.update(list(record.fields))
-                        self._make(record, np.random.default_rng(number), None)
+                        self._make(record, found, np.random.default_rng(number), None)
                 except Skip as skip:
                     causes[skip.cause] += 1
                 else:
@@ -167,18 +194,13 @@ class Component:
             f"mixture.{self.name}, or leave it out (mixture.{self.name}.weight=0)."
         )
 
-    def _make(self, record: Record, rng: np.random.Generator, item: int | None) -> EncodedExample:
+    def _make(self, record: Record, number: int, rng: np.random.Generator, item: int | None) -> TextExample:
         if self._learns_labels and isinstance(self.source, ShardSource) and names_nothing_absent(record.fields):
             self._learn_labels(self.source)
         one = () if item is None or not getattr(self._module, "ITEMS", False) else (item,)
         example = self._module.make(record.fields, rng, self._options, self._tokenizer, *one)
-        pixels = np.zeros((0, self._image_size, self._image_size, 3), np.uint8)
-        if example.image:
-            if record.image is None:
-                raise Skip("missing image", defect=True)
-            pixels = images.decode(
-                record.image, self._image_size, self._data.max_megapixels, self._data.exif_orientation
-            )[None]
+        if example.image and record.image is None:
+            raise Skip("missing image", defect=True)
         info = ExampleInfo(
             source=self.source.name,
             objective=self.objective,
@@ -197,7 +219,13 @@ class Component:
         target_ids = self._tokenizer.encode(example.target_text) if example.target_ids is None else example.target_ids
         if not len(target_ids):  # EOS alone would teach to answer nothing
             raise Skip("target without any token", defect=True, detail=f"it is {example.target_text[:40]!a}")
-        return EncodedExample(_with_eos(input_ids), _with_eos(target_ids), pixels, info, closing=1 + closed)
+        return TextExample(
+            _with_eos(input_ids),
+            _with_eos(target_ids),
+            info,
+            closing=1 + closed,
+            record=number if example.image else None,
+        )
 
     def _learn_labels(self, source: ShardSource) -> None:
         """Take the source's own labels for negatives; done once, at the first record that names nothing absent."""
@@ -246,7 +274,7 @@ class Examples:
         self._components, self._seed = components, seed
         self._order = interleave(tuple(component.weight for component in components))
 
-    def __getitem__(self, number: int) -> EncodedExample | None:
+    def __getitem__(self, number: int) -> TextExample | None:
         component, count = self._order.place(number)
         return self._components[component].drawn(count, self._seed)
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data import objectives
-from data.examples import EncodedExample, ExampleInfo
+from data.examples import EncodedExample, ExampleInfo, TextExample
+from data.row_assignment import Ints, assign_rows
 from data.tokenizer import PAD
 
 
@@ -61,16 +62,19 @@ def empty_rows(num_rows: int, shape: RowShape) -> Rows:
     )
 
 
-def truncate(example: EncodedExample, shape: RowShape) -> EncodedExample:
+Text = TypeVar("Text", bound=TextExample)
+
+
+def truncate(example: Text, shape: RowShape) -> Text:
     """Cut the texts of an example to the length of a row; a prompt's sentinel and EOS stay the last tokens."""
-    text_length = shape.encoder_length - len(example.images) * shape.tokens_per_image
+    text_length = shape.encoder_length - example.num_images * shape.tokens_per_image
     if len(example.encoder_ids) <= text_length and len(example.decoder_ids) <= shape.decoder_length:
         return example
-    return EncodedExample(
-        _cut(example.encoder_ids, text_length, example.closing),
-        _cut(example.decoder_ids, shape.decoder_length),
-        example.images,
-        replace(example.info, truncated=True),
+    return replace(
+        example,
+        encoder_ids=_cut(example.encoder_ids, text_length, example.closing),
+        decoder_ids=_cut(example.decoder_ids, shape.decoder_length),
+        info=replace(example.info, truncated=True),
     )
 
 
@@ -79,42 +83,42 @@ def _cut(ids: NDArray[np.int32], length: int, closing: int = 1) -> NDArray[np.in
     return ids if len(ids) <= length else np.concatenate([ids[: length - closing], ids[-closing:]])
 
 
-def first_fit(sizes: NDArray[np.int64], capacity: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return int64 [n]: for each item of `sizes` [n, k], in order, the first row with room in all k dimensions."""
-    free = np.tile(capacity, (len(sizes), 1))
-    rows = np.empty(len(sizes), np.int64)
-    for item, size in enumerate(sizes):
-        rows[item] = np.argmax((free >= size).all(axis=1))
-        free[rows[item]] -= size
-    return rows
+def size(example: TextExample, shape: RowShape) -> tuple[int, int, int]:
+    """Return the encoder positions, decoder positions and image slots that an example takes."""
+    visual = example.num_images * shape.tokens_per_image
+    return visual + len(example.encoder_ids), len(example.decoder_ids), example.num_images
+
+
+def place(examples: Sequence[TextExample], shape: RowShape, num_streams: int = 1) -> tuple[Ints, int]:
+    """Return the row of each example of a pool, int64 [n], and the number of rows."""
+    sizes = np.array([size(example, shape) for example in examples], np.int64).reshape(-1, 3)
+    return assign_rows(sizes, np.array([shape.encoder_length, shape.decoder_length, shape.images_per_row]), num_streams)
 
 
 def pack(examples: Sequence[EncodedExample], shape: RowShape) -> tuple[Rows, list[ExampleInfo]]:
-    """Pack the examples, in order, first-fit; infos are returned in the same order, with row and segment set."""
+    """Pack the examples into as few rows as hold them; infos are in their order, with row and segment set."""
     examples = [truncate(example, shape) for example in examples]
-    num_images = np.array([len(example.images) for example in examples], np.int64)
-    num_text = np.array([len(example.encoder_ids) for example in examples], np.int64)
-    num_target = np.array([len(example.decoder_ids) for example in examples], np.int64)
-    num_visual = num_images * shape.tokens_per_image
-    sizes = np.stack([num_visual + num_text, num_target, num_images], axis=1)
-    row_of = first_fit(sizes, np.array([shape.encoder_length, shape.decoder_length, shape.images_per_row], np.int64))
+    return fill_rows(examples, *place(examples, shape), shape)
 
-    num_rows = int(row_of.max(initial=-1)) + 1
+
+def fill_rows(
+    examples: Sequence[EncodedExample], row_of: Ints, num_rows: int, shape: RowShape
+) -> tuple[Rows, list[ExampleInfo]]:
+    """Write each example into its row, behind those before it; infos are in their order, with row and segment set."""
     rows = empty_rows(num_rows, shape)
     used = np.zeros((num_rows, 3), np.int64)
     segment = np.zeros(num_rows, np.int64)
     infos = []
-    for item, example in enumerate(examples):
-        row = int(row_of[item])
+    for example, row in zip(examples, row_of.tolist(), strict=True):
         segment[row] += 1
         encoder_start, decoder_start, slot = used[row].tolist()
-        used[row] += sizes[item]
-        text_start, encoder_end = encoder_start + int(num_visual[item]), int(used[row, 0])
-        decoder_end = int(used[row, 1])
+        used[row] += size(example, shape)
+        encoder_end, decoder_end, _ = used[row].tolist()
+        text_start = encoder_end - len(example.encoder_ids)
         slot += row * shape.images_per_row
-        rows["images"][slot : slot + len(example.images)] = example.images
+        rows["images"][slot : slot + example.num_images] = example.images
         rows["visual_index"][row, encoder_start:text_start] = slot * shape.tokens_per_image + np.arange(
-            num_visual[item]
+            text_start - encoder_start
         )
         rows["encoder_tokens"][row, text_start:encoder_end] = example.encoder_ids
         rows["encoder_segments"][row, encoder_start:encoder_end] = segment[row]

@@ -6,17 +6,21 @@ A step number is the whole state: the rows of a step depend on nothing that was 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Generic, Protocol, TypeVar
+
+import numpy as np
 
 from common.errors import ConfigurationError, ReadingStopped
 from common.progress import beat
 from data.config import DataConfig, Mixture
 from data.error_budget import Ledger
-from data.examples import EncodedExample, ExampleInfo
+from data.examples import EncodedExample, ExampleInfo, TextExample
 from data.mixture import mix, open_components
-from data.packing import Rows, RowShape, concatenate, micro_batches, pack
+from data.packing import Rows, RowShape, concatenate, fill_rows, micro_batches, pack, place, truncate
+from data.row_assignment import stream_of_rows
 from data.shards.source import SourceFacts
 from data.tokenizer import Tokenizer
 
@@ -74,9 +78,11 @@ class StepData(Generic[Batch]):
 class Stream:
     """Pack the examples of each step of a mixture into rows.
 
-    Step t, counted from 1, has examples [(t-1)*N, t*N) of the mixture, N = data.global_batch_size. They are dealt, as
-    contiguous slices, to data.num_streams streams, and each stream packs its own examples of the step into rows. So the
-    rows of a (step, stream) are a pure function of (configuration, seed), whatever rank reads them.
+    Step t, counted from 1, has examples [(t-1)*N, t*N) of the mixture, N = data.global_batch_size. They are cut, as
+    contiguous slices, into pools of data.pool_examples (or more: a pool is a whole number of streams). A pool is packed
+    from its texts alone, and its rows are dealt to its streams. So the rows of a (step, stream) are a pure function of
+    (configuration, seed), whatever rank reads them. A rank reads the texts of the pools that its streams belong to,
+    and the images of its own rows; an image that cannot be used leaves a hole in its row.
     """
 
     def __init__(
@@ -93,7 +99,8 @@ class Stream:
         data.check()
         data.check_images(tokens_per_image)
         self.num_streams = data.num_streams
-        self.examples_per_stream = data.global_batch_size // data.num_streams
+        self.pool_streams = data.pool_streams
+        self.pool_examples = data.global_batch_size // data.num_streams * self.pool_streams
         self.prefetch = data.prefetch
         self.shape = RowShape(
             data.encoder_length, data.decoder_length, data.images_per_row, image_size, tokens_per_image
@@ -101,6 +108,7 @@ class Stream:
         self.ledger = Ledger(data.error_budget, data.error_budget_minimum, data.error_window)
         self.components = open_components(data, mixture, tokenizer, image_size, split, self.ledger)
         self._examples = mix(self.components, seed)
+        self._component = {component.name: component for component in self.components}
         self._threads = ThreadPoolExecutor(data.num_threads, thread_name_prefix="examples")
 
     def facts(self) -> dict[str, SourceFacts]:
@@ -112,18 +120,44 @@ class Stream:
 
         Raises ReadingStopped where records cannot be read, or too many of them are broken.
         """
-        size = self.examples_per_stream
-        first = ((step - 1) * self.num_streams + streams.start) * size
-        examples = list(self._threads.map(self._examples.__getitem__, range(first, first + len(streams) * size)))
-        packed = [
-            pack([example for example in examples[start : start + size] if example is not None], self.shape)
-            for start in range(0, len(examples), size)
-        ]
-        infos, num_rows = [], 0
-        for part, part_infos in packed:
-            infos += [replace(info, step=step, row=info.row + num_rows) for info in part_infos]
-            num_rows += len(part["encoder_tokens"])
-        return concatenate([part for part, _ in packed], self.shape), infos
+        own: list[tuple[int, int, TextExample]] = []  # number of the example, its row, itself
+        num_rows = 0
+        for pool in range(streams.start // self.pool_streams, -(-streams.stop // self.pool_streams)):
+            numbers, texts = self._texts(step, pool, streams)
+            row_of, pool_rows = place(texts, self.shape, self.pool_streams)
+            dealt = stream_of_rows(pool_rows, self.pool_streams) + pool * self.pool_streams
+            kept = np.flatnonzero((dealt >= streams.start) & (dealt < streams.stop))
+            new_row = np.full(pool_rows, -1)
+            new_row[kept] = num_rows + np.arange(len(kept))
+            num_rows += len(kept)
+            own += [one for one in zip(numbers, new_row[row_of].tolist(), texts, strict=True) if one[1] >= 0]
+        read = list(self._threads.map(self._with_image, [text for _, _, text in own]))
+        found = [(row, example) for (_, row, _), example in zip(own, read, strict=True) if example is not None]
+        rows, infos = fill_rows(
+            [example for _, example in found], np.array([row for row, _ in found], np.int64), num_rows, self.shape
+        )
+        return rows, [replace(info, step=step) for info in infos]
+
+    def _texts(self, step: int, pool: int, streams: range) -> tuple[list[int], list[TextExample]]:
+        """Return the examples of a pool up to their images, and their numbers.
+
+        What cannot be used is counted by one rank only: by the one whose share of the numbers it is in.
+        """
+        size = self.pool_examples // self.pool_streams
+        first = (step - 1) * self.num_streams * size
+        numbers = range(first + pool * self.pool_examples, first + (pool + 1) * self.pool_examples)
+        own = range(first + streams.start * size, first + streams.stop * size)
+
+        def read(number: int) -> TextExample | None:
+            with nullcontext() if number in own else self.ledger.muted():
+                text = self._examples[number]
+            return text and truncate(text, self.shape)
+
+        found = [(number, text) for number, text in zip(numbers, self._threads.map(read, numbers), strict=True) if text]
+        return [number for number, _ in found], [text for _, text in found]
+
+    def _with_image(self, text: TextExample) -> EncodedExample | None:
+        return self._component[text.info.component].with_image(text)
 
 
 class Reader:

@@ -97,7 +97,7 @@ class PaLIPipeline:
             ids = np.array([*self.tokenizer.encode_prompt(prompt), EOS], np.int32)
             pixels = np.zeros((0, size, size, 3), np.uint8) if image is None else read_image(image, size)[None]
             info = ExampleInfo("", "vqa", "", "", "en", prompt, "")
-            examples.append(EncodedExample(ids, np.array([EOS], np.int32), pixels, info, closing=2))
+            examples.append(EncodedExample(ids, np.array([EOS], np.int32), info, pixels, closing=2))
         length = max(len(one.images) * tokens_per_image + len(one.encoder_ids) for one in examples)
         shape = RowShape(length, 1, 1, size, tokens_per_image)  # a decoder of one position: an example a row
         return to_tensors(pack(examples, shape)[0]).to(self.device)

@@ -4,12 +4,14 @@ The index keeps where these bytes begin, how many there are, and a *pattern*: wh
 the text and which the image. Names and sizes are read from the headers, so that the index holds neither.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-from data.shards.scan import BLOCK, KINDS, NUM_KINDS, printable
+from data.shards.scan import BLOCK, IMAGE, KINDS, NUM_KINDS, printable
 
 SCATTERED = 0xFF  # the pattern of a sample whose members do not lie side by side
 MOST_ENTRIES = 5  # that a pattern can choose from; the digit 5 is an absent kind
+WINDOW = 4 * BLOCK  # bytes that are read with a header: most captions are shorter
 FILE, LINK, LONG_NAME, LONG_LINK, PAX, GLOBAL = b"0\x007", b"12", ord("L"), ord("K"), ord("x"), ord("g")
 
 
@@ -51,6 +53,42 @@ def entries(content: bytes) -> list[Entry]:
             if kind in LINK:
                 place = data
     return found
+
+
+def read_without_image(read: Callable[[int, int], bytes], begin: int, size: int) -> bytes:
+    """Return the bytes of a sample with zeros in place of its image, which is not read.
+
+    `read` takes offset and size. A header is read together with what lies behind it, so that texts take one read more
+    than they have images before them.
+    """
+    content, place, there, long_name = bytearray(size), 0, 0, ""
+    while place + BLOCK <= size:
+        if place + BLOCK > there:
+            there = _read_into(content, read, begin, place, min(place + WINDOW, size))
+            if place + BLOCK > there:
+                return bytes(content[:there])
+        header = bytes(content[place : place + BLOCK])
+        length = _number(header[124:136])
+        if length is None or not any(header):
+            break
+        end = min(place + BLOCK + -(-length // BLOCK) * BLOCK, size)
+        image = KINDS.get((long_name or _name(header)).rpartition(".")[2].lower()) == IMAGE
+        if end > there and not image:
+            there = _read_into(content, read, begin, there, end)
+            if end > there:
+                return bytes(content[:there])
+        data, long_name = bytes(content[place + BLOCK : end]) if header[156] in (LONG_NAME, PAX) else b"", ""
+        if data:  # the name of the next header, which holds a part of it only
+            long_name = _text(data) if header[156] == LONG_NAME else _pax_path(data[:length]) or ""
+        place = end
+    return bytes(content)
+
+
+def _read_into(content: bytearray, read: Callable[[int, int], bytes], begin: int, start: int, stop: int) -> int:
+    """Read bytes start … stop of a sample, and return where the file ended."""
+    found = read(begin + start, stop - start)
+    content[start : start + len(found)] = found
+    return start + len(found)
 
 
 def key(name: str) -> str:

@@ -22,7 +22,7 @@ from common.progress import beat
 
 # The members of a sample that are read; columns of `spans` in this order.
 KINDS = {"json": 0, "txt": 1, "jpg": 2, "jpeg": 2, "png": 2, "webp": 2}
-NUM_KINDS = 3
+NUM_KINDS, IMAGE = 3, 2
 BLOCK = tarfile.BLOCKSIZE
 LONGEST_CHAIN = 40  # links to links; Linux follows as many
 LONGEST_HEADER = 1 << 20  # bytes; PAX and GNU headers hold a name, and no more

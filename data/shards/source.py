@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +21,8 @@ from data.shards.files import Handles, Stamp
 from data.shards.index import SourceIndex, index_path
 from data.shards.paths import SPLITS, Part, parts, shard_paths
 from data.shards.remote import GIB, Cache, is_url
-from data.shards.sample import SCATTERED, Members, chosen, entries, key
-from data.shards.scan import BLOCK, CUT, DEFECTS, NUM_KINDS, digest
+from data.shards.sample import SCATTERED, Members, chosen, entries, key, read_without_image
+from data.shards.scan import BLOCK, CUT, DEFECTS, IMAGE, NUM_KINDS, digest
 from data.shards.selection import Selection
 from data.skip import Skip
 from data.storage import PATIENCE_S, retry, storage_failed
@@ -29,6 +30,7 @@ from data.storage import PATIENCE_S, retry, storage_failed
 __all__ = ["SPLITS", "ReadOptions", "Record", "ShardSource", "SourceFacts", "shard_paths"]
 
 MIB = 1 << 20
+SMALL = 8192  # bytes of a sample that are read at once, with its image
 ALL = (0, 1 << 32)  # of the hashes of keys
 Uses = Callable[[str], bool]
 
@@ -134,20 +136,23 @@ class ShardSource:
         except (Skip, OSError):
             return ""
 
-    def read(self, number: int) -> Record:
-        """Read record `number` of the index; raise Skip (a defect) if it is unreadable, StorageFailed if that fails."""
+    def read(self, number: int, image: bool = True) -> Record:
+        """Read record `number` of the index; raise Skip (a defect) if it is unreadable, StorageFailed if that fails.
+
+        Without `image` its bytes are not read, and are b"" where the record has one.
+        """
         path = self.shard(number)
         try:
-            found = retry(lambda: self._sample(number), path, self.options.retry_s, was_there=True)
+            found = retry(lambda: self._sample(number, image), path, self.options.retry_s, was_there=True)
         except PermissionError as error:  # it was readable when it was opened
             raise storage_failed(error, path) from error
         except OSError as error:
             raise Skip(UNREADABLE, defect=True) from error
-        json_bytes, text_bytes, image = found.contents
-        return Record(found.key, path, fields.parse(json_bytes, text_bytes, self.options.fields), image)
+        json_bytes, text_bytes, content = found.contents
+        return Record(found.key, path, fields.parse(json_bytes, text_bytes, self.options.fields), content)
 
-    def _sample(self, number: int) -> Members:
-        """Return the key and the members of a record."""
+    def _sample(self, number: int, image: bool = True) -> Members:
+        """Return the key and the members of a record; without `image`, b"" in its place."""
         shard = self.index.shard_of(number)
         path = self.paths[shard]
         try:
@@ -157,10 +162,12 @@ class ShardSource:
                 raise Skip("changed shard", defect=True)
             begin, length = int(self.index.sections["begins"][number]), int(self.index.sections["lengths"][number])
             if length >> 24 == SCATTERED:
-                found = self._scattered(handle.read, begin)
+                found = self._scattered(handle.read, begin, image)
             else:
                 size = (length & 0xFFFFFF) * BLOCK
-                found = chosen(handle.read(begin * BLOCK, size), length >> 24)
+                whole = image or size <= SMALL
+                content = (handle.read if whole else partial(read_without_image, handle.read))(begin * BLOCK, size)
+                found = chosen(content, length >> 24)
         except OSError:
             self._handles.forget(path)
             raise
@@ -168,12 +175,16 @@ class ShardSource:
             self._handles.forget(path)
             raise Skip("changed shard", defect=True)
         self._check_sizes(len(one) for one in found.contents if one is not None)
+        if not image and found.contents[IMAGE] is not None:
+            found.contents[IMAGE] = b""
         return found
 
-    def _scattered(self, read: Callable[[int, int], bytes], row: int) -> Members | None:
+    def _scattered(self, read: Callable[[int, int], bytes], row: int, image: bool) -> Members | None:
         places_, header = np.split(self.index.scattered[row], [2 * NUM_KINDS])
         spans = places_.reshape(-1, 2).tolist()
         self._check_sizes(size for _, size in spans)
+        if not image and spans[IMAGE][1] >= 0:
+            spans[IMAGE] = [0, 0]
         contents = [read(offset, size) if size >= 0 else None for offset, size in spans]
         named = entries(read(*header.tolist()))
         whole = all(one is None or len(one) == size for one, (_, size) in zip(contents, spans, strict=True))

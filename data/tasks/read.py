@@ -115,4 +115,4 @@ def encode_item(config: TaskConfig, item: Item, tokenizer: Tokenizer, image_size
         index=index,
         references=item.references,
     )
-    return EncodedExample(np.array([*ids, EOS], np.int32), np.array([EOS], np.int32), pixels, info, closing=1 + closed)
+    return EncodedExample(np.array([*ids, EOS], np.int32), np.array([EOS], np.int32), info, pixels, closing=1 + closed)

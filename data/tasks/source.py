@@ -69,17 +69,20 @@ class ItemSource:
         """Return all items: each has a reference, and is an item of its record."""
         return Everything(len(self.items))
 
-    def read(self, number: int) -> Record:
-        """Return an item with its image; raise Skip (a defect) for an image that cannot be read."""
-        return self[number]
-
     def __getitem__(self, number: int) -> Record:
         """See `read`."""
-        item, image = self.items[number], None
-        if self.config.images:
+        return self.read(number)
+
+    def read(self, number: int, image: bool = True) -> Record:
+        """Return an item with its image; raise Skip (a defect) for an image that cannot be read.
+
+        Without `image` its bytes are not read, and are b"" where the item has one.
+        """
+        item, content = self.items[number], b"" if self.config.images else None
+        if self.config.images and image:
             path = image_path(self.config, item)
             try:
-                image = retry(path.read_bytes, str(path), self.retry_s)
+                content = retry(path.read_bytes, str(path), self.retry_s)
             except OSError as error:
                 raise Skip("missing image", defect=True, detail=str(error)) from error
         fields = {
@@ -89,7 +92,7 @@ class ItemSource:
             "language": item.language,
             "has_image": bool(self.config.images),
         }
-        return Record(item.id, self.shard_name, fields, image)
+        return Record(item.id, self.shard_name, fields, content)
 
 
 def part_items(config: TaskConfig, split: str) -> list[Item]:

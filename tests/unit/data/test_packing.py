@@ -7,7 +7,7 @@ import pytest
 
 from data.examples import EncodedExample, ExampleInfo
 from data.objectives import NAMES
-from data.packing import Rows, RowShape, concatenate, empty_rows, first_fit, micro_batches, pack, take
+from data.packing import Rows, RowShape, concatenate, empty_rows, micro_batches, pack, take
 
 SHAPE = RowShape(encoder_length=40, decoder_length=20, images_per_row=3, image_size=4, tokens_per_image=5)
 
@@ -18,7 +18,7 @@ def example(rng: np.random.Generator, num_images: int | None = None, text: int |
     decoder = np.append(rng.integers(3, 99, int(rng.integers(1, 12))), 1).astype(np.int32)
     images = rng.integers(1, 256, (num_images, 4, 4, 3)).astype(np.uint8)
     return EncodedExample(
-        encoder, decoder, images, ExampleInfo("s", NAMES[int(rng.integers(8))], "k", "t", "en", "", "")
+        encoder, decoder, ExampleInfo("s", NAMES[int(rng.integers(8))], "k", "t", "en", "", ""), images
     )
 
 
@@ -75,11 +75,6 @@ def test_nothing_else_is_in_the_rows(packed):
     shapes = {name: array.shape[1:] for name, array in rows.items()}
     assert shapes["images"] == (4, 4, 3) and shapes["encoder_tokens"] == (40,) and shapes["objectives"] == (20,)
     assert {array.dtype.name for name, array in rows.items() if name != "images"} == {"int32"}
-
-
-def test_first_fit_takes_the_first_row_with_room():
-    sizes = np.array([[6, 1], [5, 1], [4, 1], [5, 1], [1, 9]])
-    assert first_fit(sizes, np.array([10, 10])).tolist() == [0, 1, 0, 1, 2]
 
 
 def test_overlong_text_is_cut_but_keeps_eos_and_is_marked():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from common.errors import ConfigurationError
+from data import images
 from data.digest import row_digest, step_digest
 from data.packing import Rows
 from data.stream import Reader, Stream, evaluation_batches, held_out_example
@@ -138,11 +139,11 @@ def test_readers_of_all_ranks_read_the_step(stream):
         batches, infos = found.micro_batches, found.infos
         keys += [info.key for info in infos]
         assert all(batch["encoder_tokens"].shape == (2, 96) and batch["images"].shape[0] == 6 for batch in batches)
-        assert len(infos) == 12 and found.truncated == sum(info.truncated for info in infos)
+        assert found.truncated == sum(info.truncated for info in infos)
         for info in infos:
             batch = batches[info.row // 2]
             assert info.segment in batch["decoder_segments"][info.row % 2]
-    assert keys == [info.key for info in stream.rows(6, range(4))[1]]
+    assert sorted(keys) == sorted(info.key for info in stream.rows(6, range(4))[1]) and len(keys) == 24
 
 
 def test_reading_may_begin_and_go_on_anywhere(stream):
@@ -228,3 +229,33 @@ def test_a_digest_counts_types_and_not_the_bytes_alone(stream):
     same_bytes = {**rows, "decoder_tokens": rows["decoder_tokens"].view(np.uint32)}
     assert row_digest(rows, 0, stream.shape) == row_digest({**rows}, 0, stream.shape)
     assert row_digest(rows, 0, stream.shape) != row_digest(same_bytes, 0, stream.shape)
+
+
+def test_a_rank_reads_the_images_of_its_own_rows_and_counts_its_own_texts(data, tokenizer, monkeypatch):
+    """A pool of several ranks: each makes all of its texts, none decodes an image of a row that is another's."""
+    decoded, decode = [], images.decode
+    monkeypatch.setattr(images, "decode", lambda *arguments: decoded.append(1) or decode(*arguments))
+    stream = Stream(data, mixture(), tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE, "train", seed=7)
+    assert stream.pool_streams == 4
+    whole, infos = stream.rows(3, range(4))
+    with_image = sum(info.objective != "span_corruption" for info in infos)
+    assert len(decoded) == with_image
+    used = {name: stream.ledger.account(name).used for name in stream.facts()}
+    decoded.clear()
+    found = []
+    for rank in range(4):
+        before = len(decoded)
+        rows, own = stream.rows(3, range(rank, rank + 1))
+        found += [row_digest(rows, row, stream.shape) for row in range(len(rows["encoder_tokens"]))]
+        assert len(decoded) - before == sum(info.objective != "span_corruption" for info in own)
+    assert len(decoded) == with_image
+    assert found == [row_digest(whole, row, stream.shape) for row in range(len(whole["encoder_tokens"]))]
+    assert {name: stream.ledger.account(name).used for name in stream.facts()} == {n: 2 * c for n, c in used.items()}
+
+
+def test_pools_are_whole_streams_that_divide_all(data):
+    counts = {
+        pool: replace(data, global_batch_size=96, num_streams=12, pool_examples=pool).pool_streams
+        for pool in (1, 8, 9, 17, 40, 96, 500)
+    }
+    assert counts == {1: 1, 8: 1, 9: 2, 17: 3, 40: 6, 96: 12, 500: 12}

@@ -6,6 +6,7 @@ import pytest
 
 from data.config import ComponentConfig, DataConfig
 from data.corpus.text import corpus_texts
+from data.examples import ExampleInfo
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
 from data.stream import Stream
@@ -38,11 +39,16 @@ def documented() -> list[list[str]]:
 
 
 def test_the_table_is_what_two_ranks_read(stream: Stream) -> None:
+    def name(info: ExampleInfo) -> tuple[str, str, str]:
+        return info.component, info.key, info.input_text
+
+    numbers = {name(info): number for number, info in enumerate(stream.rows(1, range(STREAMS))[1])}
+    streams = {name(info): n for n in range(STREAMS) for info in stream.rows(1, range(n, n + 1))[1]}
+    assert len(numbers) == len(streams) == STREAMS * EXAMPLES_PER_STREAM
     found = []
     for rank in range(STREAMS // STREAMS_PER_RANK):
         _, infos = stream.rows(1, range(rank * STREAMS_PER_RANK, (rank + 1) * STREAMS_PER_RANK))
         for info in infos:
-            example = len(found)
-            place = (example, info.component, example // EXAMPLES_PER_STREAM, rank, info.row, info.segment)
-            found.append([*map(str, place)])
-    assert found == documented()
+            number = numbers[name(info)]
+            found.append((number, info.component, streams[name(info)], rank, info.row, info.segment))
+    assert [[*map(str, place)] for place in sorted(found)] == documented()

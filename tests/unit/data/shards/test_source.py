@@ -12,6 +12,7 @@ import pytest
 from common.errors import ConfigurationError
 from data.config import DataConfig
 from data.error_budget import ErrorBudgetExceeded, Ledger, NothingUsable
+from data.shards.files import Handle
 from data.shards.scan import OTHER_KIND, TWICE
 from data.shards.source import ReadOptions, ShardSource, shard_paths
 from data.shards.writer import write_shard
@@ -286,9 +287,9 @@ class Watched:
     def __len__(self) -> int:
         return len(self.source)
 
-    def read(self, number: int):
-        self.reads.append(number)
-        return self.source.read(number)
+    def read(self, number: int, image: bool = True):
+        self.reads += [] if image else [number]  # the image of an example is a second read of its record
+        return self.source.read(number, image)
 
 
 def test_a_shard_that_vanishes_is_counted_against_the_budget(tmp_path, tokenizer):
@@ -406,3 +407,19 @@ def test_a_holdout_of_nothing_is_refused(tmp_path):
 def test_what_is_not_printed_of_reading_is_as_in_the_settings():
     options = ReadOptions()
     assert vars(options) == {name: getattr(DataConfig(), name) for name in vars(options)}
+
+
+@pytest.mark.parametrize("order", ["jpg json txt", "json jpg txt", "txt json jpg"])
+@pytest.mark.parametrize("prefix", ["", "long/" * 30])
+def test_texts_are_read_without_the_image(tmp_path, order, prefix, monkeypatch):
+    contents = {"jpg": b"j" * 50_000, "json": json.dumps({"alt_text": "x" * 3000}).encode(), "txt": b"caption"}
+    write_tar(tmp_path / "train-0.tar", {f"{prefix}{n}.{k}": contents[k] for n in range(2) for k in order.split()})
+    source = ShardSource("s", str(tmp_path), "train", Ledger(0.01, 16))
+    taken, read = [], Handle.read
+    monkeypatch.setattr(Handle, "read", lambda self, at, size: taken.append(size) or read(self, at, size))
+    for number in range(2):
+        texts = source.read(number, image=False)
+        assert sum(taken) < 12_000
+        whole = source.read(number)
+        assert whole.image == contents["jpg"] and texts == whole._replace(image=b"")
+        taken.clear()
