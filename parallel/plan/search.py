@@ -100,7 +100,7 @@ class Search:
     _plans: dict[str, list[tuple[str, Unit]]] = field(default_factory=dict)
     _infos: dict[str, list[UnitInfo]] = field(default_factory=dict)
     _costs: dict[Any, list[UnitCost]] = field(default_factory=dict)
-    _times: dict[Any, dict[Any, Any]] = field(default_factory=dict)
+    _times: dict[Any, tuple[dict[Any, Any], dict[Any, Any]]] = field(default_factory=dict)
     _flops: dict[str, float] = field(default_factory=dict)
 
     def run(self, most: int = 10, exhaustive: bool = False, below_s: float = float("inf")) -> list[Choice]:
@@ -212,8 +212,8 @@ class Search:
         )  # fmt: skip
         step = StepShape(shape, -(-rows.global_batch_size // (data * micro * rows.images_per_row)))
         costs, infos = self.costs(phase, parallel, shape)
-        times = self._times.setdefault(phase.name, {})
-        model = StepModel(self.hardware, parallel, self.optimizer, step, data, costs, infos, self.fused, times)
+        times, cuts = self._times.setdefault(phase.name, ({}, {}))
+        model = StepModel(self.hardware, parallel, self.optimizer, step, data, costs, infos, self.fused, times, cuts)
         starts = model.starts() if parallel.pipeline > 1 else [0]
         return model, starts
 

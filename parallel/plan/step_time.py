@@ -1,7 +1,8 @@
 """Predict the seconds of one layout's training step by cause, from units, collectives and a played schedule."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -12,7 +13,7 @@ from model.layers import parameter_parts
 from model.mt5 import Bridge, DecoderBlock, EncoderBlock, EncoderNorm, Head
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.plan.actions import Pipeline
-from parallel.plan.collectives import Placement, all_gather_s, all_reduce_s, message_s, reduce_scatter_s
+from parallel.plan.collectives import Group, Placement, all_gather_s, all_reduce_s, message_s, reduce_scatter_s
 from parallel.plan.hardware import Hardware
 from parallel.plan.memory import StepShape
 from parallel.plan.play import StageTime, Timeline, play, step_s
@@ -114,7 +115,8 @@ class StepModel:
     costs: Sequence[UnitCost]
     infos: Sequence[UnitInfo]
     fused: bool
-    times: dict[tuple[object, ...], UnitTime] = field(default_factory=dict, compare=False)
+    times: dict[tuple[object, ...], list[UnitTime]] = field(default_factory=dict, compare=False)
+    cuts: dict[tuple[object, ...], list[int]] = field(default_factory=dict, compare=False)
 
     @cached_property
     def placement(self) -> Placement:
@@ -124,16 +126,24 @@ class StepModel:
 
     @cached_property
     def unit_times(self) -> list[UnitTime]:
-        """Return the seconds of every unit for a micro-batch; equal units are timed once."""
-        clock = UnitClock(self.hardware, self.parallel, self.placement.tensor, self.step.micro_batch, self.fused)
-        found = []
-        for cost, info in zip(self.costs, self.infos, strict=True):
-            p, kind = self.parallel, (type(cost.unit), cost.unit.recompute, info.trained, info.below_trained)
-            key = (*kind, p.tensor, p.sequence, self.step.micro_batch)
-            if key not in self.times:
-                self.times[key] = clock.time(cost.unit, info.trained, info.below_trained)
-            found.append(self.times[key])
-        return found
+        """Return the seconds of every unit for a micro-batch; models that share `times` compute them once."""
+        if self._key not in self.times:
+            clock = UnitClock(self.hardware, self.parallel, self.placement.tensor, self.step.micro_batch, self.fused)
+            known: dict[tuple[object, ...], UnitTime] = {}
+            found = []
+            for cost, info in zip(self.costs, self.infos, strict=True):
+                kind = (type(cost.unit), cost.unit.recompute, info.trained, info.below_trained)
+                if kind not in known:
+                    known[kind] = clock.time(cost.unit, info.trained, info.below_trained)
+                found.append(known[kind])
+            self.times[self._key] = found
+        return self.times[self._key]
+
+    @property
+    def _key(self) -> tuple[object, ...]:
+        """Return all that the times of the units of one model depend on, besides the hardware."""
+        p = self.parallel
+        return (p.tensor, p.sequence, self.step.micro_batch, p.recompute)
 
     @property
     def pipeline(self) -> Pipeline:
@@ -144,7 +154,10 @@ class StepModel:
     def starts(self) -> list[int]:
         """Return the first unit of each stage so that the slowest stage is as fast as possible."""
         number = self.parallel.pipeline * self.parallel.virtual_stages
-        return balanced([time.total_s for time in self.unit_times], number)
+        key = (number, *self._key)
+        if key not in self.cuts:
+            self.cuts[key] = balanced([time.total_s for time in self.unit_times], number)
+        return self.cuts[key]
 
     def stage_times(self, starts: Sequence[int]) -> list[StageTime]:
         """Return what the played schedule needs of each stage."""
@@ -175,21 +188,22 @@ class StepModel:
             return (0.0, 0.0), 0.0
         trained = [FP32 * info.trained_elements / t for info in infos if info.trained]
         if stage == 2:
-            return (0.0, 0.0), sum(all_reduce_s(size, group, self.hardware) for size in trained)
-        reduce = sum(reduce_scatter_s(size, group, self.hardware) for size in trained)
+            return (0.0, 0.0), self._sum(all_reduce_s, trained)
+        reduce = self._sum(reduce_scatter_s, trained)
         if self.parallel.gather == "step":
             return (0.0, 0.0), reduce
-        sizes = [self.step.micro_batch.element_bytes * info.elements / t for info in infos]
-        gathers = [all_gather_s(size, group, self.hardware) for size in sizes]
-        kept = last and sum(sizes) <= 1e9 * self.step.micro_batch.element_bytes
-        again = (
-            0.0
-            if kept
-            else sum(
-                seconds for seconds, info in zip(gathers, infos, strict=True) if info.trained or info.below_trained
-            )
-        )
-        return (sum(gathers), again), reduce
+        element = self.step.micro_batch.element_bytes
+        sizes = [element * info.elements / t for info in infos]
+        gather = self._sum(all_gather_s, sizes)
+        if last and sum(sizes) <= 1e9 * element:
+            return (gather, 0.0), reduce
+        again = [size for size, info in zip(sizes, infos, strict=True) if info.trained or info.below_trained]
+        return (gather, self._sum(all_gather_s, again)), reduce
+
+    def _sum(self, seconds: Callable[[float, Group, Hardware], float], sizes: Sequence[float]) -> float:
+        """Return the seconds of a data-parallel collective for each of these bytes; most units are equal."""
+        counts = Counter(sizes)
+        return sum(number * seconds(size, self.placement.data, self.hardware) for size, number in counts.items())
 
     def _message_s(self, after: int, gradient: bool) -> float:
         """Return the seconds of the carry after a unit, or of its gradient."""
