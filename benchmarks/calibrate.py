@@ -5,7 +5,7 @@
 
 Rates by shape, memory bandwidth, launches, the host's part of a step and the memory of a process are measured on one
 device, links between all of the machine's devices. What a machine cannot measure about itself (power, links between
-nodes, a data sheet's peaks) comes from the file of `like`, and the comment of its line says so.
+nodes, a data sheet's peaks) comes from the file of `like`, which the comment of its line names.
 """
 
 import os
