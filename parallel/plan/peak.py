@@ -174,8 +174,9 @@ class PeakModel:
                 bucket = 0.0
             bucket += trained[i]
             freed += self._kept(i)
-        if stage == 3:
-            most = max(most, FP32 * bucket - freed)
+        if stage == 3:  # the lowest trained unit is gathered still when the last bucket is summed
+            last = max(first, lowest)
+            most = max(most, FP32 * bucket + self._gathered(last, min(last + 1, end)) - freed)
         elif stage and narrow:
             summed = FP32 if stage == 1 else self._element  # stage 1 casts to fp32, stage 2 fills its bucket
             most = max(most, grads + summed * max(trained[first:end]) - freed)
