@@ -68,6 +68,7 @@ def _from_json(content: Any) -> bytes:
     kinds, unknown = proto.SentencePiece, model["unk_id"]
     pieces = [(str(piece), float(score)) for piece, score in model["vocab"]]
     special = {each["content"] for each in content.get("added_tokens", ()) if each.get("special")}
+    mark = "" if _space_is_own_piece(content) else "▁"
     for number, (piece, score) in enumerate(pieces):
         kind = kinds.NORMAL
         if number == unknown:
@@ -78,7 +79,7 @@ def _from_json(content: Any) -> bytes:
             kind = kinds.CONTROL
         elif model.get("byte_fallback") and re.fullmatch(r"<0x[0-9A-F]{2}>", piece):
             kind = kinds.BYTE
-        marked = f"▁{piece}" if kind == kinds.USER_DEFINED and piece.startswith("<") else piece
+        marked = f"{mark}{piece}" if kind == kinds.USER_DEFINED and piece.startswith("<") else piece
         proto.pieces.add(piece=marked, score=score, type=kind)
     ids = {piece: number for number, (piece, _) in enumerate(pieces)}
     for each in sorted(content.get("added_tokens", ()), key=lambda token: token["id"]):
@@ -86,7 +87,7 @@ def _from_json(content: Any) -> bytes:
             continue
         if each["id"] != len(proto.pieces):
             raise ValueError(f"its token {each['content']} has the id {each['id']}, not {len(proto.pieces)}")
-        proto.pieces.add(piece=f"▁{each['content']}", score=0.0, type=kinds.USER_DEFINED)
+        proto.pieces.add(piece=f"{mark}{each['content']}", score=0.0, type=kinds.USER_DEFINED)
     trainer = proto.trainer_spec
     trainer.model_type, trainer.vocab_size = trainer.UNIGRAM, len(proto.pieces)
     trainer.pad_id, trainer.eos_id, trainer.unk_id, trainer.bos_id = ids["<pad>"], ids["</s>"], unknown, -1
@@ -97,10 +98,23 @@ def _from_json(content: Any) -> bytes:
     return bytes(proto.SerializeToString())
 
 
+def _space_is_own_piece(content: Any) -> bool:
+    """Return whether the space before a sentinel is a piece of its own: no step of the file drops or joins it."""
+    dropped = any(each.get("strip_right") for each in _normalizers(content.get("normalizer")))
+    joined = any(each.get("lstrip") for each in content.get("added_tokens", ()) if EXTRA.search(each["content"]))
+    return (content.get("pre_tokenizer") or {}).get("type") == "Metaspace" and not dropped and not joined
+
+
 def _charsmap(normalizer: Any) -> str | None:
     """Return the map of characters in a normalizer, which may be a sequence of some."""
+    maps = (each["precompiled_charsmap"] for each in _normalizers(normalizer) if each["type"] == "Precompiled")
+    return next(filter(None, maps), None)
+
+
+def _normalizers(normalizer: Any) -> list[Any]:
+    """Return the steps of a normalizer."""
     if not normalizer:
-        return None
+        return []
     if normalizer["type"] == "Sequence":
-        return next(filter(None, map(_charsmap, normalizer["normalizers"])), None)
-    return str(normalizer["precompiled_charsmap"]) if normalizer["type"] == "Precompiled" else None
+        return [step for each in normalizer["normalizers"] for step in _normalizers(each)]
+    return [normalizer]
