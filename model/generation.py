@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.errors import ConfigurationError
 from model.batch import MicroBatch
 from model.cache import Cache
 from model.layers import whole_sequences
@@ -115,9 +116,11 @@ def generate(
     One example per row of `batch` (segment 1 of the encoder); its decoder arrays are not read. `search`: fields of
     `Search`, greedy by default. `together`: ranks whose parameters are sharded over each other; they take the same
     number of steps and stop when all are done. `decoder`: the one of a pipeline, if this rank has only some units. The
-    model is left in evaluation mode. Raises ConfigurationError as `Search`.
+    model is left in evaluation mode. Raises ConfigurationError as `Search`, and for less than one new token.
     """
     settings, device = Search(**search), batch.encoder_tokens.device
+    if max_new_tokens < 1:
+        raise ConfigurationError(f"max_new_tokens={max_new_tokens} must be at least 1.")
     model.eval()
     decoder = decoder or Decoder(model, batch)
     with whole_sequences(model):

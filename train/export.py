@@ -22,7 +22,7 @@ from common.files import write_bytes, write_text
 from common.values import PATH
 from data.tokenizer import Tokenizer, checksum
 from data.tokenizer_json import tokenizer_config, tokenizer_json
-from model.weights.export_folder import TEXT, Exported, fitting_families, write_weights
+from model.weights.export_folder import TEXT, fitting_families, write_weights
 from model.weights.source import read_tower_config
 from parallel.checkpoint.stored_weights import StoredWeights
 from train.compose import to_run_config
@@ -84,11 +84,10 @@ def export(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        stored = {name: Exported(shape, weights.dtypes[name]) for name, shape in weights.shapes.items()}
-        write_weights(partial, config.pali, family, stored, weights.load, int(max_shard_gb * GB), _print_progress)
+        write_weights(partial, config.pali, family, weights.tensors, int(max_shard_gb * GB), _print_progress)
         for place in (partial, partial / TEXT):
             write_tokenizer(place, tokenizer)
-        write_text(partial / "README.md", model_card(config, weights, folder.name))
+        write_text(partial / "README.md", model_card(config, weights, family))
         os.replace(partial, folder)
     except OSError as error:
         raise ConfigurationError(

@@ -23,12 +23,15 @@ from data.images import decode
 from data.packing import RowShape, pack
 from data.skip import Skip
 from data.tokenizer import CLOSING, EOS, Tokenizer
+from data.tokenizer_files import find_tokenizer
 from model.batch import MicroBatch
 from model.config import PaLIConfig
 from model.generation import generate, score
+from model.layers import parameter_parts
 from model.pali import PaLI, units
 from model.weights import load
-from model.weights.export_folder import is_export, load_weights, read_config
+from model.weights.export_folder import TEXT, is_export, open_export
+from model.weights.stored import Stored, Values, listed
 from parallel.checkpoint.stored_weights import StoredWeights
 from train.export import checked_tokenizer, read_run_config
 from train.saved_checkpoint import find_checkpoint
@@ -54,17 +57,19 @@ class PaLIPipeline:
         `device`: by default the first GPU, else the CPU. `dtype`: of weights and activations. Raises
         ConfigurationError for a folder that holds neither.
         """
+        if Path(folder).is_dir() and not is_export(Path(folder)) and not Path(folder, "checkpoints").is_dir():
+            raise ConfigurationError(
+                f"folder={folder} is neither an export (config.json, text/config.json) nor a run (checkpoints/); name "
+                "one, such as runs/demo/export."
+            )
         if is_export(Path(folder)):
-            config, tokenizer = read_config(Path(folder)), Tokenizer(Path(folder, "tokenizer.model"))
-            model = _empty(config, dtype)
-            load_weights(Path(folder), model, config)
+            config, tensors = open_export(Path(folder))
+            tokenizer = _read_tokenizer(Path(folder), config)
         else:
             weights = StoredWeights(*find_checkpoint(str(folder), "folder")[:2])
             run = read_run_config("folder", weights)
-            config, tokenizer = run.pali, checked_tokenizer(run, weights)
-            model = _empty(config, dtype)
-            for name in weights.shapes:  # one tensor at a time: the model is in memory once
-                load(model, weights.load([name]))
+            config, tensors, tokenizer = run.pali, weights.tensors, checked_tokenizer(run, weights)
+        model = _filled(config, tensors, dtype, f"folder={folder}")
         return cls(model, tokenizer, config, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def ask(self, image: ImageLike | None, prompt: str, max_new_tokens: int = 64, **search: Any) -> str:
@@ -79,6 +84,8 @@ class PaLIPipeline:
         A file, encoded bytes, a Pillow image or an array uint8 [H, W, 3] is an image. `search`: the fields of
         `model.search.Search`, greedy by default. Raises ConfigurationError for an image that cannot be read.
         """
+        if not prompts:
+            return []
         answers = generate(self.model, self.batch(images, prompts), max_new_tokens, **search)
         return [self.tokenizer.decode(answer) for answer in answers.tolist()]
 
@@ -90,6 +97,10 @@ class PaLIPipeline:
 
     def batch(self, images: Sequence[ImageLike | None], prompts: Sequence[str]) -> MicroBatch:
         """Return one row per prompt; the closing sentinel of every prompt of the paper is added where it is missing."""
+        if len(images) != len(prompts):
+            raise ConfigurationError(
+                f"{len(images)} images are given for {len(prompts)} prompts; give an image, or None, for each prompt."
+            )
         size, tokens_per_image = self.config.model.image_size, self.config.tokens_per_image
         examples = []
         for image, prompt in zip(images, prompts, strict=True):
@@ -126,11 +137,27 @@ def read_image(image: ImageLike, size: int) -> NDArray[np.uint8]:
         raise ConfigurationError(f"image={name} cannot be read ({skip.detail}); name another file.") from skip
 
 
-def _empty(config: PaLIConfig, dtype: torch.dtype) -> PaLI:
-    """Make a model whose parameters have memory and no values yet."""
+def _read_tokenizer(folder: Path, config: PaLIConfig) -> Tokenizer:
+    """Read the tokenizer of an export. Raises ConfigurationError where it is missing, or was exchanged."""
+    file = find_tokenizer(folder) or folder / "tokenizer.model"
+    tokenizer, copy = Tokenizer(file), folder / TEXT / file.name
+    if tokenizer.vocab_size > config.mt5.vocab_size or (copy.is_file() and copy.read_bytes() != file.read_bytes()):
+        raise ConfigurationError(
+            f"folder={folder}: {file.name} is not the tokenizer of this model ({tokenizer.vocab_size} pieces, not the "
+            f"file in {TEXT}/); export the model again."
+        )
+    return tokenizer
+
+
+def _filled(config: PaLIConfig, tensors: Stored, dtype: torch.dtype, where: str) -> PaLI:
+    """Make a model and read its values, one tensor at a time, so that they are in memory once."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        return PaLI(units(config))
+        model = PaLI(units(config))
     finally:
         torch.set_default_dtype(before)
+    if missing := {part.name for _, part in parameter_parts(model)} - tensors.keys():
+        raise ConfigurationError(f"{where} lacks {listed(missing)}; its settings are those of another model.")
+    load(model, Values(tensors))
+    return model

@@ -1,15 +1,18 @@
 """Write the model card of an export: what the model is, what went into it, and how to use it."""
 
-import math
-
 from data.tokenizer import checksum
 from parallel.checkpoint.stored_weights import StoredWeights
 from train.config import RunConfig
 
+_SCALED = """
 
-def model_card(config: RunConfig, weights: StoredWeights, name: str) -> str:
-    """Return the text of README.md; `config` is that of the checkpoint's phase."""
-    parameters = sum(math.prod(shape) for shape in weights.shapes.values())
+`UMT5ForConditionalGeneration` of transformers 5 multiplies the logits of `text/` by `d_model`^-0.5, which neither \
+training nor the whole model does: its most probable token is the same, its probabilities, beams and samples are not."""
+
+
+def model_card(config: RunConfig, weights: StoredWeights, family: str) -> str:
+    """Return the text of README.md; `config` is that of the checkpoint's phase, `family` that of the text part."""
+    parameters = sum(tensor.shape.numel() for tensor in weights.tensors.values())
     size = config.model.image_size
     return f"""---
 library_name: transformers
@@ -17,7 +20,7 @@ pipeline_tag: image-text-to-text
 tags: [pali]
 ---
 
-# {name}
+# {config.run.name}, step {weights.step:,}
 
 A PaLI model (Chen et al., 2022): a ViT of {config.vit.depth} blocks and width {config.vit.width}, and an mT5 of \
 {config.mt5.num_encoder_layers} + {config.mt5.num_decoder_layers} layers and width {config.mt5.d_model}. It reads \
@@ -57,7 +60,7 @@ print(tokenizer.decode(answer[0], skip_special_tokens=True))
 ```
 
 `text/` is a folder of the text part's own class, `vision/` one of `SiglipVisionModel`. Prompts end in `<extra_id_0>`, \
-as in training.
+as in training.{_SCALED if family == "umt5" else ""}
 """
 
 

@@ -12,23 +12,22 @@ No tensor is stored twice: the whole model has the tensors' names of its towers'
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
 
 from common.errors import ConfigurationError
 from common.files import write_text
 from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
-from model.layers import parameter_parts
-from model.pali import local_block
+from model.weights.config_json import whole_number
 from model.weights.files import write_tensors
 from model.weights.mt5 import mt5_table
 from model.weights.siglip import siglip_table
+from model.weights.source import open_source, read_tower_config
+from model.weights.stored import Stored, StoredTensor
 from model.weights.table import ForeignTensor, weight_and_bias
 
 TEXT, VISION, INDEX, CODE = "text", "vision", "model.safetensors.index.json", "modeling_pali.py"
@@ -42,19 +41,6 @@ FAMILIES = {
     "umt5": ("UMT5ForConditionalGeneration", "PaLIUMT5ForConditionalGeneration"),
 }
 NOT_SIZES = ("num_encoder_layers", "bias_per_layer")  # fields of MT5Config that config.json has under another name
-
-
-@dataclass(frozen=True)
-class Exported:
-    """The shape and type of a tensor that can be exported."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return self.shape.numel() * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -87,46 +73,30 @@ def is_export(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / TEXT / "config.json").is_file()
 
 
-def read_config(folder: Path) -> PaLIConfig:
-    """Return the sizes of an exported model; raise ConfigurationError for a folder that holds none."""
-    try:
-        plain = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        text, vision = plain["text_config"], plain["vision_config"]
-        mt5 = MT5Config(
-            num_encoder_layers=text["num_layers"],
-            bias_per_layer=text["model_type"] == "umt5",
-            **{name: text[name] for name in vars(MT5Config()) if name not in NOT_SIZES},
-        )
-        vit = ViTConfig(
-            width=vision["hidden_size"],
-            depth=vision["num_hidden_layers"],
-            mlp_dim=vision["intermediate_size"],
-            num_heads=vision["num_attention_heads"],
-            patch_size=vision["patch_size"],
-        )
-        return PaLIConfig(vit, mt5, ModelConfig(image_size=vision["image_size"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, ConfigurationError):
-            raise
-        raise ConfigurationError(
-            f"{folder} holds no exported model (config.json: {type(error).__name__} {error}); export one by "
-            "python -m train.export."
-        ) from error
+def open_export(folder: Path, key: str = "folder") -> tuple[PaLIConfig, Stored]:
+    """Return the sizes and the tensors, by logical name, of an exported model; none is read.
+
+    `key`: the setting that names the folder. Raises ConfigurationError where a file is missing or damaged.
+    """
+    vit, mt5 = (open_source(folder, tower, key=key) for tower in ("vit", "mt5"))
+    vision = read_tower_config(folder, "vit", vit.where) or {}
+    model = ModelConfig(image_size=whole_number(vision, "image_size", None, vit.where))
+    tensors = {**vit.tensors, **vit.projection, **mt5.tensors}
+    return PaLIConfig(ViTConfig(**vit.sizes), MT5Config(**mt5.sizes), model), tensors
 
 
 def write_weights(
     folder: Path,
     config: PaLIConfig,
     family: str,
-    stored: Mapping[str, Exported],
-    load: Callable[[Sequence[str]], Mapping[str, Tensor]],
+    stored: Mapping[str, StoredTensor],
     max_shard_bytes: int,
     progress: Callable[[str], None] = lambda message: None,
 ) -> None:
     """Write the weights and every config.json, one file after another; memory holds one file's tensors.
 
-    `family`: one of `fitting_families`. `load` returns tensors by logical name. Both matrices of vocabulary are always
-    written, because transformers 5 ties them unless a folder holds both. Raises ConfigurationError if one is missing.
+    `family`: one of `fitting_families`. `stored`: by logical name. Both matrices of vocabulary are always written,
+    because transformers 5 ties them unless a folder holds both. Raises ConfigurationError if a tensor is missing.
     """
     weight_map: dict[str, str] = {}
     total = 0
@@ -137,52 +107,19 @@ def write_weights(
         own: dict[str, str] = {}
         for shard in _shards(sub, table, stored, max_shard_bytes):
             progress(shard.file)
-            loaded = load(list(shard.tensors))
-            written = {x.name: x.write(loaded[ours]).contiguous() for ours, x in shard.tensors.items()}
+            written = {x.name: x.write(stored[ours].read()).contiguous() for ours, x in shard.tensors.items()}
             write_tensors(written, folder / shard.file)
             total += sum(tensor.nbytes for tensor in written.values())
             own |= dict.fromkeys(written, Path(shard.file).name)
             weight_map |= dict.fromkeys(written, shard.file)
         if len(set(own.values())) > 1:
-            _write_index(
-                folder / sub / INDEX, own, sum(stored[n].shape.numel() * stored[n].dtype.itemsize for n in table)
-            )
+            _write_index(folder / sub / INDEX, own, sum(stored[name].nbytes for name in table))
     _write_index(folder / INDEX, weight_map, total)
     _write_configs(folder, config, family, stored)
 
 
-def load_weights(folder: Path, module: nn.Module, config: PaLIConfig) -> None:
-    """Fill the parameters of a model in one process from an export, tensor by tensor.
-
-    Raises ConfigurationError for a file that is missing or damaged, and for a tensor that does not fit.
-    """
-    places = {name: (parameter, part) for parameter, part in parameter_parts(module) for name in [part.name]}
-    foreign = {ours: x for table in tables(config).values() for ours, x in table.items()}
-    try:
-        weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        by_file: dict[str, list[str]] = {}
-        for ours, tensor in foreign.items():
-            by_file.setdefault(weight_map[tensor.name], []).append(ours)
-        for file, names in by_file.items():
-            with safe_open(str(folder / file), framework="pt") as opened:
-                for ours in names:
-                    parameter, part = places[ours]
-                    value = foreign[ours].read(opened.get_tensor(foreign[ours].name))
-                    if value.shape != part.shape:
-                        raise ConfigurationError(
-                            f"{folder / file} holds {ours} as {tuple(value.shape)}, and config.json makes it "
-                            f"{tuple(part.shape)}; export the model again."
-                        )
-                    with torch.no_grad():
-                        local_block(parameter, part).copy_(value)
-    except (OSError, SafetensorError, KeyError) as error:
-        raise ConfigurationError(
-            f"{folder} is not a whole export ({type(error).__name__}: {error}); export the model again."
-        ) from error
-
-
 def _shards(
-    sub: str, table: Mapping[str, ForeignTensor], stored: Mapping[str, Exported], max_shard_bytes: int
+    sub: str, table: Mapping[str, ForeignTensor], stored: Mapping[str, StoredTensor], max_shard_bytes: int
 ) -> Iterator[Shard]:
     """Divide the tensors of a sub-folder into files of at most so many bytes, at least one tensor each."""
     groups: list[list[str]] = []
@@ -200,10 +137,11 @@ def _shards(
         yield Shard(file, {ours: table[ours] for ours in names})
 
 
-def _write_configs(folder: Path, config: PaLIConfig, family: str, stored: Mapping[str, Exported]) -> None:
-    by_folder = {
-        sub: {stored[ours].dtype for ours in table} for sub, table in tables(config).items()
-    }  # mixed types load as the widest
+def _write_configs(folder: Path, config: PaLIConfig, family: str, stored: Mapping[str, StoredTensor]) -> None:
+    by_folder = {  # mixed types load as the widest
+        sub: {dtype for ours in table if isinstance(dtype := stored[ours].dtype, torch.dtype)}
+        for sub, table in tables(config).items()
+    }
     text = text_config(config, family) | {"dtype": _widest(by_folder[TEXT])}
     vision = vision_config(config) | {"dtype": _widest(by_folder[VISION])}
     _, whole_class = FAMILIES[family]

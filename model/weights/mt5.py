@@ -6,6 +6,7 @@ from typing import Any
 
 from common.errors import ConfigurationError
 from model.config import MT5Config
+from model.weights.config_json import whole_number
 from model.weights.stored import Stored
 from model.weights.table import ForeignTensor, Table
 
@@ -91,10 +92,11 @@ def sizes_from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     if (epsilon := given.get("layer_norm_epsilon", 1e-6)) != 1e-6:
         raise ConfigurationError(f"{where} has layer_norm_epsilon={epsilon}, here it is 1e-6; give a model with that.")
     names = ("d_model", "d_ff", "d_kv", "num_heads", "vocab_size", *list(OF_ALL)[2:])
+    layers = whole_number(given, "num_layers", None, where)
     return {
-        **{name: int(given[name]) for name in names},
-        "num_encoder_layers": int(given["num_layers"]),
-        "num_decoder_layers": int(given.get("num_decoder_layers", given["num_layers"])),
+        **{name: whole_number(given, name, None, where) for name in names},
+        "num_encoder_layers": layers,
+        "num_decoder_layers": whole_number(given, "num_decoder_layers", layers, where),
         "bias_per_layer": bool(given.get("bias_per_layer", kind == "umt5")),
     }
 

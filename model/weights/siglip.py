@@ -9,6 +9,7 @@ from typing import Any
 
 from common.errors import ConfigurationError
 from model.config import ViTConfig
+from model.weights.config_json import whole_number
 from model.weights.stored import Stored
 from model.weights.table import ForeignTensor, Table, weight_and_bias
 
@@ -63,7 +64,7 @@ def sizes_from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     for name, value in FIXED.items():
         if (found := config.get(name, value)) != value:
             raise ConfigurationError(f"{where} has {name}={found}, here it is {value}; give a model with that.")
-    return {ours: int(config.get(theirs, default)) for ours, (theirs, default) in KEYS.items()}
+    return {ours: whole_number(config, theirs, default, where) for ours, (theirs, default) in KEYS.items()}
 
 
 def sizes_from_tensors(stored: Stored) -> dict[str, Any]:

@@ -4,7 +4,6 @@ Formats: folders of Hugging Face transformers (mT5, umT5, T5 1.1, Flan-T5; SigLI
 export of ours, .safetensors files with names of transformers or of ours, and big_vision's .npz.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 from common.errors import ConfigurationError
 from model.config import MT5Config, ViTConfig
 from model.weights import big_vision, mt5, siglip
+from model.weights.config_json import part, read_config_json
 from model.weights.stored import Stored, listed, open_tensors
 from model.weights.table import Table, import_stored, match
 
@@ -54,20 +54,21 @@ def is_of_tower(name: str, tower: str) -> bool:
     return name.startswith(VIT_PREFIXES) == (tower == "vit")
 
 
-def open_source(path: str | Path, tower: str, num_heads: int | None = None) -> Source:
+def open_source(path: str | Path, tower: str, num_heads: int | None = None, key: str = "") -> Source:
     """Open the weights of the ViT (`vit`) or of the mT5 (`mt5`); none are read.
 
-    `num_heads`: that of the ViT, for files whose shapes do not show it. Raises ConfigurationError for files that are no
-    such tower, are not whole, or are of another model.
+    `num_heads`: that of the ViT, for files whose shapes do not show it. `key`: the setting that names the path,
+    `weights.TOWER` by default. Raises ConfigurationError for files that are no such tower, are not whole, or are of
+    another model.
     """
-    path, where = Path(path), f"weights.{tower}={path}"
+    key = key or f"weights.{tower}"
+    path, where = Path(path), f"{key}={path}"
     if not path.exists():
-        raise ConfigurationError(f"{where} does not exist; name a folder or a file of weights.")
+        name = str(path)
+        public = f" (hf download {name} --local-dir {path.name} fetches a public one)" if name.count("/") == 1 else ""
+        raise ConfigurationError(f"{where} does not exist; name a folder or a file of weights{public}.")
     config = read_tower_config(path, tower, where)
-    try:
-        stored = open_tensors(path)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"weights.{tower}: {error}") from error
+    stored = open_tensors(path, key)
     if any(is_of_tower(name, other) and _is_logical(name) for name in stored for other in SIZES):
         return _logical(stored, tower, where)
     try:
@@ -172,21 +173,15 @@ def _count(own: Stored, prefix: str) -> int:
 
 def read_tower_config(path: Path, tower: str, where: str) -> dict[str, Any] | None:
     """Return the part of a folder's config.json that describes the tower, None for a file or a folder without one."""
-    file = path / "config.json"
-    if not path.is_dir() or not file.is_file():
+    config = read_config_json(path, where)
+    if config is None:
         return None
-    try:
-        config: Any = json.loads(file.read_text(encoding="utf-8"))
-        kind = config["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(
-            f"{where}: config.json names no model_type ({type(error).__name__}); download the folder again."
-        ) from error
+    kind = config["model_type"]
     if kind == EXPORT:
-        return dict(config["text_config" if tower == "mt5" else "vision_config"]) | {"part_of": EXPORT}
+        return part(config, "text_config" if tower == "mt5" else "vision_config", where) | {"part_of": EXPORT}
     if tower == "vit" and kind == "siglip":
-        config = config.get("vision_config") or {}
-    elif kind not in (mt5.NAMES if tower == "mt5" else ("siglip_vision_model",)):
+        return part(config, "vision_config", where)
+    if kind not in (mt5.NAMES if tower == "mt5" else ("siglip_vision_model",)):
         naflex = " (NaFlex, whose images have other shapes)" if kind == "siglip2" else ""
         raise ConfigurationError(f"{where} is a folder of model_type={kind}{naflex}; give {WANTED[tower]}.")
-    return dict(config)
+    return config

@@ -7,7 +7,7 @@ the file than its own pages. No file is unpickled, except .bin by torch's `weigh
 import json
 import struct
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,44 +38,70 @@ class StoredTensor:
     read: Callable[[], Tensor]
     scale: float = 1.0
 
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes, of a tensor of weights."""
+        assert isinstance(self.dtype, torch.dtype)
+        return self.shape.numel() * self.dtype.itemsize
+
 
 Stored = dict[str, StoredTensor]
 
 
-def open_tensors(path: str | Path) -> Stored:
+class Values(Mapping[str, Tensor]):
+    """The values of stored tensors by name; each is read when it is looked up, and is not kept."""
+
+    def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
+        self.stored = stored
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Read a tensor."""
+        stored = self.stored[name]
+        return stored.read() if stored.scale == 1.0 else stored.read() * stored.scale
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        """Return the number of tensors."""
+        return len(self.stored)
+
+
+def open_tensors(path: str | Path, key: str = "") -> Stored:
     """Open a .safetensors, .npz or .bin file, or a folder of such files; return its tensors by name.
 
-    A folder's index, as Hugging Face writes it, names its files. Raises ConfigurationError where there is no such file,
-    or one of them is missing, cut short or of another kind.
+    A folder's index, as Hugging Face writes it, names its files. `key` begins messages: the setting that names `path`.
+    Raises ConfigurationError where there is no such file, or one of them is missing, cut short or of another kind.
     """
-    path, opened = Path(path), Stored()
-    for file in files_in(path) if path.is_dir() else [path]:
+    path, opened, key = Path(path), Stored(), f"{key}: " if key else ""
+    for file in files_in(path, key) if path.is_dir() else [path]:
         if not file.is_file():
-            raise ConfigurationError(f"{file} does not exist; copy it there, or download the weights again.")
+            raise ConfigurationError(f"{key}{file} does not exist; copy it there, or download the weights again.")
         kinds = {".safetensors": _safetensors, ".npz": _npz, ".bin": _bin}
         kind = kinds.get(file.suffix)
         if kind is None:
             raise ConfigurationError(
-                f"{file} is neither a .safetensors, an .npz nor a .bin file; save the weights as one of them."
+                f"{key}{file} is neither a .safetensors, an .npz nor a .bin file; save the weights as one of them."
             )
         with file.open("rb") as begin:
             if begin.read(len(POINTER)) == POINTER:
                 raise ConfigurationError(
-                    f"{file} is a pointer of Git LFS, not the file itself; run git lfs pull there."
+                    f"{key}{file} is a pointer of Git LFS, not the file itself; run git lfs pull there."
                 )
-        opened |= kind(file)
+        opened |= kind(file, key)
     return opened
 
 
-def files_in(folder: Path) -> list[Path]:
+def files_in(folder: Path, key: str = "") -> list[Path]:
     """Return the files of weights in a folder: those that its index names, else the whole one, else all shards."""
     for name in INDEXES:
         if (folder / name).is_file():
-            named = _weight_map(folder / name)
+            named = _weight_map(folder / name, key)
             if missing := sorted(file for file in named if not (folder / file).is_file()):
                 more = f" and {len(missing) - 1} more" * (len(missing) > 1)
                 raise ConfigurationError(
-                    f"{folder} lacks {missing[0]}{more}, which its {name} names; copy the missing files there, or "
+                    f"{key}{folder} lacks {missing[0]}{more}, which its {name} names; copy the missing files there, or "
                     "download the folder again."
                 )
             return [folder / file for file in sorted(named)]
@@ -86,21 +112,23 @@ def files_in(folder: Path) -> list[Path]:
     if not shards:
         found = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
         raise ConfigurationError(
-            f"{folder} holds neither model.safetensors nor pytorch_model.bin, but {found}; name a folder that "
+            f"{key}{folder} holds neither model.safetensors nor pytorch_model.bin, but {found}; name a folder that "
             "transformers saved, or convert them with save_pretrained."
         )
     return shards
 
 
-def _weight_map(index: Path) -> set[str]:
+def _weight_map(index: Path, key: str) -> set[str]:
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         return {str(name) for name in names}
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ConfigurationError(f"{index} is no index of weights ({error}); download the folder again.") from error
+        raise ConfigurationError(
+            f"{key}{index} is no index of weights ({type(error).__name__}: {error}); download the folder again."
+        ) from error
 
 
-def _safetensors(file: Path) -> Stored:
+def _safetensors(file: Path, key: str) -> Stored:
     try:
         with safe_open(str(file), framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
@@ -114,7 +142,7 @@ def _safetensors(file: Path) -> Stored:
             }
     except (OSError, SafetensorError) as error:
         raise ConfigurationError(
-            f"{file} is no whole safetensors file ({error}); copy it, or download it, again."
+            f"{key}{file} is no whole safetensors file ({error}); copy it, or download it, again."
         ) from error
 
 
@@ -128,7 +156,7 @@ def _read_safetensors(file: Path, name: str) -> Callable[[], Tensor]:
     return read
 
 
-def _bin(file: Path) -> Stored:
+def _bin(file: Path, key: str) -> Stored:
     try:
         tensors = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
         tensors = tensors.get("state_dict", tensors)
@@ -136,7 +164,7 @@ def _bin(file: Path) -> Stored:
     except Exception as error:  # torch raises errors of many types for a file that is not its own
         why = " ".join(str(error).split())[:120]
         raise ConfigurationError(
-            f"{file} cannot be read without running code in it, or mapped ({why}); convert it to safetensors with "
+            f"{key}{file} cannot be read without running code in it, or mapped ({why}); convert it to safetensors with "
             "save_pretrained of transformers."
         ) from error
     return {
@@ -149,14 +177,16 @@ def _constant(tensor: Tensor) -> Callable[[], Tensor]:
     return lambda: tensor
 
 
-def _npz(file: Path) -> Stored:
+def _npz(file: Path, key: str) -> Stored:
     try:
         with zipfile.ZipFile(file) as archive:
             return {
                 member.filename.removesuffix(".npy"): _array(file, archive, member) for member in archive.infolist()
             }
     except (OSError, ValueError, zipfile.BadZipFile, struct.error) as error:
-        raise ConfigurationError(f"{file} is no whole .npz file ({error}); copy it, or download it, again.") from error
+        raise ConfigurationError(
+            f"{key}{file} is no whole .npz file ({error}); copy it, or download it, again."
+        ) from error
 
 
 def _array(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> StoredTensor:

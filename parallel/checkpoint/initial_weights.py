@@ -16,7 +16,7 @@ from model.layers import Part, parameter_parts
 from model.weights.stored import Stored
 from parallel.checkpoint.checkpointer import broken_file
 from parallel.checkpoint.dcp_tensor import logical_tensors
-from parallel.checkpoint.stored_weights import PREFIX, stored_weights
+from parallel.checkpoint.stored_weights import PREFIX, Reader, stored_weights
 from parallel.engine.base import Engine
 from parallel.layout import Layout
 from parallel.shards import Rectangle
@@ -65,9 +65,9 @@ class CheckpointWeights:
 
     def __init__(self, path: Path) -> None:
         """Read the names and shapes. Raises ConfigurationError for a checkpoint that cannot be read."""
-        self.path = path
+        self.path, self.reader = path, Reader(path)
         try:
-            stored = stored_weights(path)
+            stored = stored_weights(self.reader)
         except OSError as error:
             raise ConfigurationError(
                 f"{path} is no whole checkpoint ({error.strerror}); bring it back from a copy, or name another step."
@@ -82,8 +82,7 @@ class CheckpointWeights:
         beat(f"reading {self.path}")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is")  # each rank reads by itself
-            reader = dcp.FileSystemReader(self.path)
-            dcp.load(logical_tensors(direct) | other, storage_reader=reader, no_dist=True)
+            dcp.load(logical_tensors(direct) | other, storage_reader=self.reader, no_dist=True)
         for r, values in pieces:
             if (stored := other.get(PREFIX + r.name)) is not None:
                 values.copy_(parts[r.name].resampled(stored)[r.slices])

@@ -2,7 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from common.errors import ConfigurationError
+from model.weights.stored import Stored, StoredTensor
 from parallel.checkpoint.checkpointer import broken_file
 from parallel.checkpoint.dcp_tensor import average_names
 from parallel.checkpoint.folder import CheckpointFolder
@@ -19,17 +21,30 @@ from parallel.checkpoint.folder import CheckpointFolder
 PREFIX = "weights/"  # of a checkpoint's tensors that are weights
 
 
-def stored_weights(path: Path) -> dict[str, TensorStorageMetadata]:
+class Reader(dcp.FileSystemReader):
+    """Read a checkpoint whose metadata, which is as long as the list of its tensors, is read once."""
+
+    @cached_property
+    def metadata(self) -> Metadata:
+        """The names, shapes and places of all tensors. Raises OSError."""
+        return super().read_metadata()
+
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        """See FileSystemReader."""
+        return self.metadata
+
+
+def stored_weights(reader: Reader) -> dict[str, TensorStorageMetadata]:
     """Return what a checkpoint's metadata holds of each weight, by logical name. Raises OSError."""
-    metadata: Metadata = dcp.FileSystemReader(path).read_metadata()
-    return {name.removeprefix(PREFIX): each for name, each in metadata.state_dict_metadata.items()
+    return {name.removeprefix(PREFIX): each for name, each in reader.metadata.state_dict_metadata.items()
             if name.startswith(PREFIX) and isinstance(each, TensorStorageMetadata)}  # fmt: skip
 
 
 class StoredWeights:
     """The weights in one checkpoint of a run.
 
-    `run`: the run's folder. `step`: the steps done. `shapes` and `dtypes`: by logical name. Optimizer state is skipped.
+    `run`: the run's folder. `step`: the steps done. `tensors`: by logical name, in the types that they are stored in.
+    Optimizer state is skipped.
     """
 
     def __init__(self, run: Path, step: int, average: bool = False) -> None:
@@ -44,10 +59,14 @@ class StoredWeights:
                 f"{self.path} is damaged ({broken} is missing, cut short or altered); bring it back from a copy, or "
                 "choose another step."
             )
-        found = stored_weights(self.path)
-        self.averages = _averages(self.path) if average else {}
-        self.shapes = {name: each.size for name, each in found.items()}
-        self.dtypes = {name: each.properties.dtype for name, each in found.items()}
+        self.reader = Reader(self.path)
+        averages = average_names(self.reader.metadata.state_dict_metadata, self.path) if average else {}
+        self.tensors: Stored = {
+            name: StoredTensor(
+                each.size, each.properties.dtype, self._read(averages.get(PREFIX + name, PREFIX + name), each)
+            )
+            for name, each in stored_weights(self.reader).items()
+        }
 
     @property
     def extra(self) -> dict[str, Any]:
@@ -56,16 +75,14 @@ class StoredWeights:
         extra = content.get("extra")
         return extra if isinstance(extra, dict) else {}
 
-    def load(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Read whole tensors by logical name, in the type that they are stored in."""
-        stored = {name: self.averages.get(PREFIX + name, PREFIX + name) for name in names}
-        tensors = {stored[name]: torch.empty(self.shapes[name], dtype=self.dtypes[name]) for name in names}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # on purpose
-            dcp.load(tensors, storage_reader=dcp.FileSystemReader(self.path), no_dist=True)
-        return {name: tensors[stored[name]] for name in names}
+    def _read(self, key: str, stored: TensorStorageMetadata) -> Callable[[], Tensor]:
+        """Return what reads the tensor `key` of the checkpoint whole, in the type of the weight `stored`."""
 
+        def read() -> Tensor:
+            found = {key: torch.empty(stored.size, dtype=stored.properties.dtype)}
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # on purpose
+                dcp.load(found, storage_reader=self.reader, no_dist=True)
+            return found[key]
 
-def _averages(path: Path) -> dict[str, str]:
-    metadata: Metadata = dcp.FileSystemReader(path).read_metadata()
-    return average_names(metadata.state_dict_metadata, path)
+        return read

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from common.errors import ConfigurationError
+from data.tokenizer import train_tokenizer
 from model.megatron import parallel_state
 from model.weights import logical_tensors
 from model.weights.export_folder import tables
@@ -230,8 +231,33 @@ def test_a_missing_file_of_an_export_is_one_sentence(exported: Path, tmp_path: P
     index = json.loads((exported / "model.safetensors.index.json").read_text(encoding="utf-8"))
     lost = index["weight_map"]["lm_head.weight"]
     (tmp_path / "copy" / lost).unlink()
-    with pytest.raises(ConfigurationError, match=f"is not a whole export .*{lost}"):
+    with pytest.raises(ConfigurationError, match=f"^folder: .*copy.* lacks {lost}, which its"):
         PaLIPipeline.from_folder(tmp_path / "copy")
+
+
+def test_an_export_with_another_tokenizer_or_none(exported: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    prompt = PROMPTS[0]
+    for place in (copy, copy / "text"):
+        (place / "tokenizer.model").unlink()
+    ids = PaLIPipeline.from_folder(copy).tokenizer.encode_prompt(prompt)
+    assert ids == PaLIPipeline.from_folder(exported).tokenizer.encode_prompt(prompt), "tokenizer.json alone"
+    train_tokenizer(["one green star or two gray hats"] * 10, copy / "tokenizer.model", 400)
+    shutil.copy(exported / "tokenizer.model", copy / "text")
+    with pytest.raises(ConfigurationError, match=r"^folder=.*copy: tokenizer\.model is not the tokenizer of this mod"):
+        PaLIPipeline.from_folder(copy)
+    with pytest.raises(ConfigurationError, match=r"^folder=.*text is neither an export .* nor a run .*; name one"):
+        PaLIPipeline.from_folder(copy / "text")
+
+
+def test_prompts_without_images_and_tokens(exported: Path) -> None:
+    pipeline = PaLIPipeline.from_folder(exported)
+    assert pipeline.ask_all([], []) == [] and pipeline.score(None, "", []) == []
+    with pytest.raises(ConfigurationError, match="1 images are given for 2 prompts; give an image, or None, for each"):
+        pipeline.ask_all([None], PROMPTS)
+    with pytest.raises(ConfigurationError, match="max_new_tokens=0 must be at least 1"):
+        pipeline.ask(None, PROMPTS[0], 0)
 
 
 @pytest.mark.parametrize("content", [None, b"no image", b""])

@@ -26,6 +26,7 @@ from transformers import (
 
 from common.errors import ConfigurationError
 from model import config as ours
+from model.batch import MicroBatch
 from model.config import ViTConfig
 from model.pali import PaLI
 from model.vit import resample_position
@@ -97,9 +98,12 @@ def filled(source: Source, **sizes: Any) -> PaLI:
     return pali
 
 
+def text_batch() -> MicroBatch:
+    return micro_batch([[e] for e in (example(1, 0, 7, 5), example(2, 0, 3, 9), example(3, 0, 12, 2))])
+
+
 def text_logits(pali: PaLI) -> tuple[Tensor, dict[str, Tensor]]:
-    rows = [example(1, 0, 7, 5), example(2, 0, 3, 9), example(3, 0, 12, 2)]
-    batch = micro_batch([[e] for e in rows])
+    batch = text_batch()
     carry: tuple[Tensor, ...] = ()
     units = dict(pali.units())
     with torch.no_grad():
@@ -317,6 +321,8 @@ def nothing_in_it(folder: Path) -> None:
         (lambda f: change_config(f, layer_norm_epsilon=1e-5), r"has layer_norm_epsilon=1e-05, here it is 1e-6"),
         (lambda f: change_config(f, num_layers=4), r"lacks encoder\.block\.3\..* and 6 more; it is no whole mT5: down"),
         (lambda f: (f / "config.json").write_text("{", "utf-8"), r"config\.json names no model_type"),
+        (lambda f: change_config(f, d_ff="many"), r"d_ff='many' of config\.json is no whole number above 0; download"),
+        (lambda f: change_config(f, num_layers=0), r"num_layers=0 of config\.json is no whole number above 0"),
     ],
 )  # fmt: skip
 def test_folders_that_cannot_be_taken(change: Callable[[Path], None], sentence: str, tmp_path: Path) -> None:
