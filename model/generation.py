@@ -85,8 +85,12 @@ class Decoder:
 
     def decode(self, x: Tensor, names: Sequence[str]) -> Tensor:
         """Run these decoder blocks: [M, B * N, d] -> [M, B * N, d]."""
+        bias: Tensor | None = None
         for name in names:
-            x = self.blocks[name].decode(x, self.decoder_bias, self.caches[name], self.cross_mask)
+            block, cache = self.blocks[name], self.caches[name]
+            if bias is None or block.relative_bias is not None:  # else one look-up serves all blocks
+                bias = block.decoding_bias(self.decoder_bias, cache.length, x)
+            x = block.decode(x, bias, cache, self.cross_mask)
         return x
 
     def choose(self, x: Tensor, choice: Choice) -> tuple[Tensor, ...]:

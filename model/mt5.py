@@ -242,19 +242,27 @@ class DecoderBlock(Block):
         """[L, B, d] -> key and value of cross-attention [L, B, heads / tensor, d_kv]."""
         return [split_heads(y, self.mt5.d_kv) for y in self.cross_memory(encoder)]
 
-    def decode(self, x: Tensor, of_stack: Tensor, cache: Cache, cross_mask: Tensor) -> Tensor:
+    def decoding_bias(self, of_stack: Tensor, before: int, new: Tensor) -> Tensor:
+        """Return what is added to the scores of positions `new` [M, ...] after `before` others: [1, heads, M, all].
+
+        Blocks that share the table of their stack share it.
+        """
+        count, length = len(new), before + len(new)
+        bias = relative_bias(self.bias(of_stack, length), count, length, new.dtype, first_query=before)
+        if count > 1:
+            past = torch.ones(bias.shape[1:], dtype=torch.bool, device=bias.device).tril(before)
+            bias = bias.masked_fill(~past, torch.finfo(bias.dtype).min)
+        return bias.unsqueeze(0)
+
+    def decode(self, x: Tensor, bias: Tensor, cache: Cache, cross_mask: Tensor) -> Tensor:
         """Decode M positions [M, B * N, d] after those in `cache`, and extend it: [M, B * N, d].
 
         N hypotheses of one row follow each other. They are queries of one cross-attention, because they share the
-        row's encoder. cross_mask bool [B, 1, 1, L].
+        row's encoder. `bias`: of `decoding_bias`. cross_mask bool [B, 1, 1, L].
         """
         query, key, value = self.project(x)
-        before, (keys, values) = cache.length, cache.extend(key, value)
-        bias = relative_bias(self.bias(of_stack, cache.length), len(x), cache.length, query.dtype, first_query=before)
-        if len(x) > 1:
-            past = torch.ones(bias.shape[1:], dtype=torch.bool, device=x.device).tril(before)
-            bias = bias.masked_fill(~past, torch.finfo(bias.dtype).min)
-        attended = attend(query.permute(1, 2, 0, 3), keys, values, bias.unsqueeze(0))
+        keys, values = cache.extend(key, value)
+        attended = attend(query.permute(1, 2, 0, 3), keys, values, bias)
         x = x + self.attention_out(attended.permute(2, 0, 1, 3).flatten(2))
         query = self.project_cross(x).unflatten(1, (cross_mask.shape[0], -1))  # [M, B, N, heads, d_kv]
         queries = query.permute(1, 3, 0, 2, 4).flatten(2, 3)  # [B, heads, M * N, d_kv]
