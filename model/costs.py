@@ -2,8 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from model.recompute import recomputed
 
 
 @dataclass(frozen=True)
@@ -36,17 +40,34 @@ class Cost:
     """Bytes of the unit's inputs: all that is kept under recompute "block"."""
     attention_bytes: float = 0.0
     """Bytes of attention weights among `activation_bytes`: not kept under recompute "attention"."""
+    mlp_bytes: float = 0.0
+    """Bytes that the MLP's activation adds to its inputs: not kept under recompute "mlp"."""
+    norm_bytes: float = 0.0
+    """Bytes of the results of norms: not kept under recompute "norm"."""
 
 
 class Unit(nn.Module):
     """One step of the forward pass, with its cost; a pipeline cuts between units.
 
     Forward: (carry, batch) -> carry. `recompute` chooses the activations that the backward pass computes again instead
-    of keeping them: "none", "attention" (scores and their softmax, quadratic in the length), or "block" (all but the
-    unit's inputs).
+    of keeping them: "none", "attention" (scores and their softmax, quadratic in the length), "mlp" (the activation of
+    the MLP), "norm" (the results of norms), "elementwise" (both), or "block" (all but the unit's inputs).
     """
 
     recompute = "none"
+
+    def recomputes(self, kind: str) -> bool:
+        """Return whether this forward pass leaves out activations of a kind, "mlp" or "norm"."""
+        return self.recompute in (kind, "elementwise") and torch.is_grad_enabled()
+
+    def after_norm(self, norm: Any, x: Tensor, linear: nn.Module) -> Any:
+        """Return linear(norm(x)); under recompute "norm" the norm's result is not kept."""
+        normed = norm(x)
+        if not self.recomputes("norm"):
+            return linear(normed)
+        again, inputs = norm.snapshot(), x.detach()
+        with recomputed(normed, lambda: again(inputs), linear):
+            return linear(normed)
 
     def cost(self, shape: BatchShape) -> Cost:
         """Return the cost of the whole unit, as one tensor-parallel rank of one."""
@@ -91,6 +112,9 @@ def kept_bytes(cost: Cost, recompute: str) -> float:
     return {
         "none": cost.activation_bytes,
         "attention": cost.activation_bytes - cost.attention_bytes,
+        "mlp": cost.activation_bytes - cost.mlp_bytes,
+        "norm": cost.activation_bytes - cost.norm_bytes,
+        "elementwise": cost.activation_bytes - cost.mlp_bytes - cost.norm_bytes,
         "block": cost.input_bytes,
     }[recompute]
 

@@ -19,12 +19,20 @@ def dropout(x: Tensor, dropout_rate: float, module: nn.Module) -> Tensor:
     return x * F.dropout(torch.ones_like(x[:1]), dropout_rate)
 
 
-def split_dropout(x: Tensor, dropout_rate: float, module: nn.Module, parallel: TensorParallel) -> Tensor:
-    """Apply dropout to x [L, B, f / tensor], split over the tensor-parallel ranks by features."""
+def split_mask(x: Tensor, dropout_rate: float, module: nn.Module, parallel: TensorParallel) -> Tensor | None:
+    """Draw the mask [1, B, f / tensor] of x [L, B, f / tensor], which is split over the tensor-parallel ranks.
+
+    Returns None without dropout.
+    """
     if not (dropout_rate and module.training):
-        return x
+        return None
     whole = x.new_ones(1, x.shape[1], x.shape[2] * parallel.size)
-    return x * F.dropout(whole, dropout_rate).chunk(parallel.size, dim=2)[parallel.rank]
+    return F.dropout(whole, dropout_rate).chunk(parallel.size, dim=2)[parallel.rank]
+
+
+def masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Apply a mask that `split_mask` has drawn."""
+    return x if mask is None else x * mask
 
 
 def value_dropout(value: Tensor, dropout_rate: float, module: nn.Module, parallel: TensorParallel) -> Tensor:

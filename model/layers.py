@@ -347,6 +347,11 @@ class LayerNorm(nn.LayerNorm):
         describe_replicated(self.weight, "weight", ones, parallel.sequence)
         describe_replicated(self.bias, "bias", zeros, parallel.sequence)
 
+    def snapshot(self) -> Callable[[Tensor], Tensor]:
+        """Return the function with the weights of now, which do not follow the parameters' memory."""
+        weight, bias = self.weight.detach().clone(), self.bias.detach().clone()
+        return lambda x: F.layer_norm(x, weight.shape, weight, bias, self.eps)
+
 
 class RMSNorm(nn.Module):
     """T5's layer norm: no mean, no bias, eps 1e-6, statistics in fp32 (T5X `layers.py::LayerNorm`)."""
@@ -359,6 +364,11 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
         return F.rms_norm(x, self.weight.shape, self.weight, 1e-6)
+
+    def snapshot(self) -> Callable[[Tensor], Tensor]:
+        """Return the function with the weights of now, which do not follow the parameters' memory."""
+        weight = self.weight.detach().clone()
+        return lambda x: F.rms_norm(x, weight.shape, weight, 1e-6)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from model.batch import MicroBatch
 from model.cache import Cache, attend
 from model.config import ModelConfig, MT5Config, ViTConfig
 from model.costs import BatchShape, Cost, Unit, attention_flops, linear_flops
-from model.dropout import dropout, split_dropout, value_dropout
+from model.dropout import dropout, masked, split_mask, value_dropout
 from model.initializers import fan_in_normal, fan_in_truncated, normal, xavier_uniform
 from model.layers import (
     ColumnLinear,
@@ -26,6 +26,7 @@ from model.layers import (
     split_parameter,
 )
 from model.loss import VocabularyLoss, logits_fp32, totals_by_objective
+from model.recompute import GatedGELU, gated_gelu, recomputed
 
 Tensors = tuple[Tensor, ...]
 
@@ -137,7 +138,8 @@ class Block(Unit):
 
     def project(self, x: Tensor) -> list[Tensor]:
         """[L, B, d] -> query, key, value [L, B, heads / tensor, d_kv]."""
-        return [split_heads(y, self.mt5.d_kv) for y in self.attention_in(self.attention_norm(x))]
+        projected = self.after_norm(self.attention_norm, x, self.attention_in)
+        return [split_heads(y, self.mt5.d_kv) for y in projected]
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, mask: Mask) -> Tensor:
         """Attend with the kernel that is chosen, and dropout.
@@ -160,9 +162,16 @@ class Block(Unit):
 
     def mlp(self, x: Tensor) -> Tensor:
         """[L, B, d] -> [L, B, d], with the residual."""
-        gate, up = self.mlp_in(self.mlp_norm(x))
-        hidden = split_dropout(F.gelu(gate, approximate="tanh") * up, self.dropout_rate, self, self.parallel)
-        return x + dropout(self.mlp_out(hidden), self.dropout_rate, self)
+        gate, up = self.after_norm(self.mlp_norm, x, self.mlp_in)
+        mask = split_mask(gate, self.dropout_rate, self, self.parallel)
+        if self.recomputes("mlp"):
+            hidden = masked(GatedGELU.apply(gate, up), mask)
+            inputs = gate.detach(), up.detach()
+            with recomputed(hidden, lambda: masked(gated_gelu(*inputs), mask), self.mlp_out):
+                out = self.mlp_out(hidden)
+        else:
+            out = self.mlp_out(masked(F.gelu(gate, approximate="tanh") * up, mask))
+        return x + dropout(out, self.dropout_rate, self)
 
 
 class EncoderBlock(Block):
@@ -181,7 +190,8 @@ class EncoderBlock(Block):
         flops = linear_flops(tokens, d, 4 * i + 3 * f) + attention_flops(shape.rows, length, length, i)
         element, weights = shape.element_bytes * tokens, self.kept_weights(shape, length, length)
         kept = element * (4 * d + 4 * i + 4 * f) + weights
-        return Cost(4 * d * i + 3 * d * f + 2 * d + self.bias_size, flops, kept, element * d, weights)
+        parameters, again = 4 * d * i + 3 * d * f + 2 * d + self.bias_size, (2 * f * element, 2 * d * element)
+        return Cost(parameters, flops, kept, element * d, weights, *again)
 
 
 class EncoderNorm(Unit):
@@ -231,7 +241,7 @@ class DecoderBlock(Block):
 
     def project_cross(self, x: Tensor) -> Tensor:
         """[M, B, d] -> the query of cross-attention [M, B, heads / tensor, d_kv]."""
-        return split_heads(self.cross_query(self.cross_norm(x))[0], self.mt5.d_kv)
+        return split_heads(self.after_norm(self.cross_norm, x, self.cross_query)[0], self.mt5.d_kv)
 
     def start_cache(self, encoder: Tensor) -> Cache:
         """Return an empty cache that attends to the encoder's output [L, B, d]."""
@@ -284,7 +294,8 @@ class DecoderBlock(Block):
         )
         element, weights = shape.element_bytes * shape.rows, self.kept_weights(shape, m, m + n)
         kept = element * (m * (6 * d + 6 * i + 4 * f) + 2 * n * i) + weights
-        return Cost(8 * d * i + 3 * d * f + 3 * d + self.bias_size, flops, kept, element * m * d, weights)
+        parameters, again = 8 * d * i + 3 * d * f + 3 * d + self.bias_size, (2 * f * element * m, 3 * d * element * m)
+        return Cost(parameters, flops, kept, element * m * d, weights, *again)
 
 
 class VocabularyOutput(nn.Module):

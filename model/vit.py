@@ -18,6 +18,7 @@ from model.layers import (
     TensorParallel,
     describe_replicated,
 )
+from model.recompute import recomputed
 
 
 class Patches(Unit):
@@ -79,11 +80,21 @@ class ViTBlock(Unit):
         """(vision,) -> (vision,): [N, I, width], or [N / tensor, I, width] under sequence parallelism."""
         (vision,) = carry
         head_dim = self.config.width // self.config.num_heads
-        query, key, value = (split_heads(x, head_dim) for x in self.attention_in(self.attention_norm(vision)))
+        projected = self.after_norm(self.attention_norm, vision, self.attention_in)
+        query, key, value = (split_heads(x, head_dim) for x in projected)
         key, value = key[: self.tokens], value[: self.tokens]  # not the padding
         vision = vision + self.attention_out(vit_attention(query, key, value))
-        (hidden,) = self.mlp_in(self.mlp_norm(vision))
-        return (vision + self.mlp_out(F.gelu(hidden, approximate="tanh")),)
+        (hidden,) = self.after_norm(self.mlp_norm, vision, self.mlp_in)
+        return (vision + self.mlp(hidden),)
+
+    def mlp(self, hidden: Tensor) -> Tensor:
+        """[N, I, mlp_dim / tensor] before the activation -> [N, I, width]."""
+        active = F.gelu(hidden, approximate="tanh")
+        if not self.recomputes("mlp"):
+            return self.mlp_out(active)  # type: ignore[no-any-return]
+        inputs = hidden.detach()
+        with recomputed(active, lambda: F.gelu(inputs, approximate="tanh"), self.mlp_out):
+            return self.mlp_out(active)  # type: ignore[no-any-return]
 
     def cost(self, shape: BatchShape) -> Cost:
         """See Unit.cost. Kept: two norms' inputs and outputs, q k v, attended, MLP before and after GELU."""
@@ -92,7 +103,14 @@ class ViTBlock(Unit):
             shape.images, shape.vision_tokens, shape.vision_tokens, d
         )
         element = shape.element_bytes * tokens
-        return Cost(4 * d * d + 2 * d * m + 9 * d + m, flops, element * (8 * d + 2 * m), element * d)
+        return Cost(
+            4 * d * d + 2 * d * m + 9 * d + m,
+            flops,
+            element * (8 * d + 2 * m),
+            element * d,
+            mlp_bytes=element * m,
+            norm_bytes=element * 2 * d,
+        )
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:

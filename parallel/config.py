@@ -8,7 +8,7 @@ from common.values import PATH, at_least, at_most, one_of
 STACKS = ("vit", "encoder", "decoder")
 # optimizer.name -> class in parallel/optimizer/<name>.py
 OPTIMIZERS = {"adafactor": "Adafactor", "adamw": "AdamW"}
-RECOMPUTE = ("none", "block", "every_n", "attention")
+RECOMPUTE = ("none", "block", "every_n", "attention", "mlp", "norm", "elementwise")
 
 
 @dataclass
@@ -64,8 +64,9 @@ class ParallelConfig:
     """ZeRO++: reduce gradients as int4. Losses change, hence false. Needs CUDA; not tested here."""
     recompute: str = "none"
     """Activations that are recomputed in the backward pass: `none`; `block`, all but the inputs of blocks; `every_n`,
-    so for one block of every `recompute_every`; `attention`, the scores and weights of attention. None by default: it
-    is the fastest."""
+    so for one block of every `recompute_every`; `attention`, the scores and weights of attention, where the kernel
+    keeps any; `mlp`, the activation of the MLPs; `norm`, the results of norms; `elementwise`, both. The last three run
+    no matrix product again. None by default: it is the fastest."""
     recompute_every: int = 2
     """Blocks of a group; `every_n` recomputes one of them. 2 by default: half of the memory for half of the time."""
     recompute_stacks: list[str] = field(default_factory=lambda: list(STACKS))

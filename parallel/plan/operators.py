@@ -76,7 +76,8 @@ class Operators:
 
     `stream_elements` are read or written in the residual stream, which sequence parallelism divides;
     `inner_elements` between column and row maps, which tensor parallelism always divides. `embedded_tokens` are
-    looked up in a table that tensor-parallel ranks divide, then summed over them.
+    looked up in a table that tensor-parallel ranks divide, then summed over them. `norm_elements` are those of the
+    stream that the norms move, `mlp_elements` the inner ones that the MLP's activation moves.
     """
 
     linears: tuple[Linear, ...] = ()
@@ -86,6 +87,9 @@ class Operators:
     launches: int = 0
     vocabulary: Vocabulary | None = None
     embedded_tokens: int = 0
+    norms: int = 0
+    norm_elements: float = 0.0
+    mlp_elements: float = 0.0
 
     @property
     def flops(self) -> float:
@@ -119,7 +123,10 @@ def _vit_block(unit: ViTBlock, shape: BatchShape, _: bool) -> Operators:
     )
     attention = Attention(shape.images, heads, length, length, d // heads, True)
     # Two norms (read, write) and two residuals (two reads, a write); biases and GELU, copies of q, k, v and the result.
-    return Operators(linears, (attention,), tokens * 10.0 * d, tokens * (8.0 * d + 4.0 * m), BLOCK_LAUNCHES)
+    return Operators(
+        linears, (attention,), tokens * 10.0 * d, tokens * (8.0 * d + 4.0 * m), BLOCK_LAUNCHES,
+        norms=2, norm_elements=tokens * 4.0 * d, mlp_elements=tokens * 2.0 * m,
+    )  # fmt: skip
 
 
 def _bridge(unit: Bridge, shape: BatchShape, _: bool) -> Operators:
@@ -145,8 +152,9 @@ def _encoder_block(unit: EncoderBlock, shape: BatchShape, fused: bool) -> Operat
     attention = Attention(shape.rows, unit.mt5.num_heads, length, length, unit.mt5.d_kv, fused)
     # As the ViT's; GELU (read, write) and the product (two reads, a write) of the gated MLP.
     return Operators(
-        _t5(unit, tokens), (attention,), tokens * 10.0 * d, tokens * (8.0 * i + 5.0 * f), BLOCK_LAUNCHES + 2
-    )
+        _t5(unit, tokens), (attention,), tokens * 10.0 * d, tokens * (8.0 * i + 5.0 * f), BLOCK_LAUNCHES + 2,
+        norms=2, norm_elements=tokens * 4.0 * d, mlp_elements=tokens * 3.0 * f,
+    )  # fmt: skip
 
 
 def _decoder_block(unit: DecoderBlock, shape: BatchShape, fused: bool) -> Operators:
@@ -159,7 +167,10 @@ def _decoder_block(unit: DecoderBlock, shape: BatchShape, fused: bool) -> Operat
     )
     attentions = tuple(Attention(shape.rows, mt5.num_heads, m, keys, mt5.d_kv, fused) for keys in (m, n))
     inner = tokens * (12.0 * i + 5.0 * f) + shape.rows * n * 4.0 * i
-    return Operators(_t5(unit, tokens) + cross, attentions, tokens * 15.0 * d, inner, BLOCK_LAUNCHES + 8)
+    return Operators(
+        _t5(unit, tokens) + cross, attentions, tokens * 15.0 * d, inner, BLOCK_LAUNCHES + 8,
+        norms=3, norm_elements=tokens * 6.0 * d, mlp_elements=tokens * 3.0 * f,
+    )  # fmt: skip
 
 
 def _encoder_norm(unit: EncoderNorm, shape: BatchShape, _: bool) -> Operators:

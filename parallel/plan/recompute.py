@@ -8,7 +8,7 @@ from parallel.config import ParallelConfig
 
 def mark_recomputed(units: Iterable[tuple[str, Unit]], config: ParallelConfig) -> None:
     """Set `Unit.recompute` of the blocks that `parallel.recompute` and `parallel.recompute_stacks` choose."""
-    kind = "attention" if config.recompute == "attention" else "block"
+    kind = "block" if config.recompute == "every_n" else config.recompute
     every = {"none": 0, "every_n": config.recompute_every}.get(config.recompute, 1)
     prefixes = tuple(f"{stack}_block_" for stack in config.recompute_stacks)
     for name, unit in units:

@@ -67,8 +67,20 @@ class UnitClock:
         if unit.recompute == "block":
             backward += forward
         elif unit.recompute == "attention":
-            backward += Pass(sum(self._attention_s(each) for each in work.attentions))
+            backward += Pass(sum(self._attention_s(each) for each in work.attentions if not each.fused))
+        else:
+            backward += Pass(self._elementwise_again_s(work, unit.recompute))
         return UnitTime(forward, backward)
+
+    def _elementwise_again_s(self, work: Operators, recompute: str) -> float:
+        """Return the seconds of the norms and of the MLP's activation that the backward pass runs again."""
+        t, size, total = self.parallel.tensor, self.shape.element_bytes, 0.0
+        if recompute in ("norm", "elementwise") and work.norms:
+            moved = size * work.norm_elements / (t if self.parallel.sequence else 1)
+            total += self.hardware.elementwise_s(moved, work.norms)
+        if recompute in ("mlp", "elementwise") and work.mlp_elements:
+            total += self.hardware.elementwise_s(size * work.mlp_elements / t, 1)
+        return total
 
     def _forward(self, work: Operators) -> Pass:
         compute = self._elementwise_s(work, 1.0) + sum(self._attention_s(each) for each in work.attentions)

@@ -118,12 +118,14 @@ def _check_recomputation(parallel: PaLI, tensor_parallel: TensorParallel) -> Non
     batch = _batches()[0]
     _step(parallel, batch)
     expected = {name: p.grad.clone() for name, p in parallel.named_parameters() if p.grad is not None}
-    for name, unit in parallel.units():
-        unit.recompute = "block" if "_block_" in name else "none"
-    _step(parallel, batch)
-    for name, parameter in parallel.named_parameters():
-        if name in expected:
-            assert torch.equal(parameter.grad, expected[name]), f"{name} with sequence={tensor_parallel.sequence}"
+    for recompute in ("elementwise", "block"):
+        for name, unit in parallel.units():
+            unit.recompute = recompute if "_block_" in name else "none"
+        _step(parallel, batch)
+        for name, parameter in parallel.named_parameters():
+            if name in expected:
+                where = f"{name} with sequence={tensor_parallel.sequence}, recompute={recompute}"
+                assert torch.equal(parameter.grad, expected[name]), where
 
 
 def _check_generation(

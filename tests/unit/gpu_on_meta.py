@@ -116,6 +116,7 @@ def meta_as_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
     monkeypatch.setattr(Tensor, "is_cuda", property(lambda self: self.device == META))
     monkeypatch.setattr(flex, "_validate_device", lambda *_: None)
     monkeypatch.setattr("model.attention.kernels.compiled_flex", lambda: flex_as_operators)
+    monkeypatch.setattr("model.recompute._compiled", lambda function: function)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: META)
     monkeypatch.setattr(parallel_state, "_GLOBAL_MEMORY_BUFFER", GlobalMemoryBuffer())
     world = dist.group.WORLD

@@ -14,7 +14,7 @@ from model.attention.bias import bias_by_distance, relative_bias, relative_bucke
 from model.attention.kernels import KERNELS
 from model.attention.masks import Mask
 from model.config import ModelConfig
-from model.dropout import dropout, split_dropout, value_dropout
+from model.dropout import dropout, masked, split_mask, value_dropout
 from model.layers import PlannedGroup, TensorParallel
 from model.vit import patchify, resample_position
 from tests.unit.model.examples import MODEL, MT5, example, micro_batch, small_model
@@ -206,7 +206,8 @@ def test_dropout_of_split_activations_is_that_of_one_process(size: int) -> None:
         heads, features = (x.shape[2] // parallel.size for x in (value, hidden))
         attention = value_dropout(value[:, :, :heads], 0.2, module, parallel)
         replicated = dropout(hidden, 0.2, module)
-        return attention, replicated, split_dropout(hidden[:, :, :features], 0.2, module, parallel)
+        mask = split_mask(hidden[:, :, :features], 0.2, module, parallel)
+        return attention, replicated, masked(hidden[:, :, :features], mask)
 
     alone, each = drawn(TensorParallel()), [drawn(parallel) for parallel in ranks]
     assert torch.equal(torch.cat([found[0] for found in each], dim=2), alone[0])

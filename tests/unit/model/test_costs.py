@@ -248,6 +248,9 @@ def _kept_bytes(pali: PaLI, batch: MicroBatch) -> dict[str, int]:
         (torch.bfloat16, 96, 32, "none"),
         (torch.bfloat16, 160, 96, "none"),
         (torch.float32, 160, 96, "attention"),
+        (torch.float32, 160, 96, "mlp"),
+        (torch.float32, 160, 96, "norm"),
+        (torch.bfloat16, 160, 96, "elementwise"),
     ],
 )
 def test_activation_formulas_are_what_autograd_keeps(

@@ -20,9 +20,9 @@ FROZEN_VIT = ["patches.*", "vit_block_*", "bridge.vit_norm.*"]
         ("flex", 1, False, "none", 0.0, []),
         ("flex", 2, True, "block", 0.0, FROZEN_VIT),
         ("flex", 2, False, "attention", 0.1, FROZEN_VIT),
-        ("sdpa", 1, False, "none", 0.1, FROZEN_VIT),
+        ("sdpa", 1, False, "elementwise", 0.1, FROZEN_VIT),
         ("plain", 1, False, "attention", 0.1, []),
-        ("plain", 2, True, "none", 0.1, []),
+        ("plain", 2, True, "elementwise", 0.1, []),
         ("plain", 2, False, "block", 0.1, FROZEN_VIT),
     ],
 )

@@ -67,7 +67,7 @@ def replicated() -> dict[str, Any]:
     [
         ({"zero_stage": 1}, []),
         ({"zero_stage": 2}, FROZEN_VIT),
-        ({"zero_stage": 3, "param_persistence_threshold": 100}, FROZEN_VIT),
+        ({"zero_stage": 3, "param_persistence_threshold": 0, "recompute": "elementwise"}, FROZEN_VIT),
         ({"zero_stage": 3, "gather": "step"}, []),
     ],
 )

@@ -26,7 +26,9 @@ def test_operators_have_the_flops_of_the_cost(shape: BatchShape) -> None:
         assert operators(unit, shape, True).flops == pytest.approx(unit.cost(shape).flops, rel=1e-12), name
 
 
-def seconds(recompute: str = "none", trained: bool = True, below: bool = True, **parallel: object) -> UnitTime:
+def seconds(
+    recompute: str = "none", trained: bool = True, below: bool = True, fused: bool = True, **parallel: object
+) -> UnitTime:
     """Time a block of mT5-XXL for 8 rows on an H100."""
     config, _ = read_model(["phases=mini", "mt5=xxl"])
     block = EncoderBlock(replace(config.mt5, num_encoder_layers=1, vocab_size=1024), config.model, TensorParallel())
@@ -34,7 +36,7 @@ def seconds(recompute: str = "none", trained: bool = True, below: bool = True, *
     options = ParallelConfig(**parallel)  # type: ignore[arg-type]
     group = Group.from_stride(options.tensor, 1, 8)
     shape = BatchShape(8, 256, 8, 512, 128)
-    return UnitClock(read_hardware("h100_sxm"), options, group, shape, True).time(block, trained, below)
+    return UnitClock(read_hardware("h100_sxm"), options, group, shape, fused).time(block, trained, below)
 
 
 def test_a_block_takes_its_flops_at_a_plausible_rate() -> None:
@@ -55,4 +57,9 @@ def test_division_freezing_and_recomputation() -> None:
         assert seconds(trained=False).backward.total_s < whole.backward.total_s
         again = seconds("block").backward.total_s - whole.backward.total_s
         assert again == pytest.approx(whole.forward.total_s)
-        assert whole.backward.total_s < seconds("attention").backward.total_s < seconds("block").backward.total_s
+        assert seconds("attention").backward.total_s == whole.backward.total_s, "a fused kernel keeps no scores"
+        unfused = [seconds(kind, fused=False).backward.total_s for kind in ("none", "attention", "block")]
+        assert unfused == sorted(set(unfused))
+        mlp, norm, both = (seconds(kind).backward.total_s for kind in ("mlp", "norm", "elementwise"))
+        assert whole.backward.total_s < norm < mlp < both < whole.backward.total_s + 0.1 * whole.forward.total_s
+        assert both - whole.backward.total_s == pytest.approx(mlp + norm - 2 * whole.backward.total_s)

@@ -26,11 +26,13 @@ def test_keeps_less_and_changes_nothing() -> None:
     configs = {
         name: ParallelConfig(recompute=name, recompute_stacks=list(stacks))
         for name, stacks in [("none", []), ("attention", ["encoder", "decoder"]), ("every_n", ["vit", "decoder"])]
-    } | {"block": ParallelConfig(recompute="block")}
+    } | {name: ParallelConfig(recompute=name) for name in ("block", "mlp", "norm", "elementwise")}
     kept, gradients = zip(*map(kept_and_gradients, configs.values()), strict=True)
     bytes_of = dict(zip(configs, kept, strict=True))
     assert bytes_of["block"] < bytes_of["every_n"] < bytes_of["none"]
     assert bytes_of["block"] < bytes_of["attention"] < bytes_of["none"]
+    assert bytes_of["block"] < bytes_of["elementwise"] < min(bytes_of["mlp"], bytes_of["norm"])
+    assert max(bytes_of["mlp"], bytes_of["norm"]) < bytes_of["none"]
     for found in gradients[1:]:
         assert all(torch.equal(found[name], gradient) for name, gradient in gradients[0].items())
 
@@ -52,7 +54,7 @@ def test_marks_the_chosen_blocks() -> None:
 
 
 def test_an_unknown_policy_or_stack_is_one_sentence() -> None:
-    with pytest.raises(ConfigurationError, match="choose none, block, every_n or attention"):
+    with pytest.raises(ConfigurationError, match="choose none, block, every_n, attention, mlp, norm or elementwise"):
         ParallelConfig(recompute="full")
     with pytest.raises(ConfigurationError, match=r"recompute_stacks='bridge' is unknown; choose vit, encoder or"):
         ParallelConfig(recompute_stacks=["bridge"])
