@@ -68,12 +68,21 @@ class Job:
     def stamps(self) -> list[files.Stamp | None]:
         """Return the stamps of all tars, None where one cannot be read."""
         beat(f"comparing {len(self.names):,} shards with {self.target}")
-        with ThreadPoolExecutor(STAT_THREADS) as pool:
-            return list(pool.map(self._stamp, range(len(self.names)), chunksize=256))
+        every = range(len(self.names))
+        with ThreadPoolExecutor(
+            STAT_THREADS
+        ) as pool:  # a task of each thread: one of each tar costs more than its stat
+            found = pool.map(lambda first: [self._stamp(n) for n in every[first::STAT_THREADS]], range(STAT_THREADS))
+            stamps: list[files.Stamp | None] = [None] * len(every)
+            for first, own in enumerate(found):
+                stamps[first::STAT_THREADS] = own
+        return stamps
 
     def _stamp(self, number: int) -> files.Stamp | None:
         path = self.path(number)
         try:
+            with suppress(OSError):
+                return files.stamp(path)
             return retry(lambda: files.stamp(path), path, self.retry_s, was_there=True)
         except PermissionError as error:
             raise not_permitted(path) from error

@@ -241,16 +241,23 @@ def index_job(location: str, split: str, paths: Sequence[str], part: Part, optio
 
 def _below_one_folder(paths: Sequence[str]) -> tuple[str, list[str]]:
     """Return the deepest folder that all these files lie below, and their paths from there."""
-    split = [os.path.split(path) for path in paths]
+    split = [_split(path) for path in paths]
+    own = dict.fromkeys(folder for folder, _ in split)
     if is_url(paths[0]):
         protocol, _, _ = paths[0].partition("://")
-        folders = {folder: "/" + folder.partition("://")[2] for folder, _ in split}
+        folders = {folder: "/" + folder.partition("://")[2] for folder in own}
     else:
-        protocol, folders = "", {folder: os.path.abspath(folder) for folder, _ in split}
+        protocol, folders = "", {folder: os.path.abspath(folder) for folder in own}
     deepest = os.path.commonpath(folders.values())
     below = {folder: os.path.relpath(path, deepest) for folder, path in folders.items()}
     deepest = f"{protocol}://{deepest[1:]}" if protocol else deepest
     return deepest, [name if below[folder] == "." else f"{below[folder]}/{name}" for folder, name in split]
+
+
+def _split(path: str) -> tuple[str, str]:
+    """Return the folder and the name of a tar, several times as fast as os.path.split."""
+    folder, slash, name = path.rpartition("/")
+    return folder or slash, name
 
 
 def distinct(paths: Sequence[str]) -> list[str]:
@@ -258,13 +265,13 @@ def distinct(paths: Sequence[str]) -> list[str]:
     folders: dict[str, str] = {}
     files: dict[str, str] = {}
     for path in paths:
-        folder, name = os.path.split(path)
         if is_url(path):
             files.setdefault(path, path)
             continue
+        folder, name = _split(path)
         if folder not in folders:
             folders[folder] = os.path.realpath(folder)
-        real = os.path.join(folders[folder], name)
+        real = f"{folders[folder]}/{name}"
         files.setdefault(os.path.realpath(path) if os.path.islink(path) else real, path)
     return list(files.values())
 

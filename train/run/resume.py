@@ -22,6 +22,8 @@ ROWS = (
     *(
         "data.global_batch_size",
         "data.num_streams",
+        "data.epoch",
+        "data.fields",
         "data.encoder_length",
         "data.decoder_length",
         "data.images_per_row",
