@@ -211,7 +211,7 @@ class Options:
 def main(arguments: Sequence[str]) -> None:
     """Train on all text of the training shards below `root` (see Options)."""
     from common.command_line import parse
-    from data.corpus.text import corpus_texts
+    from data.corpus_text import corpus_texts
     from data.shards.source import SPLITS
 
     options = parse(arguments, Options)

@@ -14,7 +14,7 @@ from omegaconf import MISSING
 
 from common.command_line import parse, run_command
 from common.errors import ConfigurationError
-from data.corpus.text import corpus_texts
+from data.corpus_text import corpus_texts
 from data.shards.writer import write_shard
 from data.tokenizer import train_tokenizer
 

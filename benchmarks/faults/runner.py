@@ -10,7 +10,7 @@ from benchmarks.faults.catalog import DAMAGED
 from benchmarks.faults.job import STEPS, Job
 from benchmarks.faults.processes import kill_in_checkpoints
 from benchmarks.faults.trial import STRIKE_AT, Fault, Result, Trial
-from data.corpus.text import corpus_texts
+from data.corpus_text import corpus_texts
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
 from data.tokenizer import train_tokenizer

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import world
-from data.corpus.text import corpus_texts
+from data.corpus_text import corpus_texts
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
 from data.tokenizer import train_tokenizer

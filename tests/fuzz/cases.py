@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.corpus.text import corpus_texts
+from data.corpus_text import corpus_texts
 from data.tokenizer import train_tokenizer
 from tests.fuzz import processes, settings, shards
 from tests.unit.data.conftest import COMPONENTS, write_source

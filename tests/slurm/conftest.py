@@ -105,7 +105,7 @@ def slurm(environment: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The corpus by one process, and its tokenizer."""
-    from data.corpus.text import corpus_texts
+    from data.corpus_text import corpus_texts
     from data.miniature.config import parse
     from data.miniature.corpus import make_corpus
     from data.tokenizer import train_tokenizer

@@ -25,7 +25,7 @@ from transformers import MT5ForConditionalGeneration, SiglipVisionConfig, Siglip
 
 from common.errors import ConfigurationError
 from common.overrides import check_read
-from data.corpus.text import corpus_texts
+from data.corpus_text import corpus_texts
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
 from data.tokenizer import train_tokenizer

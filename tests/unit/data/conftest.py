@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data.config import ComponentConfig, DataConfig, Mixture, order_keys
-from data.corpus.text import corpus_texts
+from data.corpus_text import corpus_texts
 from data.shards.writer import write_shard
 from data.stream import Stream
 from data.tokenizer import Tokenizer, train_tokenizer

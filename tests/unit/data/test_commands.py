@@ -13,7 +13,7 @@ from common.command_line import parse
 from common.errors import ConfigurationError
 from data import digest, tokenizer
 from data.config import DataConfig
-from data.corpus.text import corpus_texts
+from data.corpus_text import corpus_texts
 from data.error_budget import ErrorBudgetExceeded
 from data.miniature.config import parse as parse_miniature
 from data.miniature.corpus import make_corpus

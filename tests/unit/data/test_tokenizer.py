@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from common.errors import ConfigurationError
 from data import tokenizer as module
-from data.corpus.text import corpus_texts
+from data.corpus_text import corpus_texts
 from data.tokenizer import CLOSING, EOS, Tokenizer, train_tokenizer
 from data.tokenizer_json import tokenizer_json
 

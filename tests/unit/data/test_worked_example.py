@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data.config import ComponentConfig, DataConfig
-from data.corpus.text import corpus_texts
+from data.corpus_text import corpus_texts
 from data.examples import ExampleInfo
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus

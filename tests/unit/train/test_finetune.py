@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 
 from common.errors import ConfigurationError
 from common.overrides import as_typed, open_names
-from data.corpus.text import corpus_texts
+from data.corpus_text import corpus_texts
 from data.miniature import official
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus

@@ -13,7 +13,7 @@ import pytest
 from omegaconf import DictConfig
 
 from common import progress
-from data.corpus.text import corpus_texts
+from data.corpus_text import corpus_texts
 from data.miniature import official
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
