@@ -4,7 +4,8 @@ BIN := .venv/bin
 RANKS = $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count() or 2; print(max(r for r in (1, 2, 4) if r <= n))")
 CORPUS := runs/corpus
 DEMO := runs/demo
-TOOLS := java=default-jre-headless chromium=chromium
+OCR := tesseract-ocr+tesseract-ocr-rus+tesseract-ocr-ara+tesseract-ocr-ell+tesseract-ocr-hin+tesseract-ocr-chi-sim
+TOOLS := java=default-jre-headless chromium=chromium tesseract=$(OCR)
 SLURM := slurmctld slurmd slurm-client munge iproute2
 export OMP_NUM_THREADS ?= 1
 
@@ -16,7 +17,7 @@ setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[wandb,mpi,slurm,test]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[wandb,mpi,slurm,corpus,ocr,test]"
 	touch $@
 
 demo: setup $(CORPUS)/tokenizer.model $(DEMO)_vit.safetensors
@@ -43,9 +44,9 @@ slurm:
 	    || echo "tests/slurm will be skipped: apt-get install $(SLURM) failed"; \
 	else echo "tests/slurm will be skipped: as root, apt-get install $(SLURM)"; fi
 
-# Official captions' scores need Java, and the test of report.html a browser; where they are missing, it is skipped.
+# Official captions' scores need Java, the test of report.html a browser, one of OCR Tesseract; others are skipped.
 tools: slurm
-	@for tool in $(TOOLS); do command -v $${tool%=*} > /dev/null || missing="$$missing $${tool#*=}"; done; \
+	@for tool in $(TOOLS); do command -v $${tool%=*} > /dev/null || missing="$$missing $$(echo $${tool#*=} | tr + ' ')"; done; \
 	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; } \

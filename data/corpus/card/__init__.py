@@ -1,0 +1,1 @@
+"""Make the data card of a corpus: counts, figures, one HTML page."""

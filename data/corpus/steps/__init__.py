@@ -1,0 +1,1 @@
+"""Judge and annotate rows: one small module a step."""
