@@ -26,7 +26,7 @@ class CommunicationWait:
     def __init__(self, device: torch.device) -> None:
         self.device, self.waited_s = device, 0.0
         self.pending: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
-        self.depth = 0  # a wait inside a call counts once
+        self.calls = threading.local()  # .depth: a wait inside a call counts once, in each thread
         self.original: dict[tuple[type, str], Callable[..., Any]] = {}
 
     def __enter__(self) -> "CommunicationWait":
@@ -65,10 +65,10 @@ class CommunicationWait:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        if self.depth or self._is_beside_the_step():
+        if getattr(self.calls, "depth", 0) or self._is_beside_the_step():
             yield
             return
-        self.depth += 1
+        self.calls.depth = 1
         try:
             if self.device.type == "cuda":
                 began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -81,10 +81,13 @@ class CommunicationWait:
                 yield
                 self.waited_s += time.perf_counter() - start
         finally:
-            self.depth -= 1
+            self.calls.depth = 0
 
     def _is_beside_the_step(self) -> bool:
-        """Return whether the caller is another thread (a checkpoint's) or another stream than the step's."""
-        if self.device.type == "cuda":  # autograd has a thread of its own there -> the stream decides
-            return torch.cuda.current_stream() != torch.cuda.default_stream()
-        return threading.get_ident() != self.thread
+        """Return whether the caller is another thread of Python (a checkpoint's) or another stream than the step's."""
+        if threading.get_ident() == self.thread:
+            own = True
+        else:  # autograd's thread on a GPU is none of Python's -> Python makes a dummy for it
+            own = self.device.type == "cuda" and isinstance(threading.current_thread(), threading._DummyThread)
+        on_stream = self.device.type != "cuda" or torch.cuda.current_stream() == torch.cuda.default_stream()
+        return not (own and on_stream)

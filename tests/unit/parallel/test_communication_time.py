@@ -1,5 +1,7 @@
 """What a rank waits for its peers: real collectives between two processes, one of them late."""
 
+import _thread
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,3 +124,29 @@ def test_on_a_gpu_events_count_once_they_have_passed(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(Event, "device_is_at", 6)
         assert counted.seconds() == 2.0 and not counted.pending
     assert dist.ProcessGroup.allreduce is unwrapped
+
+
+def test_on_a_gpu_a_checkpoint_that_is_written_hides_no_wait_and_adds_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread waits in the same stream; autograd's thread, which Python has not started, is the step's."""
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "own")
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda: "own")
+    monkeypatch.setattr(Event, "recorded", 0)
+    monkeypatch.setattr(Event, "device_is_at", 100)
+    writes, trained = threading.Event(), threading.Event()
+
+    def wait(where: str) -> None:
+        if where == "checkpoint":
+            writes.set()
+            assert trained.wait(60)
+
+    monkeypatch.setattr(dist.Work, "wait", wait)
+    with CommunicationWait(torch.device("cuda")) as counted:
+        writer = threading.Thread(target=dist.Work.wait, args=("checkpoint",))
+        writer.start()
+        assert writes.wait(60)
+        dist.Work.wait("step")  # type: ignore[arg-type]
+        assert counted.seconds() == 1.0
+        _thread.start_new_thread(lambda: (dist.Work.wait("autograd"), trained.set()), ())  # type: ignore[arg-type]
+        writer.join(60)
+        assert counted.seconds() == 1.0
