@@ -44,6 +44,7 @@ from train.evaluate_task import evaluate_task, for_task, prepare_task
 from train.evaluation_config import EvaluationConfig
 from train.facts import check_settings_of_ranks
 from train.follow import wait_for_run
+from train.health.device_queue import DeviceQueue
 from train.health.watchdog import Watchdog
 from train.phases import find_span, for_phase, spans
 from train.saved_checkpoint import find_checkpoint
@@ -89,7 +90,9 @@ def main(composed: DictConfig) -> None:
     layout = Layout.start(config.parallel, this)
     folder = Path(config.run.folder)
     # Heartbeats in a folder of its own, because the run may still be training.
-    with Watchdog(config.parallel.timeout_s, folder / "evaluation", layout.rank, layout.world_size):
+    with Watchdog(
+        config.parallel.timeout_s, folder / "evaluation", layout.rank, layout.world_size, DeviceQueue(layout.device)
+    ):
         if items:
             evaluate_task(config, phase, checkpointer, layout, items)
             return

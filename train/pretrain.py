@@ -24,6 +24,7 @@ from train.compose import to_run_config
 from train.config import RunConfig
 from train.entry import entry
 from train.facts import check_settings_of_ranks
+from train.health.device_queue import DeviceQueue
 from train.health.watchdog import Watchdog
 from train.phases import Span, find_span, for_phase, spans
 from train.planning import choose_layout
@@ -51,7 +52,10 @@ def main(composed: DictConfig) -> None:
         rehearse(config, layout, plans)
         return
     timeout_s, folder = config.parallel.timeout_s, Path(config.run.folder)
-    with closing(Run(config, layout)) as run, Watchdog(timeout_s, folder, layout.rank, layout.world_size):
+    with (
+        closing(Run(config, layout)) as run,
+        Watchdog(timeout_s, folder, layout.rank, layout.world_size, DeviceQueue(layout.device)),
+    ):
         stop_if_in_vain(run)
         done = run.checkpoints.steps_done()
         while done < config.run.steps:

@@ -21,6 +21,7 @@ from parallel.layout import Layout
 from parallel.plan.blueprint import Plan
 from train.build import build_phase_engine
 from train.config import RunConfig, WeightsConfig
+from train.health.device_queue import DeviceQueue
 from train.health.memory import GIB
 from train.health.profiling import explain_lack_of_memory
 from train.health.watchdog import Watchdog
@@ -75,7 +76,7 @@ def rehearse(config: RunConfig, layout: Layout, plans: Mapping[str, Plan]) -> li
     measuring = Measuring(layout.device)
     with closing(Run(rehearsed, layout)) as run, removed(folder, layout, with_parent=not was_there):
         with (
-            Watchdog(config.parallel.timeout_s, folder, layout.rank, layout.world_size),
+            Watchdog(config.parallel.timeout_s, folder, layout.rank, layout.world_size, DeviceQueue(layout.device)),
             explain_lack_of_memory(config.profile, folder, layout.rank, layout.device),
         ):
             for span in spans(config):

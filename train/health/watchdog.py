@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import psutil
 
@@ -37,6 +37,16 @@ WAITING = ("torch/distributed/", "deepspeed/comm/", "parallel/communication_time
 LIBRARIES = ("site-packages", "dist-packages", f"lib/python{sys.version_info.major}.", "parallel/communication_time.py")
 
 
+class Queue(Protocol):
+    """The queue of a device (`train/health/device_queue.py`); a process without a GPU imports no torch for it."""
+
+    def mark(self) -> None:
+        """Mark what has been enqueued."""
+
+    def is_busy(self) -> bool:
+        """Return whether the device has not come to the last mark."""
+
+
 class Watchdog:
     """Watch over the thread that enters it: `progress.beat` must be called at least every `timeout_s` seconds.
 
@@ -55,8 +65,11 @@ class Watchdog:
     Where a collective fails because a peer has died, leaving the watchdog raises PeerLost, which names that peer.
     """
 
-    def __init__(self, timeout_s: float, folder: Path, rank: int = 0, world_size: int = 1) -> None:
-        """`folder`: the folder of the run."""
+    def __init__(
+        self, timeout_s: float, folder: Path, rank: int = 0, world_size: int = 1, queue: Queue | None = None
+    ) -> None:
+        """`folder`: the folder of the run; `queue`: of the rank's GPU, marked at every beat; None without a GPU."""
+        self.queue = queue
         self.timeout_s, self.tick_s = timeout_s, min(LONGEST_TICK_S, timeout_s / 20)
         self.heartbeats = Heartbeats(folder, rank, world_size, fresh_s=3 * self.tick_s)
         self.stacks_path = folder / "stacks" / f"rank_{rank:05d}.txt"
@@ -98,6 +111,8 @@ class Watchdog:
         """
         if threading.get_ident() == self.watched:
             self.activity, self.last_beat = activity or self.activity, time.monotonic()
+            if self.queue is not None:
+                self.queue.mark()
 
     def _watch(self) -> None:
         own = self.heartbeats.own
@@ -155,7 +170,7 @@ class Watchdog:
         """Report a hang, kill stopped processes of the same launcher, and end this process."""
         own = self.heartbeats.own
         self._set_timers(TICKS_OVER * self.tick_s)
-        own.frame, own.waits = describe(sys._current_frames().get(self.watched))
+        own.frame, own.waits = self._describe_own()
         self._report(
             f"{_capitalized(own)} made no progress for {own.progress_s_ago:.0f} s "
             f"(parallel.timeout_s={self.timeout_s:g}): {own.activity}; its threads:\n{all_stacks()}"
@@ -176,6 +191,12 @@ class Watchdog:
             if beat is not None and not responds(before.get(rank), beat):
                 kill_sibling(own, beat)
         os._exit(EXIT_HUNG)
+
+    def _describe_own(self) -> tuple[str, bool]:
+        """Return where the watched thread is, and whether it or its GPU waits there for other ranks."""
+        frame, waits = describe(sys._current_frames().get(self.watched))
+        busy = self.queue is not None and call_within(self.tick_s, self.queue.is_busy)
+        return frame, waits or bool(busy)
 
     def _lost(self, error: BaseException, trace: TracebackType | None) -> str:
         """Return a sentence that names the ranks that may have broken the connection."""

@@ -7,11 +7,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from common.errors import EXIT_HUNG, PeerLost
+from train.health.device_queue import DeviceQueue
 from train.health.heartbeat import Heartbeat, Heartbeats, published
 from train.health.watchdog import Watchdog, connection_error, describe, is_reporter, verdict
 
@@ -190,6 +193,20 @@ def test_a_frame_of_ours_is_shown_rather_than_a_librarys() -> None:
     sorted([1], key=lambda _: seen.append(describe(sys._getframe())) or 0)
     line, waits = seen[0]
     assert line.startswith("health/test_watchdog.py:") and not waits
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_rank_whose_gpu_has_unfinished_work_waits_and_one_whose_gpu_is_idle_does_not(
+    done: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under NCCL both are at a line of ours that reads a number: no frame shows who is the cause."""
+    recorded: list[int] = []
+    event = SimpleNamespace(record=lambda: recorded.append(threading.get_ident()), query=lambda: done)
+    monkeypatch.setattr("torch.cuda.Event", lambda: event)
+    with Watchdog(600, tmp_path, queue=DeviceQueue(torch.device("cuda"))) as watchdog:
+        watchdog.beat("step 7, update")
+        frame, waits = watchdog._describe_own()
+    assert set(recorded) == {threading.get_ident()} and "watchdog.py" in frame and waits == (not done)
 
 
 @pytest.mark.parametrize(("world_size", "reporters"), [(1, [0]), (5, [0, 1, 2, 4]), (9, [0, 1, 2, 4, 8])])
