@@ -8,6 +8,8 @@ import time
 from contextlib import closing
 from dataclasses import replace
 
+import torch
+
 from common.errors import Interrupted
 from common.progress import beat
 from data.stream import StepData
@@ -16,6 +18,7 @@ from model.loss import LossTotals
 from parallel.communication_time import CommunicationWait
 from parallel.engine.base import Engine
 from train.config import RunConfig
+from train.health.garbage import survivors_frozen
 from train.health.memory import memory_bytes
 from train.health.profiling import Profiler, explain_lack_of_memory
 from train.health.stragglers import RankTimes, Stragglers
@@ -74,7 +77,7 @@ class Loop:
         Returns an earlier step if the run must go on from an older checkpoint. Raises Interrupted and RunStopped.
         """
         memory = explain_lack_of_memory(self.config.profile, self.run.folder, self.layout.rank, self.layout.device)
-        with self.waiting, memory, closing(self.profiler):
+        with self.waiting, memory, closing(self.profiler), survivors_frozen():
             self.warn_of_rare_components()
             self.dry_run(done + 1)
             due = False
@@ -168,10 +171,11 @@ class Loop:
 
     def update(self, totals: LossTotals, rate: float) -> tuple[str | None, float | None]:
         """Update the weights unless the loss or gradient is bad; return (why it was skipped, norm of the gradient)."""
-        if not totals.tokens.any():  # the loss would be 0, and an update would decay moments and weights
+        of_step = totals.loss
+        tokens, loss = torch.stack([totals.tokens.sum().to(of_step.dtype), of_step]).tolist()  # waits for the GPU once
+        if not tokens:  # the loss would be 0, and an update would decay moments and weights
             self.engine.discard()
             return NO_TARGET, None
-        loss = totals.loss.item()
         cause = self.skipped.guard.verdict(loss)
         if cause is not None:
             self.engine.discard()

@@ -1,5 +1,6 @@
 """The loop skips steps, ends runs and saves, on an engine with given losses."""
 
+import gc
 import math
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -35,6 +36,7 @@ class FakeEngine:
     def __init__(self, losses: Sequence[float], norm: float = 1.0) -> None:
         self.losses, self.norm, self.calls = iter(losses), norm, []  # type: ignore[var-annotated]
         self.blueprint = SimpleNamespace(plan=None)  # set by `loop`
+        self.frozen = 0  # objects that garbage collections leave out
 
     def forward_backward(self, micro_batches: list[MicroBatch], num_targets: int) -> LossTotals:
         tokens = torch.zeros(4, len(NAMES))
@@ -44,6 +46,7 @@ class FakeEngine:
 
     def update(self, rate: float) -> float:
         self.calls.append(("update", rate))
+        self.frozen = gc.get_freeze_count()
         return self.norm
 
     def discard(self) -> None:
@@ -180,6 +183,14 @@ def test_the_batch_whose_update_spoiled_the_weights_is_left_out_too(tmp_path: Pa
     run.records.alert = lambda title, text: alerts.append(text)
     assert trained.train(0) == 0
     assert went == [(1, [3, 4, 5])] and "after step 2 had made patches.kernel not finite; their" in alerts[-1]
+
+
+def test_objects_of_the_start_are_not_searched_for_garbage(tmp_path: Path) -> None:
+    engine = FakeEngine([9.0, 5.0])
+    trained, _ = loop(engine, tmp_path, steps=1)
+    before = gc.get_freeze_count()
+    trained.train(0)
+    assert engine.frozen > 10_000 and gc.get_freeze_count() <= before
 
 
 def test_left_out_batches_are_passed_over(tmp_path: Path) -> None:
