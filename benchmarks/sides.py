@@ -35,14 +35,16 @@ class Setting:
     frozen: Sequence[str] = ()
 
 
-def ours(setting: Setting, precision: str) -> Callable[[list[MicroBatch]], float]:
+def ours(
+    setting: Setting, precision: str, recompute: str = "none", zero_stage: int = 0
+) -> Callable[[list[MicroBatch]], float]:
     """Build a step of this system's engine in one process; the step returns the loss, nats per target token."""
     from parallel.config import OptimizerConfig, ParallelConfig
     from parallel.distributed import launch
     from parallel.engine.build import build_engine
     from parallel.layout import Layout
 
-    layout = Layout.start(ParallelConfig(), launch())
+    layout = Layout.start(ParallelConfig(recompute=recompute, zero_stage=zero_stage), launch())
     engine = build_engine(
         replace(setting.model, num_objectives=NUM_OBJECTIVES),
         OptimizerConfig(),
@@ -134,26 +136,31 @@ def hugging_face(setting: Setting, precision: str) -> Callable[[list[dict[str, T
     return step
 
 
-def one_per_row(examples: list[Example], config: PaLIConfig) -> MicroBatch:
-    """Make our arrays with one example per row, padded to the longest."""
+def one_per_row(examples: list[Example], config: PaLIConfig, per_row: int = 1) -> MicroBatch:
+    """Make our arrays with `per_row` examples, one by default, packed in each row, padded to the longest row."""
     visual, size = config.tokens_per_image, config.model.image_size
-    length = max(visual * (e.image is not None) + len(e.inputs) for e in examples)
-    targets = max(len(e.targets) for e in examples)
-    encoder = torch.zeros(3, len(examples), length, dtype=torch.long)
-    decoder = torch.zeros(4, len(examples), targets, dtype=torch.long)
+    rows = [examples[at : at + per_row] for at in range(0, len(examples), per_row)]
+    length = max(sum(visual * (e.image is not None) + len(e.inputs) for e in row) for row in rows)
+    targets = max(sum(len(e.targets) for e in row) for row in rows)
+    encoder = torch.zeros(3, len(rows), length, dtype=torch.long)
+    decoder = torch.zeros(4, len(rows), targets, dtype=torch.long)
     encoder[2] = -1
     images = torch.zeros(len(examples), size, size, 3, dtype=torch.uint8)
-    for row, e in enumerate(examples):
-        at = 0
-        if e.image is not None:
-            images[row], at = e.image, visual
-            encoder[2, row, :visual] = row * visual + torch.arange(visual)
-        end, last = at + len(e.inputs), len(e.targets)
-        encoder[0, row, at:end] = torch.tensor(e.inputs)
-        encoder[1, row, :end] = 1
-        decoder[0, row, 1:last] = torch.tensor(e.targets[:-1])
-        decoder[1, row, :last] = torch.tensor(e.targets)
-        decoder[2, row, :last] = 1
+    for row, packed in enumerate(rows):
+        at, out = 0, 0
+        for segment, e in enumerate(packed, start=1):
+            start = at
+            if e.image is not None:
+                slot = row * per_row + segment - 1
+                images[slot], at = e.image, at + visual
+                encoder[2, row, start:at] = slot * visual + torch.arange(visual)
+            end, last = at + len(e.inputs), out + len(e.targets)
+            encoder[0, row, at:end] = torch.tensor(e.inputs)
+            encoder[1, row, start:end] = segment
+            decoder[0, row, out + 1 : last] = torch.tensor(e.targets[:-1])
+            decoder[1, row, out:last] = torch.tensor(e.targets)
+            decoder[2, row, out:last] = segment
+            at, out = end, last
     return MicroBatch(images, *encoder, *decoder)
 
 

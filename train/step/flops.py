@@ -2,19 +2,10 @@
 
 import torch
 
+from common import accelerators
 from model.costs import BatchShape, batch_flops
 from model.pali import PaLI
 from train.config import RunConfig
-
-# Dense peak in TFLOP/s from the vendor's data sheets: (bf16 with fp32 sums, fp32 as torch computes it by default).
-PEAK_TFLOPS = {
-    "H200": (989.0, 67.0),
-    "H100 PCIe": (756.0, 51.0),
-    "H100": (989.0, 67.0),
-    "A100": (312.0, 19.5),
-    "L40S": (362.0, 91.6),
-    "B200": (2250.0, 75.0),
-}
 
 
 class FlopCounter:
@@ -46,6 +37,4 @@ def peak_tflops(config: RunConfig, device: torch.device) -> float | None:
         return config.run.peak_tflops
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    found = next((peaks for known, peaks in PEAK_TFLOPS.items() if known in name), None)
-    return None if found is None else found[0 if config.run.precision == "bf16" else 1]
+    return accelerators.peak_tflops(torch.cuda.get_device_name(device), config.run.precision)

@@ -32,6 +32,15 @@ def test_one_example_per_row_is_what_the_packer_makes_of_single_rows() -> None:
     assert torch.equal(ours.visual_index[0], expected.visual_index[0])
 
 
+def test_packed_examples_are_what_the_packer_makes() -> None:
+    ours, expected = one_per_row(_examples(), PALI, per_row=2), micro_batch(ROWS[:2])
+    for name in ("encoder_tokens", "encoder_segments", "decoder_tokens", "decoder_targets", "decoder_segments"):
+        assert torch.equal(getattr(ours, name), getattr(expected, name)), name
+    placed = [batch.visual_index >= 0 for batch in (ours, expected)]
+    assert torch.equal(*placed)
+    assert torch.equal(*(x.images[x.visual_index[x.visual_index >= 0] // TOKENS_PER_IMAGE] for x in (ours, expected)))
+
+
 def test_hugging_face_learns_its_padded_batch() -> None:
     torch.manual_seed(0)
     batch, step = padded(_examples(), MODEL.image_size), hugging_face(Setting(PALI), "fp32")

@@ -1,0 +1,1 @@
+"""Measure correctness, speed and memory on one GPU in one run; docs/gpu.md is the runbook."""
