@@ -41,8 +41,8 @@ class DataConfig:
     data-parallel size that the run may have, as rows do not depend on the number of ranks then."""
     pool_examples: int = 128
     """Examples that are packed together, at least; whole streams, and all of a step at most. Rows are fuller the more
-    there are. A rank reads the texts of its pools, and the images of its own rows only. 128 fill about 95 % of a row's
-    encoder positions and read little more than a rank's own examples; conf/data/web has 1024 (98 %)."""
+    there are. A rank reads the texts of its pools, and the images of its own rows only. 128 fill about 94 % of a row's
+    encoder positions and read little more than a rank's own examples; conf/data/web has 1024 (96 %)."""
     encoder_length: int = MISSING
     """Positions of an encoder row, visual tokens included. Required."""
     decoder_length: int = MISSING

@@ -24,6 +24,7 @@ ROWS = (
         "data.num_streams",
         "data.epoch",
         "data.fields",
+        "data.pool_examples",
         "data.encoder_length",
         "data.decoder_length",
         "data.images_per_row",

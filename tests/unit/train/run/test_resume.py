@@ -109,7 +109,7 @@ def test_another_model_cannot_be_allowed(config: RunConfig) -> None:
     ):
         check_allowed(["mt5.d_ff"])
     with pytest.raises(ConfigurationError, match=r"did you mean data\.global_batch_size\?"):
-        check_allowed(["data.batch_example"])
+        check_allowed(["data.global_batchsize"])
 
 
 def test_changes_that_alter_no_step_are_silent_or_noted(config: RunConfig) -> None:
