@@ -71,8 +71,8 @@ def skip_shared_memory_op() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def confine_zero3_comparison(group: dist.ProcessGroup) -> None:
-    """Confine ZeRO-3's comparison of parameter and module ids to `group`.
+def confine_zero3_comparison(group: dist.ProcessGroup, device: torch.device) -> None:
+    """Confine ZeRO-3's comparison of parameter and module ids to `group`, which sends tensors of `device`.
 
     DeepSpeed 0.19.8 compares the ids over the whole world, but pipeline stages hold different modules -> without this,
     ZeRO-3 within a pipeline raises.
@@ -81,7 +81,7 @@ def confine_zero3_comparison(group: dist.ProcessGroup) -> None:
     from deepspeed.runtime.zero import partition_parameters, partitioned_param_coordinator, stage3
 
     def compare(numbers: list[int]) -> None:
-        mine = torch.tensor(numbers, dtype=torch.int64)
+        mine = torch.tensor(numbers, dtype=torch.int64, device=device)
         if numbers:
             # DeepSpeed numbers modules over the life of a process -> stages start at different numbers.
             mine -= mine.min()

@@ -46,6 +46,9 @@ class ParallelConfig:
     gather: str = "micro_batch"
     """When ZeRO-3's parameters are gathered: anew for every `micro_batch`, or once for all micro-batches of a `step`
     (whatever `param_persistence_threshold` is). By micro-batch by default: it takes the least memory."""
+    reduce_dtype: str = "fp32"
+    """Precision in which gradients are sent and summed over data-parallel ranks: `fp32` or `bf16`. Micro-batches are
+    added up in fp32 anyway. Fp32 by default: bf16 halves the bytes, and rounds every sum to 8 bits."""
     offload_optimizer: str = "none"
     """Where fp32 weights, their gradients and the optimizer's state live and are updated: `none`, `cpu`, or `nvme`
     (weights and state also in files of `offload_folder`). None by default: it is the fastest. Tested on CPUs only."""
@@ -111,6 +114,7 @@ class ParallelConfig:
 
     def _check_zero(self) -> None:
         one_of("parallel.gather", self.gather, ("micro_batch", "step"))
+        one_of("parallel.reduce_dtype", self.reduce_dtype, ("fp32", "bf16"))
         one_of("parallel.offload_optimizer", self.offload_optimizer, ("none", "cpu", "nvme"))
         one_of("parallel.offload_parameters", self.offload_parameters, ("none", "cpu", "nvme"))
         least_stage = {

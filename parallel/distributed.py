@@ -1,13 +1,16 @@
 """Find this process's rank and device, and start the process group of all ranks, under any launcher."""
 
+import fcntl
 import os
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
+from pathlib import Path
 from threading import Timer
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +20,8 @@ from common.launcher import Process, this_process
 from parallel.rendezvous import set_rendezvous
 
 Item = TypeVar("Item")
+CLAIMS = Path("/dev/shm")  # files that mark GPUs as taken
+_claims: list[TextIO] = []
 NOTICE_S = 30.0  # ranks of one job rarely start further apart
 
 
@@ -26,18 +31,44 @@ class Launch(Process):
 
     @property
     def device(self) -> torch.device:
-        """The CPU, the GPU of the local rank, or the only GPU that the launcher shows to this rank.
+        """The CPU, the GPU of the local rank, or a GPU of those that the launcher shows to this rank.
 
-        Raises ConfigurationError where there are more ranks than GPUs.
+        srun and mpirun may show each rank the GPUs near its cores only (`--gpu-bind=closest`); ranks that see the same
+        ones then take one each. Raises ConfigurationError where there are more ranks than GPUs.
         """
         if not torch.cuda.is_available():
             return torch.device("cpu")
         count = torch.cuda.device_count()
-        if self.local_rank >= count > 1:
+        if count == 1:
+            return torch.device("cuda", 0)
+        if self.local_world_size > count and self.launcher in ("srun", "mpirun"):
+            found = claim_gpu(count)
+        else:
+            found = self.local_rank if self.local_rank < count else None
+        if found is None:
             raise ConfigurationError(
                 f"{self.local_rank + 1} or more processes on this machine share {count} GPUs; start one per GPU."
             )
-        return torch.device("cuda", self.local_rank if count > 1 else 0)
+        return torch.device("cuda", found)
+
+
+@cache
+def claim_gpu(count: int) -> int | None:
+    """Return the first of `count` visible GPUs that no other process of this user has claimed; None if all are.
+
+    A claim is a lock of a file in this machine's memory that is named after the GPU; it ends with the process.
+    """
+    for index in range(count):
+        uuid = torch.cuda.get_device_properties(index).uuid
+        claim = (CLAIMS / f"pali-{os.getuid()}-gpu-{uuid}.lock").open("w")
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            claim.close()
+            continue
+        _claims.append(claim)  # open until the process ends
+        return index
+    return None
 
 
 def launch(environment: Mapping[str, str] = os.environ) -> Launch:
@@ -45,8 +76,24 @@ def launch(environment: Mapping[str, str] = os.environ) -> Launch:
     return Launch(**vars(this_process(environment)))
 
 
-def start(this: Launch, timeout_s: float) -> None:
+def set_gpu_variables(environment: MutableMapping[str, str], in_order: bool) -> None:
+    """Set variables of CUDA, the allocator and NCCL that nobody has set, before CUDA starts.
+
+    `in_order`: launch kernels in the order of their calls, so that Megatron's tensor-parallel layers overlap messages
+    with matrix products (megatron-core 0.16.1, tensor_parallel/layers.py); ZeRO-3 needs queues beside each other.
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(environment):
+        environment["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"  # lengths vary -> memory would fragment
+    if not {"TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"} & set(environment):
+        environment["TORCH_FR_BUFFER_SIZE"] = "2000"  # collectives that NCCL's watchdog dumps after a time-out
+    if in_order:
+        environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+
+
+def start(this: Launch, timeout_s: float, in_order: bool = False) -> None:
     """Start the process group of all ranks, unless it is started: NCCL on GPUs, gloo on CPUs.
+
+    `in_order`: see `set_gpu_variables`.
 
     A collective of all ranks. A later collective fails when a rank is silent for `timeout_s` seconds. Raises
     PeersMissing where some ranks do not come within `timeout_s`.
@@ -54,6 +101,7 @@ def start(this: Launch, timeout_s: float) -> None:
     if dist.is_initialized():
         return
     if this.device.type == "cuda":
+        set_gpu_variables(os.environ, in_order)
         torch.cuda.set_device(this.device)
     backend = "cpu:gloo,cuda:nccl" if this.device.type == "cuda" else "gloo"
     if this.world_size == 1:

@@ -1,10 +1,8 @@
 """Own degrees and process groups in one object: world = data x pipeline x tensor, with tensor ranks adjacent."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import cached_property
 from typing import Any, TypeVar, cast
 
@@ -15,9 +13,9 @@ from torch import Tensor
 from common.errors import ConfigurationError
 from model.config import PaLIConfig
 from model.layers import PlannedGroup, TensorParallel
-from model.megatron import parallel_state
 from parallel.config import ParallelConfig
 from parallel.distributed import Launch, gather_objects, start
+from parallel.process_groups import start_background_group, start_groups, warm_up
 
 T = TypeVar("T")
 
@@ -74,7 +72,7 @@ def start_world(parallel: ParallelConfig, this: Launch) -> None:
     Raises ConfigurationError as `check_device` does, before anything starts.
     """
     check_device(parallel, this.device)
-    start(this, parallel.timeout_s)
+    start(this, parallel.timeout_s, in_order=parallel.tensor > 1 and parallel.zero_stage < 3)
 
 
 @dataclass(eq=False)
@@ -103,23 +101,11 @@ class Layout:
         devices here cannot run.
         """
         start_world(parallel, this)
-        _end_previous_layout()
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=parallel.tensor,
-            pipeline_model_parallel_size=parallel.pipeline,
-            create_gloo_process_groups=False,
-            distributed_timeout_minutes=parallel.timeout_s / 60,
-        )
+        groups = start_groups(parallel, this.rank, this.world_size)
+        if this.device.type == "cuda" and this.world_size > 1:
+            warm_up(groups, this.device)
         return cls(
-            parallel,
-            this.device,
-            this.rank,
-            this.world_size,
-            tensor_group=parallel_state.get_tensor_model_parallel_group(),
-            pipeline_group=parallel_state.get_pipeline_model_parallel_group(),
-            data_group=parallel_state.get_data_parallel_group(),
-            model_group=parallel_state.get_model_parallel_group(),
-            stage_group=parallel_state.get_tensor_and_data_parallel_group(),
+            parallel, this.device, this.rank, this.world_size, **{f"{kind}_group": groups[kind] for kind in groups}
         )
 
     def with_config(self, parallel: ParallelConfig) -> "Layout":
@@ -135,8 +121,7 @@ class Layout:
         Its collectives interleave with training's, and on the same group they would deadlock. The first access starts
         the group, and is a collective.
         """
-        timeout = timedelta(seconds=self.config.timeout_s)
-        return parallel_state.create_group(range(self.world_size), backend="gloo", timeout=timeout)
+        return start_background_group(self.config.timeout_s)
 
     @property
     def data_parallel_rank(self) -> int:
@@ -204,13 +189,3 @@ class Layout:
     def barrier(self) -> None:
         """Wait until every rank is here."""
         dist.barrier()
-
-
-def _end_previous_layout() -> None:
-    """Destroy the groups of the layout before, if there is one: each gloo group polls in threads of its own."""
-    if parallel_state.model_parallel_is_initialized():
-        _, *groups = parallel_state._global_process_group_list  # the list begins with None, for the world's group
-        for group in groups:
-            with suppress(ValueError):  # the group has ended with its world
-                dist.destroy_process_group(group)
-        parallel_state.destroy_model_parallel()

@@ -72,13 +72,14 @@ def gradients(engine: Engine, own_micro_batches: int) -> Bytes:
     layout = engine.layout
     data, stage = layout.data_parallel_size, layout.config.zero_stage
     ring = elements(engine.model.parameters()) * FLOAT * (data - 1) / data
+    summed = ring / 2 if layout.config.reduce_dtype == "bf16" else ring
     again = engine.pipeline is not None and len(engine.pipeline.stages) - 1 not in engine.pipeline.local_stages
     sent = Bytes()
     if stage < 3:
-        sent["data", "all-reduce"] = 2 * ring * (own_micro_batches if stage == 2 else 1)
+        sent["data", "all-reduce"] = 2 * summed * (own_micro_batches if stage == 2 else 1)
         sent["data", "all-gather"] = ring * (stage > 0)
     else:
-        sent["data", "reduce-scatter"] = ring * own_micro_batches
+        sent["data", "reduce-scatter"] = summed * own_micro_batches
         sent["data", "all-gather"] = ring * own_micro_batches * (1 + again)
     return +sent
 
@@ -145,12 +146,15 @@ def sums(engine: Engine) -> Bytes:
     """Compute the bytes of Adafactor's two all-reduces.
 
     They sum two numbers of every logical tensor that the stage updates and, of a factored one, its rows and columns:
-    in the tensor-parallel group where ranks hold whole blocks, else over all ranks of the stage.
+    in the tensor-parallel group where ranks hold whole blocks, else over all ranks of the stage, which may be those of
+    another group.
     """
     optimizer, config = engine.optimizer, engine.optimizer.config
     numbers = sum(2 + (sum(shape) if factored(shape, config) else 0) for shape in optimizer.shapes.values())
     ranks = optimizer.group.size()
-    group = "stage" if engine.layout.config.zero_stage else "tensor"
+    layout = engine.layout
+    groups = {"tensor": layout.tensor_group, "data": layout.data_group, "stage": layout.stage_group}
+    group = next(name for name, each in groups.items() if each is optimizer.group)
     return +Bytes({(group, "all-reduce"): 2 * FLOAT * numbers * (ranks - 1) / ranks})
 
 

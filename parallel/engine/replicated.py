@@ -106,7 +106,8 @@ class ReplicatedEngine(Engine):
         if self.layout.data_parallel_size == 1:
             return
         for bucket in _buckets(gradients):
-            flat = self.layout.all_reduce_data(torch.cat([g.flatten() for g in bucket]))
+            flat = torch.cat([g.flatten() for g in bucket])
+            flat = self.layout.all_reduce_data(flat.bfloat16() if self.layout.config.reduce_dtype == "bf16" else flat)
             for gradient, summed in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
                 gradient.copy_(summed.view_as(gradient))
 

@@ -32,7 +32,9 @@ tests/distributed/test_options_workarounds.py fails when one is no longer needed
 10. NVMe offload: DeepSpeed reads state back sub-group by sub-group, but there is one sub-group, and our optimizers keep
     their own state -> DeepSpeed offloads to the CPU, and that memory is mapped into files. Offloaded parameters are
     mapped too, so one mechanism and one folder hold everything.
-11. LOCAL_RANK: DeepSpeed reads it even where there is one process, which no launcher started.
+11. LOCAL_RANK: DeepSpeed takes the GPU of that number, and raises without it. A launcher may show a rank one GPU, or
+    those of its socket -> the variable, and Open MPI's that must equal it, are this rank's device while DeepSpeed reads
+    them.
 12. Shards: found through `grad_position` (stage 3) or `_hp_mapping` (stages 1, 2); DeepSpeed has no public map.
 13. Frozen stages: ZeRO-1 and 2 reduce after every backward, and fail if it has reached none of their parameters -> the
     backward of a pipeline stage without a trained parameter never calls this engine (parallel/pipeline/schedule.py).
@@ -44,6 +46,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import deepspeed
@@ -60,6 +63,7 @@ from model.loss import LossTotals
 from model.pali import PaLI
 from parallel.config import ParallelConfig
 from parallel.engine.base import Engine
+from parallel.engine.model_parallel_unit import ModelParallelUnit
 from parallel.file_backed import Disk
 from parallel.layout import Layout
 from parallel.optimizer.base import Shard, optimizer_class
@@ -67,52 +71,20 @@ from parallel.plan.blueprint import Blueprint, ShardUnit
 from parallel.shards import Rectangle, is_counted, rectangles
 
 WHOLE_MODEL = 10**15  # elements: larger than any model
+# DeepSpeed 0.19.8's defaults (elements), written out because defaults have changed between versions.
+# parallel/plan/peak.py counts the memory of these buffers.
+BUFFERS = {
+    "reduce_scatter": True,
+    "contiguous_gradients": True,
+    "reduce_bucket_size": 500_000_000,
+    "allgather_bucket_size": 500_000_000,
+    "stage3_prefetch_bucket_size": 50_000_000,
+    "stage3_max_live_parameters": 10**9,
+    "stage3_max_reuse_distance": 10**9,
+}
 
 for name in ("DeepSpeed", "deepspeed"):  # DeepSpeed logs its settings on every rank
     logging.getLogger(name).setLevel(logging.ERROR)
-
-
-class ModelParallelUnit:
-    """Give DeepSpeed our groups, as the `mpu` that it expects; its "model parallel" is tensor x pipeline."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-
-    def get_data_parallel_group(self) -> dist.ProcessGroup:
-        """Return the ranks that read different rows."""
-        return self.layout.data_group
-
-    def get_data_parallel_rank(self) -> int:
-        """Return this rank's number among them."""
-        return self.layout.data_group.rank()
-
-    def get_data_parallel_world_size(self) -> int:
-        """Return their number."""
-        return self.layout.data_group.size()
-
-    def get_model_parallel_group(self) -> dist.ProcessGroup:
-        """Return the ranks of this replica."""
-        return self.layout.model_group
-
-    def get_model_parallel_rank(self) -> int:
-        """Return this rank's number among them."""
-        return self.layout.model_group.rank()
-
-    def get_model_parallel_world_size(self) -> int:
-        """Return their number."""
-        return self.layout.model_group.size()
-
-    def get_tensor_model_parallel_group(self) -> dist.ProcessGroup:
-        """Return the ranks that hold blocks of the same tensors."""
-        return self.layout.tensor_group
-
-    def get_tensor_model_parallel_rank(self) -> int:
-        """Return this rank's number among them."""
-        return self.layout.tensor_group.rank()
-
-    def get_tensor_model_parallel_world_size(self) -> int:
-        """Return their number."""
-        return self.layout.tensor_group.size()
 
 
 class ZeroEngine(Engine):
@@ -126,13 +98,14 @@ class ZeroEngine(Engine):
         for parameter in model.parameters():  # workaround 3
             parameter.model_parallel = is_counted(parameter, self.layout.tensor_parallel_rank)  # type: ignore[attr-defined]
         trained = [p for p in model.parameters() if p.requires_grad]
-        self.deepspeed_engine, self.zero_optimizer, _, _ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer_class(blueprint.optimizer)(trained, blueprint.optimizer),
-            model_parameters=trained,
-            mpu=ModelParallelUnit(self.layout),
-            config=_deepspeed_config(blueprint),
-        )
+        with device_as_local_rank(self.layout.device):
+            self.deepspeed_engine, self.zero_optimizer, _, _ = deepspeed.initialize(
+                model=model,
+                optimizer=optimizer_class(blueprint.optimizer)(trained, blueprint.optimizer),
+                model_parameters=trained,
+                mpu=ModelParallelUnit(self.layout),
+                config=_deepspeed_config(blueprint),
+            )
         self.optimizer = self.zero_optimizer.optimizer
         self.fresh = True  # no backward since the last update
         self.gather_once = self.zero_stage == 3 and self.layout.config.gather == "step"
@@ -144,22 +117,23 @@ class ZeroEngine(Engine):
     def prepare(cls, blueprint: Blueprint) -> ShardUnit:
         """See Engine.prepare. Stage 3 shards units; the other stages leave them whole."""
         layout, config = blueprint.layout, _deepspeed_config(blueprint)
-        os.environ.setdefault("LOCAL_RANK", "0")  # workaround 11
         skip_shared_memory_op()
-        deepspeed.init_distributed(dist_init_required=False, verbose=False)
-        confine_zero3_comparison(layout.stage_group)  # workaround 5
+        with device_as_local_rank(layout.device):
+            deepspeed.init_distributed(dist_init_required=False, verbose=False)
+        confine_zero3_comparison(layout.stage_group, layout.device)  # workaround 5
         nearby = _start_nearby_group(layout)
         if layout.config.zero_stage < 3:
             return lambda unit: None
 
         def shard(unit: nn.Module) -> None:
-            deepspeed.zero.Init(
-                module=unit,
-                data_parallel_group=layout.data_group,
-                zero_param_parallel_group=nearby,
-                config_dict_or_path=config,
-                dtype=blueprint.dtype,
-            )
+            with device_as_local_rank(layout.device):
+                deepspeed.zero.Init(
+                    module=unit,
+                    data_parallel_group=layout.data_group,
+                    zero_param_parallel_group=nearby,
+                    config_dict_or_path=config,
+                    dtype=blueprint.dtype,
+                )
 
         return shard
 
@@ -328,6 +302,22 @@ class ZeroEngine(Engine):
         return norm if norm >= 0 and not self.zero_optimizer.overflow else math.nan
 
 
+@contextmanager
+def device_as_local_rank(device: torch.device) -> Iterator[None]:
+    """Set the variables from which DeepSpeed takes the number of this rank's GPU (workaround 11)."""
+    names = {"LOCAL_RANK", *(name for name in ("OMPI_COMM_WORLD_LOCAL_RANK",) if name in os.environ)}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(device.index or 0)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _is_sharded(parameter: Any) -> bool:
     return parameter.ds_status == ZeroParamStatus.NOT_AVAILABLE  # type: ignore[no-any-return]
 
@@ -346,7 +336,8 @@ def _start_nearby_group(layout: Layout) -> dist.ProcessGroup | None:
     if size == 1:
         return None
     first = layout.data_parallel_rank // size * size
-    group = dist.new_group(ranks[first : first + size], use_local_synchronization=True)
+    timeout = timedelta(seconds=layout.config.timeout_s)  # the default would be DeepSpeed's or torch's own
+    group = dist.new_group(ranks[first : first + size], timeout, use_local_synchronization=True)
     set_secondary_group(group)
     return group
 
@@ -366,10 +357,12 @@ def _deepspeed_config(blueprint: Blueprint) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": dtype == torch.bfloat16, "check_grad_overflow": True},  # workaround 3
         "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",
+        "communication_data_type": layout.config.reduce_dtype,
         "zero_optimization": {
             "stage": stage,
-            "overlap_comm": stage == 2 and on_gpu,  # with workaround 1, DeepSpeed allows it in stage 2 only
+            # With workaround 1, DeepSpeed allows it where gradients are partitioned; a CPU has no streams.
+            "overlap_comm": stage >= 2 and on_gpu,
+            **BUFFERS,
             "sub_group_size": WHOLE_MODEL,  # workaround 4
             # workaround 8: no tensor persists under `gather: step`
             "stage3_param_persistence_threshold": 0 if gather_once else layout.config.param_persistence_threshold,

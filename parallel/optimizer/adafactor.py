@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from parallel.config import OptimizerConfig
 from parallel.optimizer.base import ShardedOptimizer, StatePiece, Update
+from parallel.process_groups import sum_over
 from parallel.shards import Rectangle
 
 EPSILON = 1e-30  # added to every squared gradient (T5X epsilon1)
@@ -64,7 +64,7 @@ class Adafactor(ShardedOptimizer):
             if r.counted:
                 update_sums[self.index[r.name]] += _squared_update(r, gradient, *factors[r.name])
         self._add(update_sums, [(r, u) for (r, _, _), u in zip(others, scaled, strict=True)])
-        dist.all_reduce(update_sums, group=self.group)
+        sum_over(update_sums, self.group)
 
         steps, clips = self._steps(weight_sums, update_sums)
         for r, weights, _ in updates:
@@ -90,7 +90,7 @@ class Adafactor(ShardedOptimizer):
                     column_sums[_columns(r)] += squared.sum(0)
                     weight_sums[self.index[r.name]] += w.square().sum()
         self._add(weight_sums, [(r, weights) for r, weights, _ in others])
-        dist.all_reduce(buffer, group=self.group)
+        sum_over(buffer, self.group)
         return weight_sums, moment_sums
 
     def _add(self, sums: Tensor, values: list[tuple[Rectangle, Tensor]]) -> None:

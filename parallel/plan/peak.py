@@ -97,24 +97,27 @@ class PeakModel:
 
     def _overhead(self) -> float:
         p, data = self.memory.parallel, self.memory.data_parallel_size
-        groups = 1 + sum(size > 1 for size in (p.tensor, p.pipeline, data)) + (p.tensor > 1 and data > 1)
+        divided = sum(size > 1 for size in (p.tensor, p.pipeline, data))
+        # The world and the other sets of ranks that differ, and a pair of ranks for each neighbor in the pipeline.
+        groups = (1, 1, 3, 6)[divided] + min(p.pipeline - 1, 2)
         return self.hardware.overhead_gib * GIB + groups * self.hardware.communicator_mib * 2**20
 
     def _local(self, elements: float) -> float:
         return elements / self.memory.parallel.tensor
 
     def _buffers(self, infos: Sequence[UnitInfo]) -> float:
-        """Return what DeepSpeed holds besides shards: a flat fp32 bucket of gradients (stages 2, 3).
+        """Return what DeepSpeed holds besides shards: a flat bucket of gradients (stages 2, 3).
 
         Stage 2 has two buckets where sums overlap, and the trained 16-bit weights a second time, flat.
         """
         stage = self.memory.parallel.zero_stage
         if stage < 2:
             return 0.0
+        bucket = REDUCE_BUCKET * (2 if self.memory.parallel.reduce_dtype == "bf16" else FP32)
         if stage == 3:
-            return REDUCE_BUCKET * FP32
+            return bucket
         flat = self._element * self._local(sum(info.trained_elements for info in infos))
-        return REDUCE_BUCKET * FP32 * (2 if self.on_gpu else 1) + flat
+        return bucket * (2 if self.on_gpu else 1) + flat
 
     def _update(self, infos: Sequence[UnitInfo], stored: float, buffers: float, overhead: float) -> Peak:
         """Return the moment after the passes: nothing is kept, and sums of gradients take copies."""

@@ -19,7 +19,7 @@ from parallel.plan.memory import StepShape
 from parallel.plan.play import StageTime, Timeline, play, step_s
 from parallel.plan.unit_time import UnitClock, UnitTime
 
-FP32 = 4  # bytes
+FP32, BF16 = 4, 2  # bytes
 # Bytes that an update moves for each element: fp32 gradients, weights and state, read and written in several passes.
 UPDATE_BYTES = {"adafactor": 36, "adamw": 32}
 UPDATE_LAUNCHES = {"adafactor": 14, "adamw": 1}  # kernels for each parameter
@@ -186,7 +186,7 @@ class StepModel:
         group, t = self.placement.data, self.parallel.tensor
         if stage < 2 or group.size == 1:
             return (0.0, 0.0), 0.0
-        trained = [FP32 * info.trained_elements / t for info in infos if info.trained]
+        trained = [self._summed_bytes * info.trained_elements / t for info in infos if info.trained]
         if stage == 2:
             return (0.0, 0.0), self._sum(all_reduce_s, trained)
         reduce = self._sum(reduce_scatter_s, trained)
@@ -204,6 +204,11 @@ class StepModel:
         """Return the seconds of a data-parallel collective for each of these bytes; most units are equal."""
         counts = Counter(sizes)
         return sum(number * seconds(size, self.placement.data, self.hardware) for size, number in counts.items())
+
+    @property
+    def _summed_bytes(self) -> int:
+        """Return the bytes of an element of gradients that data-parallel ranks sum."""
+        return BF16 if self.parallel.reduce_dtype == "bf16" else FP32
 
     def _message_s(self, after: int, gradient: bool) -> float:
         """Return the seconds of the carry after a unit, or of its gradient."""
@@ -232,7 +237,7 @@ class StepModel:
             element = self.step.micro_batch.element_bytes
             gather = reduce = 0.0
             if p.zero_stage in (0, 1):
-                reduce = all_reduce_s(FP32 * trained, group, self.hardware)
+                reduce = all_reduce_s(self._summed_bytes * trained, group, self.hardware)
             if p.zero_stage in (1, 2):
                 gather = all_gather_s(element * trained, group, self.hardware)
             elif p.zero_stage == 3 and p.gather == "step":

@@ -108,6 +108,10 @@ CASES = {
     "zero3_nearby_frozen_from_file": Options(
         {**ZERO3, "hpz_partition_size": 2, "gather": "step"}, same_as="data_frozen", freeze=FROZEN_VIT, from_file=True
     ),
+    "data_bf16_sums": Options({"reduce_dtype": "bf16"}),
+    "zero1_bf16_sums": Options({"zero_stage": 1, "reduce_dtype": "bf16"}),
+    "zero2_bf16_sums": Options({"zero_stage": 2, "reduce_dtype": "bf16"}),
+    "zero3_bf16_sums": Options({**ZERO3, "reduce_dtype": "bf16"}),
     "zero3_attention": Options({**ZERO3, "recompute": "attention"}, same_as="zero3"),
     "zero3_every_2": Options({**ZERO3, "recompute": "every_n"}, same_as="zero3"),
     "data_sum": Options(loss_reduction="sum"),
@@ -122,6 +126,7 @@ CASES = {
 
 SUMS = [{"zero_stage": stage} for stage in range(4)]
 SUMS += [{"zero_stage": stage, "offload_optimizer": "cpu"} for stage in (1, 2, 3)]
+BF16_SUMS = [name for name in CASES if name.endswith("bf16_sums")]
 ONCE_A_STEP = [n for n, options in CASES.items() if options.parallel.get("gather") == "step" and not options.freeze]
 
 
@@ -139,10 +144,10 @@ def train_all(folder: Path, ranks: int) -> None:
         if name in ("zero3", *ONCE_A_STEP):
             result["evaluated"] = float(engine.evaluate(micro_batches(0)[:2]).loss)
             result["generated"] = engine.generate(micro_batches(0)[0], 4)
-        if name == "zero3":
+        if name in ("zero3", *BF16_SUMS):
             with counted({"data": engine.layout.data_group}) as sent:
                 engine.forward_backward(micro_batches(0)[:1], num_targets=100)
-            engine.discard()
+                engine.discard()
             result["sent"] = dict(sent)
         if name == "sequence":
             result["lengths"] = [evaluated_and_trained(engine, multiple) for multiple in (1, 17)]
@@ -266,6 +271,18 @@ def test_the_benchmark_counts_what_zero_sends(results: Path) -> None:
     sent = torch.load(results_file(results, "zero3"))["sent"]
     assert sent["data", "reduce-scatter"] == pytest.approx(4 * elements / 2, rel=0.05)  # half of all gradients
     assert sent["data", "all-gather"] > 0
+
+
+@pytest.mark.parametrize("name", BF16_SUMS)
+def test_sums_in_bf16_send_half_the_bytes_and_round_to_8_bits(results: Path, name: str) -> None:
+    elements = sum(p.numel() for p in build(PALI).parameters())
+    fp32, bf16 = (torch.load(results_file(results, n)) for n in ("zero3", name))
+    gradients = sum(size for (_, kind), size in bf16["sent"].items() if kind != "all-gather")
+    of_all_reduce = 1 if name == "zero3_bf16_sums" else 2
+    assert gradients == pytest.approx(of_all_reduce * 2 * elements / 2, rel=0.05)
+    for (loss, norm), (expected_loss, expected_norm) in zip(bf16["curve"], fp32["curve"], strict=True):
+        assert loss == pytest.approx(expected_loss, rel=2**-8) and norm == pytest.approx(expected_norm, rel=2**-7)
+    assert bf16["curve"] != fp32["curve"]
 
 
 def test_nothing_is_left_on_the_disk(results: Path) -> None:

@@ -32,7 +32,10 @@ from parallel.engine import zero
 from parallel.engine.build import build_engine
 from parallel.engine.zero import ZeroEngine
 from parallel.layout import Layout
-from tests.distributed.problem import PALI, all_gathers, micro_batches
+from tests.distributed.problem import PALI, all_gathers, micro_batches, train
+
+# Settings that DeepSpeed has for keeping parameters gathered, instead of our workaround.
+MOST_LIVE = dict.fromkeys(("stage3_max_live_parameters", "stage3_max_reuse_distance"), 10**15)
 
 
 def make(**parallel: Any) -> ZeroEngine:
@@ -64,18 +67,17 @@ def first_gathers(engine: ZeroEngine) -> tuple[int, int]:
     return first, all_gathers(engine.discard)
 
 
-def with_most_live_parameters() -> ZeroEngine:
-    """ZeRO-3 with the settings that DeepSpeed has for keeping parameters gathered, instead of our workaround."""
+def with_settings(zero_stage: int, **settings: Any) -> ZeroEngine:
+    """ZeRO with other settings of `zero_optimization` than ours."""
     ours = zero._deepspeed_config
 
     def theirs(blueprint: Any) -> dict[str, Any]:
         config = ours(blueprint)
-        most = dict.fromkeys(("stage3_max_live_parameters", "stage3_max_reuse_distance"), 10**15)
-        return config | {"zero_optimization": config["zero_optimization"] | most}
+        return config | {"zero_optimization": config["zero_optimization"] | settings}
 
     zero._deepspeed_config = theirs
     try:
-        return make(zero_stage=3)
+        return make(zero_stage=zero_stage)
     finally:
         zero._deepspeed_config = ours
 
@@ -144,7 +146,13 @@ def observe(folder: Path) -> None:
     groups._create_zero_param_parallel_group(2)
     seen["second group refused"] = refused(lambda: groups._create_zero_param_parallel_group(2), AssertionError)
 
-    seen["gathers, most live parameters"], _ = first_gathers(with_most_live_parameters())
+    seen["gathers, most live parameters"], _ = first_gathers(with_settings(3, **MOST_LIVE))
+    seen["refused"] = refused(lambda: with_settings(1, overlap_comm=True), AssertionError)
+    for stage in (2, 3):
+        engines = make(zero_stage=stage), with_settings(stage, overlap_comm=True)
+        assert [engine.zero_optimizer.overlap_comm for engine in engines] == [False, True]
+        seen["overlap", stage] = [train(engine, range(3)) for engine in engines]
+        seen["overlap", stage] += [norm_of_two_backwards_in_a_row(engine) for engine in engines]
     seen["kept"] = kept_until_the_update(make(zero_stage=3, gather="step"))
     seen["kept, for each micro-batch"] = kept_until_the_update(make(zero_stage=3))
     seen["found"] = [shards_are_where_we_think(make(zero_stage=stage)) for stage in (1, 2, 3)]
@@ -225,6 +233,14 @@ def test_an_update_gathers_persistent_tensors_one_by_one(seen: dict[str, Any]) -
 
 def test_live_parameters_are_released_until_the_order_is_known(seen: dict[str, Any]) -> None:
     assert seen["gathers"] < seen["gathers, most live parameters"]
+
+
+def test_communication_overlaps_where_gradients_are_partitioned_and_changes_nothing(seen: dict[str, Any]) -> None:
+    """Of stages 2 and 3, though DeepSpeed's message names stage 2 only; a CPU has no streams, so this is the order."""
+    assert seen["refused"]
+    for stage in (2, 3):
+        curve, overlapped, norm, overlapped_norm = seen["overlap", stage]
+        assert (overlapped, overlapped_norm) == (curve, norm)
 
 
 def test_parameters_are_kept_by_the_step_and_given_back_by_the_update(seen: dict[str, Any]) -> None:

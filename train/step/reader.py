@@ -155,11 +155,25 @@ def read_and_broadcast(read: Callable[[], StepData[Rows] | None], layout: Layout
     if not layout.is_replica_leader:
         data = message[0]
     if data is not None and layout.pipeline_group.rank() == 0 and layout.tensor_group.size() > 1:
-        for rows in data.micro_batches:  # the replica leader has rank 0 in this tensor-parallel group
-            if not layout.is_replica_leader:
-                rows["images"] = np.empty((*rows["images"].shape[:-1], 3), np.uint8)
-            dist.broadcast(torch.from_numpy(rows["images"]), group=layout.tensor_group, group_src=0)
+        for rows in data.micro_batches:
+            _send_pixels(rows, layout)
     return data
+
+
+def _send_pixels(rows: Rows, layout: Layout) -> None:
+    """Send pixels from the replica leader to its peers of the first stage, the first ranks of the replica.
+
+    Under NCCL only the group of a replica can send tensors of the host.
+    """
+    if layout.is_replica_leader:
+        pixels = torch.from_numpy(rows["images"])
+        peers = range(1, layout.tensor_group.size())
+        for sent in [dist.isend(pixels, group=layout.model_group, group_dst=peer) for peer in peers]:
+            assert sent is not None
+            sent.wait()
+    else:
+        rows["images"] = np.empty((*rows["images"].shape[:-1], 3), np.uint8)
+        dist.recv(torch.from_numpy(rows["images"]), group=layout.model_group, group_src=0)
 
 
 def _without_texts_and_pixels(data: StepData[Rows]) -> StepData[Rows]:

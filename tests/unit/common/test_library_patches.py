@@ -76,7 +76,7 @@ def comparison(monkeypatch: pytest.MonkeyPatch, others: list[int]) -> Callable[[
         x.copy_(both.amin(0) if op == dist.ReduceOp.MIN else both.amax(0))
 
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
-    confine_zero3_comparison("stage")  # type: ignore[arg-type]
+    confine_zero3_comparison("stage", torch.device("cpu"))  # type: ignore[arg-type]
     patched = {m.assert_ints_same_as_other_ranks for m in (partition_parameters, partitioned_param_coordinator, stage3)}
     (compare,) = patched
     return compare  # type: ignore[no-any-return]

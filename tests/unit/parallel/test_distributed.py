@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -14,7 +15,7 @@ import torch
 
 from common.errors import ConfigurationError
 from common.launcher import Process, first_host, in_step, is_main_rank, this_process
-from parallel import rendezvous
+from parallel import distributed, rendezvous
 from parallel.distributed import gather_objects, launch, num_threads
 from parallel.rendezvous import PORTS, interface_towards, set_rendezvous, slurm_rendezvous
 from tests.unit.train.ranks import Ranks
@@ -117,6 +118,46 @@ def test_more_ranks_than_gpus(local_rank: int, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigurationError, match=f"{local_rank + 1} or more processes on this machine share 2 GPUs"):
         _ = launch(TORCHRUN | {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": "8"}).device
+
+
+def test_ranks_that_see_the_gpus_of_one_socket_take_one_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm deals tasks to sockets in turn -> local ranks 0, 2, 4 and 6 see the same four GPUs."""
+    monkeypatch.setattr(distributed, "CLAIMS", tmp_path)
+    monkeypatch.setattr(distributed, "_claims", [])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    taken: dict[int, list[str]] = {0: [], 1: []}
+    eight = STEP | {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_NODEID": "0"}
+    for local_rank in range(10):
+        socket_number = local_rank % 2
+        uuids = [SimpleNamespace(uuid=f"{socket_number}-{index}") for index in range(4)]
+        monkeypatch.setattr(torch.cuda, "get_device_properties", uuids.__getitem__)
+        distributed.claim_gpu.cache_clear()  # each rank is a process
+        rank = launch(eight | {"SLURM_PROCID": str(min(local_rank, 7)), "SLURM_LOCALID": str(local_rank)})
+        if local_rank >= 8:
+            with pytest.raises(ConfigurationError, match="processes on this machine share 4 GPUs"):
+                _ = rank.device
+        else:
+            taken[socket_number] += [str(rank.device), str(rank.device)]
+    assert taken[0] == taken[1] == [f"cuda:{index}" for index in (0, 0, 1, 1, 2, 2, 3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("given", "in_order", "added"),
+    [
+        ({}, False, {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "TORCH_FR_BUFFER_SIZE": "2000"}),
+        (
+            {"PYTORCH_ALLOC_CONF": "max_split_size_mb:512", "TORCH_NCCL_TRACE_BUFFER_SIZE": "9"},
+            True,
+            {"CUDA_DEVICE_MAX_CONNECTIONS": "1"},
+        ),
+        ({"CUDA_DEVICE_MAX_CONNECTIONS": "8", "PYTORCH_CUDA_ALLOC_CONF": "", "TORCH_FR_BUFFER_SIZE": "0"}, True, {}),
+    ],
+)
+def test_variables_of_gpus_that_nobody_has_set(given: dict[str, str], in_order: bool, added: dict[str, str]) -> None:
+    environment = dict(given)
+    distributed.set_gpu_variables(environment, in_order)
+    assert environment == given | added
 
 
 def test_steps() -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigurationError
-from model.megatron import parallel_state
 from model.weights import logical_tensors
 from model.weights.files import write_tensors
 from parallel.checkpoint.checkpointer import Checkpointer
@@ -13,6 +12,7 @@ from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import Launch
 from parallel.engine.build import build_engine
 from parallel.layout import Layout
+from parallel.process_groups import end_groups
 from tests.unit.model.examples import MT5, PALI, VIT, small_model
 from train.config import WeightsConfig
 from train.tower_weights import is_run, open_tower, open_towers, sources
@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for step in (2, 7):
         checkpointer.save(engine, step, {"config": settings, "tokenizer": "abc"})
     checkpointer.wait()
-    parallel_state.destroy_model_parallel()
+    end_groups()
     return folder
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from common import progress
 from common.errors import ConfigurationError, Notice, StorageFailed
 from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
-from model.megatron import parallel_state
 from model.vit import resample_position
 from parallel.checkpoint import checkpointer as checkpoint
 from parallel.checkpoint.checkpointer import Checkpointer, SaveFailed, SaveStalled
@@ -25,13 +24,14 @@ from parallel.distributed import Launch
 from parallel.engine.base import Engine
 from parallel.engine.build import build_engine
 from parallel.layout import Layout
+from parallel.process_groups import end_groups
 from tests.unit.model.examples import MODEL, MT5, VIT, example, micro_batch
 
 
 @pytest.fixture(scope="module")
 def layout() -> Iterator[Layout]:
     yield Layout.start(ParallelConfig(), Launch(0, 1, 0))
-    parallel_state.destroy_model_parallel()
+    end_groups()
 
 
 def build(layout: Layout, seed: int, vit: ViTConfig = VIT, mt5: MT5Config = MT5, model: ModelConfig = MODEL) -> Engine:

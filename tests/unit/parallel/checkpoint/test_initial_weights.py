@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 
 from common.errors import ConfigurationError
 from model.layers import Part
-from model.megatron import parallel_state
 from model.weights.stored import StoredTensor, open_tensors
 from parallel.checkpoint.checkpointer import Checkpointer
 from parallel.checkpoint.initial_weights import CheckpointWeights, FileWeights, load_first_weights
@@ -18,6 +17,7 @@ from parallel.distributed import Launch
 from parallel.engine.base import Engine
 from parallel.engine.build import build_engine
 from parallel.layout import Layout
+from parallel.process_groups import end_groups
 from tests.unit.model.examples import PALI, VIT
 
 NORM, POSITION = "bridge.vit_norm.weight", "patches.position"
@@ -26,7 +26,7 @@ NORM, POSITION = "bridge.vit_norm.weight", "patches.position"
 @pytest.fixture(scope="module")
 def layout() -> Iterator[Layout]:
     yield Layout.start(ParallelConfig(), Launch(0, 1, 0))
-    parallel_state.destroy_model_parallel()
+    end_groups()
 
 
 @pytest.fixture(scope="module")

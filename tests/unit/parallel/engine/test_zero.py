@@ -97,7 +97,7 @@ def test_nearby_ranks_are_those_next_to_each_other_among_the_data_parallel_ones(
 ) -> None:
     """Four data-parallel ranks, two tensor-parallel ones each, in groups of two."""
     monkeypatch.setattr(dist, "get_process_group_ranks", lambda group: group)
-    monkeypatch.setattr(dist, "new_group", lambda ranks, use_local_synchronization: ranks)
+    monkeypatch.setattr(dist, "new_group", lambda ranks, timeout, use_local_synchronization: ranks)
     monkeypatch.setattr(groups, "_ZERO_PARAM_INTRA_PARALLEL_GROUP", None)
 
     def nearby(rank: int, size: int) -> Any:
