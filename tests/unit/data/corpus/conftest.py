@@ -1,14 +1,12 @@
 """Downloads made by hand: photographs-like images, and inputs of every kind with a fault of every kind."""
 
 import csv
-import io
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image, ImageDraw
 
+from benchmarks.corpus import jpeg, photo
 from data.shards.writer import write_shard
 
 TEXTS = (
@@ -17,31 +15,6 @@ TEXTS = (
     "старый дом у реки стоит в тени высоких деревьев",
     "two children play with a red ball on the beach",
 )
-
-
-def photo(seed: int, width: int = 160, height: int = 120) -> Image.Image:
-    """Draw an image with the spectrum of a photograph: blurred noise of several scales, and some shapes."""
-    rng = np.random.default_rng(seed)
-    layers = [
-        np.asarray(Image.fromarray(rng.integers(0, 256, (n, n, 3), np.uint8)).resize((width, height), 3), float)
-        for n in (3, 6, 12, 24)
-    ]
-    mixed = sum(layer / 2**k for k, layer in enumerate(layers))
-    assert isinstance(mixed, np.ndarray)
-    image = Image.fromarray((mixed / mixed.max() * 255).astype(np.uint8))
-    draw = ImageDraw.Draw(image)
-    for _ in range(4):
-        x, y = rng.integers(0, width - 30), rng.integers(0, height - 30)
-        draw.ellipse(
-            (x, y, x + rng.integers(15, 60), y + rng.integers(15, 60)), tuple(rng.integers(0, 256, 3).tolist())
-        )
-    return image
-
-
-def jpeg(image: Image.Image, quality: int = 90) -> bytes:
-    content = io.BytesIO()
-    image.save(content, "JPEG", quality=quality)
-    return content.getvalue()
 
 
 def write_tars(folder: Path) -> None:
