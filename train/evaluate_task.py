@@ -155,7 +155,7 @@ def _entries(config: RunConfig, items: Sequence[Item], samples: Sequence[Sample]
                 id=sample.id,
                 language=sample.language,
                 prompt=sample.prompt,
-                references=sample.references,
+                references=list(dict.fromkeys(sample.references)),  # ten annotators often agree
                 prediction=sample.prediction,
                 score=score,
                 right=sample.correct if score is None else score >= least,
