@@ -91,8 +91,6 @@ class Component:
                 example = self._make(self.source.read(number, image=False), number, rng, item)
         except Skip as skip:
             self._count(number, skip)
-            if not self._given:
-                self._look_for_any()
             return None
         self._given = True
         return example
@@ -134,7 +132,10 @@ class Component:
             return self.text(self.source.numbered(number % len(self.source)), rng)
         epoch, place = divmod(number, len(self._usable))
         record, item = self._usable[permuted(place, len(self._usable), _key(seed, self._number, epoch))]
-        return self.text(record, rng, item if self._data.epoch == "items" else None)
+        text = self.text(record, rng, item if self._data.epoch == "items" else None)
+        if text is None and not self._given:
+            self._look_for_any()
+        return text
 
     @property
     def num_held_out(self) -> int:

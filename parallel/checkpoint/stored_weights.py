@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from common.errors import ConfigurationError
@@ -80,9 +81,14 @@ class StoredWeights:
 
         def read() -> Tensor:
             found = {key: torch.empty(stored.size, dtype=stored.properties.dtype)}
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # on purpose
-                dcp.load(found, storage_reader=self.reader, no_dist=True)
+            try:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # on purpose
+                    dcp.load(found, storage_reader=self.reader, no_dist=True)
+            except (OSError, CheckpointException) as error:  # a run in progress prunes its old checkpoints
+                raise ConfigurationError(
+                    f"{self.path} was removed or altered while {key} was read; name a step that is kept."
+                ) from error
             return found[key]
 
         return read

@@ -28,6 +28,7 @@ from model.weights import logical_tensors
 from model.weights.export_folder import tables
 from model.weights.source import open_source
 from parallel.checkpoint.checkpointer import Checkpointer
+from parallel.checkpoint.stored_weights import StoredWeights
 from parallel.config import ParallelConfig
 from parallel.distributed import Launch
 from parallel.layout import Layout
@@ -224,6 +225,14 @@ def test_a_damaged_checkpoint_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=f"is damaged .{damaged.name} is missing"):
         export(str(tmp_path / "run"), str(tmp_path / "out"))
     assert export(f"{tmp_path / 'run'}@1", str(tmp_path / "out")).is_dir()
+
+
+def test_a_checkpoint_that_its_run_removes_meanwhile(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    weights = StoredWeights(tmp_path / "run", 2)
+    shutil.rmtree(weights.path)
+    with pytest.raises(ConfigurationError, match=r"step_00000002 was removed or altered while \S+ was read; name"):
+        weights.tensors["head.output.weight"].read()
 
 
 def test_a_missing_file_of_an_export_is_one_sentence(exported: Path, tmp_path: Path) -> None:
