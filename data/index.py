@@ -101,11 +101,15 @@ def make(name: str, job: Job, options: Options, rank: Process) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Make the index of each source and split below `root` (see Options)."""
     options, rank = parse(arguments, Options), this_process()
-    if rank.rank == 0:
-        progress.listeners.append(_Printer())
-    for name, job in jobs(options).items():
-        if line := make(name, job, options, rank):
-            print(line, flush=True)
+    printers = [_Printer()] if rank.rank == 0 else []
+    progress.listeners.extend(printers)
+    try:
+        for name, job in jobs(options).items():
+            if line := make(name, job, options, rank):
+                print(line, flush=True)
+    finally:
+        for printer in printers:
+            progress.listeners.remove(printer)
 
 
 class _Printer:

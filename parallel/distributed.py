@@ -60,7 +60,7 @@ def claim_gpu(count: int) -> int | None:
     """
     for index in range(count):
         uuid = torch.cuda.get_device_properties(index).uuid
-        claim = (CLAIMS / f"pali-{os.getuid()}-gpu-{uuid}.lock").open("w")
+        claim = (CLAIMS / f"pali-{os.getuid()}-gpu-{uuid}.lock").open("w", encoding="utf-8")
         try:
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

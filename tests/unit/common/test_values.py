@@ -203,7 +203,10 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
             (evaluate.READS, word)
             for word in ("optimizer.beta1=0.1", "schedule.peak=1", "run.steps=3", "weights.vit=x")
         ),
-        *((evaluate.READS, word) for word in ("evaluation.every_steps=0", "tracker.name=none", "run.guard.window=3")),
+        *(
+            (evaluate.READS, word)
+            for word in ("evaluation.every_steps=0", "checkpoint.keep_last=1", "run.guard.window=3")
+        ),
     ],
 )
 def test_settings_of_other_commands_are_refused(reads: tuple[str, ...], word: str) -> None:

@@ -57,7 +57,7 @@ def test_ranks_share_the_tars(root, killed):
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", code, f"root={root}", "processes=1", "sources={webli: webli}", "splits=[train]"],
-            cwd=REPOSITORY, stdout=subprocess.PIPE, text=True,
+            cwd=REPOSITORY, stdout=subprocess.PIPE, encoding="utf-8",
             env={**os.environ, "OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_SIZE": "2",
                  "OMPI_COMM_WORLD_LOCAL_RANK": str(rank), "OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
         )

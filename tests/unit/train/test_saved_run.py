@@ -10,9 +10,11 @@ from data.config import ComponentConfig, DataConfig
 from train.config import Phase, RunConfig, to_dict, to_yaml
 from train.saved_run import NAME, convert, overridden, read_settings, saved_config
 
+DATA = DataConfig("shards", "tokenizer.model", global_batch_size=8, num_streams=4, encoder_length=32, decoder_length=16)
+
 
 def test_a_saved_run_with_what_the_command_line_names(tmp_path: Path) -> None:
-    config = RunConfig(data=DataConfig("shards", "tokenizer.model", {}, 8, 4, 32, 16), phases={"low": Phase()})
+    config = RunConfig(data=DATA, phases={"low": Phase()})
     (tmp_path / NAME).write_text(to_yaml(config), encoding="utf-8")
     composed = OmegaConf.create({"run": {"folder": str(tmp_path), "seed": 7, "steps": 9}})
     assert isinstance(composed, DictConfig)
@@ -23,9 +25,8 @@ def test_a_saved_run_with_what_the_command_line_names(tmp_path: Path) -> None:
 
 
 def test_phases_and_components_of_a_saved_run_are_changed_by_name(tmp_path: Path) -> None:
-    data = DataConfig("shards", "tokenizer.model", {}, 8, 4, 32, 16)
     mixture = {"ocr": ComponentConfig("webli", "ocr", 1.0), "vqa": ComponentConfig("vq2a", "vqa", 1.0)}
-    config = RunConfig(data=data, mixture=mixture, phases={"low": Phase(freeze=["head"])})
+    config = RunConfig(data=DATA, mixture=mixture, phases={"low": Phase(freeze=["head"])})
     settings = OmegaConf.create(to_dict(config))
     words = ["++mixture={ocr: {weight: 0}}", "++mixture={mine: {source: s, objective: vqg, weight: 2}}"]
     found = overridden(settings, OmegaConf.create(), [*words, "++phases={low: {micro_batch_size: 2}}"])

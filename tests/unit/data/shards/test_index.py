@@ -312,5 +312,6 @@ def test_the_objectives_choose_from_the_records_that_they_can_use(tmp_path):
 
 def test_the_command_that_makes_indices_needs_no_model(folder):
     code = "import sys, data.shards.build; print([m for m in ('torch', 'grain', 'deepspeed') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=True)
     assert json.loads(done.stdout.replace("'", '"')) == []
