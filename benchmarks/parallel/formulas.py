@@ -87,8 +87,8 @@ def gradients(engine: Engine, own_micro_batches: int) -> Bytes:
 def residuals(engine: Engine, streams: Streams, own_micro_batches: int) -> Bytes:
     """Compute the tensor-parallel group's bytes, forward and backward.
 
-    They are `residual` of every unit and, under sequence parallelism, the gradients of weights that are applied to a
-    part of each sequence.
+    They are `residual` of every unit, and gradients of weights that every rank holds whole: once a step without ZeRO,
+    else in every micro-batch, of those that are applied to a part of each sequence (sequence parallelism).
     """
     layout = engine.layout
     tensor, sequence = layout.config.tensor, layout.config.sequence
@@ -96,8 +96,12 @@ def residuals(engine: Engine, streams: Streams, own_micro_batches: int) -> Bytes
     for _, unit in engine.model.units():
         for kind, size in residual(unit, streams, sequence).items():
             sent["tensor", kind] += size * own_micro_batches * (tensor - 1) / tensor
-    partial = elements(p for p in engine.model.parameters() if parameter_info(p).partial_gradient)
-    sent["tensor", "all-reduce"] += 2 * FLOAT * partial * own_micro_batches * (tensor - 1) / tensor
+    infos = [(p, parameter_info(p)) for p in engine.model.parameters()]
+    if layout.config.zero_stage:
+        joined = own_micro_batches * elements(p for p, info in infos if info.partial_gradient)
+    else:
+        joined = elements(p for p, info in infos if not info.split)
+    sent["tensor", "all-reduce"] += 2 * FLOAT * joined * (tensor - 1) / tensor
     return +sent
 
 

@@ -110,6 +110,30 @@ class Engine(ABC):
             self.backward(ballast())
         return self.apply_update()
 
+    @torch.no_grad()
+    def parted_parameter(self) -> str | None:
+        """Return a parameter whose copies differ, in any bit, between data-parallel ranks; a collective of the world.
+
+        Replicas compute the same, so a difference comes from faulty hardware or another order of sums, and grows. Under
+        ZeRO-3 no rank has a copy, and the result is None. Copies on tensor-parallel ranks are not compared.
+        """
+        if self.layout.config.zero_stage == 3 or self.layout.world_size == 1:
+            return None
+        named = [(name, p.detach()) for name, p in self.model.named_parameters()]
+        named += [(f"fp32 weights {number}", copy) for number, copy in enumerate(self.copied_weights())]
+        hashes = torch.stack([bits_sum(x) for _, x in named])
+        both = torch.cat([hashes, -hashes])
+        self.layout.all_reduce_data(both, dist.ReduceOp.MAX)
+        largest, smallest = both[: len(named)], -both[len(named) :]
+        parted = (largest != smallest).nonzero().flatten().tolist()
+        if not self.layout.any_rank(bool(parted)):
+            return None
+        return self.layout.gather_objects([named[i][0] for i in parted[:1]])[0]
+
+    def copied_weights(self) -> list[Tensor]:
+        """Return the fp32 weights that every data-parallel rank holds whole, besides the model's parameters."""
+        return []
+
     def discard(self) -> None:
         """Drop the accumulated gradients: a step in which the optimizer does nothing."""
         self.optimizer.skip = True
@@ -186,6 +210,12 @@ class Engine(ABC):
         if self.layout.world_size > 1:  # over the world in one sum -> all ranks get the same bits and decide alike
             dist.all_reduce(summed)
         return LossTotals.from_tensor(summed / self.layout.config.tensor)
+
+
+def bits_sum(x: Tensor) -> Tensor:
+    """Return the sum of a tensor's bit patterns as int64, which any changed bit changes; NaN counts as any other."""
+    integer = {2: torch.int16, 4: torch.int32}[x.element_size()]
+    return x.contiguous().view(integer).sum(dtype=torch.int64)
 
 
 def reduce_partial_gradients(model: nn.Module, layout: Layout) -> None:

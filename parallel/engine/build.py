@@ -55,8 +55,10 @@ def build_engine(
     shard = kind.prepare(blueprint)
     # 6. Fill this rank's units, each sharded before the next is filled: no rank ever holds the whole model.
     model = materialize(blueprint, seed, shard, given)
-    # 7. Sum gradients over the tensor-parallel group in hooks that run before ZeRO's own, which reduce them further.
-    reduce_partial_gradients(model, layout)
+    # 7. Sum partial gradients over the tensor-parallel group in hooks that run before ZeRO's own, which reduce them
+    #    further; the engine without ZeRO sums them once a step.
+    if layout.config.zero_stage:
+        reduce_partial_gradients(model, layout)
     # 8. Make the data-parallel engine, and the pipeline around the stages.
     engine = kind(blueprint, model)
     # 9. Make optimizer state last: it lies where the engine has put the shards.

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.layers import parameter_parts
+from model.layers import parameter_info, parameter_parts
 from model.pali import PaLI
 from parallel.engine.base import Engine
 from parallel.optimizer.base import Shard, optimizer_class
@@ -51,6 +51,10 @@ class ReplicatedEngine(Engine):
         frozen = [(p, found) for p, found in self._rectangles() if not p.requires_grad]
         return [(r, r.view(p.detach().flatten())) for p, found in frozen for r in found]
 
+    def copied_weights(self) -> list[Tensor]:
+        """See Engine.copied_weights."""
+        return self.weights
+
     def _rectangles(self) -> list[tuple[nn.Parameter, list[Rectangle]]]:
         """List every parameter, in the model's order, with its rectangles."""
         found: dict[nn.Parameter, list[Rectangle]] = {}
@@ -89,6 +93,7 @@ class ReplicatedEngine(Engine):
             self._accumulate_in_fp32()
         gradients = self.accumulated or [p.new_zeros(p.shape) if p.grad is None else p.grad for p in self.trained]
         self.accumulated = None
+        self._join_copies(gradients)
         self._sum_over_data(gradients)
         norm = self._norm(gradients)
         if math.isfinite(norm):
@@ -101,6 +106,21 @@ class ReplicatedEngine(Engine):
         for p, weights in zip(self.trained, self.weights, strict=True):
             p.grad = weights.grad = None
         return norm
+
+    def _join_copies(self, gradients: list[Tensor]) -> None:
+        """Make gradients equal, to the last bit, where every tensor-parallel rank holds the parameter whole.
+
+        One message in fp32 for all of them: partial gradients are summed, and of whole ones that of rank 0 is taken.
+        """
+        group, first = self.layout.tensor_group, self.layout.tensor_parallel_rank == 0
+        infos = [parameter_info(p) for p in self.trained]
+        copies = [i for i, info in enumerate(infos) if not info.split]
+        if group.size() == 1 or not copies:
+            return
+        flat = torch.cat([gradients[i].float().flatten() * (first or infos[i].partial_gradient) for i in copies])
+        dist.all_reduce(flat, group=group)
+        for i, joined in zip(copies, flat.split([gradients[i].numel() for i in copies]), strict=True):
+            gradients[i] = joined.view_as(gradients[i])
 
     def _sum_over_data(self, gradients: list[Tensor]) -> None:
         if self.layout.data_parallel_size == 1:

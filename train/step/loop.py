@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from common.errors import Interrupted
+from common.errors import Interrupted, RunStopped
 from common.progress import beat
 from data.stream import StepData
 from model.batch import MicroBatch
@@ -108,8 +108,13 @@ class Loop:
 
         Within a row of skipped steps, the weights are those before the row, and the run may still have to go back. So a
         checkpoint that cannot wait (at a signal, or at the end of the phase) holds the row, and the next process
-        continues to count it. Such a checkpoint replaces no other one.
+        continues to count it. Such a checkpoint replaces no other one. Raises RunStopped where replicas have parted.
         """
+        if (parted := self.engine.parted_parameter()) is not None:
+            raise RunStopped(
+                f"The checkpoint of step {step} is not written, because {parted} differs between data-parallel ranks "
+                "(faulty hardware, as a rule); exclude the machine and start again from the checkpoint before."
+            )
         beat(f"step {step}, its checkpoint")
         shares: Extra = {"shares": self.shares.state} if self.shares.names else {}
         empty_steps: Extra = {"empty_steps": self.empty_steps} if self.empty_steps else {}

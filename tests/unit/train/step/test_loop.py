@@ -36,6 +36,7 @@ class FakeEngine:
     def __init__(self, losses: Sequence[float], norm: float = 1.0) -> None:
         self.losses, self.norm, self.calls = iter(losses), norm, []  # type: ignore[var-annotated]
         self.blueprint = SimpleNamespace(plan=None)  # set by `loop`
+        self.parted: str | None = None
         self.frozen = 0  # objects that garbage collections leave out
 
     def forward_backward(self, micro_batches: list[MicroBatch], num_targets: int) -> LossTotals:
@@ -51,6 +52,9 @@ class FakeEngine:
 
     def discard(self) -> None:
         self.calls.append(("discard", None))
+
+    def parted_parameter(self) -> str | None:
+        return self.parted
 
 
 class FakeReader:
@@ -183,6 +187,15 @@ def test_the_batch_whose_update_spoiled_the_weights_is_left_out_too(tmp_path: Pa
     run.records.alert = lambda title, text: alerts.append(text)
     assert trained.train(0) == 0
     assert went == [(1, [3, 4, 5])] and "after step 2 had made patches.kernel not finite; their" in alerts[-1]
+
+
+def test_parted_replicas_are_not_saved(tmp_path: Path) -> None:
+    engine = FakeEngine([9.0, 5.0, 4.0])
+    trained, run = loop(engine, tmp_path, steps=2)
+    engine.parted = "head.weight"
+    with pytest.raises(RunStopped, match=r"step 2 is not written, because head\.weight differs"):
+        trained.train(0)
+    assert run.saved == []
 
 
 def test_objects_of_the_start_are_not_searched_for_garbage(tmp_path: Path) -> None:
