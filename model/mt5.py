@@ -25,7 +25,7 @@ from model.layers import (
     TensorParallel,
     split_parameter,
 )
-from model.loss import VocabularyLoss, logits_fp32, totals_by_objective
+from model.loss import VocabularyLoss, next_logits, totals_by_objective
 from model.recompute import GatedGELU, gated_gelu, recomputed
 
 Tensors = tuple[Tensor, ...]
@@ -312,7 +312,7 @@ class VocabularyOutput(nn.Module):
         Without targets, returns (logits,): fp32 [T, vocabulary / tensor].
         """
         if targets is None:
-            return (logits_fp32(hidden, self.weight),)
+            return (next_logits(hidden, self.weight),)
         weight: Tensor = self.weight
         if not torch.is_grad_enabled():  # `needs_input_grad` of an autograd.Function is true even without autograd
             hidden, weight = hidden.detach(), weight.detach()

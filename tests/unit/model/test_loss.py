@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.layers import PlannedGroup
-from model.loss import VocabularyLoss, totals_by_objective
+from model.loss import FEW_ROWS, VocabularyLoss, logits_fp32, next_logits, totals_by_objective
 
 GROUP = PlannedGroup()
 
@@ -55,6 +55,15 @@ def test_what_is_frozen_takes_no_gradient_from_what_is_not(chunk: int) -> None:
     below = torch.autograd.grad(_loss(hidden, weight.detach(), targets, 0.7, 0.3, chunk)[0], hidden)
     head = torch.autograd.grad(_loss(hidden.detach(), weight, targets, 0.7, 0.3, chunk)[0], weight)
     assert torch.equal(below[0], both[0]) and torch.equal(head[0], both[1])
+
+
+@pytest.mark.parametrize("rows", [1, 2, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_of_a_search_are_those_of_the_loss(rows: int, dtype: torch.dtype) -> None:
+    hidden, weight, _ = (x.detach() for x in _case(rows))
+    found, expected = (logits(hidden.to(dtype), weight.to(dtype)) for logits in (next_logits, logits_fp32))
+    assert found.shape == (rows, len(weight)) and found.dtype == torch.float32 and found.is_contiguous()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_large_logits_do_not_overflow() -> None:
