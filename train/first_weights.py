@@ -87,8 +87,8 @@ def check_fit(opened: TowerWeights, config: RunConfig, parts: Mapping[str, Part]
 def check_tokenizer(opened: TowerWeights, config: RunConfig) -> None:
     """Raise ConfigurationError where the run's tokenizer is not the one that an mT5 was trained with.
 
-    The tokenizer of the weights is compared where it is known. The vocabulary of a public mT5 must be that of the run's
-    tokenizer, rounded up to a multiple of 128, as Google's T5s have it: a folder may hold the tokenizer of another.
+    The tokenizer of the weights is compared where it is known. Else the vocabulary must be that of the run's tokenizer,
+    rounded up to a multiple of 128, as Google's T5s have it.
     """
     path = config.data.tokenizer
     key = f"data.tokenizer={path}"
@@ -107,7 +107,7 @@ def check_tokenizer(opened: TowerWeights, config: RunConfig) -> None:
                 f"{key} has another vocabulary than {opened.where} ({len(mine)} pieces, not {len(theirs)}; {first}); "
                 f"set data.tokenizer={opened.tokenizer}."
             )
-    if opened.padded and (unused := config.mt5.vocab_size - Tokenizer(path).vocab_size) >= PADDING:
+    elif opened.padded and (unused := config.mt5.vocab_size - Tokenizer(path).vocab_size) >= PADDING:
         raise ConfigurationError(
             f"{key} leaves {unused} of the {config.mt5.vocab_size} ids of {opened.where} unused, so it is another "
             "tokenizer than that of the weights; set data.tokenizer to the one that they came with."
