@@ -8,7 +8,7 @@ not count.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +27,7 @@ class CommunicationWait:
         self.device, self.waited_s = device, 0.0
         self.pending: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
         self.calls = threading.local()  # .depth: a wait inside a call counts once, in each thread
-        self.original: dict[tuple[type, str], Callable[..., Any]] = {}
+        self.original: dict[tuple[type, str], Any] = {}
 
     def __enter__(self) -> "CommunicationWait":
         """Wrap the methods that wait, for the whole process: torch 2.13 has no hook for waits."""
@@ -39,8 +39,8 @@ class CommunicationWait:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for (owner, name), function in self.original.items():
-            setattr(owner, name, function)
+        for (owner, name), method in self.original.items():
+            setattr(owner, name, method)
         self.original.clear()
 
     def seconds(self) -> float:
@@ -55,7 +55,9 @@ class CommunicationWait:
         return waited
 
     def _wrap(self, owner: type, name: str) -> None:
-        function = self.original[owner, name] = getattr(owner, name)
+        # The class holds a method that binds; getattr would return the bare function of pybind, which binds no more.
+        self.original[owner, name] = vars(owner)[name]
+        function = getattr(owner, name)
 
         def counting(*arguments: Any, **options: Any) -> Any:
             with self._counted():

@@ -126,6 +126,15 @@ def test_on_a_gpu_events_count_once_they_have_passed(monkeypatch: pytest.MonkeyP
     assert dist.ProcessGroup.allreduce is unwrapped
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_methods_of_torch_bind_again_afterwards(device: str) -> None:
+    held = [(dist.Work, "wait"), *((dist.ProcessGroup, name) for name in waiting.NCCL_CALLS)]
+    before = [vars(owner)[name] for owner, name in held]
+    with CommunicationWait(torch.device(device)):
+        assert vars(dist.Work)["wait"] is not before[0]
+    assert all(vars(owner)[name] is method for (owner, name), method in zip(held, before, strict=True))
+
+
 def test_on_a_gpu_a_checkpoint_that_is_written_hides_no_wait_and_adds_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its thread waits in the same stream; autograd's thread, which Python has not started, is the step's."""
     monkeypatch.setattr(torch.cuda, "Event", Event)
