@@ -1,6 +1,7 @@
 """Read OCR strings of images, for {ocr} in a prompt: TextVQA's Rosetta files (also TextCaps'), and rows."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from data.fields import Word
@@ -29,13 +30,14 @@ def _rows(file: str) -> Iterator[Any]:
 
 
 def _strings(file: str, row: Any) -> tuple[str, ...]:
-    words = [_word(file, info) for info in row.get("ocr_info") or ()]
+    words = [read_word(file, info) for info in row.get("ocr_info") or ()]
     if words:
         return tuple(word.text for word in reading_order(words))
     return texts(file, get(file, row, "ocr_tokens", "ocr"), "text")
 
 
-def _word(file: str, info: Any) -> Word:
+def read_word(file: str | Path, info: Any) -> Word:
+    """Return a word of `ocr_info` with its box. Raises ConfigurationError for an entry without one of its names."""
     box = get(file, info, "bounding_box")
     left, top = float(get(file, box, "top_left_x")), float(get(file, box, "top_left_y"))
     bottom, right = top + float(get(file, box, "height")), left + float(get(file, box, "width"))
