@@ -86,6 +86,9 @@ def command(monkeypatch: pytest.MonkeyPatch, name: str, main: Any, *words: str) 
     entry(name, main)
 
 
+TASK = ("task=vqav2", "task.root=official", "task.image_size=84", "tracker.name=none")
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A miniature corpus, its official files, a pretrained run, and a fine-tuned one with an average of its weights."""
@@ -118,12 +121,20 @@ def scores(folder: Path, step: int) -> tuple[dict[str, Any], dict[str, float]]:
     return json.loads((place / "evaluation.json").read_text(encoding="utf-8")), points
 
 
-def test_fine_tuning_beats_the_pretrained_model(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def followed(home: Path) -> Path:
+    """The folder once an evaluation has followed the fine-tuning; workers of pytest-xdist may divide these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        command(patch, "evaluate", evaluate.main, "run.folder=after", "evaluation.follow=true", *TASK)
+    return home
+
+
+def test_fine_tuning_beats_the_pretrained_model(followed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By more than chance: the interval of the paired differences over questions lies above 0."""
+    home = followed
     monkeypatch.chdir(home)
-    task = ("task=vqav2", "task.root=official", "task.image_size=84", "tracker.name=none")
-    command(monkeypatch, "evaluate", evaluate.main, "run.folder=before", *task)
-    command(monkeypatch, "evaluate", evaluate.main, "run.folder=after", "evaluation.follow=true", *task)
+    command(monkeypatch, "evaluate", evaluate.main, "run.folder=before", *TASK)
     before, after = scores(home / "before", 40), scores(home / "after", 120)
     assert after[0]["scores"]["vqa_accuracy"]["score"] == pytest.approx(sum(after[1].values()) / len(after[1]))
     assert after[0]["seen_in_training"] == 0 and len(after[1]) > 40
@@ -134,7 +145,8 @@ def test_fine_tuning_beats_the_pretrained_model(home: Path, monkeypatch: pytest.
     assert low > 0.05
 
 
-def test_the_best_checkpoint_stays_and_is_named(home: Path) -> None:
+def test_the_best_checkpoint_stays_and_is_named(followed: Path) -> None:
+    home = followed
     lines = [json.loads(line) for line in (home / "after" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     found = {line["step"]: line["validation/vqav2/vqa_accuracy"] for line in lines if "validation/loss" in line}
     best = max(reversed(found), key=found.__getitem__)
