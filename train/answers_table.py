@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 from common.errors import Notice
 from evaluation.html_report import Entry
 from train.config import RunConfig
-from train.run.tracking import INIT_TIMEOUT_S
+from train.run.tracking import INIT_TIMEOUT_S, wandb_mode
 
 MOST_ROWS = 1000
 COLUMNS = ("image", "id", "language", "prompt", "references", "prediction", "score", "right", "blind")
@@ -37,15 +36,12 @@ def send_answers(
 def _send(config: RunConfig, step: int, scores: Mapping[str, float], entries: Sequence[Entry], folder: Path) -> None:
     import wandb  # takes a second to import
 
-    mode = os.environ.get("WANDB_MODE") or config.tracker.mode
-    if mode == "auto":
-        mode = "online" if wandb.login(prompt=False) else "offline"
     run: Any = wandb.init(
         project=config.tracker.project,
         group=config.tracker.group or config.run.name,
         tags=config.tracker.tags,
         job_type="evaluation",
-        mode=mode,  # type: ignore[arg-type]
+        mode=wandb_mode(config),  # type: ignore[arg-type]
         name=f"{config.run.name}/{config.task.name}",
         dir=str(folder),
         config={"run": config.run.name, "task": config.task.name, "step": step},

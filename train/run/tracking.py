@@ -48,6 +48,16 @@ class Tracker:
         """Send what is pending, at the end of the run."""
 
 
+def wandb_mode(config: RunConfig) -> str:
+    """Return online or offline where the mode is `auto`, else the mode; the environment's WANDB_MODE comes first."""
+    import wandb  # takes a second to import
+
+    mode = os.environ.get("WANDB_MODE") or config.tracker.mode
+    if mode == "auto":
+        return "online" if wandb.login(prompt=False) else "offline"
+    return mode
+
+
 class WandbTracker(Tracker):
     """Send metrics to Weights & Biases; after the first failure warn once and send nothing more."""
 
@@ -75,9 +85,7 @@ class WandbTracker(Tracker):
     def _start(self, config: RunConfig, folder: Path, facts: Mapping[str, Any]) -> None:
         import wandb  # takes a second to import, and only one rank needs it; it reads the environment once
 
-        mode = os.environ.get("WANDB_MODE") or config.tracker.mode
-        if mode == "auto":
-            mode = "online" if wandb.login(prompt=False) else "offline"
+        mode = wandb_mode(config)
         self.home.mkdir(parents=True, exist_ok=True)
         if DATA_DIR not in os.environ:  # images of tables wait here for `wandb sync`
             os.environ[DATA_DIR], self.gave_data_dir = str(self.home), True
