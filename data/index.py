@@ -10,13 +10,14 @@ A build that is killed goes on where it ended. Only tars that are new or have ch
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import progress
 from common.command_line import parse, run_command
 from common.errors import ConfigurationError
 from common.launcher import Process, this_process
+from common.progress import listening
 from common.values import PATH, at_least
 from data.config import check_field_map
 from data.shards.build import Job, build_together, open_index
@@ -101,15 +102,10 @@ def make(name: str, job: Job, options: Options, rank: Process) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Make the index of each source and split below `root` (see Options)."""
     options, rank = parse(arguments, Options), this_process()
-    printers = [_Printer()] if rank.rank == 0 else []
-    progress.listeners.extend(printers)
-    try:
+    with nullcontext() if rank.rank else listening(_Printer()):
         for name, job in jobs(options).items():
             if line := make(name, job, options, rank):
                 print(line, flush=True)
-    finally:
-        for printer in printers:
-            progress.listeners.remove(printer)
 
 
 class _Printer:
