@@ -71,6 +71,10 @@ class Tokenizer:
         found: list[str] = self._processor.id_to_piece(list(range(self.vocab_size)))
         return found
 
+    def vocabulary(self) -> str:
+        """Return the SHA-256 (hex) of the pieces before the sentinels, which is the same in every file format."""
+        return hashlib.sha256("\n".join(self.pieces()[:-NUM_SENTINELS]).encode()).hexdigest()
+
     def sentinel(self, number: int) -> int:
         """Return the id of <extra_id_`number`>."""
         return self.vocab_size - 1 - number

@@ -84,7 +84,8 @@ def export(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        write_weights(partial, config.pali, family, weights.tensors, int(max_shard_gb * GB), _print_progress)
+        max_bytes, vocabulary = int(max_shard_gb * GB), tokenizer.vocabulary()
+        write_weights(partial, config.pali, family, weights.tensors, max_bytes, _print_progress, vocabulary)
         for place in (partial, partial / TEXT):
             write_tokenizer(place, tokenizer)
         write_text(partial / "README.md", model_card(config, weights, family))

@@ -87,8 +87,8 @@ def check_fit(opened: TowerWeights, config: RunConfig, parts: Mapping[str, Part]
 def check_tokenizer(opened: TowerWeights, config: RunConfig) -> None:
     """Raise ConfigurationError where the run's tokenizer is not the one that an mT5 was trained with.
 
-    The tokenizer of the weights is compared where it is known. Else the vocabulary must be that of the run's tokenizer,
-    rounded up to a multiple of 128, as Google's T5s have it.
+    The tokenizer of the weights is compared where it is known. A public folder may hold the tokenizer of another model,
+    so its vocabulary must be that of the run's tokenizer, rounded up to a multiple of 128, as Google's T5s have it.
     """
     path = config.data.tokenizer
     key = f"data.tokenizer={path}"
@@ -107,7 +107,12 @@ def check_tokenizer(opened: TowerWeights, config: RunConfig) -> None:
                 f"{key} has another vocabulary than {opened.where} ({len(mine)} pieces, not {len(theirs)}; {first}); "
                 f"set data.tokenizer={opened.tokenizer}."
             )
-    elif opened.padded and (unused := config.mt5.vocab_size - Tokenizer(path).vocab_size) >= PADDING:
+    if opened.vocabulary is not None and opened.vocabulary != Tokenizer(path).vocabulary():
+        raise ConfigurationError(
+            f"{key} has another vocabulary than the tokenizer that {opened.where} was exported with; export the model "
+            "again, or set data.tokenizer to the one that it was trained with."
+        )
+    if opened.padded and (unused := config.mt5.vocab_size - Tokenizer(path).vocab_size) >= PADDING:
         raise ConfigurationError(
             f"{key} leaves {unused} of the {config.mt5.vocab_size} ids of {opened.where} unused, so it is another "
             "tokenizer than that of the weights; set data.tokenizer to the one that they came with."

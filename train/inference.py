@@ -30,7 +30,8 @@ from model.generation import generate, score
 from model.layers import parameter_parts
 from model.pali import PaLI, units
 from model.weights import load
-from model.weights.export_folder import TEXT, is_export, open_export
+from model.weights.export_folder import is_export, open_export
+from model.weights.source import VOCABULARY, read_tower_config
 from model.weights.stored import Stored, Values, listed
 from parallel.checkpoint.stored_weights import StoredWeights
 from train.export import checked_tokenizer, read_run_config
@@ -140,11 +141,12 @@ def read_image(image: ImageLike, size: int) -> NDArray[np.uint8]:
 def _read_tokenizer(folder: Path, config: PaLIConfig) -> Tokenizer:
     """Read the tokenizer of an export. Raises ConfigurationError where it is missing, or was exchanged."""
     file = find_tokenizer(folder) or folder / "tokenizer.model"
-    tokenizer, copy = Tokenizer(file), folder / TEXT / file.name
-    if tokenizer.vocab_size > config.mt5.vocab_size or (copy.is_file() and copy.read_bytes() != file.read_bytes()):
+    tokenizer, text = Tokenizer(file), read_tower_config(folder, "mt5", f"folder={folder}") or {}
+    mine = tokenizer.vocabulary()
+    if tokenizer.vocab_size > config.mt5.vocab_size or text.get(VOCABULARY, mine) != mine:
         raise ConfigurationError(
-            f"folder={folder}: {file.name} is not the tokenizer of this model ({tokenizer.vocab_size} pieces, not the "
-            f"file in {TEXT}/); export the model again."
+            f"folder={folder}: {file.name} is not the tokenizer of this model ({VOCABULARY} of config.json is not "
+            f"that of its {tokenizer.vocab_size} pieces); export the model again."
         )
     return tokenizer
 

@@ -24,7 +24,8 @@ class TowerWeights:
 
     `where`: the setting and its value, which begin a message. `names`: logical tensors that are taken. `sizes`: the
     fields of the tower's configuration that are known. `tokenizer`: the file of the tokenizer that the mT5 was trained
-    with, `checksum` its SHA-256, where they are known. `padded`: the vocabulary was rounded up to a multiple of 128.
+    with, `checksum` its SHA-256 and `vocabulary` that of its pieces, where they are known. `padded`: the vocabulary was
+    rounded up to a multiple of 128.
     """
 
     where: str
@@ -37,6 +38,7 @@ class TowerWeights:
     stored: Stored = field(default_factory=dict)
     tokenizer: Path | None = None
     checksum: str | None = None
+    vocabulary: str | None = None
     padded: bool = False
 
     def shape(self, name: str) -> torch.Size:
@@ -60,7 +62,8 @@ def open_tower(value: str, tower: str, num_heads: int | None = None) -> TowerWei
         source.left_out,
         tensors,
         find_tokenizer(Path(value)) if tower == "mt5" else None,
-        padded=tower == "mt5" and "our names" not in source.kind,
+        vocabulary=source.vocabulary,
+        padded=tower == "mt5" and source.vocabulary is None and "our names" not in source.kind,
     )
 
 

@@ -26,7 +26,7 @@ from model.weights.config_json import whole_number
 from model.weights.files import write_tensors
 from model.weights.mt5 import mt5_table
 from model.weights.siglip import siglip_table
-from model.weights.source import open_source, read_tower_config
+from model.weights.source import VOCABULARY, open_source, read_tower_config
 from model.weights.stored import Stored, StoredTensor
 from model.weights.table import ForeignTensor, weight_and_bias
 
@@ -92,11 +92,13 @@ def write_weights(
     stored: Mapping[str, StoredTensor],
     max_shard_bytes: int,
     progress: Callable[[str], None] = lambda message: None,
+    vocabulary: str | None = None,
 ) -> None:
     """Write the weights and every config.json, one file after another; memory holds one file's tensors.
 
-    `family`: one of `fitting_families`. `stored`: by logical name. Both matrices of vocabulary are always written,
-    because transformers 5 ties them unless a folder holds both. Raises ConfigurationError if a tensor is missing.
+    `family`: one of `fitting_families`. `stored`: by logical name. `vocabulary`: `Tokenizer.vocabulary`, written to
+    config.json so that an exchanged tokenizer is found. Both matrices of vocabulary are always written, because
+    transformers 5 ties them unless a folder holds both. Raises ConfigurationError if a tensor is missing.
     """
     weight_map: dict[str, str] = {}
     total = 0
@@ -115,7 +117,7 @@ def write_weights(
         if len(set(own.values())) > 1:
             _write_index(folder / sub / INDEX, own, sum(stored[name].nbytes for name in table))
     _write_index(folder / INDEX, weight_map, total)
-    _write_configs(folder, config, family, stored)
+    _write_configs(folder, config, family, stored, vocabulary)
 
 
 def _shards(
@@ -137,12 +139,15 @@ def _shards(
         yield Shard(file, {ours: table[ours] for ours in names})
 
 
-def _write_configs(folder: Path, config: PaLIConfig, family: str, stored: Mapping[str, StoredTensor]) -> None:
+def _write_configs(
+    folder: Path, config: PaLIConfig, family: str, stored: Mapping[str, StoredTensor], vocabulary: str | None
+) -> None:
     by_folder = {  # mixed types load as the widest
         sub: {dtype for ours in table if isinstance(dtype := stored[ours].dtype, torch.dtype)}
         for sub, table in tables(config).items()
     }
     text = text_config(config, family) | {"dtype": _widest(by_folder[TEXT])}
+    text |= {VOCABULARY: vocabulary} if vocabulary is not None else {}
     vision = vision_config(config) | {"dtype": _widest(by_folder[VISION])}
     _, whole_class = FAMILIES[family]
     whole = {

@@ -23,6 +23,7 @@ PROJECTION_PREFIX = "bridge.projection."  # from ViT to mT5; of neither tower
 SIZES = {"vit": ViTConfig, "mt5": MT5Config}
 TOWERS = {"vit": "ViT", "mt5": "mT5"}
 EXPORT = "pali"  # model_type of an export of ours
+VOCABULARY = "vocabulary_sha256"  # in the config.json of an export's text part: SHA-256 of its tokenizer's pieces
 WANTED = {
     "mt5": "mT5, umT5, T5 1.1 or Flan-T5",
     "vit": "SigLIP or SigLIP 2 of a fixed resolution, or an .npz file of big_vision",
@@ -36,7 +37,7 @@ class Source:
 
     `where`: the setting and the path, which begin a message. `sizes`: the fields of `ViTConfig` or `MT5Config` that the
     files give. `left_out`: names, in the files, of tensors that are not the tower's. `projection`: the map between the
-    towers, where the files hold it.
+    towers, where the files hold it. `vocabulary`: the SHA-256 of the tokenizer's pieces, which an export of ours holds.
     """
 
     where: str
@@ -45,6 +46,7 @@ class Source:
     tensors: Stored
     left_out: list[str] = field(default_factory=list)
     projection: Stored = field(default_factory=dict)
+    vocabulary: str | None = None
 
 
 def is_of_tower(name: str, tower: str) -> bool:
@@ -111,7 +113,7 @@ def _foreign(stored: Stored, config: dict[str, Any] | None, tower: str, where: s
     projection = {ours: every[name] for ours, name in EXPORT_PROJECTION.items() if name in every}
     tensors = import_stored(stored, table, found.names)
     left_out = sorted({*found.left_out, *others} - set(EXPORT_PROJECTION.values()))
-    return Source(where, kind, sizes, tensors, left_out, projection)
+    return Source(where, kind, sizes, tensors, left_out, projection, (config or {}).get(VOCABULARY))
 
 
 def _tower_in_export(name: str) -> str | None:

@@ -28,7 +28,7 @@ from common.overrides import check_read
 from data.corpus_text import corpus_texts
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
-from data.tokenizer import train_tokenizer
+from data.tokenizer import Tokenizer, train_tokenizer
 from train import evaluate, finetune, pretrain, pretrain_vit
 from train.checks import check
 from train.compose import to_run_config
@@ -101,7 +101,8 @@ def make_public_folders(home: Path, tokenizer: Path) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision = SiglipVisionConfig(**sizes, image_size=64, patch_size=16)
     SiglipVisionModel(vision).save_pretrained(home / "siglip2-base")
-    text = {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 2, "num_layers": 2, "vocab_size": 1024}
+    text = {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 2, "num_layers": 2}
+    text["vocab_size"] = -(-Tokenizer(tokenizer).vocab_size // 128) * 128
     MT5ForConditionalGeneration(HFMT5Config(**text)).save_pretrained(home / "mt5-base", max_shard_size="100KB")
     shutil.copy(tokenizer, home / "mt5-base" / "spiece.model")
 

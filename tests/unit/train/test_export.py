@@ -5,6 +5,7 @@ import ast
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,10 @@ from tests.unit.conf.test_composition import composed
 from train.build import build_phase_engine
 from train.config import to_yaml
 from train.export import choose_family, export
+from train.first_weights import check_tokenizer
 from train.inference import PaLIPipeline
 from train.phases import find_span, for_phase, spans
+from train.tower_weights import open_tower
 
 SIZES = (
     "vit.width=24 vit.depth=2 vit.mlp_dim=40 vit.num_heads=4 vit.patch_size=8 mt5.d_model=32 mt5.d_ff=56 mt5.d_kv=12 "
@@ -256,6 +259,13 @@ def test_an_export_with_another_tokenizer_or_none(exported: Path, tmp_path: Path
     shutil.copy(exported / "tokenizer.model", copy / "text")
     with pytest.raises(ConfigurationError, match=r"^folder=.*copy: tokenizer\.model is not the tokenizer of this mod"):
         PaLIPipeline.from_folder(copy)
+    config = composed(f"weights.mt5={copy}", f"weights.vit={copy}", "vit=from_weights", "mt5=from_weights")
+    with pytest.raises(
+        ConfigurationError, match=r"^data\.tokenizer=.*tokenizer\.model has another vocabulary than the to"
+    ):
+        check_tokenizer(open_tower(str(copy), "mt5"), config)
+    config.data.tokenizer = str(exported / "tokenizer.json")
+    check_tokenizer(replace(open_tower(str(copy), "mt5"), tokenizer=None), config)
     with pytest.raises(ConfigurationError, match=r"^folder=.*text is neither an export .* nor a run .*; name one"):
         PaLIPipeline.from_folder(copy / "text")
 

@@ -1,6 +1,7 @@
 """`mt5=from_weights` and `vit=from_weights` take sizes and tokenizer; other tokenizers and numbers are refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +92,9 @@ def test_another_tokenizer_is_refused(folders: Path, tokenizer_path: Path, tmp_p
     with pytest.raises(ConfigurationError, match=r"leaves \d+ of the 250112 ids of weights\.mt5=\S+ unused, so it is"):
         wide = a_run(folders, f"data.tokenizer={tokenizer_path}", f"weights.mt5={wide_model(tmp_path)}")
         check(wide)
+    shutil.copy(tokenizer_path, tmp_path / "wide" / "spiece.model")
+    with pytest.raises(ConfigurationError, match=r"leaves \d+ of the 250112 ids of weights\.mt5=\S+ unused, so it is"):
+        check(a_run(folders, f"weights.mt5={tmp_path / 'wide'}"))
 
 
 def wide_model(folder: Path) -> Path:
