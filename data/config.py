@@ -63,6 +63,11 @@ class DataConfig:
     exif_orientation: bool = True
     """Turn photographs upright, as their EXIF tags ask and every viewer does. Boxes are then fractions of the upright
     image; false is for a corpus whose boxes were drawn on the pixels as they are stored."""
+    scaled_decoding: bool = False
+    """Decode a JPEG of twice `model.image_size` or more at 1/2, 1/4 or 1/8 of its size (libjpeg's scaled inverse DCT),
+    the smallest that is not below it. False by default, since pixels differ from those of the whole image; true feeds
+    about 1.7 times as many examples per core from photographs of 0.3 megapixels.
+    """
     num_threads: int = 2
     """Threads that read and decode, per reading rank. 2 by default, for laptops; conf/data/web has 8."""
     prefetch: int = 2

@@ -165,7 +165,9 @@ class Ledger:
         return dict(fresh)
 
     def _of(self, source: str) -> _Source:
-        return self._sources.setdefault(source, _Source(deque(maxlen=self.window)))
+        if source not in self._sources:
+            self._sources[source] = _Source(deque(maxlen=self.window))
+        return self._sources[source]
 
     def _count_broken(self, source: str, own: _Source, shard: str, cause: str, detail: str = "") -> None:
         cause = own.counted(cause)

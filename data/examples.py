@@ -53,6 +53,8 @@ class TextExample:
     """Last encoder ids that stay when a text is cut: EOS, and before it the prompt's sentinel if it has one."""
     record: int | None = field(default=None, kw_only=True)
     """Number in the index of the record whose image belongs to it; None for text alone."""
+    image_at: tuple[int, int] | None = field(default=None, kw_only=True)
+    """Offset and size of that image in its tar, where they are found already."""
 
     @property
     def num_images(self) -> int:

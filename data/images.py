@@ -20,7 +20,11 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is 179 megapixels, with a wa
 
 
 def decode(
-    content: bytes, size: int, max_megapixels: float = MEGAPIXELS, exif_orientation: bool = True
+    content: bytes,
+    size: int,
+    max_megapixels: float = MEGAPIXELS,
+    exif_orientation: bool = True,
+    scaled: bool = False,
 ) -> NDArray[np.uint8]:
     """Decode an image to uint8 [size, size, 3].
 
@@ -29,11 +33,16 @@ def decode(
     PaliGemma: the aspect ratio is not kept, nothing is cropped. The filter is Pillow's bilinear one, whose support
     grows with the reduction (antialiased), on the values as stored (no gamma). Transparent pixels become white. With
     `exif_orientation` a photograph is turned upright, as every viewer shows it.
+
+    `scaled`: a JPEG of twice the size or more is decoded at 1/2, 1/4 or 1/8 (libjpeg's scaled inverse DCT), the
+    smallest that is not below `size`; its pixels differ from those of the whole image.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > max_megapixels * 1e6:
                 raise Skip("oversized image", defect=True, detail=f"it has {image.width} x {image.height} pixels")
+            if scaled and image.format == "JPEG":
+                image.draft(None, (size, size))  # type: ignore[arg-type]
             image.load()
             if exif_orientation and not TAGGED.isdisjoint(image.info):
                 with suppress(Exception):  # a broken tag does not make the pixels unreadable
@@ -56,4 +65,4 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         with_alpha = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), with_alpha).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy every pixel once more

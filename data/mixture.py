@@ -101,7 +101,7 @@ class Component:
         if text.record is not None:
             try:
                 with one_record(self.objective):
-                    pixels = self._pixels(text.record)[None]
+                    pixels = self._pixels(text.record, text.image_at)[None]
             except Skip as skip:
                 self._count(text.record, skip)
                 return None
@@ -115,11 +115,13 @@ class Component:
         else:
             self._ledger.count_skip(self.source.name, f"{self.objective}: {skip.cause}")
 
-    def _pixels(self, number: int) -> NDArray[np.uint8]:
-        content = self.source.read(number).image
+    def _pixels(self, number: int, at: tuple[int, int] | None) -> NDArray[np.uint8]:
+        content, data = self.source.image(number, at), self._data
         if content is None:  # the shard was replaced
             raise Skip("missing image", defect=True)
-        return images.decode(content, self._image_size, self._data.max_megapixels, self._data.exif_orientation)
+        return images.decode(
+            content, self._image_size, data.max_megapixels, data.exif_orientation, data.scaled_decoding
+        )
 
     def drawn(self, number: int, seed: int) -> TextExample | None:
         """Make the component's example of this number up to its image, a pure function of (seed, order_key, number).
@@ -226,6 +228,7 @@ class Component:
             info,
             closing=1 + closed,
             record=number if example.image else None,
+            image_at=record.image_at if example.image else None,
         )
 
     def _learn_labels(self, source: ShardSource) -> None:

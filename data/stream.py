@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -109,7 +109,9 @@ class Stream:
         self.components = open_components(data, mixture, tokenizer, image_size, split, self.ledger)
         self._examples = mix(self.components, seed)
         self._component = {component.name: component for component in self.components}
-        self._threads = ThreadPoolExecutor(data.num_threads, thread_name_prefix="examples")
+        # One thread needs no pool -> no switch between threads for each record.
+        threads = ThreadPoolExecutor(data.num_threads, thread_name_prefix="examples") if data.num_threads > 1 else None
+        self._map: Callable[..., Iterator[Any]] = map if threads is None else threads.map
 
     def facts(self) -> dict[str, SourceFacts]:
         """Return what each source holds, by its name."""
@@ -131,7 +133,7 @@ class Stream:
             new_row[kept] = num_rows + np.arange(len(kept))
             num_rows += len(kept)
             own += [one for one in zip(numbers, new_row[row_of].tolist(), texts, strict=True) if one[1] >= 0]
-        read = list(self._threads.map(self._with_image, [text for _, _, text in own]))
+        read = list(self._map(self._with_image, [text for _, _, text in own]))
         found = [(row, example) for (_, row, _), example in zip(own, read, strict=True) if example is not None]
         rows, infos = fill_rows(
             [example for _, example in found], np.array([row for row, _ in found], np.int64), num_rows, self.shape
@@ -153,7 +155,7 @@ class Stream:
                 text = self._examples[number]
             return text and truncate(text, self.shape)
 
-        found = [(number, text) for number, text in zip(numbers, self._threads.map(read, numbers), strict=True) if text]
+        found = [(number, text) for number, text in zip(numbers, self._map(read, numbers), strict=True) if text]
         return [number for number, _ in found], [text for _, text in found]
 
     def _with_image(self, text: TextExample) -> EncodedExample | None:

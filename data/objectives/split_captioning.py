@@ -1,5 +1,6 @@
 """Split-captioning (WebLI): the prompt gives the first words of an alt-text, the target is the rest."""
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,7 @@ UNSPACED = (
     (0xF900, 0xFAFF),
     (0x20000, 0x323AF),
 )
+FIRST_MARK = "\u0300"  # the first combining mark; all characters before it are of spaced scripts
 
 
 def word_starts(text: str) -> list[int]:
@@ -32,6 +34,8 @@ def word_starts(text: str) -> list[int]:
     a run, each character of an unspaced script (with its combining marks) is a word of its own, and so is each run
     between such characters. The rule depends on characters, not on the language, so mixed text works.
     """
+    if max(text, default="") < FIRST_MARK:
+        return [word.start() for word in re.finditer(r"\S+", text)]
     starts = []
     after_space, after_unspaced = True, False
     for index, character in enumerate(text):

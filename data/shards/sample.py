@@ -24,10 +24,14 @@ class Entry(NamedTuple):
 
 
 class Members(NamedTuple):
-    """Hold a sample's key and the bytes of its members, None where there is none, in the order of KINDS."""
+    """Hold a sample's key and the bytes of its members, None where there is none, in the order of KINDS.
+
+    `image_at`: offset and size of the image in the bytes that the sample was found in.
+    """
 
     key: str
     contents: list[bytes | None]
+    image_at: tuple[int, int] | None = None
 
 
 def entries(content: bytes) -> list[Entry]:
@@ -116,7 +120,7 @@ def chosen(content: bytes, number: int) -> Members | None:
     for _ in range(NUM_KINDS):
         number, digit = divmod(number, MOST_ENTRIES + 1)
         digits.append(digit)
-    name, contents = None, list[bytes | None]()
+    name, contents, image_at = None, list[bytes | None](), None
     for kind, digit in enumerate(reversed(digits)):
         if digit == MOST_ENTRIES:
             contents.append(None)
@@ -128,7 +132,8 @@ def chosen(content: bytes, number: int) -> Members | None:
             return None
         name = name or key(one.name)
         contents.append(content[one.offset : one.offset + one.size])
-    return None if name is None else Members(name, contents)
+        image_at = (one.offset, one.size) if kind == IMAGE else image_at
+    return None if name is None else Members(name, contents, image_at)
 
 
 def _number(digits: bytes) -> int | None:

@@ -36,12 +36,16 @@ Uses = Callable[[str], bool]
 
 
 class Record(NamedTuple):
-    """Hold a sample: its JSON as `fields` (listed in docs/data.md), its encoded image if it has one."""
+    """Hold a sample: its JSON as `fields` (listed in docs/data.md), its encoded image if it has one.
+
+    `image_at`: offset and size of the image in the tar, for `ShardSource.image`.
+    """
 
     key: str
     shard: str
     fields: dict[str, Any]
     image: bytes | None
+    image_at: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -141,15 +145,39 @@ class ShardSource:
 
         Without `image` its bytes are not read, and are b"" where the record has one.
         """
+        found = self._members(number, image)
+        json_bytes, text_bytes, content = found.contents
+        own = fields.parse(json_bytes, text_bytes, self.options.fields)
+        return Record(found.key, self.shard(number), own, content, found.image_at)
+
+    def image(self, number: int, at: tuple[int, int] | None = None) -> bytes | None:
+        """Return the encoded image of a record, None where there is none; raise as `read`.
+
+        `at`: its place, as `read` found it. While the tar has not changed, no other byte of the sample is read.
+        """
+        if at is not None and (content := self._bytes_at(number, at)) is not None:
+            return content
+        return self._members(number, True).contents[IMAGE]
+
+    def _bytes_at(self, number: int, at: tuple[int, int]) -> bytes | None:
+        """Return bytes of the tar of a record; None where it has changed or fails, so that `_members` decides."""
+        shard = self.index.shard_of(number)
+        try:
+            handle = self._handles.get(self.paths[shard])
+            same = handle.stamp() == tuple(self.index.sections["stamps"][shard].tolist())
+            content = handle.read(*at) if same else b""
+        except OSError:
+            return None
+        return content if same and len(content) == at[1] else None
+
+    def _members(self, number: int, image: bool) -> Members:
         path = self.shard(number)
         try:
-            found = retry(lambda: self._sample(number, image), path, self.options.retry_s, was_there=True)
+            return retry(lambda: self._sample(number, image), path, self.options.retry_s, was_there=True)
         except PermissionError as error:  # it was readable when it was opened
             raise storage_failed(error, path) from error
         except OSError as error:
             raise Skip(UNREADABLE, defect=True) from error
-        json_bytes, text_bytes, content = found.contents
-        return Record(found.key, path, fields.parse(json_bytes, text_bytes, self.options.fields), content)
 
     def _sample(self, number: int, image: bool = True) -> Members:
         """Return the key and the members of a record; without `image`, b"" in its place."""
@@ -168,6 +196,8 @@ class ShardSource:
                 whole = image or size <= SMALL
                 content = (handle.read if whole else partial(read_without_image, handle.read))(begin * BLOCK, size)
                 found = chosen(content, length >> 24)
+                if found is not None and found.image_at is not None:
+                    found = found._replace(image_at=(begin * BLOCK + found.image_at[0], found.image_at[1]))
         except OSError:
             self._handles.forget(path)
             raise

@@ -94,6 +94,10 @@ class ItemSource:
         }
         return Record(item.id, self.shard_name, fields, content)
 
+    def image(self, number: int, at: tuple[int, int] | None = None) -> bytes | None:
+        """Return the encoded image of an item, None where the task has none; raise as `read`. `at` is not used."""
+        return self.read(number).image
+
 
 def part_items(config: TaskConfig, split: str) -> list[Item]:
     """Return the items of a task's part that have references: there is nothing to learn from the others.

@@ -118,3 +118,24 @@ def test_the_bound_is_a_setting(tmp_path, tokenizer):
         data.max_megapixels = value
         with pytest.raises(ConfigurationError, match=r"data\.max_megapixels="):
             data.check()
+
+
+def test_a_jpeg_is_decoded_at_a_part_of_its_size_with_the_option_alone():
+    """A gradient: the mean of a block of pixels is what both give, so that only the size decoded differs."""
+    ramp = np.add.outer(np.arange(256), np.zeros(320)).astype(np.uint8)
+    photograph = encoded(Image.fromarray(np.dstack([ramp, ramp[::-1], np.full_like(ramp, 128)])), "JPEG")
+    decoded = []
+    whole = Image.Image.resize
+
+    def watched(image, *args, **kwargs):
+        decoded.append(image.size)
+        return whole(image, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "resize", watched)
+        exact, scaled, at_half = decode(photograph, 60), decode(photograph, 60, scaled=True), decode(photograph, 100)
+        decode(photograph, 100, scaled=True)
+    assert decoded == [(320, 256), (80, 64), (320, 256), (160, 128)]
+    assert np.abs(exact.astype(int) - scaled)[1:-1, 1:-1].max() <= 3 and at_half.shape == (100, 100, 3)
+    for image in (encoded(Image.fromarray(ramp)), encoded(Image.new("RGB", (100, 100)), "JPEG")):  # nothing to scale
+        assert np.array_equal(decode(image, 60), decode(image, 60, scaled=True))

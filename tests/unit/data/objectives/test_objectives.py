@@ -89,6 +89,7 @@ def test_split_captioning_prompt_counts_the_words_given():
     ("text", "words"),
     [
         ("a dog,  on a beach", ["a ", "dog,  ", "on ", "a ", "beach"]),
+        (" Grüße\u00a0an\x1calle ", ["Grüße\u00a0", "an\x1c", "alle "]),
         ("红色圆形", ["红", "色", "圆", "形"]),
         ("iPhone 手机壳 15", ["iPhone ", "手", "机", "壳 ", "15"]),
         ("กำลัง", ["ก", "ำ", "ลั", "ง"]),  # SARA AM is a letter to Unicode, not a mark

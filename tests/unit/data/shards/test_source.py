@@ -282,13 +282,13 @@ class Watched:
 
     def __init__(self, source: ShardSource, reads: list[int]) -> None:
         self.source, self.name, self.reads = source, source.name, reads
-        self.shard, self.key, self.numbered = source.shard, source.key, source.numbered
+        self.shard, self.key, self.numbered, self.image = source.shard, source.key, source.numbered, source.image
 
     def __len__(self) -> int:
         return len(self.source)
 
     def read(self, number: int, image: bool = True):
-        self.reads += [] if image else [number]  # the image of an example is a second read of its record
+        self.reads.append(number)
         return self.source.read(number, image)
 
 
@@ -423,3 +423,22 @@ def test_texts_are_read_without_the_image(tmp_path, order, prefix, monkeypatch):
         whole = source.read(number)
         assert whole.image == contents["jpg"] and texts == whole._replace(image=b"")
         taken.clear()
+
+
+@pytest.mark.parametrize("change", ["none", "replaced", "touched"])
+def test_an_image_is_read_from_where_its_texts_were_found_while_the_tar_is_the_same(tmp_path, change, monkeypatch):
+    members = {"json": b'{"alt_text": "a dog"}', "jpg": b"j" * 50_000}
+    write_tar(tmp_path / "train-0.tar", {f"0.{kind}": content for kind, content in members.items()})
+    source = ShardSource("s", str(tmp_path), "train", Ledger(0.01, 16))
+    at = source.read(0, image=False).image_at
+    taken, read = [], Handle.read
+    monkeypatch.setattr(Handle, "read", lambda self, at, size: taken.append(size) or read(self, at, size))
+    if change == "replaced":  # in place, with other members
+        write_tar(tmp_path / "train-0.tar", {f"1{kind}.{kind}": content for kind, content in members.items()})
+        with pytest.raises(Skip, match="changed shard"):
+            source.image(0, at)
+        return
+    if change == "touched":
+        os.utime(tmp_path / "train-0.tar", (1, 1))
+    assert source.image(0, at) == source.image(0) == members["jpg"]
+    assert (50_000 in taken) == (change == "none")
