@@ -61,18 +61,18 @@ class PeakModel:
     infos: Sequence[UnitInfo]
     fused: bool = True
     on_gpu: bool = True
-    counted: dict[tuple[Any, ...], float] = field(default_factory=dict, compare=False)
+    counted: dict[tuple[Any, ...], float] = field(default_factory=dict)
 
     def peaks(self, starts: Sequence[int]) -> list[Peak]:
         """Return the peak of every pipeline rank, for stages that start at these units."""
         parallel, step = self.memory.parallel, self.memory.step
-        number = min(step.num_micro_batches, 4 * parallel.pipeline * parallel.virtual_stages)
+        number = step.num_micro_batches
+        if parallel.schedule != "gpipe":  # keeps no more later on -> a few rounds show the most
+            number = min(number, 4 * parallel.pipeline * parallel.virtual_stages)
         pipeline = Pipeline(parallel.pipeline, parallel.virtual_stages, number, parallel.schedule)
-        alone: Moments = [(f"{FORWARD} 0", (1,)), (f"{BACKWARD} 0", (1,))]
-        moments = [alone] if parallel.pipeline == 1 else kept_counts(pipeline)
         ends = [*starts[1:], len(self.costs)]
         stages = list(zip(starts, ends, strict=True))
-        return [self._rank(stages[r :: parallel.pipeline], own) for r, own in enumerate(moments)]
+        return [self._rank(stages[r :: parallel.pipeline], own) for r, own in enumerate(kept_counts(pipeline))]
 
     def _rank(self, stages: list[tuple[int, int]], moments: Moments) -> Peak:
         memory = self.memory

@@ -115,8 +115,8 @@ class StepModel:
     costs: Sequence[UnitCost]
     infos: Sequence[UnitInfo]
     fused: bool
-    times: dict[tuple[object, ...], list[UnitTime]] = field(default_factory=dict, compare=False)
-    cuts: dict[tuple[object, ...], list[int]] = field(default_factory=dict, compare=False)
+    times: dict[tuple[object, ...], list[UnitTime]] = field(default_factory=dict)
+    cuts: dict[tuple[object, ...], list[int]] = field(default_factory=dict)
 
     @cached_property
     def placement(self) -> Placement:

@@ -6,6 +6,7 @@ import pytest
 
 from parallel.plan.collectives import Group, Placement, all_gather_s, all_reduce_s, message_s, reduce_scatter_s
 from parallel.plan.hardware import read_hardware
+from tests.unit.parallel.plan.tiny import only
 
 H100 = read_hardware("h100_sxm")
 GB = 1e9
@@ -40,3 +41,53 @@ def test_faster_links_never_cost_more() -> None:
     for group in (Group(4, 4), Group(64, 8), Group(64, 1)):
         assert all_gather_s(GB, group, faster) <= all_gather_s(GB, group, H100)
         assert message_s(GB, group, faster) <= message_s(GB, group, H100)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "devices", "per_node", "nodes"),
+    [(8, 1, 8, 8, 1), (16, 1, 8, 8, 2), (12, 1, 8, 8, 2), (4, 4, 8, 2, 2), (4, 8, 8, 1, 4), (2, 16, 8, 1, 2),
+     (3, 2, 8, 3, 1), (1, 32, 8, 1, 1)],
+)  # fmt: skip
+def test_ranks_of_a_node(size: int, stride: int, devices: int, per_node: int, nodes: int) -> None:
+    group = Group.from_stride(size, stride, devices)
+    assert (group, group.nodes) == (Group(size, per_node), nodes)
+
+
+@pytest.mark.parametrize(
+    ("group", "moved", "ring", "tree"),
+    [  # links: 100 B/s in a node, 30 B/s between nodes. Seconds of 480 bytes; steps (within, between) of ring and tree
+        (Group(8, 8), 480 * 7 / 8 / 100, (7, 0), (14, 0)),
+        (Group(2, 2), 480 / 2 / 100, (1, 0), (2, 0)),
+        (Group(16, 8), 480 * 15 / 16 / 100, (14, 1), (14, 2)),  # eight ports of 30 B/s carry more than a node's 100
+        (Group(4, 2), 480 * 3 / 4 / 60, (2, 1), (2, 2)),  # two ports
+        (Group(5, 2), 480 * 4 / 5 / 60, (2, 2), (2, 4)),  # three nodes, the last one with one rank
+        (Group(8, 1), 480 * 7 / 8 / 30, (0, 7), (0, 6)),
+        (Group(1, 1), 0.0, (0, 0), (0, 0)),
+    ],
+)
+def test_seconds_are_bytes_over_the_slowest_link_and_steps(
+    group: Group, moved: float, ring: tuple[int, int], tree: tuple[int, int]
+) -> None:
+    links = only(node=100.0, network=30.0)
+    assert all_gather_s(480, group, links) == reduce_scatter_s(480, group, links) == pytest.approx(moved)
+    assert all_reduce_s(480, group, links) == pytest.approx(2 * moved)
+    for node_s, network_s in ((1.0, 0.0), (0.0, 1.0), (1.0, 5.0)):
+        steps = only(node_s=node_s, network_s=network_s)
+        ring_s, tree_s = (within * node_s + between * network_s for within, between in (ring, tree))
+        assert all_gather_s(480, group, steps) == reduce_scatter_s(480, group, steps) == pytest.approx(ring_s)
+        assert all_reduce_s(480, group, steps) == pytest.approx(min(2 * ring_s, tree_s))
+
+
+@pytest.mark.parametrize(
+    ("group", "seconds"),
+    [
+        (Group(2, 2), 4.8 + 1),
+        (Group(8, 8), 4.8 + 1),
+        (Group(2, 1), 16 + 5),
+        (Group(4, 2), 16 + 5),
+        (Group(1, 1), 16 + 5),
+    ],
+)
+def test_a_message_takes_the_link_of_its_neighbors(group: Group, seconds: float) -> None:
+    links = only(node=100.0, network=30.0, node_s=1.0, network_s=5.0)
+    assert message_s(480, group, links) == pytest.approx(seconds)

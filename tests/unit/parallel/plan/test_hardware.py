@@ -1,11 +1,14 @@
 """Files of conf/hardware are read with every key; times have the dimensions and the limits of a roofline."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.errors import ConfigurationError
-from parallel.plan.hardware import FOLDER, read_hardware
+from parallel.plan.hardware import FOLDER, Hardware, Link, MatrixProducts, Rate, read_hardware
+from tests.unit.parallel.plan.tiny import only
 
 H100 = read_hardware("h100_sxm")
 
@@ -59,3 +62,90 @@ def test_time_grows_with_every_dimension_and_falls_with_every_rate() -> None:
     faster = replace(H100, bf16=replace(H100.bf16, peak_tflops=2 * H100.bf16.peak_tflops))
     assert faster.product_s(4096, 4096, 4096, 2) < base
     assert replace(H100, memory_gb_per_s=1e9).elementwise_s(1e9) < H100.elementwise_s(1e9)
+
+
+def test_numbers_are_scaled_from_the_units_of_a_data_sheet() -> None:
+    """TFLOP/s, GB/s and microseconds; shares of them are reached. Fp32 has a rate of its own."""
+    hardware = only(
+        bf16=Rate(8.0, 0.5), fp32=Rate(2.0, 0.25), attention_efficiency=0.125, memory_gb_per_s=4.0,
+        memory_efficiency=0.5,
+    )  # fmt: skip
+    assert hardware.product_s(1e4, 1e4, 1e4, 2) == pytest.approx(2e12 / 4e12)
+    assert hardware.product_s(1e4, 1e4, 1e4, 4) == pytest.approx(2e12 / 0.5e12)
+    assert hardware.attention_s(1e12, 0, 2) == pytest.approx(1.0)
+    assert hardware.attention_s(1e12, 0, 4) == pytest.approx(4.0)
+    assert hardware.attention_s(0, 1e9, 2) == hardware.elementwise_s(1e9) == pytest.approx(0.5)
+    assert hardware.attention_s(1e12, 3e9, 2) == pytest.approx(1.5)  # the longer of the two
+    assert Link(8.0, 0.5, 1.0).bytes_per_s == 4e9
+    launched = replace(hardware, launch_us=2e6)
+    assert launched.elementwise_s(1e9) == launched.attention_s(0, 1e9, 2) == pytest.approx(2.5)
+    assert launched.elementwise_s(1e9, 3) == launched.attention_s(0, 1e9, 2, 3) == pytest.approx(6.5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "count", "tiles"),
+    [  # tiles of 4 x 4, three units
+        ((8, 12, 8), 1, 6), ((5, 9, 8), 1, 6), ((4, 4, 8), 1, 3), ((4, 4, 8), 2, 3), ((4, 4, 8), 5, 5),
+        ((12, 4, 8), 1, 3), ((13, 4, 8), 1, 4), ((4, 13, 8), 1, 4),
+    ],
+)  # fmt: skip
+def test_products_count_whole_tiles_and_idle_units(shape: tuple[int, int, int], count: int, tiles: int) -> None:
+    hardware = only(flops=1.0, matmul=MatrixProducts(4, 3, 8))
+    assert hardware.product_s(*shape, 2, count) == pytest.approx(
+        2 * tiles * 4 * 4 * 8 * 2
+    )  # the ramp doubles a sum of 8
+    rows, columns, _ = shape
+    longer = hardware.product_s(rows, columns, 24, 2, count)
+    assert longer == pytest.approx(2 * tiles * 16 * 24 * (1 + 8 / 24))
+    assert hardware.product_s(rows, columns, 24, 4, count) == pytest.approx(longer / 2)
+    slow = only(memory=1.0, launch_s=1.0, matmul=MatrixProducts(4, 3, 8))
+    moved = 4 * count * (rows * 24 + 24 * columns + rows * columns)
+    assert slow.product_s(rows, columns, 24, 4, count) == pytest.approx(moved + 1)
+
+
+def test_a_product_of_nothing_is_not_launched() -> None:
+    slow = only(launch_s=1.0)
+    assert [slow.product_s(*shape, 2) for shape in ((0, 1, 1), (1, 0, 1), (1, 1, 0))] == [0, 0, 0]
+    assert slow.product_s(1, 1, 1, 2, count=0) == 0 and slow.product_s(1, 1, 1, 2) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"attention_efficiency": 0.0},
+            "hardware.attention_efficiency=0.0 is a share; set it above 0 and to 1 at most.",
+        ),
+        ({"memory_efficiency": 1.01}, "hardware.memory_efficiency=1.01 is a share; set it above 0 and to 1 at most."),
+        ({"bf16": Rate(1.0, 0.0)}, "hardware.bf16.efficiency=0.0 is a share; set it above 0 and to 1 at most."),
+        ({"fp32": Rate(1.0, -1.0)}, "hardware.fp32.efficiency=-1.0 is a share; set it above 0 and to 1 at most."),
+        ({"network": Link(1, 1.5, 1)}, "hardware.network.efficiency=1.5 is a share; set it above 0 and to 1 at most."),
+        ({"memory_gib": 0}, "hardware.memory_gib=0 must be greater than 0."),
+        ({"memory_gb_per_s": -1}, "hardware.memory_gb_per_s=-1 must be greater than 0."),
+        ({"devices_per_node": 0}, "hardware.devices_per_node=0 must be at least 1."),
+    ],
+)
+def test_impossible_hardware_is_refused(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        replace(H100, **change)
+    assert str(caught.value) == sentence
+
+
+def test_the_least_and_the_most_that_hardware_may_be() -> None:
+    edge = {"attention_efficiency": 1.0, "memory_efficiency": 1e-9, "memory_gib": 0.1, "memory_gb_per_s": 0.1}
+    assert isinstance(replace(H100, devices_per_node=1, node=Link(1, 1.0, 1), **edge), Hardware)
+
+
+def test_a_file_anywhere_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text((FOLDER / "h100_sxm.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    assert read_hardware(str(file)) == H100
+    assert read_hardware(str(file), ["memory_gib=40", "node.latency_us=7"]) == replace(
+        H100, memory_gib=40.0, node=replace(H100.node, latency_us=7.0)
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        read_hardware("zx81")
+    assert str(caught.value) == (
+        "hardware=zx81 does not exist; choose a100_80, b200, cpu, h100_sxm, h200_sxm, tpu_v4, or a file ending in "
+        ".yaml."
+    )
