@@ -48,7 +48,8 @@ class DataConfig:
     decoder_length: int = MISSING
     """Positions of a decoder row. Required."""
     images_per_row: int = 1
-    """Images that one row holds at most. 1 by default: an image of 224 px takes half a row of 512 positions."""
+    """Images that one row holds at most. 1 by default: an image of 224 px takes half a row of 512 positions. 0 is a run
+    of text alone, whose model is the mT5 without a ViT; its result is for `weights.mt5`."""
     error_budget: float = 0.01
     """Fraction of a source's last `error_window` records that may be broken before the run stops. 1 % by default:
     crawled data always holds some, and more is a damaged source."""
@@ -110,7 +111,6 @@ class DataConfig:
             "num_streams",
             "encoder_length",
             "decoder_length",
-            "images_per_row",
             "pool_examples",
             "num_threads",
         )
@@ -118,7 +118,7 @@ class DataConfig:
             check_field_map(f"data.fields.{source}", own)
         at_least("data.", 1, **{name: getattr(self, name) for name in (*counts, "max_member_mib")})
         at_least("data.", 0, error_budget_minimum=self.error_budget_minimum, prefetch=self.prefetch)
-        at_least("data.", 0, trim_multiple=self.trim_multiple)
+        at_least("data.", 0, trim_multiple=self.trim_multiple, images_per_row=self.images_per_row)
         one_of("data.epoch", self.epoch, ("records", "items"))
         if self.global_batch_size % self.num_streams:
             raise ConfigurationError(
@@ -152,7 +152,7 @@ class DataConfig:
 
     def check_images(self, tokens_per_image: int) -> None:
         """Raise ConfigurationError if an image and the shortest text (one token and EOS) do not fit a row."""
-        if self.encoder_length < tokens_per_image + 2:
+        if self.images_per_row and self.encoder_length < tokens_per_image + 2:
             raise ConfigurationError(
                 f"data.encoder_length={self.encoder_length} has no room for text beside the {tokens_per_image} visual "
                 f"tokens of one image; set it to {tokens_per_image + 2} or more."
@@ -264,6 +264,17 @@ def check_rows(mixture: Mixture, encoder_length: int, decoder_length: int) -> No
     """Raise ConfigurationError for an option that needs more than rows of these lengths hold."""
     for component in used(mixture).values():
         objectives.options(component.objective, component.options).for_rows(encoder_length, decoder_length)
+
+
+def check_text_alone(mixture: Mixture, tasks: Mapping[str, TaskConfig], phase: str) -> None:
+    """Raise ConfigurationError for a component that is used in a phase and asks about images."""
+    for name, component in used(mixture).items():
+        task = tasks.get(component.source)
+        if task.images if task else component.objective not in objectives.OF_TEXT:
+            raise ConfigurationError(
+                f"phases.{phase}: data.images_per_row=0 leaves no place for the images of mixture.{name} "
+                f"({component.objective}); leave it out (mixture.{name}.weight=0), or set data.images_per_row above 0."
+            )
 
 
 def for_objectives(mixture: Mixture, weights: Mapping[str, float], phase: str) -> Mixture:

@@ -92,7 +92,8 @@ def size(example: TextExample, shape: RowShape) -> tuple[int, int, int]:
 def place(examples: Sequence[TextExample], shape: RowShape, num_streams: int = 1) -> tuple[Ints, int]:
     """Return the row of each example of a pool, int64 [n], and the number of rows."""
     sizes = np.array([size(example, shape) for example in examples], np.int64).reshape(-1, 3)
-    return assign_rows(sizes, np.array([shape.encoder_length, shape.decoder_length, shape.images_per_row]), num_streams)
+    capacity = [shape.encoder_length, shape.decoder_length, max(1, shape.images_per_row)]  # of text alone, sizes are 0
+    return assign_rows(sizes, np.array(capacity), num_streams)
 
 
 def pack(examples: Sequence[EncodedExample], shape: RowShape) -> tuple[Rows, list[ExampleInfo]]:

@@ -82,7 +82,7 @@ class MicroBatch:
         index = self.visual_index[:, :encoder]
         slot, token = index.clamp(min=0) // tokens_per_image, index % tokens_per_image
         used = slot[index >= 0].unique()
-        new_slot = torch.zeros(len(self.images), dtype=torch.long)
+        new_slot = torch.zeros(max(len(self.images), 1), dtype=torch.long)
         new_slot[used] = torch.arange(len(used))
         return MicroBatch(
             self.images[used] if len(used) else self.images[:1],
@@ -164,6 +164,11 @@ class MicroBatch:
         """T, the target tokens of this micro-batch."""
         assert self.target_positions is not None
         return self.target_positions.numel()
+
+    @property
+    def num_examples(self) -> int:
+        """Packed examples; for batches on the host, as counting would wait for a GPU."""
+        return int(self.decoder_segments.amax(1).sum())
 
     @property
     def num_scores(self) -> int:

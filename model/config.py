@@ -1,6 +1,6 @@
 """Sizes of the two towers and the choices that join them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.errors import ConfigurationError
 from common.values import at_most
@@ -9,6 +9,7 @@ from common.values import at_most
 LAYERS, WIDEST, PIXELS = 1_000, 2**20, 2**14
 ATTENTION = ("auto", "plain", "sdpa", "flex")
 RESAMPLINGS = ("aligned_corners", "half_pixel")
+HEADS = ("none", "map", "patches")  # of a ViT that is pretrained alone
 
 
 @dataclass
@@ -131,17 +132,42 @@ class ModelConfig:
             raise ConfigurationError(f"model.z_loss={self.z_loss} must not be negative.")
 
 
+@dataclass
+class ClassifierConfig:
+    """Configure the head of a ViT that is pretrained alone, as a classifier of images."""
+
+    head: str = "none"
+    """`map`, one attention pooling of all patches (big_vision's MAP head), or `patches`, one answer of each patch: the
+    words and the box of the object in it. `none`, the default, is a model with an mT5."""
+    num_classes: int = 0
+    """Number of classes. 0 by default: `train.pretrain_vit` takes the number of lines of `data.tokenizer`."""
+    bias: float = -10.0
+    """First value of the biases of the classes. big_vision's `init_head_bias` by default: with thousands of classes
+    nearly all answers are no."""
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS:
+            raise ConfigurationError(
+                f"classifier.head={self.head!r} is unknown; choose {', '.join(HEADS[:-1])} or {HEADS[-1]}."
+            )
+        if self.num_classes < 0:
+            raise ConfigurationError(f"classifier.num_classes={self.num_classes} must not be negative.")
+
+
 @dataclass(frozen=True)
 class PaLIConfig:
     """Bundle what the whole model is made of: two towers, and the choices that join them.
 
-    `num_objectives`: training objectives whose losses the head reports one by one.
+    `num_objectives`: training objectives whose losses the head reports one by one. `tower`: the only tower, while it
+    is pretrained alone: `mt5` of text, or `vit` under a `classifier`; None: both.
     """
 
     vit: ViTConfig
     mt5: MT5Config
     model: ModelConfig
     num_objectives: int = 1
+    tower: str | None = None
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
 
     @property
     def tokens_per_image(self) -> int:

@@ -55,6 +55,7 @@ class Unit(nn.Module):
     """
 
     recompute = "none"
+    gives_loss = False  # the last unit: it takes `loss_scale` too, and returns a `HeadOutput`
 
     def recomputes(self, kind: str) -> bool:
         """Return whether this forward pass leaves out activations of a kind, "mlp" or "norm"."""

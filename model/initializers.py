@@ -18,6 +18,11 @@ def ones(x: Tensor, _: Generator) -> Tensor:
     return x.fill_(1.0)
 
 
+def constant(value: float) -> Initializer:
+    """Return an initializer that fills with one value."""
+    return lambda x, _: x.fill_(value)
+
+
 def normal(std: float) -> Initializer:
     """Return an initializer that draws from a normal distribution of mean 0."""
     return lambda x, generator: x.normal_(0.0, std, generator=generator)

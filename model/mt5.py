@@ -61,33 +61,36 @@ class RelativeBias(nn.Module):
 class Bridge(Unit):
     """The end of the ViT and the begin of the mT5.
 
-    Visual tokens are normed, projected to d_model (one Linear, as in PaLI-3) and placed in the encoder's rows.
-    Decoder embeddings are looked up here too and carried along, so that no parameter is tied across pipeline stages.
+    Visual tokens are normed, projected to d_model (one Linear, as in PaLI-3) and placed in the encoder's rows; without
+    a ViT, rows are text alone. Decoder embeddings are looked up here too and carried along, so that no parameter is
+    tied across pipeline stages.
     """
 
-    def __init__(self, vit: ViTConfig, mt5: MT5Config, model: ModelConfig, parallel: TensorParallel) -> None:
+    def __init__(self, vit: ViTConfig | None, mt5: MT5Config, model: ModelConfig, parallel: TensorParallel) -> None:
         super().__init__()
         self.vit, self.mt5, self.dropout_rate, self.parallel = vit, mt5, model.dropout_rate, parallel
-        self.tokens = vit.num_tokens(model.image_size)
-        self.vit_norm = LayerNorm(vit.width, parallel)
-        self.projection = Linear(
-            vit.width, mt5.d_model, weight_init=fan_in_truncated, partial_gradient=parallel.sequence
-        )
+        if vit is not None:
+            self.tokens = vit.num_tokens(model.image_size)
+            self.vit_norm = LayerNorm(vit.width, parallel)
+            self.projection = Linear(
+                vit.width, mt5.d_model, weight_init=fan_in_truncated, partial_gradient=parallel.sequence
+            )
         self.embedding = Embedding(mt5.vocab_size, mt5.d_model, parallel, weight_init=normal(1.0))
         shared = not mt5.bias_per_layer
         self.encoder_bias = RelativeBias(mt5, parallel, bidirectional=True) if shared else None
         self.decoder_bias = RelativeBias(mt5, parallel, bidirectional=False) if shared else None
 
     def forward(self, carry: Tensors, batch: MicroBatch) -> Carry:
-        """(vision [N, I, width],) -> (encoder, decoder, encoder_bias, decoder_bias)."""
-        visual = self.parallel.gather(self.projection(self.vit_norm(carry[0])), partial_gradient=False)
-        visual = visual[: self.tokens].transpose(0, 1).flatten(0, 1)  # [I * tokens, d]
+        """(vision [N, I, width],), or () without a ViT -> (encoder, decoder, encoder_bias, decoder_bias)."""
         # One look-up for both, because each would make a dense gradient as large as the table.
         words = self.embedding(torch.cat([batch.encoder_tokens, batch.decoder_tokens], dim=1))
         encoder, decoder = words.split([batch.encoder_tokens.shape[1], batch.decoder_tokens.shape[1]])
         decoder = decoder.clone()  # a view would keep the encoder's look-ups until the backward pass
-        index = batch.visual_index.t().contiguous()
-        encoder = torch.where((index >= 0).unsqueeze(-1), visual[index.clamp(min=0)], encoder)
+        if self.vit is not None:
+            visual = self.parallel.gather(self.projection(self.vit_norm(carry[0])), partial_gradient=False)
+            visual = visual[: self.tokens].transpose(0, 1).flatten(0, 1)  # [I * tokens, d]
+            index = batch.visual_index.t().contiguous()
+            encoder = torch.where((index >= 0).unsqueeze(-1), visual[index.clamp(min=0)], encoder)
         encoder, decoder = (self.parallel.scatter(dropout(x, self.dropout_rate, self)) for x in (encoder, decoder))
         # Made here for all blocks; a lookup in each would add up the table's gradient in 16 bits, block by block.
         none = encoder.new_zeros(self.mt5.num_heads // self.parallel.size, 1, dtype=torch.float32)
@@ -97,10 +100,10 @@ class Bridge(Unit):
 
     def cost(self, shape: BatchShape) -> Cost:
         """See Unit.cost. Kept: the norm's input and output; per text position ids, visual index and kind."""
-        w, d, tokens = self.vit.width, self.mt5.d_model, shape.images * shape.vision_tokens
+        w, d, tokens = self.vit.width if self.vit else 0, self.mt5.d_model, shape.images * shape.vision_tokens
         tables = 0 if self.mt5.bias_per_layer else 2 * self.mt5.bias_size
         return Cost(
-            2 * w + w * d + d + self.mt5.vocab_size * d + tables,
+            (2 * w + w * d + d if self.vit else 0) + self.mt5.vocab_size * d + tables,
             linear_flops(tokens, w, d),
             shape.element_bytes * 2 * tokens * w + shape.rows * (17 * shape.encoder_tokens + 8 * shape.decoder_tokens),
         )
@@ -331,6 +334,8 @@ class HeadOutput(NamedTuple):
 
 class Head(Unit):
     """The decoder's norm, the vocabulary and the loss."""
+
+    gives_loss = True
 
     def __init__(self, mt5: MT5Config, model: ModelConfig, num_objectives: int, parallel: TensorParallel) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """Define PaLI as a list of units.
 
-The units are patches, vit_block x N, bridge, encoder_block x N, encoder_norm, decoder_block x N, head.
+The units are patches, vit_block x N, bridge, encoder_block x N, encoder_norm, decoder_block x N, head. An mT5 that is
+pretrained alone begins with the bridge; a ViT ends there, and a classifier follows.
 """
 
 import hashlib
@@ -13,11 +14,12 @@ from torch.utils.checkpoint import checkpoint
 
 from common.errors import ConfigurationError
 from model.batch import MicroBatch
+from model.classifier import CLASSIFIERS
 from model.config import PaLIConfig
 from model.costs import Unit
 from model.layers import Part, TensorParallel, parameter_parts
 from model.mt5 import Bridge, DecoderBlock, EncoderBlock, EncoderNorm, Head
-from model.vit import Patches, ViTBlock
+from model.vit import Patches, ViTBlock, ViTNorm
 
 Units = dict[str, Unit]
 
@@ -29,10 +31,19 @@ def units(config: PaLIConfig, parallel: TensorParallel | None = None) -> Units:
     """
     vit, mt5, model = config.vit, config.mt5, config.model
     parallel = parallel or TensorParallel()
+    made: Units = {}
+    if config.tower != "mt5":
+        made = {
+            "patches": Patches(vit, model, parallel),
+            **{f"vit_block_{i}": ViTBlock(vit, model.image_size, parallel) for i in range(vit.depth)},
+        }
+    if config.tower == "vit":
+        classifier = CLASSIFIERS[config.classifier.head]
+        last = classifier(vit, model.image_size, config.classifier, config.num_objectives, parallel)
+        return made | {"bridge": ViTNorm(vit, parallel), "classifier": last}
     return {
-        "patches": Patches(vit, model, parallel),
-        **{f"vit_block_{i}": ViTBlock(vit, model.image_size, parallel) for i in range(vit.depth)},
-        "bridge": Bridge(vit, mt5, model, parallel),
+        **made,
+        "bridge": Bridge(None if config.tower == "mt5" else vit, mt5, model, parallel),
         **{f"encoder_block_{i}": EncoderBlock(mt5, model, parallel) for i in range(mt5.num_encoder_layers)},
         "encoder_norm": EncoderNorm(mt5, model, parallel),
         **{f"decoder_block_{i}": DecoderBlock(mt5, model, parallel) for i in range(mt5.num_decoder_layers)},
@@ -43,8 +54,8 @@ def units(config: PaLIConfig, parallel: TensorParallel | None = None) -> Units:
 class PaLI(nn.Module):
     """Run consecutive units: the whole model, or one pipeline stage.
 
-    Forward: (carry of the unit before, () before `patches`), batch -> carry of the last unit, which is a `HeadOutput`
-    after `head`. `names` runs only these units: one of several stages on a rank. `loss_scale` multiplies the head's
+    Forward: (carry of the unit before, () before the first), batch -> carry of the last unit, which is a `HeadOutput`
+    after the last. `names` runs only these units: one of several stages on a rank. `loss_scale` multiplies the head's
     loss.
     """
 
@@ -74,7 +85,7 @@ class PaLI(nn.Module):
         self, unit: Unit, carry: tuple[Tensor, ...], batch: MicroBatch, loss_scale: float = 1.0
     ) -> tuple[Tensor, ...]:
         """Run one unit: without autograd if nothing at or before it is trained, recomputed if it is marked so."""
-        inputs = (carry, batch, loss_scale) if isinstance(unit, Head) else (carry, batch)
+        inputs = (carry, batch, loss_scale) if unit.gives_loss else (carry, batch)
         trained = unit.trained or any(x.requires_grad for x in carry)
         if not (trained and torch.is_grad_enabled()):
             with torch.no_grad():

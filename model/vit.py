@@ -113,6 +113,24 @@ class ViTBlock(Unit):
         )
 
 
+class ViTNorm(Unit):
+    """The last norm of a ViT that is pretrained alone, as its bridge: PaLI's bridge has it under the same name."""
+
+    def __init__(self, config: ViTConfig, parallel: TensorParallel) -> None:
+        super().__init__()
+        self.config = config
+        self.vit_norm = LayerNorm(config.width, parallel)
+
+    def forward(self, carry: tuple[Tensor, ...], batch: MicroBatch) -> tuple[Tensor, ...]:
+        """(vision,) -> (vision,): [N, I, width]."""
+        return (self.vit_norm(carry[0]),)
+
+    def cost(self, shape: BatchShape) -> Cost:
+        """See Unit.cost. Kept: the norm's input."""
+        d = self.config.width
+        return Cost(2 * d, 0.0, shape.element_bytes * shape.images * shape.vision_tokens * d)
+
+
 def patchify(images: Tensor, patch_size: int) -> Tensor:
     """Cut images [I, S, S, 3] into patches [I, (S / patch)^2, patch * patch * 3], row by row.
 

@@ -42,6 +42,7 @@ def check(parallel: ParallelConfig, model: PaLIConfig, world_size: int) -> None:
         "mt5.d_ff": mt5.d_ff,
         "mt5.vocab_size": mt5.vocab_size,
     }
+    divided = {name: n for name, n in divided.items() if model.tower in (None, name.partition(".")[0])}
     for name, value in divided.items():
         if value % tensor:
             raise ConfigurationError(

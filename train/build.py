@@ -68,5 +68,5 @@ def expected_step_shape(config: RunConfig, data_parallel_size: int) -> StepShape
         decoder_tokens=data.decoder_length,
         element_bytes=DTYPES[config.run.precision].itemsize,
     )
-    number = -(-data.global_batch_size // (data_parallel_size * rows * data.images_per_row))
+    number = -(-data.global_batch_size // (data_parallel_size * rows * max(1, data.images_per_row)))
     return StepShape(shape, number)

@@ -11,13 +11,14 @@ from omegaconf import OmegaConf
 
 from common.errors import ConfigurationError, Notice
 from common.launcher import is_main_rank
-from data.config import Mixture, check_mixture, check_rows, used
+from data.config import Mixture, check_mixture, check_rows, check_text_alone, used
 from data.shards.paths import parts
 from data.tasks.source import part_items
 from data.tokenizer import Tokenizer, checksum
 from evaluation.tasks import check_metrics
 from model.config import ModelConfig
 from model.pali import PaLI
+from model.weights.source import TOWERS
 from parallel import layout
 from parallel.checkpoint.folder import CheckpointFolder
 from parallel.plan.blueprint import Plan
@@ -52,6 +53,7 @@ def check(
     _check_image_size(config)
     check_mixture(config.mixture, config.data.tasks)
     plans = {span.name: _check_phase(for_phase(config, span), span, world_size, rank) for span in spans(config)}
+    _check_towers(config)
     if config.schedule.cooldown_steps > config.run.steps:
         raise ConfigurationError(
             f"schedule.cooldown_steps={config.schedule.cooldown_steps} is longer than the run; "
@@ -120,6 +122,8 @@ def _check_phase(config: RunConfig, span: Span, world_size: int, rank: int) -> P
     config.data.check()
     config.data.check_images(config.vit.num_tokens(image_size))
     check_rows(config.mixture, config.data.encoder_length, config.data.decoder_length)
+    if config.pali.tower == "mt5":
+        check_text_alone(config.mixture, config.data.tasks, span.name)
     layout.check(config.parallel, config.pali, world_size)
     data_parallel_size = config.parallel.data_parallel_size(world_size)
     plan = plan_phase(config, span.phase, world_size, rank)
@@ -129,6 +133,22 @@ def _check_phase(config: RunConfig, span: Span, world_size: int, rank: int) -> P
             f"ranks; make it a multiple of {data_parallel_size}."
         )
     return plan
+
+
+def _check_towers(config: RunConfig) -> None:
+    """Raise ConfigurationError for phases of other towers, and for weights of a tower that the run does not have."""
+    towers = {span.name: for_phase(config, span).pali.tower for span in spans(config)}
+    if len(set(towers.values())) > 1:
+        without = ", ".join(name for name, tower in towers.items() if tower == "mt5")
+        raise ConfigurationError(
+            f"data.images_per_row=0 in phase {without} alone would leave its model without a ViT, and a run has one "
+            "model; pretrain the mT5 in a run of its own, and give it to this one by weights.mt5."
+        )
+    other = {"vit": "mt5", "mt5": "vit"}.get(next(iter(towers.values())) or "")
+    if other is not None and (value := getattr(config.weights, other)) is not None:
+        raise ConfigurationError(
+            f"weights.{other}={value} would not be read, as this run has no {TOWERS[other]}; set weights.{other}=null."
+        )
 
 
 def _check_image_size(config: RunConfig) -> None:

@@ -10,7 +10,7 @@ from common.values import PATH, at_least, one_of
 from data.config import ComponentConfig, DataConfig
 from data.objectives import NAMES
 from data.tasks.config import TaskConfig
-from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
+from model.config import ClassifierConfig, ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from parallel.config import OptimizerConfig, ParallelConfig
 from train.evaluation_config import EvaluationConfig
 
@@ -298,6 +298,8 @@ class RunConfig:
     """Size of the mT5 (conf/mt5)."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """What joins the towers, and the loss (conf/model)."""
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    """Head of a ViT that is pretrained alone (`train.pretrain_vit`)."""
     data: DataConfig = field(default_factory=DataConfig)
     """Shards, rows and batches (conf/data)."""
     mixture: dict[str, ComponentConfig] = field(default_factory=dict)
@@ -332,7 +334,10 @@ class RunConfig:
     @property
     def pali(self) -> PaLIConfig:
         """The configuration of the whole model; of a phase only after `for_phase`, which sets the image size."""
-        return PaLIConfig(self.vit, self.mt5, self.model, len(NAMES))
+        tower = "mt5" if self.data.images_per_row == 0 else None
+        if self.classifier.head != "none":
+            tower = "vit"
+        return PaLIConfig(self.vit, self.mt5, self.model, len(NAMES), tower, self.classifier)
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -23,7 +23,7 @@ from common.values import PATH
 from data.tokenizer import Tokenizer, checksum
 from data.tokenizer_json import tokenizer_config, tokenizer_json
 from model.weights.export_folder import TEXT, fitting_families, write_weights
-from model.weights.source import read_tower_config
+from model.weights.source import TOWERS, read_tower_config
 from parallel.checkpoint.stored_weights import StoredWeights
 from train.compose import to_run_config
 from train.config import RunConfig
@@ -105,6 +105,11 @@ def read_run_config(key: str, weights: StoredWeights) -> RunConfig:
     if settings is None:
         raise ConfigurationError(f"{key}={weights.run} holds no run (no config.yaml); name a run's folder.")
     config = to_run_config(settings)
+    if (tower := config.pali.tower) is not None:
+        raise ConfigurationError(
+            f"{key}={weights.run} trained the {TOWERS[tower]} alone, which is for weights.{tower} of a run of both "
+            "towers; name such a run."
+        )
     return for_phase(config, find_span(spans(config), weights.step))
 
 

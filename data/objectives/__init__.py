@@ -18,6 +18,8 @@ NAMES = (
     "task",
 )
 
+OF_TEXT = ("span_corruption",)  # whose examples have no image, whatever the record
+
 # The field of a record that an objective requires, as a message names it.
 FIELDS = {
     "span_corruption": "text",

@@ -20,6 +20,7 @@ from model.weights.table import Table, import_stored, match
 
 VIT_PREFIXES = ("patches.", "vit_block_", "bridge.vit_norm.")
 PROJECTION_PREFIX = "bridge.projection."  # from ViT to mT5; of neither tower
+CLASSIFIER_PREFIX = "classifier."  # of a ViT that was pretrained alone; of neither tower
 SIZES = {"vit": ViTConfig, "mt5": MT5Config}
 TOWERS = {"vit": "ViT", "mt5": "mT5"}
 EXPORT = "pali"  # model_type of an export of ours
@@ -51,7 +52,7 @@ class Source:
 
 def is_of_tower(name: str, tower: str) -> bool:
     """Return whether a logical tensor belongs to the ViT (`vit`) or to the mT5 (`mt5`)."""
-    if name.startswith(PROJECTION_PREFIX):
+    if name.startswith((PROJECTION_PREFIX, CLASSIFIER_PREFIX)):
         return False
     return name.startswith(VIT_PREFIXES) == (tower == "vit")
 

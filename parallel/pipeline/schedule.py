@@ -1,8 +1,8 @@
 """Send micro-batches through pipeline stages: schedules of `torch.distributed.pipelining`, over any cut of the units.
 
-Stages send the carry only: (vision,) before the bridge and `model.mt5.Carry` after it. Every rank has token ids, masks
-and targets, and finds them by the number of the micro-batch. `CarryPlan` computes beforehand the shapes of the tensors
-and the ones that need gradients, so stages never negotiate.
+Stages send the carry only: (vision,) before mT5's bridge and `model.mt5.Carry` after it. Every rank has token ids,
+masks and targets, and finds them by the number of the micro-batch. `CarryPlan` computes beforehand the shapes of the
+tensors and the ones that need gradients, so stages never negotiate.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from common.progress import beat
 from model.attention.bias import reach
 from model.batch import MicroBatch
-from model.mt5 import Bridge, Carry, DecoderBlock, EncoderBlock, Head, HeadOutput
+from model.mt5 import Bridge, Carry, DecoderBlock, EncoderBlock, HeadOutput
 from model.pali import PaLI
 from model.vit import Patches
 from parallel.config import ParallelConfig
@@ -167,17 +167,24 @@ class CarryPlan:
     """The shapes of the carry after each unit, and whether its tensors need gradients."""
 
     def __init__(self, plan: PaLI, parallel: ParallelConfig) -> None:
-        patches, bridge, head = (plan.get_submodule(name) for name in ("patches", "bridge", "head"))
-        assert isinstance(patches, Patches) and isinstance(bridge, Bridge) and isinstance(head, Head)
-        self.vision_tokens, self.width, self.d_model = patches.tokens, bridge.vit.width, bridge.mt5.d_model
-        self.mt5, self.heads = bridge.mt5, bridge.mt5.num_heads // parallel.tensor
-        self.num_objectives = head.num_objectives
+        units = dict(plan.units())
+        patches = next((unit for unit in units.values() if isinstance(unit, Patches)), None)
+        bridge = next((unit for unit in units.values() if isinstance(unit, Bridge)), None)
+        self.vision_tokens, self.width = (patches.tokens, patches.config.width) if patches is not None else (0, 0)
+        self.mt5 = bridge.mt5 if bridge is not None else None
+        self.d_model = self.mt5.d_model if self.mt5 is not None else 0
+        last: Any = next(unit for unit in units.values() if unit.gives_loss)
+        self.num_objectives: int = last.num_objectives
+        self.last, self.tensor = list(units)[-1], parallel.tensor
         self.split_sequence = parallel.tensor if parallel.sequence else 1
         self.trained: dict[str, dict[str, bool]] = {}
-        now = dict.fromkeys(("vision", *Carry._fields), False)
-        for name, unit in plan.units():
+        self.carries: dict[str, tuple[str, ...]] = {}  # the names of the tensors after each unit
+        names: tuple[str, ...] = ("vision",)
+        now = dict.fromkeys((*names, *Carry._fields), False)
+        for name, unit in units.items():
             self._pass(unit, now)
-            self.trained[name] = dict(now)
+            names = Carry._fields if isinstance(unit, Bridge) else names
+            self.trained[name], self.carries[name] = dict(now), names
 
     def after(
         self, name: str | None, sizes: CarrySizes, dtype: torch.dtype, whole_sequences: bool = False
@@ -185,22 +192,19 @@ class CarryPlan:
         """Return the carry after the unit `name` as empty tensors on `meta`; () before the first unit."""
         if name is None:
             return ()
-        if name == "head":
+        if name == self.last:
             return _empty((), torch.float32, True), _empty((4, self.num_objectives), torch.float32, False)
-        order = list(self.trained)
-        vision = order.index(name) < order.index("bridge")
         shapes = self._shapes(sizes, 1 if whole_sequences else self.split_sequence)
         types = dict.fromkeys(shapes, dtype) | {"encoder_bias": torch.float32, "decoder_bias": torch.float32}
-        return tuple(_empty(shapes[n], types[n], self.trained[name][n]) for n in shapes if (n == "vision") == vision)
+        return tuple(_empty(shapes[n], types[n], self.trained[name][n]) for n in self.carries[name])
 
     @staticmethod
     def _pass(unit: nn.Module, trained: dict[str, bool]) -> None:
         """Update the names of the tensors that need gradients, from before a unit to after it."""
         if isinstance(unit, Bridge):
             words = unit.embedding.weight.requires_grad
-            visual = trained["vision"] or any(
-                p.requires_grad for module in (unit.vit_norm, unit.projection) for p in module.parameters()
-            )
+            ends = () if unit.vit is None else (unit.vit_norm, unit.projection)
+            visual = trained["vision"] or any(p.requires_grad for module in ends for p in module.parameters())
             trained.update(
                 encoder=words or visual,
                 decoder=words,
@@ -218,16 +222,16 @@ class CarryPlan:
             trained["vision"] |= own
 
     def _shapes(self, sizes: CarrySizes, split: int) -> dict[str, tuple[int, ...]]:
-        return {
+        shapes: dict[str, tuple[int, ...]] = {
             "vision": (-(-self.vision_tokens // split), sizes.images, self.width),  # padded to a multiple of `split`
-            "encoder": (sizes.encoder_length // split, sizes.rows, self.d_model),
-            "decoder": (sizes.decoder_length // split, sizes.rows, self.d_model),
-            "encoder_bias": self._bias(sizes.encoder_length),
-            "decoder_bias": self._bias(sizes.decoder_length),
         }
-
-    def _bias(self, length: int) -> tuple[int, int]:
-        return self.heads, 1 if self.mt5.bias_per_layer else 2 * reach(length, self.mt5) - 1
+        if self.mt5 is not None:
+            lengths = {"encoder": sizes.encoder_length, "decoder": sizes.decoder_length}
+            shapes |= {name: (length // split, sizes.rows, self.d_model) for name, length in lengths.items()}
+            for name, length in lengths.items():
+                distances = 1 if self.mt5.bias_per_layer else 2 * reach(length, self.mt5) - 1
+                shapes[f"{name}_bias"] = self.mt5.num_heads // self.tensor, distances
+        return shapes
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, trained: bool) -> Tensor:

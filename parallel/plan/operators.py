@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from model.classifier import MapHead, PatchHead
 from model.costs import BatchShape, Unit, attention_flops, linear_flops
 from model.mt5 import Block, Bridge, DecoderBlock, EncoderBlock, EncoderNorm, Head
-from model.vit import Patches, ViTBlock
+from model.vit import Patches, ViTBlock, ViTNorm
 
 BLOCK_LAUNCHES = 14  # kernels of a block beside products and attention: norms, activation, residuals, copies
 
@@ -130,8 +131,10 @@ def _vit_block(unit: ViTBlock, shape: BatchShape, _: bool) -> Operators:
 
 
 def _bridge(unit: Bridge, shape: BatchShape, _: bool) -> Operators:
-    w, d, visual = unit.vit.width, unit.mt5.d_model, shape.images * shape.vision_tokens
-    words = shape.rows * (shape.encoder_tokens + shape.decoder_tokens)
+    d, words = unit.mt5.d_model, shape.rows * (shape.encoder_tokens + shape.decoder_tokens)
+    if unit.vit is None:
+        return Operators((), (), words * 8.0 * d, 0.0, 8, embedded_tokens=words)
+    w, visual = unit.vit.width, shape.images * shape.vision_tokens
     moved = visual * (2.0 * w + 2.0 * d) + words * 8.0 * d  # norm, transpose; look up, split, place
     return Operators((Linear(visual, w, d, "whole"),), (), moved, 0.0, 16, embedded_tokens=words)
 
@@ -183,6 +186,26 @@ def _head(unit: Head, shape: BatchShape, _: bool) -> Operators:
     return Operators(stream_elements=4.0 * tokens * d, launches=4, vocabulary=vocabulary)
 
 
+def _vit_norm(unit: ViTNorm, shape: BatchShape, _: bool) -> Operators:
+    return Operators(stream_elements=2.0 * shape.images * shape.vision_tokens * unit.config.width, launches=1)
+
+
+def _map_head(unit: MapHead, shape: BatchShape, _: bool) -> Operators:
+    d, m, images, length = unit.vit.width, unit.vit.mlp_dim, shape.images, shape.vision_tokens
+    linears = (
+        Linear(images * length, d, 2 * d, "whole"),
+        Linear(images, d, 2 * d + 2 * m, "whole"),
+        Linear(images, d, unit.num_classes, "whole"),
+    )
+    attention = Attention(images, unit.vit.num_heads, 1, length, d // unit.vit.num_heads, True)
+    return Operators(linears, (attention,), 8.0 * images * unit.num_classes, 0.0, BLOCK_LAUNCHES + 12)
+
+
+def _patch_head(unit: PatchHead, shape: BatchShape, _: bool) -> Operators:
+    tokens, outputs = shape.images * shape.vision_tokens, unit.boxes.out_features + unit.num_classes
+    return Operators((Linear(tokens, unit.vit.width, outputs, "whole"),), (), 8.0 * tokens * outputs, 0.0, 40)
+
+
 _MAKE: dict[type, Callable[..., Operators]] = {
     Patches: _patches,
     ViTBlock: _vit_block,
@@ -191,4 +214,7 @@ _MAKE: dict[type, Callable[..., Operators]] = {
     EncoderNorm: _encoder_norm,
     DecoderBlock: _decoder_block,
     Head: _head,
+    ViTNorm: _vit_norm,
+    MapHead: _map_head,
+    PatchHead: _patch_head,
 }

@@ -164,7 +164,7 @@ class Search:
 
     def _options(self, phase: PhasePlan, degrees: ParallelConfig) -> Iterator[ParallelConfig]:
         data = degrees.data_parallel_size(self.gpus)
-        rows = -(-phase.rows.global_batch_size // (data * phase.rows.images_per_row))
+        rows = -(-phase.rows.global_batch_size // (data * max(1, phase.rows.images_per_row)))
         gathers = ("micro_batch", "step") if degrees.zero_stage == 3 else ("micro_batch",)
         for micro in MICRO_BATCHES:
             if micro > rows:
@@ -210,7 +210,7 @@ class Search:
             micro * rows.images_per_row, phase.config.tokens_per_image, micro, rows.encoder_length,
             rows.decoder_length, self.element_bytes,
         )  # fmt: skip
-        step = StepShape(shape, -(-rows.global_batch_size // (data * micro * rows.images_per_row)))
+        step = StepShape(shape, -(-rows.global_batch_size // (data * micro * max(1, rows.images_per_row))))
         costs, infos = self.costs(phase, parallel, shape)
         times, cuts = self._times.setdefault(phase.name, ({}, {}))
         model = StepModel(self.hardware, parallel, self.optimizer, step, data, costs, infos, self.fused, times, cuts)
@@ -249,7 +249,7 @@ class Search:
         """Return the FLOPs of a phase's step: backward only for what is trained, no recomputation."""
         if phase.name not in self._flops:
             rows = phase.rows
-            number = -(-rows.global_batch_size // rows.images_per_row)
+            number = -(-rows.global_batch_size // max(1, rows.images_per_row))
             shape = BatchShape(rows.images_per_row, phase.config.tokens_per_image, 1, rows.encoder_length,
                                rows.decoder_length, self.element_bytes)  # fmt: skip
             none = replace(self.base, recompute="none")

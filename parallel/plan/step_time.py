@@ -23,7 +23,7 @@ FP32, BF16 = 4, 2  # bytes
 # Bytes that an update moves for each element: fp32 gradients, weights and state, read and written in several passes.
 UPDATE_BYTES = {"adafactor": 36, "adamw": 32}
 UPDATE_LAUNCHES = {"adafactor": 14, "adamw": 1}  # kernels for each parameter
-STACKS = ("vit", "bridge", "encoder", "decoder", "head")
+STACKS = ("vit", "bridge", "encoder", "decoder", "head", "classifier")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.batch import MicroBatch
-from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
+from model.classifier import COORDINATES, FIRST
+from model.config import ClassifierConfig, ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from model.layers import parameter_parts
 from model.loss import LossTotals
 from model.pali import build, local_block
@@ -27,6 +28,7 @@ FROZEN_VIT = ["patches.*", "vit_block_*", "bridge.vit_norm.*"]
 FROZEN_DECODER = ["decoder_block_*", "head.*", "bridge.decoder_bias.*"]  # gradients come back through it
 FROZEN_ENCODER = ["encoder_*", "bridge.e*"]
 STEPS, MICRO_BATCHES, NUM_OBJECTIVES = 5, 8, 3
+NUM_CLASSES = 20
 PALI = PaLIConfig(VIT, MT5, MODEL, NUM_OBJECTIVES)
 LEARNING_RATES = {"adafactor": 1e-2, "adamw": 1e-3}
 PROMPTS = 4  # micro-batches that are answered: as many as there are data-parallel ranks at most
@@ -54,6 +56,8 @@ class Case:
     image_size: int = MODEL.image_size
     joined: bool = False  # the rows of a micro-batch become one, as on a CPU
     bias_per_layer: bool = False  # as umT5
+    tower: str | None = None  # the only one: "mt5" of text, or "vit"
+    head: str = "none"  # of the vit
 
     @property
     def world_size(self) -> int:
@@ -71,12 +75,13 @@ class Case:
         words += [self.precision] * (self.precision != "fp32") + ["cut-" + "-".join(self.cut)] * bool(self.cut)
         words += ["persistent"] * (self.param_persistence_threshold > 0)
         words += ["joined"] * self.joined + ["bias-per-layer"] * self.bias_per_layer
+        words += [self.tower] * (self.tower is not None) + [self.head] * (self.head != "none")
         words += [f"image{self.image_size}"] * (self.image_size != MODEL.image_size)
         return " ".join(words) or "one process"
 
     def alone(self) -> "Case":
         """The same training in one process."""
-        kept = ("freeze", "optimizer", "precision", "image_size", "bias_per_layer")
+        kept = ("freeze", "optimizer", "precision", "image_size", "bias_per_layer", "tower", "head")
         return Case(**{name: getattr(self, name) for name in kept})
 
     @property
@@ -87,7 +92,8 @@ class Case:
     @property
     def pali(self) -> PaLIConfig:
         mt5, model = replace(MT5, bias_per_layer=self.bias_per_layer), replace(MODEL, image_size=self.image_size)
-        return replace(PALI, mt5=mt5, model=model)
+        classifier = ClassifierConfig(self.head, NUM_CLASSES, -2.0)
+        return replace(PALI, mt5=mt5, model=model, tower=self.tower, classifier=classifier)
 
     def layout(self) -> Layout:
         interleaved = self.schedule == "interleaved"
@@ -161,6 +167,36 @@ def _micro_batch(generator: torch.Generator, with_images: bool, image_size: int,
     )
 
 
+def tower_batches(step: int, tower: str | None, image_size: int) -> list[MicroBatch]:
+    """The global batch of a step for one tower alone: the same rows without images, or images with labels and boxes."""
+    if tower == "vit":
+        generator = torch.Generator().manual_seed(200 + step)
+        return [_labeled_batch(generator, image_size, number == 2) for number in range(MICRO_BATCHES)]
+    batches = micro_batches(step, image_size)
+    return batches if tower is None else [replace(batch, images=batch.images[:0]) for batch in batches]
+
+
+def _labeled_batch(generator: torch.Generator, image_size: int, empty: bool) -> MicroBatch:
+    """Two rows of two images in slots out of order, the second row with one example only; or no example at all."""
+    n = VIT.num_tokens(image_size)
+    segments, at = torch.tensor([[1] * 7 + [2] * 7, [1] * 7 + [0] * 7]), torch.arange(14) % 7
+    encoder_segments = torch.tensor([[1] * (n + 1) + [2] * (n + 1), [1] * (n + 1) + [0] * (n + 1)])
+    visual_index = torch.full((2, 2 * n + 2), -1)
+    visual_index[0, :n], visual_index[0, n + 1 : 2 * n + 1] = torch.arange(n, 2 * n), torch.arange(n)
+    visual_index[1, :n] = torch.arange(3 * n, 4 * n)
+    corners = torch.randint(0, COORDINATES // 2, (2, 14), generator=generator)  # ymin, xmin; ymax, xmax are beyond
+    corners = corners + (at > 1) * COORDINATES // 2 + FIRST + NUM_CLASSES
+    labels = torch.randint(FIRST, FIRST + NUM_CLASSES, (2, 14), generator=generator)
+    images = torch.randint(0, 256, (4, image_size, image_size, 3), generator=generator, dtype=torch.uint8)
+    targets = torch.where(at < 4, corners, labels)
+    objectives = torch.randint(0, NUM_OBJECTIVES, (2, 2), generator=generator).repeat_interleave(7, 1)
+    tokens = torch.zeros_like(visual_index)
+    batch = MicroBatch(
+        images, tokens, encoder_segments, visual_index, torch.zeros_like(targets), targets, segments, objectives
+    )
+    return batch.emptied() if empty else batch
+
+
 def all_gathers(work: Callable[[], object]) -> int:
     """How many this rank takes part in while it does the work."""
     with torch.profiler.profile() as profile:
@@ -185,8 +221,9 @@ def weight_deviation(name: str, found: Tensor, expected: Tensor) -> float:
 
 
 def global_batch(engine: Engine, step: int) -> list[MicroBatch]:
-    """The batch of a step at the engine's resolution."""
-    return micro_batches(step, engine.blueprint.config.model.image_size)
+    """The batch of a step at the engine's resolution, for its towers."""
+    config = engine.blueprint.config
+    return tower_batches(step, config.tower, config.model.image_size)
 
 
 def share(engine: Engine, batches: list[MicroBatch]) -> list[MicroBatch]:
@@ -201,7 +238,8 @@ def train(engine: Engine, steps: range = range(STEPS), joined: bool = False) -> 
     curve = []
     for step in steps:
         batches = [batch.joined() if joined else batch for batch in global_batch(engine, step)]
-        num_targets = sum(batch.num_targets for batch in batches)
+        images = engine.blueprint.config.tower == "vit"
+        num_targets = sum(batch.num_examples if images else batch.num_targets for batch in batches)
         totals = engine.forward_backward(share(engine, batches), num_targets)
         curve.append((float(totals.loss), engine.update(LEARNING_RATES[type(engine.optimizer).__name__.lower()])))
     return curve

@@ -108,6 +108,15 @@ LAYOUTS: list[Case] = [
     Case(data=2, zero_stage=3, bias_per_layer=True),
 ]
 LAYOUTS = [case for case in LAYOUTS if case.world_size <= MOST_RANKS]
+TOWERS = [  # pretrained alone
+    Case(tensor=2, zero_stage=1, sequence=True, tower="vit", head="map"),
+    Case(pipeline=2, zero_stage=3, tower="vit", head="map", optimizer="adamw"),
+    Case(data=2, zero_stage=2, tower="vit", head="patches"),
+    Case(tensor=2, pipeline=2, schedule="interleaved", sequence=True, tower="vit", head="patches", image_size=42),
+    Case(pipeline=2, zero_stage=1, tower="mt5"),
+    Case(tensor=2, data=2, zero_stage=3, sequence=True, recompute="block", tower="mt5"),
+]
+TOWERS = [case for case in TOWERS if case.world_size <= MOST_RANKS]
 NAMES = [case.name for case in LAYOUTS]
 # What every pair of values of is tried, if a world of at most eight ranks can have it.
 VALUES: dict[str, tuple[Any, ...]] = {
@@ -123,7 +132,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
 
 
 def references() -> dict[str, Case]:
-    return {case.alone().name: case.alone() for case in [Case(), Case(freeze=FROZEN_VIT), *LAYOUTS]}
+    return {case.alone().name: case.alone() for case in [Case(), Case(freeze=FROZEN_VIT), *LAYOUTS, *TOWERS]}
 
 
 def frozen(name: str, patterns: list[str]) -> bool:
@@ -136,7 +145,13 @@ def train_all(folder: Path, cases: dict[str, Case]) -> None:
     for name, case in cases.items():
         layout = case.layout()
         engine = case.engine(layout)
-        result = {"curve": train(engine, joined=case.joined), "weights": weights(engine), "answers": answers(engine)}
+        result = {"curve": train(engine, joined=case.joined), "weights": weights(engine)}
+        if case.tower is not None:
+            result["validation"] = validate(engine)
+            if layout.rank == 0:
+                torch.save(result, results_file(folder, name))
+            continue
+        result["answers"] = answers(engine)
         with engine.averaged():
             result["averages"] = weights(engine)
         result["validation"], result["recognized"] = validate(engine), recognize(engine, result["answers"][0])
@@ -152,8 +167,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One world of each size trains all the layouts that need so many ranks."""
     folder = tmp_path_factory.mktemp("engines")
     run_world(1, train_all, folder, references())
-    for size in sorted({case.world_size for case in LAYOUTS}):
-        run_world(size, train_all, folder, {case.name: case for case in LAYOUTS if case.world_size == size})
+    every = [*LAYOUTS, *TOWERS]
+    for size in sorted({case.world_size for case in every}):
+        run_world(size, train_all, folder, {case.name: case for case in every if case.world_size == size})
     yield folder
     show(folder)
 
@@ -185,6 +201,19 @@ def test_equals_one_process(results: Path, case: Case) -> None:
             assert torch.equal(found[kind], expected[kind][: case.data]), kind
         torch.testing.assert_close(found["scores"], expected["scores"], rtol=TOLERANCE["fp32"], atol=0.0)
         torch.testing.assert_close(found["recognized"], expected["recognized"], rtol=TOLERANCE["fp32"], atol=0.0)
+
+
+@pytest.mark.parametrize("case", TOWERS, ids=[case.name for case in TOWERS])
+def test_a_tower_alone_equals_one_process(results: Path, case: Case) -> None:
+    found, expected = both(results, case)
+    for pair, wanted in zip(found["curve"], expected["curve"], strict=True):
+        assert pair == pytest.approx(wanted, rel=TOLERANCE["fp32"])
+    torch.testing.assert_close(found["validation"], expected["validation"], rtol=TOLERANCE["fp32"], atol=0.0)
+    assert found["weights"].keys() == expected["weights"].keys() and expected["curve"][0][1] > 0
+    vit = any(name.startswith(("patches", "vit_block", "bridge.vit", "bridge.pro")) for name in found["weights"])
+    assert vit == (case.tower == "vit") != any(name.startswith("encoder") for name in found["weights"])
+    for name, values in expected["weights"].items():
+        assert weight_deviation(name, found["weights"][name], values) <= TOLERANCE["fp32"], name
 
 
 @pytest.mark.parametrize("case", LAYOUTS, ids=NAMES)

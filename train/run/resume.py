@@ -33,7 +33,7 @@ ROWS = (
 )  # a phase may set each of them under its name without the group
 FIXED = ("run.seed", *ROWS, MIXTURE, "optimizer.name")
 ALLOWABLE = (*FIXED, SOURCES, PHASES)
-MODEL = ("vit", "mt5")
+MODEL = ("vit", "mt5", "classifier")
 # Settings that change no step: names, folders, what a run reports, and settings of other commands.
 SILENT = (
     "run.name",

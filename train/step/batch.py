@@ -56,7 +56,8 @@ def rank_stats(data: StepData[MicroBatch], empty: MicroBatch | None, config: Run
     components = Counter(info.component for info in data.infos)
     return RankStats(
         num_micro_batches=len(batches),
-        num_targets=sum(batch.num_targets for batch in batches),
+        # The loss of a classifier is a mean over images, one of each example.
+        num_targets=sum(batch.num_examples if config.pali.tower == "vit" else batch.num_targets for batch in batches),
         encoder_tokens=sum(int((batch.encoder_segments > 0).sum()) for batch in batches),
         images=sum(int((batch.visual_index >= 0).sum()) for batch in batches) // tokens_per_image,
         examples={name: examples[name] for name in NAMES},

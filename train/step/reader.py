@@ -156,7 +156,8 @@ def read_and_broadcast(read: Callable[[], StepData[Rows] | None], layout: Layout
         data = message[0]
     if data is not None and layout.pipeline_group.rank() == 0 and layout.tensor_group.size() > 1:
         for rows in data.micro_batches:
-            _send_pixels(rows, layout)
+            if len(rows["images"]):
+                _send_pixels(rows, layout)
     return data
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from common.errors import ConfigurationError
 from model.attention.bias import reach, relative_buckets
 from model.batch import MicroBatch
-from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
+from model.config import ClassifierConfig, ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from model.costs import BatchShape, batch_flops, unit_costs
 from model.describe import describe, main, one_example, read_model
 from model.pali import PaLI, build, plan_on_meta, units
@@ -51,6 +52,19 @@ def test_parameters_of_the_vits(vit: str) -> None:
     counted = {name: p.numel() for name, p in planned.named_parameters()}
     encoder = ("patches.", "vit_block_", "bridge.vit_norm.")
     assert sum(n for name, n in counted.items() if name.startswith(encoder)) / 1e6 == pytest.approx(VITS[vit], abs=0.05)
+
+
+def test_a_tower_alone_has_the_parameters_of_its_paper_and_its_formulas() -> None:
+    """The paper's 3926 M of ViT-e are its encoder, the MAP head and 29,593 classes (Table 1)."""
+    whole, _ = read_model(["vit=enormous", "mt5=small", "phases=full_224"])
+    found = {}
+    for tower, head in (("vit", "map"), ("vit", "patches"), ("mt5", "none")):
+        config = replace(whole, tower=tower, classifier=ClassifierConfig(head, 29593))
+        costs = list(unit_costs(plan_on_meta(config).units(), one_example(config, 32, 32)))
+        for unit in costs:
+            assert unit.cost.parameters == sum(p.numel() for p in unit.unit.parameters()), unit.name
+        found[head] = round(sum(unit.cost.parameters for unit in costs) / 1e6, 1)
+    assert (found["map"], found["none"]) == (3926.4, MT5S["small"])
 
 
 @pytest.mark.parametrize("mt5", MT5S)

@@ -15,7 +15,7 @@ from model.config import ModelConfig, MT5Config, ViTConfig
 from parallel.config import ParallelConfig
 from train.checks import check, check_training_data
 from train.compose import to_run_config
-from train.config import Phase, RunConfig, RunSettings, ScheduleConfig, to_dict, to_yaml
+from train.config import Phase, RunConfig, RunSettings, ScheduleConfig, WeightsConfig, to_dict, to_yaml
 from train.phases import find_span, spans
 
 
@@ -61,6 +61,25 @@ def test_a_good_configuration_passes_and_survives_its_file(config: RunConfig) ->
             "phases.a.objectives names vqg; the mixture has only ocr, vqa.",
         ),
         ({"mt5": MT5Config(vocab_size=300)}, "more than mt5.vocab_size=300"),
+        (
+            {"phases": {"text": Phase(image_size=112, images_per_row=0)}},
+            "phases.text: data.images_per_row=0 leaves no place for the images of mixture.vqa (vqa); leave it out",
+        ),
+        (
+            {
+                "mixture": {"text": ComponentConfig("text", "span_corruption", 1.0)},
+                "phases": {"text": Phase(5, image_size=112, images_per_row=0), "all": Phase(5, image_size=112)},
+            },
+            "data.images_per_row=0 in phase text alone would leave its model without a ViT",
+        ),
+        (
+            {
+                "mixture": {"text": ComponentConfig("text", "span_corruption", 1.0)},
+                "weights": WeightsConfig(vit="x"),
+                "phases": {"text": Phase(image_size=112, images_per_row=0)},
+            },
+            "weights.vit=x would not be read, as this run has no ViT; set weights.vit=null.",
+        ),
         ({"parallel": ParallelConfig(tensor=3)}, "parallel.tensor=3"),
         ({"parallel": ParallelConfig(sequence=True)}, "sequence=true splits sequences over tensor-parallel ranks"),
         (
