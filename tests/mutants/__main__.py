@@ -4,8 +4,9 @@
     python -m tests.mutants count=20 seed=2 files=parallel/optimizer/adafactor further=false
 
 A mutant runs in a copy of the checkout, in a process forked from one that has imported torch and other slow packages.
-First the unit tests of its folder run, those of its own file before the others. If it survives, the other unit tests
-that import its file run, and for model and parallel those in worlds of several processes (not with further=false).
+First the unit tests of its folder run: those of its own file, those beside them, the others. If it survives, the other
+unit tests that import its file run, and for model and parallel those in worlds of several processes (not with
+further=false).
 A test detects a mutant if it fails on it twice, the second time alone, and passes without it: a test that fails now
 and then, as on a busy machine, detects none.
 """

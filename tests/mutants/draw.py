@@ -100,7 +100,12 @@ def mutants(file: str, source: bytes) -> tuple[Mutant, ...]:
 
 def is_another_program(source: bytes, mutant: Mutant) -> bool:
     """Return whether the mutant parses to another program. Raises SyntaxError where it does not parse."""
-    return ast.dump(ast.parse(mutant.applied(source))) != ast.dump(ast.parse(source))
+    return ast.dump(ast.parse(mutant.applied(source))) != _program(source)
+
+
+@cache
+def _program(source: bytes) -> str:
+    return ast.dump(ast.parse(source))
 
 
 @cache

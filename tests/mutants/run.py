@@ -27,6 +27,7 @@ SLOW_IMPORTS = (
 )  # fmt: skip
 CPU_S = 240  # limit of one test in CPU time, which other programs on the machine do not use up
 REAL_S = 900  # limit of one test in wall time, for tests that wait forever; a test may set its own
+NOTHING_RUNS = 5  # pytest's exit code where every test is left out
 DEFAULTS = "tests/unit/train/test_configuration_page.py"  # compares those of every setting, whatever its folder
 # Code that needs several processes is tested in worlds of two.
 ENGINES, CHECKPOINTS = "tests/distributed/test_engines.py", "tests/distributed/test_checkpoints.py"
@@ -69,11 +70,16 @@ class Runner:
 
     def _stages(self, mutant: Mutant) -> list[tuple[str, list[str], dict[str, str]]]:
         folder = mutant.file.partition("/")[0]
-        own = sorted(self._unit_tests(folder), key=lambda test: self._distance(test, mutant))
-        stages: list[tuple[str, list[str], dict[str, str]]] = [("by its folder's unit tests", own, {})]
+        distances = {test: self._distance(test, mutant) for test in self._unit_tests(folder)}
+        # One call of pytest for each: most mutants are killed before the whole folder is imported.
+        nearest = [[test for test, own in distances.items() if own in chosen] for chosen in ({0, 1}, {2}, {3})]
+        nearest[0].sort(key=distances.__getitem__)
+        stages: list[tuple[str, list[str], dict[str, str]]] = [
+            ("by its folder's unit tests", tests, {}) for tests in nearest
+        ]
         if self.further:
             unit = [test for test in self._unit_tests() if test == DEFAULTS or self._distance(test, mutant) < 2]
-            others = [test for test in unit if test not in own]
+            others = [test for test in unit if test not in distances]
             stages.append(("by other unit tests", others, {}))
             worlds = [test for files, test in WORLDS.items() if mutant.file.startswith(files)]
             stages.append(("by worlds of processes", worlds, {"MOST_RANKS": "2"}))
@@ -84,14 +90,16 @@ class Runner:
         return sorted(path.relative_to(self.copy).as_posix() for path in paths)
 
     def _distance(self, test: str, mutant: Mutant) -> int:
-        """0 for tests named after the mutant's file, 1 for those that import it, 2 for others."""
+        """0 for tests named after the mutant's file, 1 for those that import it, 2 for others of its folder, else 3."""
         module = mutant.file.removesuffix(".py").replace("/", ".")
         if module.rpartition(".")[2] in Path(test).stem:
             return 0
         text = (self.copy / test).read_text(encoding="utf-8")
         folder, _, name = module.rpartition(".")
         imported = rf"{re.escape(module)}\b|from {re.escape(folder)} import .*\b{name}\b"
-        return 1 if re.search(imported, text) else 2
+        if re.search(imported, text):
+            return 1
+        return 2 if Path(test).parent == Path("tests", "unit", mutant.file).parent else 3
 
     def _is_green(self, killer: str, environment: dict[str, str]) -> bool:
         """Run the test once more without the mutant; return whether it passes, and leave it out from now on otherwise.
@@ -127,7 +135,7 @@ class Runner:
         finally:
             if mutant:
                 path.write_bytes(source)
-        if code == 0:
+        if code in (0, NOTHING_RUNS):
             return None
         printed = self.log.read_text(encoding="utf-8", errors="replace")
         found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", printed, re.M)

@@ -79,7 +79,7 @@ def test_a_mutant_changes_its_own_span_alone() -> None:
 
 def test_a_seed_draws_the_same_mutants_of_the_whole_core() -> None:
     drawn = draw(ROOT, 300, seed=1)
-    assert drawn == draw(ROOT, 300, seed=1) != draw(ROOT, 300, seed=2)
+    assert {*draw(ROOT, 60, seed=1)} < {*drawn} and not {*draw(ROOT, 60, seed=2)} <= {*drawn}
     assert len(set(drawn)) == 300 and {mutant.file.split("/")[0] for mutant in drawn} == {*module.CORE}
     for mutant in drawn:
         assert ast.parse(mutant.applied((ROOT / mutant.file).read_bytes())), mutant
