@@ -45,8 +45,8 @@ def test_faster_links_never_cost_more() -> None:
 
 @pytest.mark.parametrize(
     ("size", "stride", "devices", "per_node", "nodes"),
-    [(8, 1, 8, 8, 1), (16, 1, 8, 8, 2), (12, 1, 8, 8, 2), (4, 4, 8, 2, 2), (4, 3, 8, 2, 2), (4, 8, 8, 1, 4), (2, 16, 8, 1, 2),
-     (3, 2, 8, 3, 1), (1, 32, 8, 1, 1)],
+    [(8, 1, 8, 8, 1), (16, 1, 8, 8, 2), (12, 1, 8, 8, 2), (4, 4, 8, 2, 2), (4, 3, 8, 2, 2), (4, 8, 8, 1, 4),
+     (2, 16, 8, 1, 2), (3, 2, 8, 3, 1), (1, 32, 8, 1, 1)],
 )  # fmt: skip
 def test_ranks_of_a_node(size: int, stride: int, devices: int, per_node: int, nodes: int) -> None:
     group = Group.from_stride(size, stride, devices)
