@@ -47,6 +47,7 @@ class MicroBatch:
     decoder_segments: Tensor  # int64 [B, M]
     objectives: Tensor  # int64 [B, M]: index of the objective a target token belongs to
     target_positions: Tensor | None = None  # int64 [T]: positions of the targets, in the flattened [M, B] order
+    dropout_seed: int | None = None  # of `PaLI.forward`; None: masks come from torch's generator as it is
 
     def __post_init__(self) -> None:
         if self.target_positions is None:  # computed on the host: on a GPU, `nonzero` would wait for the device
@@ -72,6 +73,12 @@ class MicroBatch:
                 own: Mask = getattr(moved, name)
                 setattr(moved, name, getattr(self, name).to_device(own.queries, own.keys))
         return moved
+
+    def seeded(self, seed: int) -> "MicroBatch":
+        """Return a copy whose dropout is a function of `seed`; it keeps the masks that are computed already."""
+        seeded = copy(self)
+        seeded.dropout_seed = seed
+        return seeded
 
     def trimmed(self, tokens_per_image: int, multiple: int = 1) -> "MicroBatch":
         """Remove unused image slots (one stays), and positions behind the longest row.
@@ -143,7 +150,7 @@ class MicroBatch:
     def emptied(self) -> "MicroBatch":
         """Return a micro-batch of as many rows and image slots, without an example."""
         zeros = {name: torch.zeros_like(getattr(self, name)) for name in ARRAYS}
-        return MicroBatch(**zeros | {"visual_index": zeros["visual_index"] - 1})
+        return MicroBatch(**zeros | {"visual_index": zeros["visual_index"] - 1})  # type: ignore[arg-type]
 
     def blanked(self) -> "MicroBatch":
         """Return the same rows with every image mid-gray, the input of a blind model."""

@@ -2,14 +2,25 @@
 
 Every tensor-parallel rank draws the masks of all ranks from the same generator and takes its own part. So masks of
 split activations are independent, masks of replicated ones are equal, and both are those of one process. It costs
-little: a mask has no sequence.
+little: a mask has no sequence. Each unit seeds the generator for each micro-batch (`seed_unit`).
 """
+
+import hashlib
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.layers import TensorParallel
+
+
+def seed_unit(seed: int, name: str) -> None:
+    """Seed torch's generators for one unit on one micro-batch, so that no cut into stages changes its masks.
+
+    The stages of a pipeline would otherwise start from one state, and their masks would be the same.
+    """
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def dropout(x: Tensor, dropout_rate: float, module: nn.Module) -> Tensor:

@@ -17,6 +17,7 @@ from model.batch import MicroBatch
 from model.classifier import CLASSIFIERS
 from model.config import PaLIConfig
 from model.costs import Unit
+from model.dropout import seed_unit
 from model.layers import Part, TensorParallel, parameter_parts
 from model.mt5 import Bridge, DecoderBlock, EncoderBlock, EncoderNorm, Head
 from model.vit import Patches, ViTBlock, ViTNorm
@@ -56,7 +57,7 @@ class PaLI(nn.Module):
 
     Forward: (carry of the unit before, () before the first), batch -> carry of the last unit, which is a `HeadOutput`
     after the last. `names` runs only these units: one of several stages on a rank. `loss_scale` multiplies the head's
-    loss.
+    loss. A batch with a `dropout_seed` gets the same dropout from any cut into stages, and when it is recomputed.
     """
 
     def __init__(self, units: Units) -> None:
@@ -78,6 +79,8 @@ class PaLI(nn.Module):
         """See the class."""
         for name, unit in self.units():
             if names is None or name in names:
+                if batch.dropout_seed is not None and unit.training:
+                    seed_unit(batch.dropout_seed, name)  # before `checkpoint`, which restores this state
                 carry = self.run(unit, carry, batch, loss_scale)
         return carry
 

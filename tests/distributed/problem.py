@@ -58,6 +58,7 @@ class Case:
     bias_per_layer: bool = False  # as umT5
     tower: str | None = None  # the only one: "mt5" of text, or "vit"
     head: str = "none"  # of the vit
+    dropout_rate: float = 0.0
 
     @property
     def world_size(self) -> int:
@@ -76,12 +77,13 @@ class Case:
         words += ["persistent"] * (self.param_persistence_threshold > 0)
         words += ["joined"] * self.joined + ["bias-per-layer"] * self.bias_per_layer
         words += [self.tower] * (self.tower is not None) + [self.head] * (self.head != "none")
+        words += ["dropout"] * (self.dropout_rate > 0)
         words += [f"image{self.image_size}"] * (self.image_size != MODEL.image_size)
         return " ".join(words) or "one process"
 
     def alone(self) -> "Case":
         """The same training in one process."""
-        kept = ("freeze", "optimizer", "precision", "image_size", "bias_per_layer", "tower", "head")
+        kept = ("freeze", "optimizer", "precision", "image_size", "bias_per_layer", "tower", "head", "dropout_rate")
         return Case(**{name: getattr(self, name) for name in kept})
 
     @property
@@ -91,7 +93,8 @@ class Case:
 
     @property
     def pali(self) -> PaLIConfig:
-        mt5, model = replace(MT5, bias_per_layer=self.bias_per_layer), replace(MODEL, image_size=self.image_size)
+        mt5 = replace(MT5, bias_per_layer=self.bias_per_layer)
+        model = replace(MODEL, image_size=self.image_size, dropout_rate=self.dropout_rate)
         classifier = ClassifierConfig(self.head, NUM_CLASSES, -2.0)
         return replace(PALI, mt5=mt5, model=model, tower=self.tower, classifier=classifier)
 
@@ -221,9 +224,10 @@ def weight_deviation(name: str, found: Tensor, expected: Tensor) -> float:
 
 
 def global_batch(engine: Engine, step: int) -> list[MicroBatch]:
-    """The batch of a step at the engine's resolution, for its towers."""
+    """The batch of a step at the engine's resolution, for its towers, each micro-batch with a seed of its dropout."""
     config = engine.blueprint.config
-    return tower_batches(step, config.tower, config.model.image_size)
+    batches = tower_batches(step, config.tower, config.model.image_size)
+    return [batch.seeded(step * MICRO_BATCHES + number) for number, batch in enumerate(batches)]
 
 
 def share(engine: Engine, batches: list[MicroBatch]) -> list[MicroBatch]:

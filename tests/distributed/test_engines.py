@@ -46,7 +46,7 @@ pytestmark = pytest.mark.timeout(1800)
 TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}
 MOST_RANKS = int(os.environ.get("MOST_RANKS", 8))  # of a world; mutants (tests/mutants) are tried in small ones
 LAYOUTS: list[Case] = [
-    Case(pipeline=2, schedule="gpipe", recompute="block"),
+    Case(pipeline=2, schedule="gpipe", recompute="block", dropout_rate=0.1),
     Case(tensor=2, zero_stage=1, sequence=True, freeze=FROZEN_VIT),
     Case(data=2, zero_stage=2),
     Case(pipeline=2, zero_stage=3, freeze=FROZEN_VIT),
@@ -57,21 +57,34 @@ LAYOUTS: list[Case] = [
     Case(data=2, zero_stage=3, precision="bf16"),
     Case(pipeline=2, precision="bf16"),
     Case(
-        tensor=2, pipeline=2, schedule="interleaved", zero_stage=2, sequence=True, recompute="block", freeze=FROZEN_VIT
+        tensor=2,
+        pipeline=2,
+        schedule="interleaved",
+        zero_stage=2,
+        sequence=True,
+        recompute="block",
+        freeze=FROZEN_VIT,
+        dropout_rate=0.1,
     ),
     Case(pipeline=4, schedule="interleaved", zero_stage=1),
     Case(tensor=4, zero_stage=3, sequence=True, recompute="block"),
-    Case(data=4, freeze=FROZEN_VIT),
+    Case(data=4, freeze=FROZEN_VIT, dropout_rate=0.1),
     Case(pipeline=4, schedule="gpipe", zero_stage=3, recompute="block"),
     Case(pipeline=2, data=2, zero_stage=3, optimizer="adamw"),
     Case(tensor=2, data=2, zero_stage=1, sequence=True, precision="bf16"),
     Case(tensor=2, pipeline=2, schedule="interleaved", zero_stage=1, optimizer="adamw"),
     Case(pipeline=2, data=2, zero_stage=2, precision="bf16"),
-    Case(pipeline=4, zero_stage=1, freeze=FROZEN_VIT, cut=["vit_block_0", "vit_block_1", "encoder_norm"]),
+    Case(
+        pipeline=4,
+        zero_stage=1,
+        freeze=FROZEN_VIT,
+        cut=["vit_block_0", "vit_block_1", "encoder_norm"],
+        dropout_rate=0.1,
+    ),
     Case(pipeline=4, zero_stage=3, cut=["vit_block_1", "decoder_block_0", "head"]),
     Case(tensor=2, pipeline=3, schedule="gpipe", sequence=True, freeze=FROZEN_VIT),
     Case(pipeline=3, data=2, zero_stage=1, recompute="block"),
-    Case(tensor=2, pipeline=3, schedule="interleaved", zero_stage=3, recompute="block"),
+    Case(tensor=2, pipeline=3, schedule="interleaved", zero_stage=3, recompute="block", dropout_rate=0.1),
     Case(tensor=2, pipeline=3, schedule="gpipe", zero_stage=2, sequence=True, recompute="block", freeze=FROZEN_VIT),
     Case(tensor=2, pipeline=4, zero_stage=2, sequence=True, recompute="block", freeze=FROZEN_VIT),
     Case(
@@ -85,11 +98,11 @@ LAYOUTS: list[Case] = [
         freeze=FROZEN_VIT,
     ),
     Case(tensor=4, pipeline=2, schedule="gpipe", zero_stage=1, freeze=FROZEN_VIT),
-    Case(tensor=2, data=4, zero_stage=2, sequence=True, recompute="block"),
+    Case(tensor=2, data=4, zero_stage=2, sequence=True, recompute="block", dropout_rate=0.1),
     Case(pipeline=4, data=2, schedule="gpipe"),
     Case(pipeline=2, data=4, schedule="gpipe", zero_stage=3),
     Case(tensor=4, pipeline=2, schedule="interleaved", sequence=True),
-    Case(tensor=4, data=2, zero_stage=2, sequence=True, freeze=FROZEN_VIT),
+    Case(tensor=4, data=2, zero_stage=2, sequence=True, freeze=FROZEN_VIT, dropout_rate=0.1),
     Case(pipeline=2, data=4, schedule="interleaved", zero_stage=1, freeze=FROZEN_VIT),
     Case(tensor=4, pipeline=2),
     Case(pipeline=2, data=4, zero_stage=3),
@@ -128,6 +141,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "recompute": ("none", "block"),
     "schedule": (None, "gpipe", "1f1b", "interleaved"),
     "frozen": (False, True),
+    "dropout": (False, True),
 }
 
 
@@ -270,6 +284,7 @@ def test_every_possible_pair_of_values_is_tried() -> None:
 
 def _values(case: Case) -> dict[str, Any]:
     own = asdict(case) | {"frozen": bool(case.freeze), "schedule": case.schedule if case.pipeline > 1 else None}
+    own["dropout"] = case.dropout_rate > 0
     return {name: own[name] for name in VALUES}
 
 

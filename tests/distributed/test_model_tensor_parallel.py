@@ -38,7 +38,7 @@ def test_any_tensor_parallel_size_equals_one(size: int) -> None:
 
 
 def _all_checks(size: int) -> None:
-    model = replace(MODEL, z_loss=1e-2)
+    model = replace(MODEL, z_loss=1e-2, dropout_rate=0.1)
     reference = small_model(model=model)
     for sequence in (False, True):
         tensor_parallel = Layout.start(ParallelConfig(tensor=size, sequence=sequence), launch()).tensor_parallel
@@ -74,11 +74,12 @@ def _batches(image_size: int = MODEL.image_size) -> list[MicroBatch]:
     """Packed rows with several images and text alone; and rows without any image. Lengths divide by 4."""
     mixed = [[example(1), example(2, images=0, inputs=9)], [example(3, images=2), example(4, targets=9)]]
     text = [[example(5, images=0)], [example(6, images=0), example(7, images=0)]]
-    return [micro_batch(mixed, 60, 20, 0, image_size), micro_batch(text, 20, 16, 2, image_size)]
+    batches = micro_batch(mixed, 60, 20, 0, image_size), micro_batch(text, 20, 16, 2, image_size)
+    return [batch.seeded(number) for number, batch in enumerate(batches)]
 
 
 def _check_training(parallel: PaLI, reference: PaLI, batch: MicroBatch, tensor_parallel: TensorParallel) -> None:
-    reference.zero_grad()
+    reference.train().zero_grad()
     expected_loss, expected_totals, _ = reference((), batch, loss_scale=1 / batch.num_targets)
     expected_loss.backward()
     loss, totals = _step(parallel, batch)
@@ -99,7 +100,7 @@ def _check_training(parallel: PaLI, reference: PaLI, batch: MicroBatch, tensor_p
 
 
 def _step(model: PaLI, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-    model.zero_grad()
+    model.train().zero_grad()
     loss, totals, _ = model((), batch, loss_scale=1 / batch.num_targets)
     loss.backward()
     return loss, totals

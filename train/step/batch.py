@@ -86,7 +86,10 @@ def shorten(text: str) -> str:
     return f"{text[:LONGEST_TEXT]} … ({dropped} more characters)" if dropped > 0 else text
 
 
-def seed_generators(seed: int, step: int, data_parallel_rank: int) -> None:
-    """Seed torch for one step, so that a resumed run draws the numbers that the interrupted one would have drawn."""
-    mixed = np.random.SeedSequence([seed, step, data_parallel_rank]).generate_state(1, np.uint64)
-    torch.manual_seed(int(mixed[0]))
+def with_dropout(batches: Sequence[MicroBatch], *seeds: int) -> list[MicroBatch]:
+    """Return the micro-batches with seeds of dropout, so that a resumed run drops what the interrupted one did.
+
+    `seeds`: the run's, the step, and the data-parallel rank, whose examples are others.
+    """
+    drawn = np.random.SeedSequence(seeds).generate_state(len(batches), np.uint64)
+    return [batch.seeded(int(seed)) for batch, seed in zip(batches, drawn, strict=True)]

@@ -27,7 +27,7 @@ from train.run.metrics_file import Line
 from train.run.run import Extra, Run
 from train.run.skipped_batches import NAME, save_bad_batch
 from train.saved_checkpoint import scored
-from train.step.batch import identify, seed_generators
+from train.step.batch import identify, with_dropout
 from train.step.flops import FlopCounter, peak_tflops
 from train.step.metrics import StepMetrics
 from train.step.reader import ReplicaReader, StepReader
@@ -134,7 +134,7 @@ class Loop:
     def dry_run(self, step: int) -> None:
         """Run forward and backward on the first batch and discard the gradients, so that errors come before step 1."""
         data, stats = self.read(step)
-        self.engine.forward_backward(self.reader.fill(data, stats), stats.num_targets)
+        self.forward_backward(step, data, stats)
         self.engine.discard()
         self.read_before = {step: replace(data, data_wait_s=0.0)}
 
@@ -142,10 +142,9 @@ class Loop:
         """Run one step on all ranks, from its data to its line of metrics."""
         began = time.perf_counter()
         self.waiting.seconds()  # resets the sum -> it counts this step only
-        seed_generators(self.config.run.seed, step, self.layout.data_parallel_rank)
         data, stats = self.read(step)
         beat(f"step {step}, forward and backward")
-        totals = self.engine.forward_backward(self.reader.fill(data, stats), stats.num_targets)
+        totals = self.forward_backward(step, data, stats)
         rate = phase_learning_rate(self.config, self.span, step)
         beat(f"step {step}, update")
         cause, grad_norm = self.update(totals, rate)
@@ -159,6 +158,13 @@ class Loop:
         elif cause is not None:
             self.skip(step, cause, data)
         return stats
+
+    def forward_backward(self, step: int, data: StepData[MicroBatch], stats: StepStats) -> LossTotals:
+        """Accumulate the gradients of a step, with its dropout; a collective."""
+        batches = self.reader.fill(data, stats)
+        if self.config.model.dropout_rate:
+            batches = with_dropout(batches, self.config.run.seed, step, self.layout.data_parallel_rank)
+        return self.engine.forward_backward(batches, stats.num_targets)
 
     def read(self, step: int) -> tuple[StepData[MicroBatch], StepStats]:
         """Return this rank's data of a step, and the statistics of all ranks; a collective.
