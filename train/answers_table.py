@@ -12,7 +12,7 @@ from PIL import Image
 from common.errors import Notice
 from evaluation.html_report import Entry
 from train.config import RunConfig
-from train.run.tracking import INIT_TIMEOUT_S, wandb_mode
+from train.run.tracking import INIT_TIMEOUT_S, ignore_identities, wandb_mode
 
 MOST_ROWS = 1000
 COLUMNS = ("image", "id", "language", "prompt", "references", "prediction", "score", "right", "blind")
@@ -36,6 +36,7 @@ def send_answers(
 def _send(config: RunConfig, step: int, scores: Mapping[str, float], entries: Sequence[Entry], folder: Path) -> None:
     import wandb  # takes a second to import
 
+    ignore_identities()  # else the answers would go into the run that the environment names
     run: Any = wandb.init(
         project=config.tracker.project,
         group=config.tracker.group or config.run.name,

@@ -78,8 +78,7 @@ class WandbTracker(Tracker):
         self.own_step = 0  # the last step that this process has logged
         if original:
             _notice(f"{folder} is a copy of {original}; it is tracked as a run of its own.")
-        if ignored := forget_identities(os.environ):
-            _notice(f"{', '.join(ignored)} from the environment is ignored: it would make several runs one curve.")
+        ignore_identities()
         self._try(lambda: self._start(config, folder, facts))
 
     def _start(self, config: RunConfig, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -184,6 +183,12 @@ class WandbTracker(Tracker):
         except Exception as error:  # a tracker's errors must never stop training
             warnings.warn(f"wandb failed and is turned off for this run: {error}", Notice, stacklevel=3)
             self.run = None
+
+
+def ignore_identities() -> None:
+    """Remove the variables of the environment that name a run of wandb, with a notice; see `forget_identities`."""
+    if ignored := forget_identities(os.environ):
+        _notice(f"{', '.join(ignored)} from the environment is ignored: it would make several runs one curve.")
 
 
 def forget_identities(environment: MutableMapping[str, str]) -> list[str]:
