@@ -1,4 +1,4 @@
-"""Write predictions as the test servers take them: COCO's, VQA's (EvalAI) and SQuAD's format."""
+"""Write predictions as the test servers take them: COCO's, VQA's, VizWiz's and SQuAD's format."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -24,12 +24,22 @@ def vqa(predictions: Mapping[str, str], items: Sequence[Item]) -> list[dict[str,
     return [{"question_id": _id(item.id), "answer": predictions.get(item.id, "")} for item in items]
 
 
+def vizwiz(predictions: Mapping[str, str], items: Sequence[Item]) -> list[dict[str, Any]]:
+    """Return `[{image, answer}]`, for VizWiz-VQA (format_for_evalai of facebookresearch/pythia's vizwiz dataset)."""
+    return [{"image": item.image, "answer": predictions.get(item.id, "")} for item in items]
+
+
 def squad(predictions: Mapping[str, str], items: Sequence[Item]) -> dict[str, str]:
     """Return `{id: answer}`, for XQuAD and TyDiQA-GoldP."""
     return {item.id: predictions.get(item.id, "") for item in items}
 
 
-FORMATS: Mapping[str, Callable[[Mapping[str, str], Sequence[Item]], Any]] = {"coco": coco, "vqa": vqa, "squad": squad}
+FORMATS: Mapping[str, Callable[[Mapping[str, str], Sequence[Item]], Any]] = {
+    "coco": coco,
+    "vqa": vqa,
+    "vizwiz": vizwiz,
+    "squad": squad,
+}
 
 
 def write_submission(name: str, predictions: Mapping[str, str], items: Sequence[Item], path: Path) -> None:

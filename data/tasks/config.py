@@ -19,7 +19,7 @@ FORMATS = (
     "maxm",
     "image_folder",
 )
-SUBMISSIONS = ("none", "coco", "vqa", "squad")
+SUBMISSIONS = ("none", "coco", "vqa", "vizwiz", "squad")
 TRAIN, VALIDATION = "train", "validation"  # parts of a task besides the items that it is scored on
 
 
@@ -125,7 +125,7 @@ class TaskConfig:
     metrics: list[str] = field(default_factory=list)
     """Metrics to report (evaluation/tasks.py lists them)."""
     submission: str = "none"
-    """File for a test server: coco, vqa, squad or none. None by default."""
+    """File for a test server: coco, vqa, vizwiz, squad or none. None by default."""
     image_size: int | None = None
     """Pixels of a side. Null by default: as the checkpoint's phase."""
     max_new_tokens: int = 32

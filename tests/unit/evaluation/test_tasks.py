@@ -12,7 +12,7 @@ from evaluation.submission import write_submission
 from evaluation.tasks import METRICS, check_metrics, item_scores, task_scores
 
 ITEMS = [
-    Item("1", ("2", "two"), "How many?", "", "10", "en", "number"),
+    Item("1", ("2", "two"), "How many?", "a.jpg", "10", "en", "number"),
     Item("2", ("red",), "Color?", "", "10", "de", "other"),
     Item("3", (), "Open?", "", "11", "de", "other"),
 ]
@@ -59,6 +59,7 @@ def test_submissions_have_every_item(tmp_path: Path) -> None:
     expected = {
         "vqa": [{"question_id": 1, "answer": "2"}, {"question_id": 2, "answer": ""}, {"question_id": 3, "answer": "x"}],
         "coco": [{"image_id": 10, "caption": "2"}, {"image_id": 10, "caption": ""}, {"image_id": 11, "caption": "x"}],
+        "vizwiz": [{"image": "a.jpg", "answer": "2"}, {"image": "", "answer": ""}, {"image": "", "answer": "x"}],
         "squad": {"1": "2", "2": "", "3": "x"},
     }
     for name, content in expected.items():
