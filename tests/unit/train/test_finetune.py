@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
 from common.errors import ConfigurationError
@@ -15,6 +16,7 @@ from data.corpus_text import corpus_texts
 from data.miniature import official
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
+from data.objectives import NAMES
 from data.tokenizer import train_tokenizer
 from train import evaluate, pretrain
 from train.compose import to_run_config
@@ -172,6 +174,7 @@ def test_the_average_is_evaluated_on_request(home: Path, monkeypatch: pytest.Mon
 def test_training_images_among_those_evaluated_are_counted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answers go to wandb too, as a run of their own, here without a network."""
     monkeypatch.chdir(home)
+    monkeypatch.setenv("WANDB_RUN_ID", "another")
     files = "[v2_OpenEnded_mscoco_train2014_questions.json,v2_mscoco_train2014_annotations.json]"
     words = (f"task.files={files}", "task.image_name='COCO_train2014_{image_id:0>12}.jpg'", "task.limit=3")
     words = (*words, "task.name=seen", "tracker.name=wandb", "tracker.mode=offline", "task.image_size=84")
@@ -179,9 +182,49 @@ def test_training_images_among_those_evaluated_are_counted(home: Path, monkeypat
     place = home / "after" / "tasks" / "seen" / "step_00000120"
     assert json.loads((place / "evaluation.json").read_text(encoding="utf-8"))["seen_in_training"] == 3
     (run,) = (place / "wandb").glob("offline-run-*")
+    assert not run.name.endswith("-another")
     (table,) = (run / "files" / "media" / "table").glob("answers_*.json")
     content = json.loads(table.read_text(encoding="utf-8"))
     assert len(content["data"]) == 3 and content["columns"][:2] == ["image", "id"]
+
+
+CHAIN = (  # of conf/phases/chained_task.yaml: what makes it small
+    "phases=chained_task", "mixture=paper_and_task", "mixture.object_vqa.source=objects",
+    "mixture.detection.source=objects", "phases.frozen_224.image_size=56", "phases.full_588.image_size=84",
+    "phases.task.image_size=84", "phases.frozen_224.global_batch_size=8", "phases.full_588.global_batch_size=8",
+    "data.global_batch_size=8", "phases.full_588.steps=1", "phases.task.steps=2", "run.steps=4",
+)  # fmt: skip
+
+
+def test_one_command_trains_two_resolutions_and_the_task(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each phase reads its own objectives, and the frozen phase leaves the ViT as it was."""
+    monkeypatch.chdir(home)
+    words = ("task=vqav2", "task.root=official", "data.root=corpus", "run.initial=before", "run.folder=chain", *SMALL)
+    words = (*words, *CHAIN, "data.pool_examples=16", "evaluation.every_steps=1", "evaluation.task_items=4")
+    command(monkeypatch, "finetune", pretrain.main, *words, "checkpoint.keep_every=1", "checkpoint.every_steps=1")
+    lines = [json.loads(line) for line in (home / "chain" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    read = [{key.partition("/")[2] for key in line if key.startswith("share/")} for line in lines]
+    pretraining = {*NAMES} - {"task"}
+    assert read == [pretraining, {"ocr", "captioning", "vqa"}, {"task"}, {"task"}]
+    assert [line["lr"] for line in lines] == pytest.approx([5e-6, 2.6e-4, 5e-5, 0.0])
+    assert ["validation/vqav2/vqa_accuracy" in line for line in lines] == [False, False, True, True]
+    assert [line["examples/task"] for line in lines] == [0, 0, 8, 8]
+    models = [PaLIPipeline.from_folder(name).model for name in ("before", "chain@1", "chain@2")]
+    first, frozen, trained = (model.get_parameter("vit_block_0.mlp_in.weight") for model in models)
+    assert torch.equal(frozen, first) and not torch.equal(trained, first)
+
+
+def test_several_tasks_train_by_their_weights(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    other = ("+task@data.tasks.vqav2=vqav2", "data.tasks.vqav2.root=official")
+    words = ("task=coco", "task.root=official", "run.initial=before", "run.folder=both", *SMALL, *other)
+    words = (*words, "mixture.vqav2={source: vqav2, objective: task, weight: 2}", "task.recipe.batch_size=12")
+    words = (*words, "task.recipe.steps=2", "evaluation.every_steps=2", "evaluation.task_items=4")
+    command(monkeypatch, "finetune", pretrain.main, *words)
+    *_, line = map(json.loads, (home / "both" / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    assert (line["share/task"], line["share/vqav2"]) == pytest.approx((1 / 3, 2 / 3))
+    assert {"validation/coco/cider", "validation/vqav2/vqa_accuracy"} <= line.keys()
+    assert find_checkpoint("both@best").step == 2
 
 
 def test_classes_are_ranked_by_their_likelihood(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
