@@ -82,18 +82,14 @@ def _ring_s(whole_bytes: float, group: Group, hardware: Hardware) -> float:
 def _moved_s(whole_bytes: float, group: Group, hardware: Hardware) -> float:
     bandwidth = hardware.node.bytes_per_s
     if group.nodes > 1:
-        bandwidth = (
-            min(bandwidth, hardware.network.bytes_per_s * group.per_node)
-            if group.per_node > 1
-            else (hardware.network.bytes_per_s)
-        )
+        ports = hardware.network.bytes_per_s * group.per_node
+        bandwidth = min(bandwidth, ports) if group.per_node > 1 else ports
     return whole_bytes * (group.size - 1) / group.size / bandwidth
 
 
 def _ring_latency_s(group: Group, hardware: Hardware) -> float:
-    between = group.nodes if group.nodes > 1 else 0
-    within = group.size - max(between, 1)
-    return (within * hardware.node.latency_us + max(between - 1, 0) * hardware.network.latency_us) * 1e-6
+    within, between = group.size - group.nodes, group.nodes - 1
+    return (within * hardware.node.latency_us + between * hardware.network.latency_us) * 1e-6
 
 
 def _tree_latency_s(group: Group, hardware: Hardware) -> float:

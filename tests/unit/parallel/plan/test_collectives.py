@@ -78,6 +78,12 @@ def test_seconds_are_bytes_over_the_slowest_link_and_steps(
         assert all_reduce_s(480, group, steps) == pytest.approx(min(2 * ring_s, tree_s))
 
 
+def test_ranks_on_nodes_of_their_own_use_no_link_within_a_node() -> None:
+    fast = only(node=100.0, network=300.0)
+    assert all_gather_s(480, Group(8, 1), fast) == pytest.approx(480 * 7 / 8 / 300)
+    assert all_gather_s(480, Group(8, 2), fast) == pytest.approx(480 * 7 / 8 / 100)
+
+
 @pytest.mark.parametrize(
     ("group", "seconds"),
     [
