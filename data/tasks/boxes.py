@@ -3,7 +3,7 @@
 from typing import Any
 
 from data.tasks.config import TaskConfig
-from data.tasks.item import Item, distinct, get, read_json
+from data.tasks.item import Item, distinct, get, read_json, text
 
 
 def coco_detection(config: TaskConfig) -> list[Item]:
@@ -16,7 +16,7 @@ def coco_detection(config: TaskConfig) -> list[Item]:
     """
     (file,) = config.files
     content = read_json(file)
-    labels = {get(file, one, "id"): str(get(file, one, "name")) for one in get(file, content, "categories")}
+    labels = {get(file, one, "id"): text(file, one, "name") for one in get(file, content, "categories")}
     boxes: dict[Any, list[list[Any]]] = {}
     for one in get(file, content, "annotations"):
         if not one.get("iscrowd"):
@@ -26,10 +26,10 @@ def coco_detection(config: TaskConfig) -> list[Item]:
     every = " and ".join(labels.values())
     items = (
         Item(
-            id=str(get(file, image, "id")),
+            id=text(file, image, "id"),
             references=tuple(" ".join(map(str, [*box[1:], box[0]])) for box in boxes.get(image["id"], ())),
             text=str(image.get("caption", every)),
-            image=str(get(file, image, "file_name")),
+            image=text(file, image, "file_name"),
             image_id=str(image["id"]),
             language=config.language,
             extra={key: get(file, image, key) for key in ("height", "width")} | {"boxes": boxes.get(image["id"], [])},

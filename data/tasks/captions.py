@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from data.tasks.config import TaskConfig
-from data.tasks.item import Item, distinct, get, read_json
+from data.tasks.item import Item, distinct, get, no_strangers, read_json, text
 
 
 def coco_captions(config: TaskConfig) -> list[Item]:
@@ -15,12 +15,13 @@ def coco_captions(config: TaskConfig) -> list[Item]:
     content = read_json(file)
     captions: dict[str, list[str]] = {}
     for annotation in content.get("annotations", ()) if isinstance(content, dict) else ():
+        image_id = text(file, annotation, "image_id")
+        captions.setdefault(image_id, [])
         if not annotation.get("is_rejected"):  # VizWiz marks captions of annotators who gave none
-            image_id = str(get(file, annotation, "image_id"))
-            captions.setdefault(image_id, []).append(str(get(file, annotation, "caption")))
-    items = (
+            captions[image_id].append(text(file, annotation, "caption"))
+    items = [
         Item(
-            id=str(get(file, image, "id")),
+            id=text(file, image, "id"),
             references=tuple(captions.get(str(image["id"]), ())),
             image=str(image.get("file_name", "")),
             image_id=str(image["id"]),
@@ -28,7 +29,8 @@ def coco_captions(config: TaskConfig) -> list[Item]:
             group=str(image.get("domain", "")),
         )
         for image in get(file, content, "images")
-    )
+    ]
+    no_strangers("captions", file, captions.keys() - {item.id for item in items}, "images", file)
     return distinct(items, file)
 
 
@@ -37,10 +39,10 @@ def karpathy(config: TaskConfig) -> list[Item]:
     (file,), splits = config.files, config.split.split("+")
     items = (
         Item(
-            id=str(get(file, image, "cocoid", "imgid")),
-            references=tuple(str(get(file, sentence, "raw")) for sentence in get(file, image, "sentences")),
+            id=text(file, image, "cocoid", "imgid"),
+            references=tuple(text(file, sentence, "raw") for sentence in get(file, image, "sentences")),
             image="/".join(filter(None, (image.get("filepath"), get(file, image, "filename")))),
-            image_id=str(get(file, image, "cocoid", "imgid")),
+            image_id=text(file, image, "cocoid", "imgid"),
             language=config.language,
         )
         for image in get(file, read_json(file), "images")
@@ -57,7 +59,7 @@ def textcaps(config: TaskConfig) -> list[Item]:
     (file,) = config.files
     found: dict[str, tuple[str, list[str]]] = {}
     for row in get(file, read_json(file), "data"):
-        image_id = str(get(file, row, "image_id"))
+        image_id = text(file, row, "image_id")
         _, captions = found.setdefault(image_id, (str(row.get("image_path", image_id)), []))
         for caption in row.get("reference_strs") or filter(None, [row.get("caption_str")]):
             if str(caption) not in captions:
@@ -74,7 +76,7 @@ def xm3600(config: TaskConfig) -> list[Item]:
 
 def _xm3600_items(file: str, images: list[dict[str, object]]) -> Iterator[Item]:
     for image in images:
-        key = str(get(file, image, "image/key"))
+        key = text(file, image, "image/key")
         for language, captions in image.items():
             if isinstance(captions, dict) and "caption" in captions:
                 references = captions.get("caption/tokenized") or captions["caption"]

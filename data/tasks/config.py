@@ -104,8 +104,8 @@ class TaskConfig:
     image_name: str = "{image}"
     """Path of an image below `images`, made of {image} or {image_id}, such as COCO_val2014_{image_id:0>12}.jpg."""
     fields: dict[str, str] = field(default_factory=dict)
-    """Of `rows`: the file's names of id, text, answers, image, language, group and ocr, and `list`, of its list.
-    An id may join fields, as {language}-{pairID}.
+    """Of `rows`: the file's names of id, text, answers, image, language, group and ocr where those are others, and
+    `list`, of its list. An id may join fields, as {language}-{pairID}.
     """
     prompt: str = "Answer in {language}: {text} <extra_id_0>"
     """The input text, of {language} (EN), {text}, {ocr}, {context} and other fields of an item."""

@@ -1,7 +1,7 @@
 """Define an item of a task: one prompt to answer, with its id and all its references."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def read_json(path: str | Path) -> Any:
     """
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
+        content = file.read_text(encoding="utf-8")
     except OSError as error:
         reason = error.strerror or "cannot be read"
     except UnicodeDecodeError:
@@ -47,8 +47,8 @@ def read_json(path: str | Path) -> Any:
     else:
         try:
             if file.suffix == ".jsonl":
-                return [json.loads(line) for line in text.splitlines() if line.strip()]
-            return json.loads(text)
+                return [json.loads(line) for line in content.splitlines() if line.strip()]
+            return json.loads(content)
         except ValueError as error:
             reason = f"is no JSON ({error})"
     raise ConfigurationError(f"task.files: {file} {reason}; name the file that the task's page gives.")
@@ -60,9 +60,26 @@ def get(where: str | Path, record: Any, *names: str) -> Any:
         for name in names:
             if name in record:
                 return record[name]
-    found = ", ".join(record) if isinstance(record, Mapping) else type(record).__name__
+    found = ", ".join(record) or "nothing" if isinstance(record, Mapping) else type(record).__name__
     raise ConfigurationError(
         f"task.files: an entry of {where} has no {' or '.join(names)} but {found[:100]}; check task.format."
+    )
+
+
+def text(where: str | Path, record: Any, *names: str) -> str:
+    """Return a record's text or number under the first of `names` that it has, as text.
+
+    Raises ConfigurationError where it is null or a structure: written out, that would be trained on and scored.
+    """
+    return _text(where, " or ".join(names), get(where, record, *names))
+
+
+def _text(where: str | Path, name: str, value: Any) -> str:
+    if isinstance(value, str | int | float):
+        return str(value)
+    found = "null" if value is None else json.dumps(value, ensure_ascii=False)[:100]
+    raise ConfigurationError(
+        f"task.files: an entry of {where} has no text but {found} as its {name}; remove the entry or correct it."
     )
 
 
@@ -80,12 +97,21 @@ def distinct(items: Iterable[Item], where: str | Path) -> list[Item]:
     return list(found.values())
 
 
+def no_strangers(what: str, where: str | Path, strangers: Collection[str], asked: str, of: str | Path) -> None:
+    """Raise ConfigurationError where answers or captions are to ids that the task does not have."""
+    if strangers:
+        raise ConfigurationError(
+            f"task.files: {len(strangers):,} ids of {what} in {where} are none of the {asked} of {of} (such as "
+            f"{min(strangers)}); name files of one split."
+        )
+
+
 def texts(where: str | Path, value: Any, name: str = "answer") -> tuple[str, ...]:
     """Return answers as texts: of a text, a number, a list of them, or a list of {name: text}."""
     if value is None:
         return ()
     values: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
-    return tuple(str(get(where, one, name) if isinstance(one, Mapping) else one) for one in values)
+    return tuple(text(where, one, name) if isinstance(one, Mapping) else _text(where, name, one) for one in values)
 
 
 Reader = Callable[[Any], list[Item]]  # of a TaskConfig

@@ -6,7 +6,7 @@ from typing import Any
 
 from data.fields import Word
 from data.objectives.ocr import reading_order
-from data.tasks.item import get, read_json, texts
+from data.tasks.item import get, read_json, text, texts
 
 
 def read_ocr(files: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -20,7 +20,7 @@ def read_ocr(files: Sequence[str]) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for file in files:
         for row in _rows(file):
-            found[str(get(file, row, "image_id", "image"))] = _strings(file, row)
+            found[text(file, row, "image_id", "image")] = _strings(file, row)
     return found
 
 
@@ -41,4 +41,4 @@ def read_word(file: str | Path, info: Any) -> Word:
     box = get(file, info, "bounding_box")
     left, top = float(get(file, box, "top_left_x")), float(get(file, box, "top_left_y"))
     bottom, right = top + float(get(file, box, "height")), left + float(get(file, box, "width"))
-    return Word(str(get(file, info, "word")), "en", (top, left, bottom, right))
+    return Word(text(file, info, "word"), "en", (top, left, bottom, right))

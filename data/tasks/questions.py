@@ -2,12 +2,11 @@
 
 import string
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any
 
 from common.errors import ConfigurationError
 from data.tasks.config import TaskConfig
-from data.tasks.item import Item, distinct, get, read_json, texts
+from data.tasks.item import Item, distinct, get, no_strangers, read_json, text, texts
 
 ROW_FIELDS = ("id", "text", "answers", "image", "language", "group", "ocr")
 
@@ -21,37 +20,39 @@ def vqa_v2(config: TaskConfig) -> list[Item]:
     answered: dict[str, Any] = {}
     for file in annotations:
         for annotation in get(file, read_json(file), "annotations"):
-            answered[str(get(file, annotation, "question_id"))] = annotation
+            number = text(file, annotation, "question_id")
+            if number in answered:
+                raise ConfigurationError(
+                    f"task.files: {file} has the answers to the question {number} twice; remove one."
+                )
+            answered[number] = annotation
     items = [
         Item(
-            id=(number := str(get(questions, question, "question_id"))),
+            id=(number := text(questions, question, "question_id")),
             references=texts(questions, answered.get(number, {}).get("answers")),
-            text=str(get(questions, question, "question")),
-            image=str(get(questions, question, "image_id")),
-            image_id=str(get(questions, question, "image_id")),
+            text=text(questions, question, "question"),
+            image=text(questions, question, "image_id"),
+            image_id=text(questions, question, "image_id"),
             language=config.language,
             group=str(answered.get(number, {}).get("answer_type", "")),
         )
         for question in get(questions, read_json(questions), "questions")
     ]
-    strangers = answered.keys() - {item.id for item in items}
-    if strangers:
-        raise ConfigurationError(
-            f"task.files: {len(strangers)} answers of {annotations[0]} are to questions that {questions} does not have "
-            f"(such as {min(strangers)}); name two files of one split."
-        )
+    where = ", ".join(annotations)
+    no_strangers("answers", where, answered.keys() - {item.id for item in items}, "questions", questions)
     return distinct(items, questions)
 
 
 def rows(config: TaskConfig) -> list[Item]:
     """Return an item of each row; `task.fields` has the rows' names of ROW_FIELDS, and of the list that they lie in.
 
-    Rows are a list, a list under `fields.list`, or a mapping from ids. A row's other fields serve the prompt. The names
-    in conf/task are those that google-research/big_vision at 0127fb6 reads in `datasets/`: TextVQA and ST-VQA `data`
-    of `question_id`, `question`, `image_id` or `file_path`, `answers`; VizWiz `image`, `question`, `answers` of
-    `answer`; TallyQA `image`, `question`, `question_id`, `answer`, `issimple` (test alone); xGQA a mapping to
-    `question`, `answer`, `imageId`. XNLI's columns are those that readers of XNLI-1.0 use: `language`, `pairID`,
-    `gold_label`, `sentence1`, `sentence2`.
+    A field without an entry there has its own name, where rows have it. Rows are a list, a list under `fields.list`, or
+    a mapping from ids. A row's other fields serve the prompt. The names in conf/task are those that
+    google-research/big_vision at 0127fb6 reads in `datasets/`: TextVQA and ST-VQA `data` of `question_id`, `question`,
+    `image_id` or `file_path`, `answers`; VizWiz `image`, `question`, `answers` of `answer`; TallyQA `image`,
+    `question`, `question_id`, `answer`, `issimple` (test alone); xGQA a mapping to `question`, `answer`, `imageId`.
+    XNLI's columns are those that readers of XNLI-1.0 use: `language`, `pairID`, `gold_label`, `sentence1`,
+    `sentence2`.
     """
     return distinct((_row(config, file, id_, row) for file in config.files for id_, row in _rows(config, file)),
                     ", ".join(config.files))  # fmt: skip
@@ -65,22 +66,25 @@ def _rows(config: TaskConfig, file: str) -> Iterator[tuple[str, Any]]:
         yield from content.items()
     else:
         for number, row in enumerate(content):
-            yield str(number), row
+            yield str(row["id"]) if isinstance(row, dict) and "id" in row else str(number), row
 
 
 def _row(config: TaskConfig, file: str, id_: str, row: Any) -> Item:
-    name = {field: config.fields[field] for field in ROW_FIELDS if field in config.fields}
-    language = str(get(file, row, name["language"])) if "language" in name else config.language
-    image = str(get(file, row, name["image"])) if "image" in name else ""
+    name = {field: config.fields.get(field, field) for field in ROW_FIELDS}
+
+    def of_row(field: str, default: str = "") -> str:
+        return text(file, row, name[field]) if field in config.fields or field in row else default
+
+    image = of_row("image")
     return Item(
-        id=_row_id(file, name["id"], row) if "id" in name else id_,
-        references=texts(file, row.get(name.get("answers", "answers"))),
-        text=str(get(file, row, name["text"])) if "text" in name else "",
+        id=_row_id(file, name["id"], row) if "id" in config.fields else id_,
+        references=texts(file, row.get(name["answers"])),
+        text=of_row("text"),
         image=image,
         image_id=image,
-        language=language,
-        group=str(row.get(name["group"], "")) if "group" in name else "",  # TallyQA's training rows have none
-        ocr=texts(file, row.get(name["ocr"])) if "ocr" in name else (),
+        language=of_row("language", config.language),
+        group=str(row.get(name["group"], "")),  # TallyQA's training rows have none
+        ocr=texts(file, row.get(name["ocr"])),
         extra={str(key): value for key, value in row.items() if isinstance(value, str | int | float)},
     )
 
@@ -88,7 +92,7 @@ def _row(config: TaskConfig, file: str, id_: str, row: Any) -> Item:
 def _row_id(file: str, name: str, row: Any) -> str:
     """Return a row's id: the field `name`, or a template that joins several."""
     if "{" not in name:
-        return str(get(file, row, name))
+        return text(file, row, name)
     return name.format(**{key: get(file, row, key) for _, key, _, _ in string.Formatter().parse(name) if key})
 
 
@@ -100,13 +104,13 @@ def maxm(config: TaskConfig) -> list[Item]:
     """
     items = (
         Item(
-            id=str(get(file, pair, "question_id")),
+            id=text(file, pair, "question_id"),
             references=tuple(
                 dict.fromkeys(texts(file, pair.get("answers")) + texts(file, pair.get("processed_answers")))
             ),
-            text=str(get(file, pair, "question")),
-            image=str(get(file, image, "image_id")),
-            image_id=str(get(file, image, "image_id")),
+            text=text(file, pair, "question"),
+            image=text(file, image, "image_id"),
+            image_id=text(file, image, "image_id"),
             language=str(content.get("split", config.language)),
             group="collection" if str(pair.get("is_collection")).lower() == "true" else "",
         )
@@ -118,19 +122,15 @@ def maxm(config: TaskConfig) -> list[Item]:
     return distinct(items, ", ".join(config.files))
 
 
-def _distinct(*parts: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(chain.from_iterable(parts)))
-
-
 def squad(config: TaskConfig) -> list[Item]:
     """Return an item of each question, with its paragraph as {context}."""
     items = (
         Item(
-            id=str(get(file, question, "id")),
+            id=text(file, question, "id"),
             references=tuple(dict.fromkeys(texts(file, question.get("answers"), "text"))),
-            text=str(get(file, question, "question")),
+            text=text(file, question, "question"),
             language=config.language,
-            extra={"context": str(get(file, paragraph, "context"))},
+            extra={"context": text(file, paragraph, "context")},
         )
         for file in config.files
         for article in get(file, read_json(file), "data")

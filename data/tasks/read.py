@@ -44,7 +44,7 @@ def read_task(config: TaskConfig) -> list[Item]:
     if len(config.files) > 1 and config.format in ("coco_captions", "karpathy", "textcaps", "xm3600", "coco_detection"):
         raise ConfigurationError(f"task.files names {len(config.files)} files, and task.format={config.format} is one.")
     rooted = replace(config, files=[str(Path(config.root, file)) for file in config.files])
-    items = _with_ocr(config, READERS[config.format](rooted)[: config.limit])
+    items = _with_ocr(config, _read(rooted)[: config.limit])
     prompt(config, items[0])
     if config.images:
         path = image_path(config, items[0])
@@ -54,6 +54,20 @@ def read_task(config: TaskConfig) -> list[Item]:
                 "or task.image_name."
             )
     return items
+
+
+def _read(config: TaskConfig) -> list[Item]:
+    """Return all items; raise ConfigurationError for a file in which a value has another type than in the format."""
+    try:
+        return READERS[config.format](config)
+    except ConfigurationError:  # a ValueError
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        mistake = f"{type(error).__name__}: {error}"
+    raise ConfigurationError(
+        f"task.files: {', '.join(config.files)} is no file of task.format={config.format} ({mistake}); check "
+        "task.format and task.fields."
+    )
 
 
 def _with_ocr(config: TaskConfig, items: list[Item]) -> list[Item]:

@@ -91,6 +91,8 @@ def test_questions(tmp_path: Path) -> None:
     (row,) = read_task(config)
     assert (row.id, row.references, row.ocr) == ("1", ("stop",), ("STOP", "X"))
     assert prompt(config, row) == "Answer in EN: Sign? STOP X <extra_id_0>"
+    (row,) = read_task(task(tmp_path, [{"id": 3, "text": "Red?", "answers": 1, "image": "a.png"}], "rows"))
+    assert row == Item("3", ("1",), "Red?", "a.png", "a.png", "en", extra=row.extra)
     fields = {"text": "question", "answers": "answer", "image": "imageId"}
     (row,) = read_task(task(tmp_path, XGQA, "rows", fields=fields, language="de"))
     assert (row.id, row.references, row.image, row.language) == ("q1", ("red",), "3", "de")
@@ -107,7 +109,19 @@ def test_boxes(tmp_path: Path) -> None:
     "contents, format, settings, message",
     [
         ({**COCO, "images": COCO["images"] * 2}, "coco_captions", {}, "two entries with the id 7"),
-        ((QUESTIONS, {"annotations": [{"question_id": 9}]}), "vqa_v2", {}, "1 answers of .*such as 9"),
+        ((QUESTIONS, {"annotations": [{"question_id": 9}]}), "vqa_v2", {}, "1 ids of answers in .*such as 9"),
+        ((QUESTIONS, {"annotations": [{"question_id": 70}] * 2}), "vqa_v2", {}, "answers to the question 70 twice"),
+        ({"questions": [{"question_id": 1, "question": None}]}, "vqa_v2", {}, "no text but null as its question;"),
+        ({"questions": None}, "vqa_v2", {}, r"is no file of task\.format=vqa_v2 \(TypeError: 'NoneType' object is not"),
+        (
+            {**COCO, "images": COCO["images"][1:]},
+            "coco_captions",
+            {},
+            "1 ids of captions in .* of the images of .*as 7",
+        ),
+        ([{"id": 1}, {"id": 1}], "rows", {}, "two entries with the id 1"),
+        ([{"id": 1, "answers": [{}]}], "rows", {}, "has no answer but nothing; check task.format"),
+        ([[1], 2], "rows", {}, r"is no file of task\.format=rows \(AttributeError"),
         (COCO, "vqa_v2", {}, "has no questions but images, annotations; check task.format"),
         ({"images": []}, "coco_captions", {}, "holds no entry to evaluate"),
         (QUESTIONS, "vqa_v2", {"prompt": "{txt}"}, r"task.prompt has \{txt\}, which the items lack"),
