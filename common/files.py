@@ -1,11 +1,14 @@
 """Write files in one piece: to a partial file beside the final name, then renamed. No reader sees half of one."""
 
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from common.errors import ConfigurationError
 
 
 @contextmanager
@@ -30,6 +33,14 @@ def beside(path: Path, durable: bool = False) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise_with_name(error, path)
         raise
+
+
+def read_manifest(path: Path) -> Any:
+    """Return the JSON in a file that a command of ours wrote. Raises ConfigurationError where it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{path} is no JSON; choose another folder or remove it.") from error
 
 
 def write_text(path: Path, text: str, durable: bool = False) -> None:

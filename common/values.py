@@ -101,6 +101,14 @@ def one_of(where: str, value: str, choices: Sequence[str]) -> None:
         raise ConfigurationError(f"{where}={value!r} is unknown; {hint}")
 
 
+def flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings by dotted key; a value that is no mapping is one leaf."""
+    if not isinstance(value, Mapping):
+        return {key: value}
+    parts = (flat(part, f"{key}.{name}".lstrip(".")) for name, part in value.items())
+    return {name: leaf for part in parts for name, leaf in part.items()}
+
+
 def type_at(kind: Any, path: Sequence[str]) -> Any:
     """Return the type of the field at `path` below a dataclass, None where there is no such field."""
     if get_origin(kind) in (Union, UnionType):

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from common.errors import ConfigurationError
+from common.values import flat
 from data.stream import Stream
 from data.tokenizer import checksum
 from parallel.distributed import Launch, gather_objects
@@ -32,7 +33,7 @@ def check_settings_of_ranks(config: RunConfig, this: Launch) -> None:
     It comes before the groups of a `Layout`, because ranks with other `parallel` settings would wait there forever.
     """
     start_world(config.parallel, this)
-    mine = _flat("", to_dict(config))
+    mine = flat(to_dict(config))
     sent = [mine if this.rank == 0 else None]
     dist.broadcast_object_list(sent, device=torch.device("cpu"))
     first = sent[0] or {}
@@ -96,10 +97,3 @@ def _name(this: Launch | Layout) -> str:
 def _raise_anywhere(mistake: str | None) -> None:
     for found in filter(None, gather_objects([mistake])):
         raise ConfigurationError(found)
-
-
-def _flat(prefix: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    parts = (_flat(f"{prefix}.{name}".lstrip("."), part) for name, part in value.items())
-    return {key: item for part in parts for key, item in part.items()}

