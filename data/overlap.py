@@ -25,8 +25,8 @@ from data.corpus.card.counts import texts
 from data.corpus.config import DuplicateConfig, ImageConfig
 from data.corpus.inputs.evaluation import open_evaluation
 from data.corpus.row import Reader
-from data.corpus.steps import hashes, images, neighbors
-from data.corpus.steps.hashes import ENTRY, IMAGE, TEXT, Entries, text_distance
+from data.corpus.steps import features, hashes, images, neighbors
+from data.corpus.steps.hashes import ENTRY, FEATURE, IMAGE, TEXT, Entries, text_distance
 from data.objectives.split_captioning import word_starts
 from data.skip import Skip, one_record
 
@@ -67,12 +67,15 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Match:
-    """Name two samples that are nearly the same: `kind` is image or text, `distance` are bits of 256 that differ."""
+    """Name two samples that are nearly the same: `kind` is image or text.
+
+    `distance`: bits of 256 that differ; None for images that share a part, such as a crop.
+    """
 
     kind: str
     train: str
     test: str
-    distance: int
+    distance: int | None
 
 
 def overlap(train: Iterable[Sample], test: Sequence[Sample], config: OverlapConfig) -> list[Match]:
@@ -85,11 +88,13 @@ def overlap(train: Iterable[Sample], test: Sequence[Sample], config: OverlapConf
     for batch in _batches(train):
         every = np.concatenate([tested, _entries(batch, len(test), config)])
         distances = {IMAGE: config.image_distance, TEXT: text_distance(config.text_similarity)}
-        for kind, name in ((IMAGE, "image"), (TEXT, "text")):
-            for edge in neighbors.edges(every[every["kind"] == kind], distances, len(test), 1):
+        for name, kinds in (("image", (IMAGE, FEATURE)), ("text", (TEXT,))):
+            own_kinds = every[np.isin(every["kind"], kinds)]
+            for edge in neighbors.settled(neighbors.edges(own_kinds, distances, len(test), 1)):
                 if edge["other"] < len(test):
                     own = batch[int(edge["row"]) - len(test)]
-                    found.append(Match(name, own.id, test[int(edge["other"])].id, int(edge["distance"])))
+                    distance = None if edge["cause"] == neighbors.PART else int(edge["distance"])
+                    found.append(Match(name, own.id, test[int(edge["other"])].id, distance))
     return found
 
 
@@ -108,7 +113,6 @@ def samples(reader: Reader, skipped: Counter[str]) -> Iterator[Sample]:
 
 def _entries(given: Sequence[Sample], first: int, config: OverlapConfig) -> Entries:
     """Return the entries of samples; training samples are compared with those of evaluation sets alone."""
-    crops, band_bits = DuplicateConfig().crops, DuplicateConfig().band_bits
     flags = hashes.CURATED if first else 0
     made = [np.zeros(0, ENTRY)]
     for row, sample in enumerate(given, first):
@@ -117,7 +121,7 @@ def _entries(given: Sequence[Sample], first: int, config: OverlapConfig) -> Entr
                 pixels = images.look(sample.image, ImageConfig(), curated=True).pixels
             except Skip:
                 continue
-            made += hashes.image_entries("", row, hashes.image_hashes(pixels, crops), band_bits, flags)
+            made += features.compared("", row, pixels, DuplicateConfig(), flags)
         for text in dict.fromkeys(sample.texts):
             if len(word_starts(text)) >= config.min_words:
                 made += hashes.text_entries("", row, text, flags)
@@ -154,7 +158,8 @@ def main(words: Sequence[str]) -> None:
     if config.output:
         write_text(Path(config.output), "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in found))
     for one in found[:SHOWN]:
-        print(f"{one.kind}: {one.train} is {one.test} of the evaluation set ({one.distance} of 256 bits differ)")
+        how = "they share a part" if one.distance is None else f"{one.distance} of 256 bits differ"
+        print(f"{one.kind}: {one.train} is {one.test} of the evaluation set ({how})")
     for cause, times in skipped.most_common():
         print(f"not compared: {times:,} x {cause}")
     kinds = Counter(one.kind for one in found)

@@ -129,8 +129,8 @@ class DuplicateConfig:
     """Bits of 256 by which near-duplicate images differ at most. 31 by default, PDQ's own threshold."""
     band_bits: int = 16
     """Bits of a bucket's key. 16 by default; 32 from some 10^8 images on, so that buckets stay small."""
-    crops: list[float] = field(default_factory=lambda: [0.9, 0.8])
-    """Sides of the middle crops that are hashed too, to find crops. Two by default; each costs a hash."""
+    features: int = 48
+    """Local features of an image, to find crops. 48 by default: 10 kB in `work/`. 0: only whole images are compared."""
     text_similarity: float = 0.8
     """Jaccard similarity of near-duplicate documents. 0.8 by default, as in C4's and RefinedWeb's successors."""
     evaluation: dict[str, str] = field(default_factory=dict, metadata=PATH)
@@ -142,6 +142,7 @@ class DuplicateConfig:
         at_least("duplicates.", 1, partitions=self.partitions)
         one_of("duplicates.band_bits", str(self.band_bits), ("8", "16", "32"))
         at_least("duplicates.", 0, image_distance=self.image_distance, text_similarity=self.text_similarity)
+        at_least("duplicates.", 0, features=self.features)
         at_most("duplicates.", 1, text_similarity=self.text_similarity)
 
 

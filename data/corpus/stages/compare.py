@@ -35,7 +35,7 @@ def causes(plan: Plan, number: int) -> dict[int, str]:
     partitions = range(plan.config.duplicates.partitions)
     own = [read_slice(plan.path("edges", partition), number, EDGE) for partition in partitions]
     found = {}
-    for edge in neighbors.strongest(np.concatenate(own)):
+    for edge in neighbors.settled(np.concatenate(own)):
         other = int(edge["other"]) >> ROW_BITS
         of_evaluation = other < plan.evaluation_end and edge["cause"] != neighbors.TOO_MANY_TEXTS
         name = plan.parts[other].input[1:] if of_evaluation else ""

@@ -14,7 +14,7 @@ from data.corpus.config import InputConfig
 from data.corpus.row import NO_IMAGE, Row, no_image
 from data.corpus.stages.plan import Plan
 from data.corpus.stages.work import write_slices
-from data.corpus.steps import hashes, images, rules, similarity, text
+from data.corpus.steps import features, hashes, images, rules, similarity, text
 from data.corpus.steps.hashes import CURATED, ENTRY, EXACT, ID, Entries, digest, entries
 from data.corpus.steps.language import identify
 from data.skip import Skip, one_record
@@ -123,9 +123,7 @@ def _image_entries(
     texts = json.dumps(record.get("alt_text", ""), ensure_ascii=False)
     payload = np.array([digest(texts), 0, 0, 0], np.uint64)
     made = [entries(EXACT, row, [digest("exact", source, content)], payload, flags)]
-    if config.images:
-        made += hashes.image_entries(source, row, hashes.image_hashes(pixels, config.crops), config.band_bits, flags)
-    return made
+    return made + (features.compared(source, row, pixels, config, flags) if config.images else [])
 
 
 def _evaluation_entries(plan: Plan, row_number: int, row: Row) -> list[Entries]:

@@ -1,8 +1,9 @@
 """Hash images and documents for finding near-duplicates.
 
-Images: PDQ (256 bits of the signs of a 16 x 16 DCT; Meta's ThreatExchange), of the image, its mirror image, and
-the middle crops of both. Documents: 256 minima over shingles of five words (Broder 1997); the lowest bit of each is
-the payload, whose differing bits estimate the Jaccard similarity J as 1 - 2 d / 256 (Li and Koenig 2010).
+Images: PDQ (256 bits of the signs of a 16 x 16 DCT; Meta's ThreatExchange), of the image and its mirror image;
+crops are found by data/corpus/steps/features.py. Documents: 256 minima over shingles of five words (Broder 1997);
+the lowest bit of each is the payload, whose differing bits estimate the Jaccard similarity J as 1 - 2 d / 256 (Li and
+Koenig 2010).
 Each hash has bands: two rows are compared only where a band of theirs is equal.
 """
 
@@ -17,8 +18,8 @@ from common.errors import ConfigurationError
 from data.objectives.split_captioning import word_starts
 
 ENTRY = np.dtype([("key", "<u8"), ("row", "<u8"), ("kind", "u1"), ("flags", "u1"), ("hash", "<u8", (4,))])
-ID, EXACT, IMAGE, TEXT = range(4)  # kinds of entries
-VARIANT, CURATED = 1, 2  # flags: a mirror image or a crop; a row that is compared with evaluation sets alone
+ID, EXACT, IMAGE, TEXT, FEATURE = range(5)  # kinds of entries
+VARIANT, CURATED = 1, 2  # flags: a mirror image; a row that is compared with evaluation sets alone
 BITS = 256
 LEAST_QUALITY = 50  # of 100; below it PDQ's authors call an image too plain for its hash
 PDQ_SIDE = 128  # pixels; PDQ itself reduces to 64
@@ -46,21 +47,16 @@ def entries(kind: int, row: int, keys: Sequence[int], payload: NDArray[np.uint64
     return made
 
 
-def image_hashes(pixels: NDArray[np.uint8], crops: Sequence[float]) -> list[NDArray[np.uint64]]:
-    """Return the hashes of an image: its own, its mirror image's, then those of its crops; none if it is too plain.
+def image_hashes(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint64]]:
+    """Return the hashes of an image, its own and its mirror image's; none if it is too plain.
 
     `pixels`: uint8 [height, width, 3]. A hash is uint64 [4].
     """
-    found = []
-    for side in (1.0, *crops):
-        crop = _middle(pixels, side)
-        bits, quality = _dihedral()(crop)
-        if quality < LEAST_QUALITY:
-            if side == 1.0:
-                return []
-            continue
-        found += [np.packbits(bits[each].astype(np.uint8)).view("<u8") for each in (0, MIRROR)]
-    return found
+    square = Image.fromarray(pixels).resize((PDQ_SIDE, PDQ_SIDE), Image.Resampling.BOX)
+    bits, quality = _dihedral()(np.ascontiguousarray(np.asarray(square)))
+    if quality < LEAST_QUALITY:
+        return []
+    return [np.packbits(bits[each].astype(np.uint8)).view("<u8") for each in (0, MIRROR)]
 
 
 def image_entries(
@@ -96,14 +92,6 @@ def shingles(text: str) -> list[str]:
 def text_distance(similarity: float) -> int:
     """Return the bits of 256 that texts of a Jaccard similarity differ by, in the mean."""
     return round(BITS * (1 - similarity) / 2)
-
-
-def _middle(pixels: NDArray[np.uint8], side: float) -> NDArray[np.uint8]:
-    """Return the middle of an image, a share of each side, as a square of PDQ_SIDE pixels."""
-    height, width = pixels.shape[:2]
-    box = width * (1 - side) / 2, height * (1 - side) / 2, width * (1 + side) / 2, height * (1 + side) / 2
-    made = Image.fromarray(pixels).resize((PDQ_SIDE, PDQ_SIDE), Image.Resampling.BOX, box=box)
-    return np.ascontiguousarray(np.asarray(made))
 
 
 def _minima(found: list[str]) -> NDArray[np.uint32]:

@@ -7,14 +7,19 @@ in the number of entries, whatever the sizes of buckets.
 import numpy as np
 from numpy.typing import NDArray
 
-from data.corpus.steps.hashes import CURATED, EXACT, ID, IMAGE, TEXT, VARIANT, Entries
+from data.corpus.steps import features
+from data.corpus.steps.hashes import CURATED, EXACT, FEATURE, ID, IMAGE, TEXT, VARIANT, Entries
 
 WINDOW, FIRST = 16, 4
-EDGE = np.dtype([("row", "<u8"), ("cause", "u1"), ("other", "<u8"), ("distance", "<u2")])
+LIMITS = {FEATURE: features.DISTANCE}
+# `places` of a vote: 16 bits each of (x, y) in the row's image, and in the other one.
+EDGE = np.dtype([("row", "<u8"), ("cause", "u1"), ("other", "<u8"), ("distance", "<u2"), ("places", "<u8")])
 # Causes, the one that counts first: a row may have several.
-TWICE, TOO_MANY_TEXTS, NEAR_IMAGE, NEAR_TEXT = range(4)
-CAUSES = ("id twice", "too many texts of an image", "near-duplicate image", "near-duplicate document")
-KIND_CAUSES = {ID: TWICE, EXACT: NEAR_IMAGE, IMAGE: NEAR_IMAGE, TEXT: NEAR_TEXT}
+TWICE, TOO_MANY_TEXTS, NEAR_IMAGE, NEAR_TEXT, PART, VOTE = range(6)
+CAUSES = (
+    "id twice", "too many texts of an image", "near-duplicate image", "near-duplicate document", "part of another image"
+)  # fmt: skip
+KIND_CAUSES = {ID: TWICE, EXACT: NEAR_IMAGE, IMAGE: NEAR_IMAGE, TEXT: NEAR_TEXT, FEATURE: VOTE}
 
 Edges = NDArray[np.void]
 
@@ -22,16 +27,17 @@ Edges = NDArray[np.void]
 def edges(found: Entries, distances: dict[int, int], evaluation_end: int, max_texts: int) -> Edges:
     """Return one edge for each row with an earlier near-duplicate, and for each row of an image with too many texts.
 
+    Equal features of two images are votes, whose number counts when those of all buckets are together: see `settled`.
     `distances`: bits by kind. Rows below `evaluation_end` are those of evaluation sets: nothing removes them, and they
     come before all others. The result is sorted by row, and depends on the set of entries alone.
     """
-    order = np.lexsort((found["flags"], found["row"], found["key"]))
+    order = np.lexsort((*found["hash"].T, found["flags"], found["row"], found["key"]))
     ordered = found[order]
     if not len(ordered):
         return np.zeros(0, EDGE)
     starts = np.flatnonzero(np.r_[True, ordered["key"][1:] != ordered["key"][:-1]])
     first = np.repeat(starts, np.diff(np.r_[starts, len(ordered)])).astype(np.int64)
-    limits = np.array([distances.get(kind, 0) for kind in range(4)], np.int64)
+    limits = np.array([(distances | LIMITS).get(kind, 0) for kind in range(5)], np.int64)
     made = [_crowded(ordered, first, evaluation_end, max_texts)]
     every = np.arange(len(ordered))
     for apart in range(1, WINDOW + 1):
@@ -42,11 +48,38 @@ def edges(found: Entries, distances: dict[int, int], evaluation_end: int, max_te
     for place in range(FIRST):
         later = every[every - WINDOW > first + place]
         made.append(_compare(ordered, later, first[later] + place, limits, evaluation_end))
-    return strongest(np.concatenate(made))
+    every_edge = np.concatenate(made)
+    votes = np.unique(every_edge[every_edge["cause"] == VOTE])
+    joined = np.concatenate([_strongest(every_edge[every_edge["cause"] != VOTE]), votes])
+    return joined[np.argsort(joined["row"], kind="stable")]
 
 
-def strongest(found: Edges) -> Edges:
-    """Return one edge for each row: of the first cause, to the earliest row."""
+def settled(found: Edges) -> Edges:
+    """Return one edge for each row, of the first cause, to the earliest row: votes that agree are an edge."""
+    is_vote = found["cause"] == VOTE
+    return _strongest(np.concatenate([found[~is_vote], _parts(found[is_vote])]))
+
+
+def _parts(votes: Edges) -> Edges:
+    """Return an edge for each pair of images that share a part."""
+    if not len(votes):
+        return votes
+    made = []
+    ordered = votes[np.lexsort((votes["other"], votes["row"]))]
+    pairs = np.stack([ordered["row"], ordered["other"]], 1)
+    starts = np.flatnonzero(np.r_[True, (pairs[1:] != pairs[:-1]).any(1)])
+    for start, end in zip(starts, np.r_[starts[1:], len(ordered)], strict=True):
+        places = np.ascontiguousarray(ordered["places"][start:end]).view("<u2").reshape(-1, 4)
+        if features.agreeing(places) >= features.LEAST_VOTES:
+            made.append(pairs[start])
+    parts = np.zeros(len(made), EDGE)
+    if made:
+        parts["row"], parts["other"] = np.stack(made, 1)
+        parts["cause"] = PART
+    return parts
+
+
+def _strongest(found: Edges) -> Edges:
     ordered = found[np.lexsort((found["distance"], found["other"], found["cause"], found["row"]))]
     if not len(ordered):
         return ordered
@@ -57,7 +90,9 @@ def _compare(
     found: Entries, later: NDArray[np.int64], earlier: NDArray[np.int64], limits: NDArray[np.int64], evaluation_end: int
 ) -> Edges:
     one, other = found[later], found[earlier]
-    different = np.bitwise_count(one["hash"] ^ other["hash"]).sum(-1).astype(np.int64)
+    bits = np.bitwise_count(one["hash"] ^ other["hash"])
+    bits[one["kind"] == FEATURE, 2] = 0  # a feature's place
+    different = bits.sum(-1).astype(np.int64)
     exact = one["kind"] == EXACT
     near = (different <= limits[one["kind"]]) | exact
     near &= (one["row"] != other["row"]) & (one["kind"] == other["kind"]) & (one["row"] >= evaluation_end)
@@ -65,9 +100,11 @@ def _compare(
     near &= ((one["flags"] & CURATED) == 0) | (other["row"] < evaluation_end) | (one["kind"] == ID)
     one, other = one[near], other[near]
     made = np.zeros(len(one), EDGE)
-    causes = np.array([KIND_CAUSES[kind] for kind in range(4)], np.uint8)
+    causes = np.array([KIND_CAUSES[kind] for kind in range(5)], np.uint8)
     made["row"], made["cause"], made["other"] = one["row"], causes[one["kind"]], other["row"]
     made["distance"] = np.where(exact[near], 0, different[near])
+    is_vote = one["kind"] == FEATURE
+    made["places"] = np.where(is_vote, one["hash"][:, 2] | other["hash"][:, 2] << np.uint64(32), 0)
     return made
 
 

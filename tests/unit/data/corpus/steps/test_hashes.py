@@ -1,22 +1,25 @@
 """Near-duplicates: planted copies are found, other images and texts are not, in any order of entries."""
 
+import io
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from data.corpus.steps import hashes, neighbors
+from data.corpus.config import DuplicateConfig
+from data.corpus.steps import features, hashes, neighbors
 from data.corpus.steps.hashes import ENTRY, EXACT, IMAGE, TEXT, Entries, entries
-from tests.unit.data.corpus.conftest import photo
+from tests.unit.data.corpus.conftest import jpeg, photo
 
-CROPS = (0.9, 0.8)
 LIMITS = {IMAGE: 31, TEXT: hashes.text_distance(0.8)}
 
 
 def hashed(row: int, image: Image.Image, flags: int = 0) -> list[Entries]:
-    return hashes.image_entries("web", row, hashes.image_hashes(np.asarray(image), CROPS), 16, flags)
+    return features.compared("web", row, np.asarray(image), DuplicateConfig(), flags)
 
 
 def found(made: list[Entries], evaluation_end: int = 0) -> dict[int, int]:
     edges = neighbors.edges(np.concatenate([np.zeros(0, ENTRY), *made]), LIMITS, evaluation_end, 2)
+    edges = neighbors.settled(edges)
     return dict(zip(edges["row"].tolist(), edges["other"].tolist(), strict=True))
 
 
@@ -38,15 +41,37 @@ def test_changed_copies_are_found_and_other_images_are_not() -> None:
     assert found(made) == {40 + n: 9 for n in range(len(copies))}
 
 
+def test_crops_at_any_place_are_found_by_their_features() -> None:
+    """A corner of two thirds of the area, scaled and compressed again; whichever comes first."""
+    originals = [photo(n, 320, 240) for n in range(10)]
+    boxes = ((0, 0, 262, 196), (58, 0, 320, 196), (0, 44, 262, 240), (58, 44, 320, 240))
+    copies = [originals[n].crop(box).resize((400, 300)) for n, box in enumerate(boxes)]
+    copies = [Image.open(io.BytesIO(jpeg(one, 50))) for one in copies]
+    made = [one for row, each in enumerate([*originals, *copies]) for one in hashed(row, each)]
+    assert found(made) == {10 + n: n for n in range(len(copies))}
+    made = [one for row, each in enumerate([*copies, *originals]) for one in hashed(row, each)]
+    assert found(made) == {4 + n: n for n in range(len(copies))}
+
+
+def test_votes_must_agree_and_spread() -> None:
+    points = np.random.default_rng(0).uniform(0.1, 0.9, (12, 2))
+    steps = features.PLACES * np.concatenate([points, points * (1.2, 1.1) - 0.1], 1).clip(0, 1)
+    assert features.agreeing(steps.astype(np.uint16)) >= 10
+    near = features.PLACES * np.concatenate([points / 10, points / 10], 1)  # a logo of two images
+    assert features.agreeing(near.astype(np.uint16)) == 0
+    shuffled = np.concatenate([steps[:, :2], steps[::-1, 2:]], 1)
+    assert features.agreeing(shuffled.astype(np.uint16)) < features.LEAST_VOTES
+
+
 def test_a_plain_image_has_no_hash() -> None:
-    assert hashes.image_hashes(np.full((100, 100, 3), 200, np.uint8), CROPS) == []
+    assert hashes.image_hashes(np.full((100, 100, 3), 200, np.uint8)) == []
 
 
 def test_the_order_of_entries_does_not_count() -> None:
     made = [one for row, seed in enumerate([1, 2, 1, 3, 2, 1]) for one in hashed(row, photo(seed))]
     every = np.concatenate(made)
     expected = neighbors.edges(every, LIMITS, 0, 2)
-    assert expected["row"].tolist() == [2, 4, 5]
+    assert neighbors.settled(expected)["row"].tolist() == [2, 4, 5]
     shuffled = every[np.random.default_rng(0).permutation(len(every))]
     assert np.array_equal(neighbors.edges(shuffled, LIMITS, 0, 2), expected)
 
