@@ -111,13 +111,21 @@ METRICS: Mapping[str, Metric] = {
 
 
 def check_metrics(config: TaskConfig) -> None:
-    """Raise ConfigurationError for a task without metrics, or with one that does not exist."""
+    """Raise ConfigurationError for a task without metrics, or with one that does not exist or lacks its package."""
     if not config.metrics:
         raise ConfigurationError(f"task.metrics names none; choose of {', '.join(METRICS)}.")
     for name in config.metrics:
         one_of("task.metrics", name, list(METRICS))
+    if "ap" in config.metrics:
+        vision.check_pycocotools()
     if "top_k" in config.metrics and not config.choose:
         raise ConfigurationError("task.metrics has top_k, which ranks choices; set task.choose=true.")
+
+
+def left_out(config: TaskConfig, items: Sequence[Item]) -> list[str]:
+    """Return a sentence for each score that a package which is not installed leaves out."""
+    codes = sorted({item.language for item in items}) if "xm3600" in config.metrics else []
+    return [sentence for language in codes if (sentence := multilingual.missing_segmenter(language))]
 
 
 def task_scores(config: TaskConfig, items: Sequence[Item], predictions: Predictions) -> dict[str, dict[str, Any]]:

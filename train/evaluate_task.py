@@ -1,6 +1,7 @@
 """Evaluate a checkpoint on a task of official files: predictions, scores, a report and a file for the test server."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, Notice
 from common.files import write_text
+from common.launcher import is_main_rank
 from data.tasks.folders import choices
 from data.tasks.item import Item
 from data.tasks.overlap import seen_in_training
@@ -20,7 +22,7 @@ from data.tokenizer import Tokenizer
 from evaluation.html_report import Entry, data_url, write_report
 from evaluation.sample_sheet import Sample
 from evaluation.submission import write_submission
-from evaluation.tasks import check_metrics, item_scores, task_scores
+from evaluation.tasks import check_metrics, item_scores, left_out, task_scores
 from parallel.checkpoint.checkpointer import Checkpointer
 from parallel.layout import Layout
 from train.answers_table import send_answers
@@ -36,9 +38,16 @@ RIGHT, RIGHT_BY_METRIC = 0.5, {"cider": 1.0, "xm3600": 1.0}
 
 
 def prepare_task(config: RunConfig) -> list[Item]:
-    """Return the task's items; raise ConfigurationError for files, a prompt or metrics that cannot work."""
+    """Return the task's items; raise ConfigurationError for files, a prompt or metrics that cannot work.
+
+    The main rank warns of scores that packages which are not installed leave out.
+    """
     check_metrics(config.task)
-    return read_task(config.task)
+    items = read_task(config.task)
+    if is_main_rank():
+        for sentence in left_out(config.task, items):
+            warnings.warn(sentence, Notice, stacklevel=2)
+    return items
 
 
 def for_task(config: RunConfig) -> RunConfig:
@@ -128,9 +137,12 @@ def report(
         written.append("submission.json")
     console = Console()
     console.print(table(results))
-    for name, count in (("references", "without_references"), ("a readable image", "without_image")):
+    for count, what in (
+        ("without_references", "references, which no score counts"),
+        ("without_image", "a readable image, scored as empty predictions (COCO's and VQA's own scripts stop instead)"),
+    ):
         if results[count]:
-            console.print(f"{results[count]:,} of {len(items):,} items without {name}", highlight=False)
+            console.print(f"{results[count]:,} of {len(items):,} items without {what}", highlight=False)
     if cut:
         console.print(f"{cut:,} of {len(items):,} prompts cut to fit a row", highlight=False)
     if seen:

@@ -8,9 +8,10 @@ language's own references.
 
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from common.errors import ConfigurationError
@@ -73,17 +74,31 @@ def missing_segmenter(language: str) -> str | None:
     if not package or find_spec(package):
         return None
     return (
-        f"metric=cider_words needs the package {package} to cut {language} into words; pip install {package}, or use "
-        "cider_characters and cider_vocabulary."
+        f"cider_words is left out, because the package {package} is not installed, which cuts {language} into words; "
+        f"pip install {package}, or use cider_characters and cider_vocabulary."
     )
 
 
+@cache
 def _segmenter(language: str) -> Callable[[str], Any]:
     missing = missing_segmenter(language)
     if missing:
         raise ConfigurationError(missing)
     package, function = SEGMENTERS[language]
-    return cast(Callable[[str], Any], getattr(import_module(package), function))
+    module: Any = import_module(package)
+    if package == "jieba":
+        module = _with_own_cache(module)
+    return cast(Callable[[str], Any], getattr(module, function))
+
+
+def _with_own_cache(jieba: Any) -> Any:
+    """Return jieba's tokenizer. By default it reads a cache from the folder of temporary files, where others write."""
+    jieba.setLogLevel("WARNING")
+    tokenizer = jieba.Tokenizer()
+    with TemporaryDirectory() as folder:
+        tokenizer.tmp_dir = folder
+        tokenizer.initialize()
+    return tokenizer
 
 
 def _letters(text: str) -> list[str]:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,14 @@ class LabeledBox(NamedTuple):
 AP_NAMES = ("ap", "ap_50", "ap_75", "ap_small", "ap_medium", "ap_large")
 
 
+def check_pycocotools() -> None:
+    """Raise ConfigurationError where pycocotools is not installed."""
+    if find_spec("pycocotools") is None:
+        raise ConfigurationError(
+            "task.metrics has ap, which needs the package pycocotools; pip install pycocotools, or name other metrics."
+        )
+
+
 def average_precision(
     predictions: Mapping[str, Sequence[LabeledBox]], references: Mapping[str, Sequence[LabeledBox]]
 ) -> dict[str, float]:
@@ -31,13 +40,10 @@ def average_precision(
     Both map an image's id to its boxes. A score is -1 where no reference is of that size. Labels of predictions that no
     reference has are counted nowhere, as in COCO. Raises ConfigurationError where pycocotools is not installed.
     """
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError:
-        COCO = None
-    if COCO is None:
-        raise ConfigurationError("metric=ap needs the package pycocotools; pip install pycocotools.")
+    check_pycocotools()
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
     images = {id_: number for number, id_ in enumerate(references, 1)}
     labels = {label: n for n, label in enumerate(sorted({b.label for own in references.values() for b in own}), 1)}
     with contextlib.redirect_stdout(io.StringIO()):

@@ -1,6 +1,7 @@
 """Scores of a task by item, language and group, and the files for test servers."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from common.errors import ConfigurationError
 from data.tasks.config import TaskConfig
 from data.tasks.item import Item
+from evaluation.metrics import multilingual
 from evaluation.submission import write_submission
-from evaluation.tasks import METRICS, check_metrics, item_scores, task_scores
+from evaluation.tasks import METRICS, check_metrics, item_scores, left_out, task_scores
 
 ITEMS = [
     Item("1", ("2", "two"), "How many?", "a.jpg", "10", "en", "number"),
@@ -46,6 +48,15 @@ def test_boxes_are_read_from_texts(metric: str) -> None:
     for prediction, expected in (("100 100 499 499 dog", 1), ("0 0 9 9 dog", 0), ("no box", 0)):
         scores = task_scores(TaskConfig(metrics=[metric]), [item], {"1": prediction})
         assert scores["ap_50" if metric == "ap" else metric]["score"] == pytest.approx(expected)
+
+
+def test_packages_of_metrics_are_looked_for_before_a_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(ConfigurationError, match=r"^task\.metrics has ap, which needs the package pycocotools;"):
+        check_metrics(TaskConfig(metrics=["ap"]))
+    monkeypatch.setitem(multilingual.SEGMENTERS, "de", ("nowhere", "cut"))
+    (sentence,) = left_out(TaskConfig(metrics=["xm3600"]), ITEMS)
+    assert sentence.startswith("cider_words is left out, because the package nowhere is not installed")
 
 
 def test_metrics_of_a_task_must_exist() -> None:
