@@ -38,7 +38,15 @@ def test_what_fits_no_row_together_gets_a_row_each() -> None:
     assert number == 2 and rows[0] != rows[1] and rows[2] != rows[3]
     rows, number = assign_rows(np.array([[6, 6]] * 3), np.array([10, 10]))
     assert number == 3 and sorted(rows) == [0, 1, 2]
-    assert assign_rows(np.zeros((0, 3), np.int64), CAPACITY)[1] == 0
+    rows, number = assign_rows(np.zeros((0, 3), np.int64), CAPACITY)
+    assert len(rows) == number == 0
+
+
+@pytest.mark.parametrize(("streams", "expected"), [(1, 20), (21, 21), (11, 20), (20, 20), (10, 20)])
+def test_few_rows_are_added_so_that_streams_get_equally_many(streams: int, expected: int) -> None:
+    """40 halves fill 20 rows; one row more is a twentieth, two are too many."""
+    rows, number = assign_rows(np.full((40, 1), 5), np.array([10]), streams)
+    assert number == expected and np.bincount(rows).max() == 2
 
 
 @pytest.mark.parametrize("number", [1, 3, 7, 16, 17, 40])

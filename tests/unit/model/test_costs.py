@@ -150,6 +150,11 @@ def test_description_folds_equal_blocks_and_adds_up() -> None:
     footers = [column.footer for column in table.columns]
     assert footers[1] == "16.734 B" and footers[3].endswith("TFLOP") and footers[4] == "12.728 TFLOP"
     assert lines[1][5] == "0.0 MiB", "a frozen ViT keeps nothing"
+    scale = {"B": 1e3, "M": 1.0, "TFLOP": 1.0, "MiB": 1.0}
+    for column in (1, 3, 4, 5):
+        values = [text.replace(",", "").split() for text in [*(line[column] for line in lines), footers[column]]]
+        *parts, total = [float(number) * scale[unit] for number, unit in values]
+        assert sum(parts) == pytest.approx(total, rel=1e-3), column
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -184,6 +184,12 @@ def test_maxm_is_answered_in_the_language_of_the_question(tmp_path: Path) -> Non
     assert prompt(config, item) == "Answer in FR: Combien ? <extra_id_0>"
 
 
+def test_a_prompt_spells_languages_as_the_paper_does() -> None:
+    config = TaskConfig(name="t", format="rows", files=["x"], prompt="{language}: {text} <extra_id_0>")
+    named = {"he": "IW", "iw": "IW", "no": "NO", "EN": "EN", "not a code": "NOT A CODE"}
+    assert {code: prompt(config, Item("1", (), text="a", language=code)).split(":")[0] for code in named} == named
+
+
 def test_ocr_strings_are_read_from_top_left_to_bottom_right(tmp_path: Path) -> None:
     def word(text: str, left: float, top: float) -> dict[str, Any]:
         return {"word": text, "bounding_box": {"top_left_x": left, "top_left_y": top, "width": 0.1, "height": 0.1}}
@@ -234,4 +240,11 @@ def test_a_part_of_a_task_trains_on_its_references(tmp_path: Path) -> None:
     assert record.fields["prompt"] == "Answer in EN: How many 70? <extra_id_0>" and record.fields["closed"]
     other = ItemSource("v", replace(config, prompt="{text}"), "train", 0.0)
     assert other.facts.fingerprint != source.facts.fingerprint  # another prompt is another run
+    same = ItemSource("v", config, "train", 0.0)
+    assert same.facts == source.facts
+    renamed = {"annotations": [{**ANNOTATIONS["annotations"][0], "answers": [{"answer": "3"}, {"answer": "two"}]}]}
+    (tmp_path / "changed.json").write_text(json.dumps(renamed), encoding="utf-8")
+    files = [config.files[0], str(tmp_path / "changed.json")]
+    changed = ItemSource("v", replace(config, files=files, train=TaskPart(files=files)), "train", 0.0)
+    assert len(changed) == 1 and changed.facts.fingerprint != source.facts.fingerprint  # so is another answer
     assert seen_in_training(config, source.items, [config]) == ["70"]

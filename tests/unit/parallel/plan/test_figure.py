@@ -1,17 +1,20 @@
 """The figure of a step shows every pass of the schedule and every second of the step."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from parallel.plan import figure
-from tests.unit.parallel.plan.tiny import FROZEN, LONGER, search
+from tests.unit.parallel.plan.tiny import FROZEN, LONGER, ROWS, search
 
 
 def test_the_figure_shows_passes_and_causes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = search(4, FROZEN, LONGER)
-    choice = next(each for each in own.run(most=100) if each.parallel.pipeline == 2 and each.parallel.zero_stage == 1)
+    own = search(2, FROZEN, LONGER)
+    choice = next(each for each in own.run(most=100) if each.parallel.pipeline == 2)
+    for name, one in choice.phases.items():  # more micro-batches in the first phase than are shown
+        choice.phases[name] = replace(one, parallel=replace(one.parallel, micro_batch_size=1))
     kept = []
     monkeypatch.setattr(figure.plt, "close", kept.append)
     path = tmp_path / "step.png"
@@ -19,8 +22,9 @@ def test_the_figure_shows_passes_and_causes(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.undo()
     (drawn,) = kept
     with Image.open(path) as image:
-        assert image.size[0] == pytest.approx(15 * 110, abs=2)
+        assert image.size == (pytest.approx(15 * 110, abs=2), pytest.approx(2 * 3.0 * 110, abs=2))
     assert len(drawn.axes) == 4
+    assert drawn.axes[0].get_title(loc="left") == "frozen: 6 of 12 micro-batches of a step"
     for (left, right), phase in zip((drawn.axes[:2], drawn.axes[2:]), own.phases, strict=True):
         one = choice.phases[phase.name]
         model, starts = own.step_model(phase, one.parallel)
@@ -52,3 +56,12 @@ def test_the_figure_shows_passes_and_causes(tmp_path: Path, monkeypatch: pytest.
         assert left.yaxis_inverted() and left.get_xlabel() == right.get_ylabel() == "seconds"
         assert [text.get_text() for text in left.get_legend().get_texts()] == ["forward", "backward"]
     figure.plt.close(drawn)
+
+
+def test_a_figure_of_many_ranks_is_higher(tmp_path: Path) -> None:
+    own = search(7, replace(FROZEN, rows=ROWS))
+    (one,) = search(2).run(most=1)[0].phases.values()
+    wide = replace(one, parallel=replace(one.parallel, pipeline=7, zero_stage=0, tensor=1, sequence=False))
+    figure.draw(own, {"frozen": wide}, tmp_path / "step.png")
+    with Image.open(tmp_path / "step.png") as image:
+        assert image.size[1] == pytest.approx((1 + 0.32 * 7) * 110, abs=2)

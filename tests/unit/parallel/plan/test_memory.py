@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch.distributed.pipelining import ScheduleInterleaved1F1B
 from torch.distributed.pipelining.schedules import _ComputationType
 
@@ -95,6 +96,14 @@ def test_a_real_engine_holds_what_is_predicted(precision: str, optimizer: Optimi
     predicted = MemoryModel(layout.config, optimizer, step, 1)
     stored = sum(map(predicted.stored, unit_costs(engine.model.units(), step.micro_batch)))
     assert sum(memory.values()) == pytest.approx(stored, rel=0.03)  # at these sizes Adafactor's moments are 2 %
+
+
+def test_a_step_of_one_example_a_row_fills_the_pipeline(pali_3b: PaLIConfig) -> None:
+    """16 x 16 patches of 224 pixels, 32 tokens of text on both sides."""
+    parallel = ParallelConfig(pipeline=4, virtual_stages=2, micro_batch_size=3)
+    for dtype, size in ((torch.bfloat16, 2), (torch.float32, 4)):
+        step = StepShape.from_one_example(pali_3b, parallel, dtype)
+        assert step == StepShape(BatchShape(3, 256, 3, 256 + 32, 32, size), 8)
 
 
 def in_flight(micro_batches: int = 16, **options: Any) -> list[int]:

@@ -43,6 +43,18 @@ def test_a_file_that_would_lose_all_lines_is_kept_aside(tmp_path: Path) -> None:
     assert MetricsFile(path, restored_step=0).kept is None
 
 
+def test_what_is_left_of_a_file_is_on_the_disk_before_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", restored_step=0)
+    metrics.write({"step": 1})
+    monkeypatch.setattr("os.fsync", synced.append)
+    metrics.forget_after(1)
+    assert len(synced) >= 2  # the file and its name
+    metrics.close()
+
+
 def test_a_line_that_cannot_be_written_names_the_file_once(tmp_path: Path) -> None:
     metrics = MetricsFile(tmp_path / "metrics.jsonl", restored_step=0)
     metrics.file.close()

@@ -67,6 +67,22 @@ def test_a_plain_image_has_no_hash() -> None:
     assert hashes.image_hashes(np.full((100, 100, 3), 200, np.uint8)) == []
 
 
+def test_hashes_of_another_day_can_be_compared() -> None:
+    """Entries lie in files that a later start continues with: each number below would spoil them if it changed."""
+    assert hashes.digest("a", 1, b"x") == 2081291212300472124
+    (text,) = hashes.text_entries("s", 3, "one two three four five six seven", hashes.CURATED)
+    assert text["key"][:2].tolist() == [6062868893941276673, 17681108735245102562] and len(text) == 32
+    assert text["hash"][0].tolist() == [
+        16008311497397365572, 14268026848427098175, 11727127865277499947, 13152799603347557282,
+    ]  # fmt: skip
+    assert set(text["row"]) == {3} and set(text["kind"]) == {3} and set(text["flags"]) == {2}
+    first, mirrored, *crops = hashes.image_hashes(np.asarray(photo(3)), (0.9,))
+    assert first[0] == 2282567235955857079 and mirrored[0] == 5402098107415348194 and len(crops) == 2
+    made = hashes.image_entries("s", 4, [first, mirrored], 16, 0)
+    assert [len(one) for one in made] == [16, 16]
+    assert [(set(one["kind"]), set(one["flags"])) for one in made] == [({2}, {0}), ({2}, {1})]
+
+
 def test_the_order_of_entries_does_not_count() -> None:
     made = [one for row, seed in enumerate([1, 2, 1, 3, 2, 1]) for one in hashed(row, photo(seed))]
     every = np.concatenate(made)
