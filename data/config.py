@@ -70,7 +70,10 @@ class DataConfig:
     about 1.7 times as many examples per core from photographs of 0.3 megapixels.
     """
     num_threads: int = 2
-    """Threads that read and decode, per reading rank. 2 by default, for laptops; conf/data/web has 8."""
+    """Threads that read and decode, per reading rank. 2 by default, for laptops."""
+    num_workers: int = 0
+    """Processes that read, per reading rank, each a whole step in `num_threads` threads of its own; as many steps are
+    read ahead at least. 0 by default: threads of the training process read. conf/data/web has 4."""
     prefetch: int = 2
     """Steps that are read ahead, so that training does not wait for a slow read. 2 by default: one more than is in use.
     """
@@ -117,8 +120,8 @@ class DataConfig:
         for source, own in self.fields.items():
             check_field_map(f"data.fields.{source}", own)
         at_least("data.", 1, **{name: getattr(self, name) for name in (*counts, "max_member_mib")})
-        at_least("data.", 0, error_budget_minimum=self.error_budget_minimum, prefetch=self.prefetch)
-        at_least("data.", 0, trim_multiple=self.trim_multiple, images_per_row=self.images_per_row)
+        none = ("error_budget_minimum", "prefetch", "num_workers", "trim_multiple", "images_per_row")
+        at_least("data.", 0, **{name: getattr(self, name) for name in none})
         one_of("data.epoch", self.epoch, ("records", "items"))
         if self.global_batch_size % self.num_streams:
             raise ConfigurationError(

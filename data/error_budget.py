@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -164,6 +164,11 @@ class Ledger:
             fresh, self._fresh = self._fresh, Counter()
         return dict(fresh)
 
+    def replay(self, events: "Iterable[Event]") -> None:
+        """Count what a `Recorder` in another process noted; raise ErrorBudgetExceeded as `count_defect` does."""
+        for method, *arguments in events:
+            getattr(self, method)(*arguments)
+
     def _of(self, source: str) -> _Source:
         if source not in self._sources:
             self._sources[source] = _Source(deque(maxlen=self.window))
@@ -195,6 +200,40 @@ class Ledger:
             f"allows fewer of the last data.error_window={self.window}; most are in shard {worst} "
             f"({count} x {worst_cause}); the last {worst_cause}{own.last[worst_cause]}."
         )
+
+
+class Recorder(Ledger):
+    """Note what a process that reads for another one counts, in order; `Ledger.replay` of the other counts it."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0, 0)
+        self._events: list[Event] = []
+
+    def count_used(self, source: str) -> None:
+        """See Ledger.count_used."""
+        self._note("count_used", source)
+
+    def count_skip(self, source: str, cause: str) -> None:
+        """See Ledger.count_skip."""
+        self._note("count_skip", source, cause)
+
+    def count_defect(self, source: str, shard: str, cause: str, detail: str = "") -> None:
+        """See Ledger.count_defect; the process that replays it raises."""
+        self._note("count_defect", source, shard, cause, detail)
+
+    def take(self) -> "list[Event]":
+        """Return what was counted since the last call."""
+        with self._lock:
+            events, self._events = self._events, []
+        return events
+
+    def _note(self, *event: str) -> None:
+        if not self._muted.of_thread:
+            with self._lock:
+                self._events.append(event)
+
+
+Event = tuple[str, ...]
 
 
 def _listing(found: Mapping[tuple[str, str], int]) -> str:

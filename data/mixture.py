@@ -7,7 +7,7 @@ epoch, in an order of its own for every epoch, and with a random generator of it
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -29,6 +29,8 @@ from data.skip import Skip, one_record
 from data.tasks.source import ItemSource
 from data.tokenizer import EOS, Tokenizer
 
+Source = ShardSource | ItemSource
+
 # After so many records without an example, up to so many more are looked at before the component is refused.
 FIRST_TRIES = 1_000
 LOOKED_AT = 10_000
@@ -47,7 +49,7 @@ class Component:
         name: str,
         order_key: str,
         config: ComponentConfig,
-        source: ShardSource | ItemSource,
+        source: Source,
         tokenizer: Tokenizer,
         data: DataConfig,
         image_size: int,
@@ -244,22 +246,23 @@ def _with_eos(ids: Sequence[int]) -> NDArray[np.int32]:
 
 
 def open_components(
-    data: DataConfig, mixture: Mixture, tokenizer: Tokenizer, image_size: int, split: str, ledger: Ledger
-) -> list[Component]:
-    """Return the mixture's components over one split, each source opened once.
+    data: DataConfig, mixture: Mixture, tokenizer: Tokenizer, image_size: int, split: str, ledger: Ledger,
+    opened: Mapping[str, Source] | None = None,
+) -> list[Component]:  # fmt: skip
+    """Return the mixture's components over one split, each source opened once, unless it is in `opened`.
 
     In training each must give something. Raises ConfigurationError if the mixture is wrong or a source has no shards.
     """
     check_mixture(mixture, data.tasks)
     names = dict.fromkeys(component.source for component in mixture.values())
-    sources = {name: _open_source(name, data, split, ledger) for name in names}
+    sources = opened or {name: _open_source(name, data, split, ledger) for name in names}
     return [
         Component(name, key, one, sources[one.source], tokenizer, data, image_size, ledger, split == "train")
         for (name, one), key in zip(mixture.items(), order_keys(mixture), strict=True)
     ]
 
 
-def _open_source(name: str, data: DataConfig, split: str, ledger: Ledger) -> ShardSource | ItemSource:
+def _open_source(name: str, data: DataConfig, split: str, ledger: Ledger) -> Source:
     if name in data.tasks:
         return ItemSource(name, data.tasks[name], split, data.retry_s)
     return ShardSource(name, data.location(name), split, ledger, data.read_options(name))

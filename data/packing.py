@@ -1,6 +1,6 @@
 """Pack examples into rows: several share an encoder row and a decoder row, kept apart by segment ids."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict, TypeVar, cast
 
@@ -47,19 +47,22 @@ class Rows(TypedDict):
     objectives: NDArray[np.int32]
 
 
-def empty_rows(num_rows: int, shape: RowShape) -> Rows:
-    """Return rows that hold no example."""
-    encoder, decoder = (num_rows, shape.encoder_length), (num_rows, shape.decoder_length)
-    return Rows(
-        images=np.zeros((num_rows * shape.images_per_row, shape.image_size, shape.image_size, 3), np.uint8),
-        encoder_tokens=np.full(encoder, PAD, np.int32),
-        encoder_segments=np.zeros(encoder, np.int32),
-        visual_index=np.full(encoder, -1, np.int32),
-        decoder_tokens=np.full(decoder, PAD, np.int32),
-        decoder_targets=np.full(decoder, PAD, np.int32),
-        decoder_segments=np.zeros(decoder, np.int32),
-        objectives=np.zeros(decoder, np.int32),
-    )
+def row_arrays(num_rows: int, shape: RowShape) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Return the shape and type of each array of rows."""
+    pixels = (num_rows * shape.images_per_row, shape.image_size, shape.image_size, 3)
+    encoder = ("encoder_tokens", "encoder_segments", "visual_index")
+    decoder = ("decoder_tokens", "decoder_targets", "decoder_segments", "objectives")
+    lengths = dict.fromkeys(encoder, shape.encoder_length) | dict.fromkeys(decoder, shape.decoder_length)
+    return {"images": (pixels, np.uint8)} | {name: ((num_rows, length), np.int32) for name, length in lengths.items()}
+
+
+def empty_rows(num_rows: int, shape: RowShape, memory: Rows | None = None) -> Rows:
+    """Return rows that hold no example: in `memory`, arrays of zeros, where it is given."""
+    assert PAD == 0
+    arrays = row_arrays(num_rows, shape)
+    rows = memory or cast(Rows, {name: np.zeros(dimensions, kind) for name, (dimensions, kind) in arrays.items()})
+    rows["visual_index"][:] = -1
+    return rows
 
 
 Text = TypeVar("Text", bound=TextExample)
@@ -103,14 +106,19 @@ def pack(examples: Sequence[EncodedExample], shape: RowShape) -> tuple[Rows, lis
 
 
 def fill_rows(
-    examples: Sequence[EncodedExample], row_of: Ints, num_rows: int, shape: RowShape
+    examples: Iterable[EncodedExample | None], row_of: Ints, num_rows: int, shape: RowShape, rows: Rows | None = None
 ) -> tuple[Rows, list[ExampleInfo]]:
-    """Write each example into its row, behind those before it; infos are in their order, with row and segment set."""
-    rows = empty_rows(num_rows, shape)
+    """Write each example into its row, behind those before it; infos are in their order, with row and segment set.
+
+    None is an example that could not be read. `rows`: at least `num_rows` empty rows to write to, else they are made.
+    """
+    rows = empty_rows(num_rows, shape) if rows is None else rows
     used = np.zeros((num_rows, 3), np.int64)
     segment = np.zeros(num_rows, np.int64)
     infos = []
     for example, row in zip(examples, row_of.tolist(), strict=True):
+        if example is None:
+            continue
         segment[row] += 1
         encoder_start, decoder_start, slot = used[row].tolist()
         used[row] += size(example, shape)
@@ -149,7 +157,8 @@ def micro_batches(rows: Rows, micro_batch_size: int, shape: RowShape) -> list[Ro
     """Cut rows into groups of exactly `micro_batch_size`, at least one; empty rows fill up the last group."""
     num_rows = len(rows["encoder_tokens"])
     padded = max(-(-num_rows // micro_batch_size), 1) * micro_batch_size
-    rows = concatenate([rows, empty_rows(padded - num_rows, shape)], shape)
+    if padded > num_rows:
+        rows = concatenate([rows, empty_rows(padded - num_rows, shape)], shape)
     return [take(rows, start, start + micro_batch_size, shape) for start in range(0, padded, micro_batch_size)]
 
 

@@ -3,9 +3,8 @@
 A step number is the whole state: the rows of a step depend on nothing that was read before.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -13,12 +12,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from common.errors import ConfigurationError, ReadingStopped
+from common.errors import ReadingStopped
 from common.progress import beat
 from data.config import DataConfig, Mixture
 from data.error_budget import Ledger
 from data.examples import EncodedExample, ExampleInfo, TextExample
-from data.mixture import mix, open_components
+from data.mixture import Source, mix, open_components
 from data.packing import Rows, RowShape, concatenate, fill_rows, micro_batches, pack, place, truncate
 from data.row_assignment import stream_of_rows
 from data.shards.source import SourceFacts
@@ -94,8 +93,13 @@ class Stream:
         tokens_per_image: int,
         split: str,
         seed: int,
+        sources: Mapping[str, Source] | None = None,
+        ledger: Ledger | None = None,
     ):
-        """Open the shards of a split; raise ConfigurationError for a configuration that cannot work."""
+        """Open the shards of a split; raise ConfigurationError for a configuration that cannot work.
+
+        `sources`: those of the mixture by name, where another process has opened them. `ledger` counts the records.
+        """
         data.check()
         data.check_images(tokens_per_image)
         self.num_streams = data.num_streams
@@ -105,8 +109,9 @@ class Stream:
         self.shape = RowShape(
             data.encoder_length, data.decoder_length, data.images_per_row, image_size, tokens_per_image
         )
-        self.ledger = Ledger(data.error_budget, data.error_budget_minimum, data.error_window)
-        self.components = open_components(data, mixture, tokenizer, image_size, split, self.ledger)
+        self.arguments = (data, mixture, tokenizer, image_size, tokens_per_image, split, seed)
+        self.ledger = ledger or Ledger(data.error_budget, data.error_budget_minimum, data.error_window)
+        self.components = open_components(data, mixture, tokenizer, image_size, split, self.ledger, sources)
         self._examples = mix(self.components, seed)
         self._component = {component.name: component for component in self.components}
         # One thread needs no pool -> no switch between threads for each record.
@@ -117,10 +122,13 @@ class Stream:
         """Return what each source holds, by its name."""
         return {component.source.name: component.source.facts for component in self.components}
 
-    def rows(self, step: int, streams: range) -> tuple[Rows, list[ExampleInfo]]:
+    def rows(
+        self, step: int, streams: range, multiple: int = 1, make: Callable[[int], Rows] | None = None
+    ) -> tuple[Rows, list[ExampleInfo]]:
         """Return the rows of these streams in a step, in order of stream, and infos in order of example.
 
-        Raises ReadingStopped where records cannot be read, or too many of them are broken.
+        Empty rows are added up to a multiple of `multiple`. `make` returns that number of empty rows in memory of the
+        caller's. Raises ReadingStopped where records cannot be read, or too many of them are broken.
         """
         own: list[tuple[int, int, TextExample]] = []  # number of the example, its row, itself
         num_rows = 0
@@ -133,10 +141,13 @@ class Stream:
             new_row[kept] = num_rows + np.arange(len(kept))
             num_rows += len(kept)
             own += [one for one in zip(numbers, new_row[row_of].tolist(), texts, strict=True) if one[1] >= 0]
-        read = list(self._map(self._with_image, [text for _, _, text in own]))
-        found = [(row, example) for (_, row, _), example in zip(own, read, strict=True) if example is not None]
+        padded = -(-num_rows // multiple) * multiple
         rows, infos = fill_rows(
-            [example for _, example in found], np.array([row for row, _ in found], np.int64), num_rows, self.shape
+            self._map(self._with_image, [text for _, _, text in own]),
+            np.array([row for _, row, _ in own], np.int64),
+            padded,
+            self.shape,
+            make(padded) if make is not None else None,
         )
         return rows, [replace(info, step=step) for info in infos]
 
@@ -160,59 +171,6 @@ class Stream:
 
     def _with_image(self, text: TextExample) -> EncodedExample | None:
         return self._component[text.info.component].with_image(text)
-
-
-class Reader:
-    """Read the micro-batches of one data-parallel rank, `prefetch` steps ahead in a background thread.
-
-    Rank r of D reads streams [r*S/D, (r+1)*S/D) of S. An error in the thread is raised by `read` of that step.
-    """
-
-    def __init__(
-        self,
-        stream: Stream,
-        data_parallel_rank: int,
-        data_parallel_size: int,
-        micro_batch_size: int,
-        prefetch: int | None = None,
-    ):
-        """Prepare to read; `prefetch` None is that of the stream's configuration.
-
-        Raises ConfigurationError where the streams cannot be dealt evenly to the ranks.
-        """
-        if stream.num_streams % data_parallel_size:
-            raise ConfigurationError(
-                f"data.num_streams={stream.num_streams} cannot be dealt evenly to {data_parallel_size} data-parallel "
-                f"ranks: make it a multiple of {data_parallel_size}."
-            )
-        share = stream.num_streams // data_parallel_size
-        self._stream = stream
-        self._streams = range(data_parallel_rank * share, (data_parallel_rank + 1) * share)
-        self._micro_batch_size = micro_batch_size
-        self._prefetch = stream.prefetch if prefetch is None else prefetch
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reader")
-        self._prepared: dict[int, Future[StepData[Rows]]] = {}
-
-    def read(self, step: int) -> StepData[Rows]:
-        """Return the data of a step; any order of steps is possible, consecutive steps are the fastest."""
-        began = time.perf_counter()
-        wanted = range(step, step + self._prefetch + 1)
-        for stale in [ahead for ahead in self._prepared if ahead not in wanted]:
-            self._prepared.pop(stale).cancel()
-        for ahead in wanted:
-            if ahead not in self._prepared:
-                self._prepared[ahead] = self._thread.submit(self._prepare, ahead)
-        data = self._prepared.pop(step).result()
-        return replace(data, data_wait_s=time.perf_counter() - began)
-
-    def close(self) -> None:
-        """Stop reading ahead."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def _prepare(self, step: int) -> StepData[Rows]:
-        rows, infos = self._stream.rows(step, self._streams)
-        batches = micro_batches(rows, self._micro_batch_size, self._stream.shape)
-        return StepData(batches, infos, skipped=self._stream.ledger.drain())
 
 
 def evaluation_batches(

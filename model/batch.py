@@ -80,6 +80,14 @@ class MicroBatch:
         seeded.dropout_seed = seed
         return seeded
 
+    def pinned(self) -> "MicroBatch":
+        """Return a copy in page-locked memory with the blocks of its masks, so that `to` a GPU only starts copies."""
+        names = (*ARRAYS, "target_positions")
+        locked = replace(self, **{name: getattr(self, name).pin_memory() for name in names})
+        for mask in (locked.encoder_mask, locked.decoder_mask, locked.cross_mask):
+            mask.host_blocks = mask.host_blocks.pinned()
+        return locked
+
     def trimmed(self, tokens_per_image: int, multiple: int = 1) -> "MicroBatch":
         """Remove unused image slots (one stays), and positions behind the longest row.
 

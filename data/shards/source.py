@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, StorageFailed
 from data import fields
 from data.error_budget import Ledger
 from data.shards.build import UNREADABLE, Job, open_index
@@ -102,6 +102,18 @@ class ShardSource:
         self._lock, self._handles = threading.Lock(), Handles(_cache(self.options))
         self._judged: dict[tuple[int, Stamp], bool] = {}
         self._count(ledger)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs to read the same records: it opens the index, and compares no tar."""
+        kept = {name: value for name, value in vars(self).items() if name not in ("_own", "_lock", "_handles")}
+        return kept | {"index": (self.index.path, self.index.fingerprint)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        path, fingerprint = state["index"]
+        self.index = _opened_again(path, fingerprint, self.options.retry_s)
+        self._own = None if self._part == ALL else self.selection(lambda profiles: np.ones(len(profiles), np.uint16))
+        self._lock, self._handles = threading.Lock(), Handles(_cache(self.options))
 
     def __len__(self) -> int:
         return len(self.index) if self._own is None else len(self._own)
@@ -245,6 +257,19 @@ class ShardSource:
             if cause != CUT:  # a truncated tar is one defect
                 ledger.count_left_out(self.name, cause, found)
         ledger.check_left_out(self.name, lost, self.members)
+
+
+def _opened_again(path: str, fingerprint: str, retry_s: float) -> SourceIndex:
+    """Open the index that another process has opened; raise StorageFailed where it is gone, or another one."""
+    try:
+        found = retry(lambda: SourceIndex(path), path, retry_s, was_there=True)
+    except OSError as error:
+        raise storage_failed(error, path) from error
+    if found.fingerprint != fingerprint:
+        raise StorageFailed(
+            f"{path} was made anew while it was in use, for shards that have changed; start the same command again."
+        )
+    return found
 
 
 def _cache(options: ReadOptions) -> Cache | None:

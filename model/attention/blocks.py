@@ -59,6 +59,10 @@ class Blocks:
         """Return a copy on the device, without waiting for it."""
         return Blocks(self.packed.to(device, non_blocking=True), self.shapes, self.lengths)
 
+    def pinned(self) -> "Blocks":
+        """Return a copy in page-locked memory."""
+        return Blocks(self.packed.pin_memory(), self.shapes, self.lengths)
+
     def mask(self, may: Callable[..., Tensor]) -> BlockMask:
         """Return torch's form; `may(batch, head, query, key)` masks the scores of partial blocks."""
         sizes = [int(np.prod(shape)) for shape in self.shapes]

@@ -6,6 +6,7 @@ Token ids are sent to all; pixels to the first pipeline stage only (elsewhere `i
 leader writes to files, are sent to no rank.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property, partial
@@ -19,7 +20,8 @@ from common.errors import ConfigurationError, ReadingStopped
 from data.config import Mixture
 from data.examples import ExampleInfo
 from data.packing import Rows
-from data.stream import HeldOut, Reader, StepData, Stream, evaluation_batches, held_out_example
+from data.reading.reader import Convert, Reader
+from data.stream import HeldOut, StepData, Stream, evaluation_batches, held_out_example
 from data.tokenizer import Tokenizer
 from model.batch import MicroBatch
 from parallel.layout import Layout
@@ -80,6 +82,7 @@ class ReplicaReader(HeldOutReader):
         ConfigurationError where their shards differ.
         """
         self.micro_batch_size, self.prefetch = config.parallel.micro_batch_size, prefetch
+        self.convert: Convert = lambda rows: rows
         self.stream = open_on_all_ranks(partial(open_stream, config, tokenizer, mixture, split))
         super().__init__(layout, self.stream)
         self.facts = facts_of_all(self.stream, config, layout, split)
@@ -90,10 +93,20 @@ class ReplicaReader(HeldOutReader):
     def reader(self) -> Reader:
         """Start the reader of a replica leader."""
         rank, size = self.layout.data_parallel_rank, self.layout.data_parallel_size
-        return Reader(self.stream, rank, size, self.micro_batch_size, self.prefetch)
+        return Reader(self.stream, rank, size, self.micro_batch_size, self.prefetch, self.convert)
 
-    def read(self, step: int) -> StepData[Rows]:
-        """Return the replica's data of a step; where reading ends, only its `error`."""
+    def convert_ahead(self, convert: Convert) -> bool:
+        """Convert micro-batches in the background, and return whether that is done: for a replica of one rank only.
+
+        Other ranks need arrays, which `read_and_broadcast` sends. To be called before the first `read`.
+        """
+        if self.layout.model_group.size() == 1:
+            assert "reader" not in vars(self)
+            self.convert = convert
+        return self.layout.model_group.size() == 1
+
+    def read(self, step: int) -> StepData[Any]:
+        """Return the replica's data of a step, as `convert_ahead` has it; where reading ends, only its `error`."""
         data = read_and_broadcast(lambda: self.reader.read(step), self.layout)
         assert data is not None
         return data
@@ -105,21 +118,39 @@ class ReplicaReader(HeldOutReader):
 
 
 class StepReader:
-    """Read the micro-batches of each step of one split, and reduce their statistics over all ranks."""
+    """Read the micro-batches of each step of one split, and reduce their statistics over all ranks.
+
+    A rank that is a replica by itself has them converted to tensors, and page-locked, steps ahead in the background.
+    The ranks of a larger replica convert what their leader has sent.
+    """
 
     def __init__(self, config: RunConfig, layout: Layout, reader: ReplicaReader) -> None:
         """`config`: that of the phase."""
         self.config, self.layout, self.reader = config, layout, reader
         self.causes = SkipCauses()
         self.empty: MicroBatch | None = None  # without examples; the same in every step
+        self.ahead = reader.convert_ahead(self._convert)
 
     def read(self, step: int) -> StepData[MicroBatch]:
-        """Return this rank's data of a step; where reading ends, only its `error`, which `reduce` raises."""
+        """Return this rank's data of a step; where reading ends, only its `error`, which `reduce` raises.
+
+        `data_wait_s` is the time of this call, but that of the wait for the leader.
+        """
+        began = time.perf_counter()
         data = self.reader.read(step)
-        batches = [to_tensors(rows) for rows in data.micro_batches]
+        if not self.layout.is_replica_leader:
+            began = time.perf_counter()
+        batches = data.micro_batches if self.ahead else self._convert(data.micro_batches)
+        return StepData(batches, data.infos, data.skipped, time.perf_counter() - began, data.error)
+
+    def _convert(self, micro_batches: list[Rows]) -> list[MicroBatch]:
+        """Return micro-batches as the engine takes them."""
+        batches = [to_tensors(rows) for rows in micro_batches]
         if self.empty is None and batches:
             self.empty = self._compact(batches[0].emptied())
-        return StepData(list(map(self._compact, batches)), data.infos, data.skipped, data.data_wait_s, data.error)
+        compacted = map(self._compact, batches)
+        pin = self.layout.device.type == "cuda" and torch.cuda.is_available()
+        return [batch.pinned() if pin else batch for batch in compacted]
 
     def reduce(self, data: StepData[MicroBatch], **own: Any) -> StepStats:
         """Return the step's statistics over all ranks; a collective. `own`: more fields of this rank's `RankStats`.

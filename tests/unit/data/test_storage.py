@@ -12,12 +12,12 @@ from common.errors import ConfigurationError, StorageFailed
 from data import storage
 from data.config import DataConfig
 from data.error_budget import Ledger
+from data.reading.reader import Reader
 from data.shards import build
 from data.shards.source import ReadOptions, ShardSource
 from data.shards.writer import write_shard
 from data.skip import Skip
 from data.storage import read_file, retry
-from data.stream import Reader
 from tests.unit.data.conftest import png, record
 from tests.unit.data.shards.test_source import stream
 

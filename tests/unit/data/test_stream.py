@@ -9,7 +9,8 @@ from common.errors import ConfigurationError
 from data import images
 from data.digest import row_digest, step_digest
 from data.packing import Rows
-from data.stream import Reader, Stream, evaluation_batches, held_out_example
+from data.reading.reader import Reader
+from data.stream import Stream, evaluation_batches, held_out_example
 from tests.unit.data.conftest import IMAGE_SIZE, TOKENS_PER_IMAGE, mixture
 
 
@@ -156,7 +157,7 @@ def test_reading_may_begin_and_go_on_anywhere(stream):
 
 
 def test_an_error_of_the_background_thread_is_raised_by_read(stream, monkeypatch):
-    def broken(step, streams):
+    def broken(step, streams, multiple):
         raise RuntimeError(f"step {step}")
 
     monkeypatch.setattr(stream, "rows", broken)

@@ -12,12 +12,13 @@ import pytest
 from common.errors import ConfigurationError
 from data.config import DataConfig
 from data.error_budget import ErrorBudgetExceeded, Ledger, NothingUsable
+from data.reading.reader import Reader
 from data.shards.files import Handle
 from data.shards.scan import OTHER_KIND, TWICE
 from data.shards.source import ReadOptions, ShardSource, shard_paths
 from data.shards.writer import write_shard
 from data.skip import Skip
-from data.stream import Reader, Stream
+from data.stream import Stream
 from tests.unit.data.conftest import IMAGE_SIZE, TOKENS_PER_IMAGE, mixture, png, record
 
 

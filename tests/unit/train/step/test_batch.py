@@ -34,7 +34,9 @@ def reader(rows: list[Rows], multiple: int, device: str = "cpu", pipeline: int =
     )
     own = layout()
     own.device = torch.device(device)
-    return StepReader(config, own, SimpleNamespace(read=lambda step: StepData(rows, [])))  # type: ignore[arg-type]
+    own.is_replica_leader = True
+    arrays = SimpleNamespace(read=lambda step: StepData(rows, []), convert_ahead=lambda convert: False)
+    return StepReader(config, own, arrays)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,9 @@ class FakeEngine:
 
 
 class FakeReader:
+    def convert_ahead(self, convert: Any) -> bool:
+        return False
+
     def read(self, step: int) -> StepData[Rows]:
         rows, _ = pack([], SHAPE)
         info = ExampleInfo("vq2a", "vqa", f"key{step}", "shard", "en", "What?", "red", step)

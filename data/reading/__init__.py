@@ -1,0 +1,1 @@
+"""Read steps ahead, in threads or in processes."""
