@@ -28,6 +28,7 @@ def reader(rows: list[Rows], multiple: int, device: str = "cpu", pipeline: int =
     config: Any = SimpleNamespace(
         data=SimpleNamespace(trim_multiple=multiple),
         mixture={},
+        pali=SimpleNamespace(tower=""),
         parallel=SimpleNamespace(pipeline=pipeline),
         model=SimpleNamespace(image_size=28, dropout_rate=dropout_rate),
         vit=SimpleNamespace(num_tokens=lambda size: TOKENS_PER_IMAGE),
