@@ -29,7 +29,7 @@ from data.corpus.stages import annotate, compare, read, write
 from data.corpus.stages.plan import Plan, complete, lock, prepare
 from data.corpus.stages.work import each
 from data.error_budget import Ledger
-from data.miniature.ranks import Ranks, ranks
+from data.ranks import Ranks, ranks
 from data.shards.source import ShardSource
 
 

@@ -13,7 +13,7 @@ from common.launcher import is_main_rank
 from common.terminal import use_utf8
 from data.miniature.config import parse
 from data.miniature.corpus import make_corpus
-from data.miniature.ranks import Ranks, ranks
+from data.ranks import Ranks, ranks
 
 
 def main(arguments: list[str]) -> int:

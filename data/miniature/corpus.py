@@ -16,9 +16,9 @@ import numpy as np
 from common.errors import ConfigurationError
 from common.files import read_manifest
 from data.miniature.config import SOURCES, SPLITS, VERSION, MiniatureConfig
-from data.miniature.ranks import Ranks
 from data.miniature.records import MAKERS
 from data.miniature.render import encode, render
+from data.ranks import Ranks
 from data.shards.writer import write_shard
 
 MANIFEST = "corpus.json"

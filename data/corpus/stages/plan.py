@@ -21,7 +21,7 @@ from data.corpus.inputs.open import open_input
 from data.corpus.row import Part, Reader
 from data.corpus.stages.work import remove_partial
 from data.corpus.steps import questions, rules, similarity
-from data.miniature.ranks import Ranks
+from data.ranks import Ranks
 
 VERSION = 2  # raise it when the same settings and inputs begin to give other bytes
 MANIFEST, WORK, LOCK = "build.json", "work", ".lock"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from common.errors import ConfigurationError, ReadingStopped, RunStopped, StorageFailed
 from common.files import beside
 from common.progress import beat
-from data.miniature.ranks import Ranks
+from data.ranks import Ranks
 
 Made = Callable[[int, Path], None]
 KINDS: dict[str, type[Exception]] = {

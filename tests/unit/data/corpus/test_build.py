@@ -16,7 +16,7 @@ from common.errors import ConfigurationError, RunStopped
 from data.corpus import build
 from data.corpus.config import parse
 from data.error_budget import Ledger
-from data.miniature.ranks import Ranks
+from data.ranks import Ranks
 from data.shards.source import ShardSource
 
 ROOT = Path(__file__).parents[4]
