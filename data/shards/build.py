@@ -136,7 +136,7 @@ def _build(job: Job, stamps: list[files.Stamp | None], old: SourceIndex | None, 
         if stamp is not None and kept.get(name) == stamp and old is not None:
             joined.append(partial(old.columns, numbers[name]))
         else:
-            joined.append(partial(_columns, job, number, stamp))
+            joined.append(partial(_columns, job, number))
     beat(f"writing {job.target}")
     with beside(Path(job.target), durable=True) as partial_file:
         write_index(str(partial_file), job.names, joined, job.fields)
@@ -183,7 +183,7 @@ def workers(job: Job, count: int, rank: int = 0, size: int = 1) -> Iterator[list
     try:
         for number in range(count):
             process = subprocess.Popen(
-                [sys.executable, "-m", "data.shards.build", str(rank * count + number), str(size * count)],
+                [sys.executable, "-m", "data.shards.build", str(rank + number * size), str(size * count)],
                 stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
             processes.append(process)
@@ -237,10 +237,8 @@ def _examine(job: Job, number: int) -> None:
         np.savez(file, notes=np.frombuffer(notes, np.uint8), **arrays)
 
 
-def _columns(job: Job, number: int, stamp: files.Stamp | None) -> Columns:
-    found = None if stamp is None else _part(job, number, stamp)
-    if found is None:  # it could not be read, or it has changed since: the next start finds that
-        found = _part(job, number, None)
+def _columns(job: Job, number: int) -> Columns:
+    found = _part(job, number, None)  # if the tar has changed since, the next start finds that
     return nothing(UNREADABLE) if found is None else found
 
 

@@ -204,6 +204,23 @@ def test_processes_share_the_tars_and_the_rest_is_done_by_their_parent(folder, e
     assert (folder / "train.index").read_bytes() == (folder / "alone.index").read_bytes()
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_rank_examines_its_share_in_as_many_processes_as_it_is_given(folder, examined, monkeypatch, number):
+    start, shares = subprocess.Popen, []
+
+    def noted(arguments, **options):
+        shares.append(arguments[-2:])
+        return start(arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", noted)
+    one = job(folder)
+    build.build_together(one, rank=1, size=2, num_processes=number)
+    assert shares == ([] if number == 1 else [["1", "4"], ["3", "4"]])  # every fourth tar each
+    assert examined == (["train-1.tar"] if number == 1 else [])
+    assert build.num_parts(one) == 1
+    assert len(open_index(one)) == 12 and sorted(examined) == sorted({"train-0.tar", "train-2.tar", *examined})
+
+
 def test_of_two_that_build_at_once_one_waits(folder, examined, monkeypatch):
     inside, go_on = threading.Event(), threading.Event()
 
