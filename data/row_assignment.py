@@ -3,8 +3,8 @@
 Vector bin packing: the sizes of an example are its encoder positions, decoder positions and images. Each number of
 rows is tried in two steps: the largest examples first, each to the row that stays emptiest (longest processing time
 first, Graham 1969), where rows may overflow; then exchanges of two examples, and moves of one, as long as they lower
-the overflow. A pool of 1,024 examples takes 0.05 to 2.8 s, the most where a number of rows fails closely. All of it is a
-pure function of the sizes.
+the overflow. A pool of 1,024 examples takes 0.05 to 2.8 s, the most where a number of rows fails closely. All of it is
+a pure function of the sizes.
 """
 
 import numpy as np
