@@ -27,7 +27,7 @@ from data.corpus.card.page import write_card
 from data.corpus.config import BuildConfig, parse
 from data.corpus.stages import annotate, compare, read, write
 from data.corpus.stages.plan import Plan, complete, lock, prepare
-from data.corpus.stages.work import each
+from data.corpus.stages.work import each, first
 from data.error_budget import Ledger
 from data.ranks import Ranks, ranks
 from data.shards.source import ShardSource
@@ -41,8 +41,8 @@ def build(config: BuildConfig, together: Ranks) -> str:
         nonlocal held
         held = lock(Path(config.folder))
 
-    together.on_first(lock_folder)
     try:
+        first(together, lock_folder)
         start = time.monotonic()
         plan = prepare(config, together)
         if plan is None:
@@ -58,23 +58,29 @@ def build(config: BuildConfig, together: Ranks) -> str:
 
 def make(plan: Plan) -> str:
     """Run all stages, and return the numbers of rows. A collective of the plan's ranks."""
-    ranks, end = plan.ranks, plan.evaluation_end
-    each(ranks, "read", plan.paths("rows"), lambda task, path: read.read_part(plan, task, path))
+    ranks, end, claims = plan.ranks, plan.evaluation_end, plan.claims
+    each(ranks, "read", plan.paths("rows"), lambda task, path: read.read_part(plan, task, path), claims)
     partitions = [plan.path("edges", number) for number in range(plan.config.duplicates.partitions)]
-    each(ranks, "compare", partitions, lambda task, path: compare.compare_partition(plan, task, path))
+    each(ranks, "compare", partitions, lambda task, path: compare.compare_partition(plan, task, path), claims)
     least: dict[str, int] = {}
     if plan.config.similarity.scorer:
         scores = plan.paths("scores", end)
-        each(ranks, "select", scores, lambda task, path: compare.count_scores(plan, end + task, path))
-        least = ranks.on_first(lambda: compare.thresholds(plan))
-    ranks.on_first(lambda: annotate.prepare_tables(plan))
-    labels = ranks.on_first(lambda: annotate.source_labels(plan))
+        each(ranks, "select", scores, lambda task, path: compare.count_scores(plan, end + task, path), claims)
+        least = first(ranks, lambda: compare.thresholds(plan))
+    first(ranks, lambda: annotate.prepare_tables(plan))
+    labels = first(ranks, lambda: annotate.source_labels(plan))
     records = plan.paths("records", end)
-    each(ranks, "annotate", records, lambda task, path: annotate.annotate_part(plan, end + task, path, least, labels))
-    shards = ranks.on_first(lambda: write.shards(plan))
+    each(
+        ranks,
+        "annotate",
+        records,
+        lambda task, path: annotate.annotate_part(plan, end + task, path, least, labels),
+        claims,
+    )
+    shards = first(ranks, lambda: write.shards(plan))
     paths = [plan.folder / shard.name for shard in shards]
-    each(ranks, "write", paths, lambda task, path: write.write(plan, shards[task], path))
-    return ranks.on_first(lambda: _finish(plan, shards))
+    each(ranks, "write", paths, lambda task, path: write.write(plan, shards[task], path), claims)
+    return first(ranks, lambda: _finish(plan, shards))
 
 
 def _finish(plan: Plan, shards: Sequence[write.Shard]) -> str:

