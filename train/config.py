@@ -1,6 +1,6 @@
 """Define the settings of a run: those of `train/`, joined with those of `model`, `parallel` and `data`."""
 
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
@@ -347,7 +347,7 @@ def to_yaml(config: RunConfig) -> str:
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Return the resolved settings as plain dictionaries and lists; of a phase's own settings, those that are given."""
-    plain: Any = OmegaConf.to_container(OmegaConf.structured(config))
+    plain = asdict(config)
     own = {one.name for one in fields(_OptionalSettings)}
     for name, phase in plain["phases"].items():
         plain["phases"][name] = {key: value for key, value in phase.items() if key not in own or value is not None}

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from errno import EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS
+from functools import cache
 from pathlib import Path
 
 import hydra
@@ -143,8 +144,9 @@ def in_one_sentence(work: Callable[[], None]) -> None:
         )
 
 
+@cache
 def register() -> None:
-    """Register the typed schemas and the resolvers with Hydra."""
+    """Register the typed schemas and the resolvers with Hydra, once in a process."""
     run, submission = OmegaConf.structured(RunConfig), OmegaConf.structured(SubmitConfig)
     for group, schema in COMPOSED.items():
         run[group] = OmegaConf.structured(schema)
