@@ -49,7 +49,7 @@ from train.compose import COMPOSED
 from train.config import RunConfig, WeightsConfig
 from train.from_task import score_name
 from train.health.memory import is_lack_of_memory
-from train.sweep import FailedRuns, Sweep, folder_name, join_sweep
+from train.sweep import FailedRuns, Sweep, check_lists, folder_name, join_sweep
 
 TEXT = {"": RunConfig, "cluster.": ClusterConfig, "hydra.launcher.cluster.": ClusterConfig}
 # Errors of a user's files and folders -> exit code: wrong kind, name or permission (2), no room left (3).
@@ -97,6 +97,7 @@ def _prepare_words(reads: Sequence[str], of_saved_run: bool) -> None:
     if reads:
         check_read(words, reads, f"train.{Path(sys.argv[0]).stem}", RunConfig)
     check_choices(words, CONF)
+    check_lists(words)
     if of_saved_run:
         check_for_saved_run(words, CONF)
     sys.argv[1:] = open_names(as_typed(words, TEXT), TEXT, of_saved_run)

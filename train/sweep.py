@@ -4,7 +4,7 @@ import hashlib
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from omegaconf import DictConfig
 
@@ -70,6 +70,18 @@ class Sweep:
         if self.failed:
             ends = {name: f"exit code {code}" for name, code in self.failed.items()}
             raise FailedRuns(ends, self.runs, next(iter(self.failed.values())))
+
+
+def check_lists(words: Sequence[str]) -> None:
+    """Raise ConfigurationError for a word that sweeps the list of a sweep's values, in place of the values."""
+    lists = "task.recipe.sweep."
+    for word in words:
+        key, _, values = word.lstrip("+").partition("=")
+        if key.startswith(lists) and "," in values and values[0] not in "'\"":
+            raise ConfigurationError(
+                f"{word} would be swept itself, beside the values that it lists; write "
+                f"task.recipe.{key.removeprefix(lists)}={values}, which replaces them."
+            )
 
 
 def check_own_folder(folder: str, folders: set[str]) -> None:

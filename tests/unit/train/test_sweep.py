@@ -40,6 +40,29 @@ def sweeping(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     return sweep
 
 
+def test_a_task_names_the_values_of_its_sweep(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By default the paper's search space; the command line replaces a list, and does not sweep the list itself."""
+
+    def tried(*words: str) -> list[tuple[float, int]]:
+        found: list[tuple[float, int]] = []
+
+        def main(composed: DictConfig) -> None:
+            found.append((composed.schedule.peak, composed.data.global_batch_size))
+
+        monkeypatch.setattr(sys, "argv", ["program", "-m", "sweep=task", "task=okvqa", *words])
+        entry("finetune", main)
+        return found
+
+    monkeypatch.chdir(tmp_path)
+    assert tried() == [(rate, size) for rate in (1e-5, 3e-5, 1e-4) for size in (128, 256, 512)]
+    assert tried("task.recipe.learning_rate=1e-3,1e-2", "task.recipe.batch_size=4") == [(1e-3, 4), (1e-2, 4)]
+    with pytest.raises(SystemExit) as end:
+        tried("task.recipe.sweep.learning_rate=1e-3,1e-2")
+    assert end.value.code == 2 and "write task.recipe.learning_rate=1e-3,1e-2, which" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("error", "code", "reported"),
     [
