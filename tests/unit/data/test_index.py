@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, Notice
 from data import index
 from data.config import DataConfig
 from data.error_budget import Ledger
@@ -37,6 +37,8 @@ def test_a_run_opens_what_the_command_made(root, monkeypatch, capsys):
         "webli train: 24 records in 2 shards",
         "webli validation: 3 records in 1 shards",
     ]
+    bytes_each = os.path.getsize(root / "webli" / "train.index") / 24
+    assert f"s, {bytes_each:.1f} bytes a record, fingerprint " in lines[1] and "broken" not in lines[1]
     monkeypatch.setattr(build, "examine", lambda *_: pytest.fail("it was indexed"))
     assert len(ShardSource("webli", str(root / "webli"), "train", Ledger(1.0, 0))) == 24
     index.main([f"root={root}", "verify=true"])
@@ -46,6 +48,22 @@ def test_a_run_opens_what_the_command_made(root, monkeypatch, capsys):
     place.write_bytes(content)
     with pytest.raises(ConfigurationError, match=r"train\.index is damaged \(hashes\); remove it"):
         index.main([f"root={root}", "verify=true"])
+
+
+def test_an_index_that_cannot_be_kept_takes_no_bytes(root, monkeypatch, capsys):
+    usual = os.replace
+
+    def fails(partial: str, place: str) -> None:
+        if str(place).endswith(".index") and str(place).startswith(str(root)):
+            raise OSError(30, os.strerror(30), place)
+        usual(partial, place)
+
+    monkeypatch.setattr(os, "replace", fails)
+    (root / "text" / "train-00000.tar").write_bytes((root / "text" / "train-00000.tar").read_bytes()[:2000])
+    with pytest.warns(Notice, match="cannot|Read-only"):
+        index.main([f"root={root}", "processes=1", "sources={text: text}", "splits=[train]"])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert ", 1 of them broken (" in line and " s, 0.0 bytes a record, fingerprint " in line
 
 
 @pytest.mark.parametrize("killed", [False, True])
