@@ -10,6 +10,8 @@ import torch
 from model.config import PaLIConfig
 from model.pali import PaLI, build, plan_on_meta
 from parallel.config import ParallelConfig
+from parallel.engine.base import Engine
+from parallel.pipeline.decoder import PipelineDecoder
 from parallel.pipeline.schedule import CarryPlan, CarrySizes, _Forward
 from tests.distributed.problem import MODEL, MT5, PALI, VIT, micro_batches
 
@@ -68,6 +70,14 @@ def test_the_backward_of_a_frozen_stage_is_not_the_engines(names: list[str], thr
     stage.backward(loss)
     assert reached == ([loss] if through else [])
     assert (x.grad is None) if through else torch.equal(x.grad, torch.full((3,), 2.0))
+
+
+def test_an_engine_decodes_over_its_pipeline_if_it_has_one() -> None:
+    pipeline: Any = SimpleNamespace(model=build(PALI), layout=SimpleNamespace(pipeline_group="group"))
+    batch = micro_batches(0)[0]
+    decoder = Engine._decoder(SimpleNamespace(pipeline=pipeline), batch)  # type: ignore[arg-type]
+    assert isinstance(decoder, PipelineDecoder) and (decoder.pipeline, decoder.group) == (pipeline, "group")
+    assert Engine._decoder(SimpleNamespace(pipeline=None), batch) is None  # type: ignore[arg-type]
 
 
 def test_the_head_gives_a_loss_and_totals() -> None:
