@@ -1,15 +1,19 @@
 """The heads of a ViT alone: pooling as SigLIP's, losses by their definition, targets from the rows."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.batch import MicroBatch
 from model.classifier import BINS, BOX_WEIGHT, FIRST, Classifier, MapHead, PatchHead
 from model.config import ClassifierConfig, ViTConfig
+from model.costs import BatchShape
 from model.layers import TensorParallel
 from model.pali import initialize
 
@@ -122,3 +126,39 @@ def test_the_loss_of_patches() -> None:
     loss, totals, _ = ours((torch.randn(TOKENS, 3, 32),), rows)
     expected = TOKENS * (CLASSES * math.log(2) + BOX_WEIGHT * 4 * math.log(BINS))
     assert float(loss) == pytest.approx(expected) and totals[:, 0].tolist() == pytest.approx([expected, 0, 0, 1])
+
+
+@pytest.mark.parametrize("kind", [MapHead, PatchHead])
+def test_counted_flops_are_what_torch_counts(kind: type[Classifier]) -> None:
+    own, images = head(kind), batch([[FIRST]], [0])
+    patches = torch.randn(TOKENS, 3, 32)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        own((patches,), images)
+    shape = BatchShape(3, TOKENS, 1, TOKENS + 1, 2, 4)
+    once = 2 * 2 * 32 * 32 if kind is MapHead else 0  # the query is one for all images; the cost has one for each
+    assert counter.get_total_flops() == own.cost(shape).flops - once
+    twice = own.cost(replace(shape, images=6))
+    assert (twice.flops, twice.activation_bytes) == (2 * own.cost(shape).flops, 2 * own.cost(shape).activation_bytes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (MapHead, 4 * (3 * 12 * 32 + 3 * (6 * 32 + 2 * 48)) + 8 * 3 * CLASSES),
+        (PatchHead, 12 * (4 * 32 + 8 * (CLASSES + 4 * BINS))),
+    ],
+)
+def test_kept_bytes_are_no_less_than_autograd_keeps(kind: type[Classifier], expected: int) -> None:
+    own, images = head(kind), batch([[FIRST]], [0])
+    parameters = {p.untyped_storage().data_ptr() for p in own.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        if x.untyped_storage().data_ptr() not in parameters and x.dtype == torch.float32:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        own((torch.randn(TOKENS, 3, 32, requires_grad=True),), images)
+    assert own.cost(BatchShape(3, TOKENS, 1, TOKENS + 1, 2, 4)).activation_bytes == expected
+    assert sum(kept.values()) <= expected < 2 * sum(kept.values())
