@@ -9,6 +9,7 @@ from common.field_docs import field_docs, help_lines
 from data import objectives, tokenizer
 from data.digest import DigestConfig
 from data.miniature.config import MiniatureConfig
+from data.show import ShowConfig
 from model.describe import DescribeConfig
 from slurm.cluster import SubmitConfig
 from train import scaling_report
@@ -22,7 +23,7 @@ def dataclasses_below(kind: Any) -> set[type]:
     return {kind}.union(*(dataclasses_below(each) for each in get_type_hints(kind).values()))
 
 
-OTHERS = (DigestConfig, DescribeConfig, MiniatureConfig, tokenizer.Options, scaling_report.Options)
+OTHERS = (DigestConfig, ShowConfig, DescribeConfig, MiniatureConfig, tokenizer.Options, scaling_report.Options)
 OPTIONS = [objectives.load(name).Options for name in objectives.NAMES]
 KINDS = sorted(
     {*dataclasses_below(RunConfig), *dataclasses_below(SubmitConfig), *OTHERS, *OPTIONS},

@@ -14,6 +14,7 @@ COMMANDS = {
     "train.submit": "submit.data_parallel=1",
     "train.scaling_report": "score=validation/loss",
     "data.digest": "steps=1:2",
+    "data.show": "rows=3",
     "data.tokenizer": "vocab_size=4096",
     "data.miniature": "scale=1.0",
     "model.describe": "input_tokens=32",
