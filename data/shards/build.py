@@ -166,12 +166,12 @@ def build_together(job: Job, rank: int, size: int, num_processes: int, patience_
         with workers(job, num_processes, rank, size) as processes:
             _wait(job, processes, len(job.names))
     build_share(job, rank, size)
-    done, since = -1, time.monotonic()
-    while rank == 0 and (found := num_parts(job)) < len(job.names) and time.monotonic() - since < patience_s:
-        if found != done:
-            done, since = found, time.monotonic()
+    done, since = num_parts(job), time.monotonic()
+    while rank == 0 and done < len(job.names) and time.monotonic() - since < patience_s:
         beat(f"waiting for other ranks, {done:,} of {len(job.names):,} shards")
         time.sleep(0.2)
+        if (found := num_parts(job)) != done:
+            done, since = found, time.monotonic()
 
 
 @contextmanager

@@ -205,6 +205,16 @@ def test_weights_that_are_not_finite_are_not_saved(saved: Saved, layout: Layout)
     assert saver.latest_step() == 2
 
 
+def test_a_checkpoint_is_trusted_unless_its_step_is_not(saved: Saved, layout: Layout) -> None:
+    engine, saver = build(layout, 2), Checkpointer(saved.folder, keep_last=1)
+    saver.save(engine, 3, {}, trusted=False)
+    saver.wait()
+    assert saver.steps() == [1, 2, 3]
+    saver.save(engine, 4, {})
+    saver.wait()
+    assert saver.steps() == [4]
+
+
 @pytest.mark.parametrize("file", ["manifest.json", "__0_0.distcp"])
 def test_one_that_the_disk_fails_to_read_is_not_damaged(
     saved: Saved, layout: Layout, file: str, monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,7 @@ from common.errors import ConfigurationError
 from data import fields
 from data.corpus.config import BuildConfig, InputConfig
 from data.corpus.inputs.open import open_input
-from data.corpus.row import Row
+from data.corpus.row import Part, Row
 from data.skip import Skip
 from tests.unit.data.corpus.conftest import jpeg, photo
 
@@ -239,6 +239,14 @@ def test_imagenet_and_mc4(tmp_path: Path) -> None:
     )
     (row,) = read(tmp_path / "mc4", "mc4")
     assert row.fields == {"text": "Ein Text.", "language": "de", "url": "u"}
+
+
+def test_a_tar_or_a_text_is_read_whole_by_one_rank(tmp_path: Path) -> None:
+    """Parts lie in the plan of a build, which a later start compares: all rows are written as 0 to -1."""
+    for name, form in (("a.tar", "img2dataset"), ("b.jsonl", "text")):
+        write(tmp_path / name, "{}\n")
+        reader = open_input("own", InputConfig(path=str(tmp_path / name), format=form), BuildConfig(part_rows=2))
+        assert reader.parts() == [Part("own", str(tmp_path / name), 0, -1)]
 
 
 def test_a_missing_or_broken_official_file_is_one_sentence(tmp_path: Path) -> None:
