@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ KINDS: dict[str, type[Exception]] = {
     kind.__name__: kind for kind in (ConfigurationError, StorageFailed, RunStopped, ReadingStopped)
 }
 CAUGHT: tuple[type[Exception], ...] = (*KINDS.values(), OSError)
+PARTIAL = re.compile(r"\.([^/]+)\.[0-9a-f]{8}\.partial$")  # see common/files.py
 PRINT_S = 10.0  # seconds between two lines of progress
 
 
@@ -96,8 +98,9 @@ def together(ranks: Ranks, failed: tuple[str, str] | None) -> None:
 def write_slices(path: Path, array: NDArray[Any], bounds: NDArray[np.int64]) -> None:
     """Write an array with the bounds of its slices, so that one slice can be read without the others."""
     with open(path, "wb") as file:
-        np.concatenate([[len(bounds)], bounds]).astype("<u8").tofile(file)
-        array.tofile(file)
+        # `tofile` raises an error without a number where the disk is full
+        file.write(np.concatenate([[len(bounds)], bounds]).astype("<u8").tobytes())
+        file.write(np.ascontiguousarray(array).data)
 
 
 def read_slice(path: Path, number: int, kind: np.dtype[Any]) -> NDArray[Any]:
@@ -111,7 +114,7 @@ def read_slice(path: Path, number: int, kind: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _disk(error: OSError) -> str:
-    where = error.filename or "a file"
+    where = PARTIAL.sub(r"\1", str(error.filename or "a file"))
     if error.errno == errno.ENOSPC:
         return f"{where} cannot be written (no space left); make room and start the same command again."
     return f"{where}: {error.strerror or error}; correct it and start the same command again."
