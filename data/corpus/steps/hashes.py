@@ -23,7 +23,6 @@ VARIANT, CURATED = 1, 2  # flags: a mirror image; a row that is compared with ev
 BITS = 256
 LEAST_QUALITY = 50  # of 100; below it PDQ's authors call an image too plain for its hash
 PDQ_SIDE = 128  # pixels; PDQ itself reduces to 64
-MIRROR = 5  # position of the mirror image in `pdqhash.compute_dihedral`
 SHINGLE, PERMUTATIONS, TEXT_BANDS, SEED = 5, 256, 32, 1
 
 Entries = NDArray[np.void]
@@ -53,10 +52,14 @@ def image_hashes(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint64]]:
     `pixels`: uint8 [height, width, 3]. A hash is uint64 [4].
     """
     square = Image.fromarray(pixels).resize((PDQ_SIDE, PDQ_SIDE), Image.Resampling.BOX)
-    bits, quality = _dihedral()(np.ascontiguousarray(np.asarray(square)))
-    if quality < LEAST_QUALITY:
-        return []
-    return [np.packbits(bits[each].astype(np.uint8)).view("<u8") for each in (0, MIRROR)]
+    made = []
+    # `compute_dihedral` derives the mirror image's hash from samples that lie half a pixel aside -> hash its pixels
+    for each in (np.asarray(square), np.asarray(square)[:, ::-1]):
+        bits, quality = _pdq()(np.ascontiguousarray(each))
+        if quality < LEAST_QUALITY:
+            return []
+        made.append(np.packbits(bits.astype(np.uint8)).view("<u8"))
+    return made
 
 
 def image_entries(
@@ -104,12 +107,12 @@ def _minima(found: list[str]) -> NDArray[np.uint32]:
     return np.array(minhash.digest(), "<u4")
 
 
-def _dihedral():  # type: ignore[no-untyped-def]
+def _pdq():  # type: ignore[no-untyped-def]
     try:
         import pdqhash
     except ImportError as error:
         raise _missing("images", error) from error
-    return pdqhash.compute_dihedral
+    return pdqhash.compute
 
 
 def _missing(name: str, error: ImportError) -> ConfigurationError:
