@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from data.corpus import build
 from data.miniature import official
+from data.ranks import Ranks
 from slurm.code_snapshot import ROOT
-from tests.slurm.cluster import Cluster, wait_for
+from tests.slurm.cluster import Cluster, call, wait_for
 from tests.slurm.conftest import CORPUS, SETTINGS, curve, same_curve
+from tests.unit.data.corpus.conftest import write_tars
 from train.submit import follow, main, plan, requests, submit
 
 Curve = list[tuple[int, float, float]]
@@ -40,6 +43,16 @@ def test_corpus_two_trainings_and_scores(
     assert digests(Path("c")) == digests(corpus)
     same_curve(curve(Path("one")), straight[:2])
     assert json.loads(Path("two/evaluation.json").read_text(encoding="utf-8"))["step"] == 1
+
+
+def test_a_corpus_of_downloads_by_srun(slurm: Cluster, tmp_path: Path) -> None:
+    """Ranks on two nodes make the bytes that one process makes."""
+    write_tars(tmp_path / "downloads")
+    words = [f"inputs.web.path={tmp_path / 'downloads'}", "language.engines=[fasttext]", "shard_records=4"]
+    build.build(build.parse([f"folder={tmp_path / 'one'}", *words]), Ranks())
+    start = ["srun", "--mpi=pmi2", "--nodes=2", "--ntasks-per-node=1", f"--chdir={ROOT}", sys.executable]
+    assert "by 2 ranks" in call(*start, "-m", "data.corpus.build", f"folder={tmp_path / 'two'}", *words)
+    assert digests(tmp_path / "two") == digests(tmp_path / "one") and len(digests(tmp_path / "one")) > 2
 
 
 def test_resolutions_then_a_task_and_an_evaluation_beside_it(
