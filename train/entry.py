@@ -5,6 +5,7 @@ error budget), 4 a run that hung or lost a rank (`train/health/watchdog.py`), 75
 and saved, or whose storage kept failing (start it again to continue).
 """
 
+import gc
 import os
 import sys
 import warnings
@@ -44,6 +45,7 @@ from common.values import expand_home
 from data.error_budget import ErrorBudgetExceeded
 from parallel.distributed import stop as leave
 from slurm.cluster import ClusterConfig, SubmitConfig
+from train import GARBAGE_THRESHOLD
 from train import exit_note as note
 from train.compose import COMPOSED
 from train.config import RunConfig, WeightsConfig
@@ -74,6 +76,7 @@ def entry(config_name: str, main: Callable[[DictConfig], None], reads: Sequence[
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     def job(composed: DictConfig) -> int:
+        gc.set_threshold(*GARBAGE_THRESHOLD)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             overrides = HydraConfig.get().job.override_dirname
             join_sweep(composed, overrides)

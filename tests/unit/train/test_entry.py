@@ -1,6 +1,7 @@
 """A mistake in the configuration is one sentence and exit code 2."""
 
 import errno
+import gc
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from common.errors import ConfigurationError, RunStopped, StorageFailed
+from train import GARBAGE_THRESHOLD
 from train.entry import CONF, entry, folder_name, in_one_sentence, without_injected
 
 
@@ -130,6 +132,18 @@ def test_each_run_of_a_sweep_has_a_folder_named_by_its_overrides(
     monkeypatch.setattr(sys, "argv", ["program", "-m", "run.steps=1,2", "run.name=sweep"])
     entry("pretrain", lambda composed: seen.append((composed.run.folder, composed.run.name)))
     assert seen == [(f"runs/sweep/run.steps={n}", f"sweep/run.steps={n}") for n in (1, 2)]
+
+
+def test_garbage_is_searched_for_rarely_until_a_command_begins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    code = "import gc, train; print(train.GARBAGE_THRESHOLD[0] < gc.get_threshold()[0])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=CONF.parent, capture_output=True, encoding="utf-8")
+    assert done.stdout == "True\n", done.stderr
+    seen: list[tuple[int, ...]] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["program"])
+    gc.set_threshold(50_000)
+    entry("pretrain", lambda composed: seen.append(gc.get_threshold()))
+    assert seen == [GARBAGE_THRESHOLD]
 
 
 def test_folder_names_are_short_and_flat() -> None:
