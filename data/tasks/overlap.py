@@ -1,4 +1,4 @@
-"""Find the items of an evaluation whose images a model was trained on, byte for byte."""
+"""Find the items of an evaluation or a validation whose images a model is trained on."""
 
 import hashlib
 from collections import defaultdict
@@ -33,6 +33,20 @@ def seen_in_training(task: TaskConfig, items: Sequence[Item], trained: Iterable[
     wanted = {item.id: image_path(task, item) for item in items}
     same = _equal_files(set(wanted.values()), files)
     return [id_ for id_, path in wanted.items() if path in same]
+
+
+def trained_on(task: TaskConfig, split: str, items: Iterable[Item]) -> list[str]:
+    """Return the ids of a split's items whose image file, or whose text, is that of a training item of the task.
+
+    No file is read: a copy under another name is not found.
+    """
+
+    def place(part: TaskConfig, item: Item) -> object:
+        return image_path(part, item) if part.images else (item.text, item.references)
+
+    training, own = task.for_part(TRAIN), task.for_part(split)
+    trained = {place(training, item) for item in part_items(task, TRAIN)}
+    return [item.id for item in items if place(own, item) in trained]
 
 
 def _equal_files(ours: set[Path], others: set[Path]) -> set[Path]:

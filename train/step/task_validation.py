@@ -1,12 +1,15 @@
 """Validate a fine-tuning by its tasks' scores: generate on validation items, and score as `train.evaluate` does."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from common.errors import Notice
 from data.tasks.config import VALIDATION, TaskConfig
 from data.tasks.item import Item
+from data.tasks.overlap import trained_on
 from data.tasks.source import part_items
 from data.tasks.stream import ItemStream
 from data.tokenizer import Tokenizer
@@ -33,6 +36,13 @@ class TaskValidation:
             if name in sources:
                 part = task.for_part(VALIDATION)
                 items = spread(part_items(task, VALIDATION), most)
+                if layout.rank == 0 and (seen := trained_on(task, VALIDATION, items)):
+                    warnings.warn(
+                        f"{len(seen):,} of {len(items):,} validation items of {name} are trained on (such as "
+                        f"{seen[0]}), so that their score favors long training; name others as task.validation.",
+                        Notice,
+                        stacklevel=2,
+                    )
                 stream = ItemStream(part, items, tokenizer, size, config.vit.num_tokens(size))
                 own = replace(config, evaluation=replace(config.evaluation, max_new_tokens=part.max_new_tokens))
                 self.parts.append((part, items, HeldOutReader(layout, stream), own))

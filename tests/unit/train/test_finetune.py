@@ -10,7 +10,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, Notice
 from common.overrides import as_typed, open_names
 from data.corpus_text import corpus_texts
 from data.miniature import official
@@ -220,7 +220,8 @@ def test_several_tasks_train_by_their_weights(home: Path, monkeypatch: pytest.Mo
     words = ("task=coco", "task.root=official", "run.initial=before", "run.folder=both", *SMALL, *other)
     words = (*words, "mixture.vqav2={source: vqav2, objective: task, weight: 2}", "task.recipe.batch_size=12")
     words = (*words, "task.recipe.steps=2", "evaluation.every_steps=2", "evaluation.task_items=4")
-    command(monkeypatch, "finetune", pretrain.main, *words)
+    with pytest.warns(Notice, match=r"^4 of 4 validation items of coco are trained on \(such as "):
+        command(monkeypatch, "finetune", pretrain.main, *words, "task.validation.split=train")
     *_, line = map(json.loads, (home / "both" / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     assert (line["share/task"], line["share/vqav2"]) == pytest.approx((1 / 3, 2 / 3))
     assert {"validation/coco/cider", "validation/vqav2/vqa_accuracy"} <= line.keys()

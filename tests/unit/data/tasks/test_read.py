@@ -16,7 +16,7 @@ from data.skip import Skip
 from data.tasks.config import TaskConfig, TaskPart
 from data.tasks.folders import choices
 from data.tasks.item import Item
-from data.tasks.overlap import seen_in_training
+from data.tasks.overlap import seen_in_training, trained_on
 from data.tasks.read import encode_item, prompt, read_task
 from data.tasks.source import ItemSource
 from data.tasks.stream import ItemStream
@@ -248,3 +248,6 @@ def test_a_part_of_a_task_trains_on_its_references(tmp_path: Path) -> None:
     changed = ItemSource("v", replace(config, files=files, train=TaskPart(files=files)), "train", 0.0)
     assert len(changed) == 1 and changed.facts.fingerprint != source.facts.fingerprint  # so is another answer
     assert seen_in_training(config, source.items, [config]) == ["70"]
+    assert trained_on(config, "validation", source.items) == ["70"]
+    part = TaskPart(files=config.files, images="copies")
+    assert trained_on(replace(config, validation=part), "validation", source.items) == []
