@@ -1,5 +1,6 @@
 """Read all text of a corpus and all prompts made of it, for training a tokenizer."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,27 +12,29 @@ from data import fields, objectives
 from data.error_budget import Ledger
 from data.objectives import detection
 from data.objectives.base import SENTINEL
-from data.shards.source import ShardSource
+from data.shards.source import ReadOptions, ShardSource
 from data.skip import Skip, one_record
 
 
 def corpus_texts(
-    root: str | Path, split: str = "train", error_budget: float = 0.01, error_budget_minimum: int = 16
+    root: str | Path,
+    split: str = "train",
+    error_budget: float = 0.01,
+    error_budget_minimum: int = 16,
+    sources: Mapping[str, str] | None = None,
+    field_maps: Mapping[str, Mapping[str, str]] | None = None,
+    index_folder: str | None = None,
 ) -> Iterator[str]:
-    """Yield every text of every record of `split` in every source folder of `root`, and the prompts made of it.
+    """Yield every text of every record of `split` in every source of `root`, and the prompts made of it.
 
-    Raises ErrorBudgetExceeded for a source with more broken records than the budget allows, as training does.
+    `sources`: locations by name as `data.sources`, else every folder of `root` that holds tars. `field_maps` and
+    `index_folder`: as `data.fields` and `data.index_folder`. Raises ErrorBudgetExceeded for a source with more broken
+    records than the budget allows, as training does.
     """
-    every = Path(root).glob("*")
-    folders = sorted(each for each in every if any(each.glob("*.tar")) or any(each.glob("*/*.tar")))
-    if not folders:
-        raise ConfigurationError(
-            f"no folder of shards in {root}: point root to a corpus (<root>/<source>/<split>-*.tar), or make one "
-            "(python -m data.miniature)."
-        )
-    for folder in folders:
+    for name, location in _locations(root, sources or {}).items():
         ledger = Ledger(error_budget, error_budget_minimum)
-        source = ShardSource(folder.name, str(folder), split, ledger)
+        options = ReadOptions(index_folder=index_folder, fields=(field_maps or {}).get(name, {}))
+        source = ShardSource(name, location, split, ledger, options)
         for number in range(len(source)):
             texts, defect = _texts_of(source, number)
             if defect is None:
@@ -40,6 +43,20 @@ def corpus_texts(
                 place = f"record {source.key(source.numbered(number))!r:.100}: {defect.detail}"
                 ledger.count_defect(source.name, source.shard(source.numbered(number)), defect.cause, place)
             yield from texts
+
+
+def _locations(root: str | Path, sources: Mapping[str, str]) -> dict[str, str]:
+    """Return the locations of the sources by name; raise ConfigurationError where there is none."""
+    if sources:
+        return {name: place if "://" in place else os.path.join(root, place) for name, place in sources.items()}
+    every = [] if "://" in str(root) else sorted(Path(root).glob("*"))
+    folders = {each.name: str(each) for each in every if any(each.glob("*.tar")) or any(each.glob("*/*.tar"))}
+    if not folders:
+        raise ConfigurationError(
+            f"no folder of shards in {root}: point root to a corpus (<root>/<source>/<split>-*.tar), name its sources "
+            "(sources={webli: webli}), or make one (python -m data.miniature)."
+        )
+    return folders
 
 
 def _texts_of(source: ShardSource, number: int) -> tuple[list[str], Skip | None]:

@@ -210,11 +210,19 @@ class Options:
     """Fraction of a source's records that may be broken; beyond it, and `error_budget_minimum`, the command stops."""
     error_budget_minimum: int = 16
     """Broken records of a source that never stop the command, so that a small source is not judged by one record."""
+    sources: dict[str, str] = field(default_factory=dict, metadata=PATH)
+    """Location by name of a source, as `data.sources`. Empty by default: each folder of `root` that holds tars. Where
+    `root` is a URL, they must be named."""
+    fields: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Names of fields by source, as `data.fields`. Empty by default."""
+    index_folder: str | None = field(default=None, metadata=PATH)
+    """Folder of the indices, as `data.index_folder`. Null by default: beside the tars."""
 
 
 def main(arguments: Sequence[str]) -> None:
     """Train on all text of the training shards below `root` (see Options)."""
     from common.command_line import parse
+    from data.config import check_field_map
     from data.corpus_text import corpus_texts
     from data.shards.source import SPLITS
 
@@ -222,7 +230,12 @@ def main(arguments: Sequence[str]) -> None:
     if options.vocab_size <= SMALLEST:
         raise ConfigurationError(f"vocab_size={options.vocab_size} leaves no piece to learn; set it above {SMALLEST}.")
     one_of("split", options.split, SPLITS)
-    texts = corpus_texts(options.root, options.split, options.error_budget, options.error_budget_minimum)
+    for source, own in options.fields.items():
+        check_field_map(f"fields.{source}", own)
+    texts = corpus_texts(
+        options.root, options.split, options.error_budget, options.error_budget_minimum, options.sources,
+        options.fields, options.index_folder,
+    )  # fmt: skip
     try:
         tokenizer = train_tokenizer(texts, options.output, options.vocab_size)
     except OSError as error:

@@ -305,7 +305,9 @@ def _below_one_folder(paths: Sequence[str]) -> tuple[str, list[str]]:
         protocol, folders = "", {folder: os.path.abspath(folder) for folder in own}
     deepest = os.path.commonpath(folders.values())
     below = {folder: os.path.relpath(path, deepest) for folder, path in folders.items()}
-    deepest = f"{protocol}://{deepest[1:]}" if protocol else deepest
+    if protocol:
+        absolute = paths[0].startswith(f"{protocol}:///")  # file:///data, against s3://bucket
+        deepest = f"{protocol}://{'/' * absolute}{deepest[1:]}"
     return deepest, [name if below[folder] == "." else f"{below[folder]}/{name}" for folder, name in split]
 
 

@@ -26,13 +26,21 @@ from tests.unit.data.conftest import png, record
     [
         (["vocab_size=abc"], "vocab_size: Value 'abc' of type 'str' could not be converted to Integer"),
         (["vocab_size=10"], "vocab_size=10 leaves no piece to learn; set it above 359"),
-        (["vocab_sise=600"], "vocab_sise is not an option; known here: root, output, vocab_size, split"),
+        (
+            ["vocab_sise=600"],
+            "vocab_sise is not an option; known here: root, output, vocab_size, split",
+        ),
         (["root"], "'root' is not of the form key=value"),
         (["root="], "root: "),
         (["root=[a"], "cannot be read"),
         (["root=/nowhere"], "no folder of shards in /nowhere: point root to a corpus"),
         (["split=trian"], "split='trian' is unknown; did you mean train?"),
         (["output=/proc/x/y"], "output=/proc/x/y cannot be written"),
+        (["root=s3://bucket"], "no folder of shards in s3://bucket: point root to a corpus"),
+        (
+            ["sources={webli: webli}", "fields={webli: {alttext: T}}"],
+            "fields.webli='alttext' is unknown; did you mean alt_text?",
+        ),
     ],
 )
 def test_mistakes_of_the_tokenizer(corpus: Path, words: list[str], sentence: str) -> None:
@@ -149,3 +157,19 @@ def test_a_digest_of_a_broken_source_stops_as_a_run_does(corpus: Path, tmp_path:
     )
     assert done.returncode == 3
     assert "source vq2a is over its error budget" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_tokenizer_reads_sources_at_a_url_and_mapped_fields(tmp_path: Path) -> None:
+    """Of texts in columns of img2dataset; a scheme of fsspec that needs no server."""
+    records = [(f"k{n}", {"TEXT": f"zebra {n} crosses", "LANGUAGE": "en"}, png(n)) for n in range(20)]
+    write_shard(tmp_path / "crawl" / "00000.tar", records)
+    words = [
+        f"root=file://{tmp_path}",
+        "sources={crawl: 'crawl/{00000..00000}.tar'}",
+        f"index_folder={tmp_path}/indices",
+    ]
+    words += ["vocab_size=600", f"output={tmp_path}/tokenizer.model"]
+    tokenizer.main([*words, "fields={crawl: {alt_text: TEXT, language: LANGUAGE}}"])
+    assert "▁zebra" in tokenizer.Tokenizer(tmp_path / "tokenizer.model").pieces()
+    with pytest.raises(ConfigurationError, match="no tokenizer of vocab_size=600 can be trained on this text"):
+        tokenizer.main(words)
