@@ -96,7 +96,9 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("size", [(8001, 8000), (20_000, 20_000), (2**31 - 1, 2**31 - 1), (64_000_001, 1)])
+@pytest.mark.parametrize(
+    "size", [(8001, 8000), (13_370, 13_390), (20_000, 20_000), (2**31 - 1, 2**31 - 1), (64_000_001, 1)]
+)
 def test_an_image_of_too_many_pixels_is_not_decoded(size):
     with pytest.raises(Skip) as found:
         decode(bomb(*size), 28)
@@ -139,3 +141,12 @@ def test_a_jpeg_is_decoded_at_a_part_of_its_size_with_the_option_alone():
     assert np.abs(exact.astype(int) - scaled)[1:-1, 1:-1].max() <= 3 and at_half.shape == (100, 100, 3)
     for image in (encoded(Image.fromarray(ramp)), encoded(Image.new("RGB", (100, 100)), "JPEG")):  # nothing to scale
         assert np.array_equal(decode(image, 60), decode(image, 60, scaled=True))
+
+
+@pytest.mark.parametrize(("kind", "options"), [("WEBP", {"lossless": True}), ("PNG", {})])
+def test_an_animated_image_gives_its_first_frame(kind, options):
+    frames, content = [upright(), upright().transpose(STORED[3]), Image.new("RGB", (40, 24), "red")], io.BytesIO()
+    frames[0].save(content, kind, save_all=True, append_images=frames[1:], duration=100, **options)
+    with Image.open(io.BytesIO(content.getvalue())) as opened:
+        assert opened.n_frames == 3
+    assert np.array_equal(decode(content.getvalue(), 28), decode(encoded(upright()), 28))
