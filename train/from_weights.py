@@ -10,7 +10,7 @@ from common.values import expand_home
 from model.weights.source import SIZES
 from parallel.checkpoint.folder import CheckpointFolder
 from train.config import RunConfig, to_dict
-from train.saved_checkpoint import run_of
+from train.saved_checkpoint import refuse_export, run_of
 from train.tower_weights import open_tower
 
 
@@ -71,4 +71,5 @@ def _saved(plain: dict[str, Any], earlier: Mapping[Path, RunConfig]) -> Any:
     folder = run_of(run["initial"], "run.initial")
     if found is None and folder in earlier:
         return to_dict(earlier[folder])
+    refuse_export(folder, "run.initial")
     return found or CheckpointFolder.from_run(folder).latest_extra().get("config") or {}

@@ -38,6 +38,7 @@ def find_checkpoint(name: str, key: str = "checkpoint") -> SavedCheckpoint:
     folder, wanted = _parts(expand_home(name, key))
     if not folder.is_dir():
         raise ConfigurationError(f"{key}={name} is no folder of a run; name one, such as runs/demo or runs/demo@1000.")
+    refuse_export(folder, key)
     checkpoints = CheckpointFolder.from_run(folder)
     steps = checkpoints.steps()
     if not steps:
@@ -53,6 +54,15 @@ def find_checkpoint(name: str, key: str = "checkpoint") -> SavedCheckpoint:
             f"{key}={name} has no checkpoint of step {step}; it has those of {', '.join(map(str, steps))}."
         )
     return SavedCheckpoint(folder, step, checkpoints.path(step))
+
+
+def refuse_export(folder: Path, key: str) -> None:
+    """Raise ConfigurationError where `key` names an exported model in place of a run."""
+    if (folder / "config.json").is_file() and not CheckpointFolder.from_run(folder).steps():
+        raise ConfigurationError(
+            f"{key}={folder} is an export or another folder of weights, and no run; name the run that it was made "
+            f"from, or train with weights.vit={folder} weights.mt5={folder} first."
+        )
 
 
 def run_of(name: str, key: str = "checkpoint") -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigurationError
+from train.from_weights import take_from_weights
 from train.saved_checkpoint import find_checkpoint
 
 
@@ -45,3 +46,12 @@ def test_best_needs_a_validated_checkpoint(run: Path) -> None:
     (run / "metrics.jsonl").unlink()
     with pytest.raises(ConfigurationError, match="no checkpoint of a step that was validated"):
         find_checkpoint(f"{run}@best")
+
+
+def test_an_export_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=rf"^checkpoint={tmp_path} is an export .*weights\.vit={tmp_path}"):
+        find_checkpoint(str(tmp_path))
+    plain = {"vit": {"width": None}, "run": {"initial": str(tmp_path)}}
+    with pytest.raises(ConfigurationError, match=rf"^run\.initial={tmp_path} is an export or another folder"):
+        take_from_weights(plain, {})
