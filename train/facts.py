@@ -56,16 +56,20 @@ def _may_differ(key: str, mine: Any, first: Any) -> bool:
     return not key.startswith(FIRST_WEIGHTS) or (mine is None) == (first is None)
 
 
-def facts_of_all(stream: Stream, config: RunConfig, layout: Layout, split: str) -> Facts:
+def facts_of_all(stream: Stream | None, config: RunConfig, layout: Layout, split: str) -> Facts:
     """Return the facts of a stream's sources, the same on every rank. A collective.
+
+    `stream`: None on the ranks that read none; the main rank reads one.
 
     Raises ConfigurationError on every rank if one has other shards, or another tokenizer, than the main rank.
     """
-    facts = {name: asdict(found) for name, found in stream.facts().items()}
-    mine = (facts, checksum(config.data.tokenizer))
-    first = layout.broadcast_from_main(lambda: mine)
-    _raise_anywhere(_difference(mine, first, layout, split))
-    return facts
+    facts = {name: asdict(found) for name, found in stream.facts().items()} if stream is not None else None
+    own = checksum(config.data.tokenizer)
+    found, tokenizer = layout.broadcast_from_main(lambda: (facts, own))
+    assert found is not None
+    mine = (found if facts is None else facts, own)
+    _raise_anywhere(_difference(mine, (found, tokenizer), layout, split))
+    return found
 
 
 def described(facts: Mapping[str, Any]) -> str:

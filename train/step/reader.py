@@ -34,11 +34,17 @@ from train.step.reduction import SkipCauses, StepStats, raise_everywhere, reduce
 class HeldOutReader:
     """Read the held-out examples of components, for every rank of a replica; each read is a collective of the replica.
 
-    Every rank has opened the components' files.
+    The leader has opened the components' files, and alone needs `components`.
     """
 
-    def __init__(self, layout: Layout, components: HeldOut) -> None:
-        self.layout, self.components = layout, components
+    def __init__(self, layout: Layout, components: HeldOut | None) -> None:
+        self.layout, self._components = layout, components
+
+    @property
+    def components(self) -> HeldOut:
+        """Return the components that the leader reads."""
+        assert self._components is not None
+        return self._components
 
     def held_out(
         self, batch: int, limit: int | None, seed: int = 0, keep: Callable[[ExampleInfo], bool] = lambda info: True
@@ -48,7 +54,9 @@ class HeldOutReader:
         `batch`: rows of each. See `data.stream.evaluation_batches`. Where reading ends, the last one is its `error`.
         """
         rank, size = self.layout.data_parallel_rank, self.layout.data_parallel_size
-        batches = evaluation_batches(self.components, batch, limit, rank, size, seed, keep)
+        batches: Iterator[StepData[Rows]] = iter(())
+        if self.layout.is_replica_leader:
+            batches = evaluation_batches(self.components, batch, limit, rank, size, seed, keep)
         while (data := read_and_broadcast(lambda: next(batches, None), self.layout)) is not None:
             yield data
 
@@ -64,7 +72,7 @@ class HeldOutReader:
 class ReplicaReader(HeldOutReader):
     """Read one split of a mixture, for every rank of a replica; each read is a collective of the replica.
 
-    Every rank opens the shards. `facts` are what the sources hold.
+    The leader opens the shards. `facts` are what the sources hold.
     """
 
     def __init__(
@@ -83,17 +91,19 @@ class ReplicaReader(HeldOutReader):
         """
         self.micro_batch_size, self.prefetch = config.parallel.micro_batch_size, prefetch
         self.convert: Convert = lambda rows: rows
-        self.stream = open_on_all_ranks(partial(open_stream, config, tokenizer, mixture, split))
-        super().__init__(layout, self.stream)
-        self.facts = facts_of_all(self.stream, config, layout, split)
-        if layout.data_parallel_rank:
-            self.stream.ledger.drain()  # every rank counted the same in opening -> one replica reports it
+        open_one = partial(open_stream, config, tokenizer, mixture, split)
+        self._stream = open_on_all_ranks(open_one if layout.is_replica_leader else lambda: None)
+        super().__init__(layout, self._stream)
+        self.facts = facts_of_all(self._stream, config, layout, split)
+        if self._stream is not None and layout.data_parallel_rank:
+            self._stream.ledger.drain()  # every rank counted the same in opening -> one replica reports it
 
     @cached_property
     def reader(self) -> Reader:
         """Start the reader of a replica leader."""
         rank, size = self.layout.data_parallel_rank, self.layout.data_parallel_size
-        return Reader(self.stream, rank, size, self.micro_batch_size, self.prefetch, self.convert)
+        assert self._stream is not None
+        return Reader(self._stream, rank, size, self.micro_batch_size, self.prefetch, self.convert)
 
     def convert_ahead(self, convert: Convert) -> bool:
         """Convert micro-batches in the background, and return whether that is done: for a replica of one rank only.
@@ -113,7 +123,7 @@ class ReplicaReader(HeldOutReader):
 
     def close(self) -> None:
         """Stop reading ahead."""
-        if self.layout.is_replica_leader:
+        if "reader" in vars(self):
             self.reader.close()
 
 
@@ -215,7 +225,7 @@ def _without_texts_and_pixels(data: StepData[Rows]) -> StepData[Rows]:
     return StepData(rows, infos, data.skipped, error=data.error)
 
 
-def open_on_all_ranks(open_one: Callable[[], Stream]) -> Stream:
+def open_on_all_ranks(open_one: Callable[[], Stream | None]) -> Stream | None:
     """Return what `open_one` returns; a collective.
 
     Where it raises on one rank, whose disk may differ from the others', every rank raises the same.
@@ -226,7 +236,6 @@ def open_on_all_ranks(open_one: Callable[[], Stream]) -> Stream:
     except (ReadingStopped, ConfigurationError) as error:
         found = error
     raise_everywhere(found)
-    assert stream is not None
     return stream
 
 
