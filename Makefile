@@ -20,7 +20,7 @@ setup: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[wandb,mpi,slurm,corpus,ocr,test]"
 	touch $@
 
-demo: setup $(CORPUS)/tokenizer.model $(DEMO)_vit.safetensors
+demo: setup $(CORPUS)/tokenizer.model $(DEMO)_vit/checkpoints
 	$(BIN)/torchrun --nproc_per_node $(RANKS) -m train.pretrain experiment=demo run.folder=$(DEMO)
 	$(BIN)/torchrun --nproc_per_node $(RANKS) -m train.evaluate run.folder=$(DEMO)
 
@@ -31,8 +31,14 @@ $(CORPUS)/corpus.json: setup
 $(CORPUS)/tokenizer.model: $(CORPUS)/corpus.json
 	$(BIN)/python -m data.tokenizer root=$(CORPUS)
 
-$(DEMO)_vit.safetensors: $(CORPUS)/corpus.json
-	$(BIN)/python -m train.pretrain_vit experiment=demo
+$(CORPUS)/labels.txt: $(CORPUS)/corpus.json
+	$(BIN)/python -m data.labels root=$(CORPUS)
+
+# Of another corpus, a ViT is trained anew: its run would go on from its checkpoint.
+$(DEMO)_vit/checkpoints: $(CORPUS)/labels.txt
+	rm -rf $(DEMO)_vit
+	$(BIN)/torchrun --nproc_per_node $(RANKS) -m train.pretrain_vit experiment=demo_vit run.folder=$(DEMO)_vit
+	touch $@
 
 # tests/slurm starts a real Slurm on this machine; where it cannot be installed, those tests are skipped.
 slurm:

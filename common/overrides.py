@@ -40,6 +40,11 @@ def check_renamed(words: Sequence[str]) -> None:
                 "run.initial_weights is now weights.vit and weights.mt5; write weights.vit=<folder or file> for the "
                 "ViT, weights.mt5=<folder or file> for the mT5, or null for none."
             )
+        if group == "vit_pretraining":
+            raise ConfigurationError(
+                "vit_pretraining is gone, as train.pretrain_vit is a run like any other; write run.steps, "
+                "data.global_batch_size, schedule.peak and run.folder, and weights.vit=<that folder> for PaLI."
+            )
         if key == "stage":
             raise ConfigurationError(f"stage is now phases; write phases={value or 'frozen_224'}.")
         if key.startswith("stage.phases"):

@@ -280,6 +280,17 @@ def check_text_alone(mixture: Mixture, tasks: Mapping[str, TaskConfig], phase: s
             )
 
 
+def check_images_alone(mixture: Mixture, tasks: Mapping[str, TaskConfig]) -> None:
+    """Raise ConfigurationError for a component that is used and has no image: a ViT alone learns nothing from it."""
+    for name, component in used(mixture).items():
+        task = tasks.get(component.source)
+        if not task.images if task else component.objective in objectives.OF_TEXT:
+            raise ConfigurationError(
+                f"mixture.{name} ({component.objective}) has no images, and the model is a ViT alone; leave it out "
+                f"(mixture.{name}.weight=0)."
+            )
+
+
 def for_objectives(mixture: Mixture, weights: Mapping[str, float], phase: str) -> Mixture:
     """Return the used components of the objectives that `weights` names; without any, all used components.
 

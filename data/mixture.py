@@ -219,9 +219,12 @@ class Component:
             item=example.item,
         )
         closed = self._closed if example.closed is None else example.closed
-        encode = self._tokenizer.encode_prompt if closed else self._tokenizer.encode
-        input_ids = encode(example.input_text) if example.input_ids is None else example.input_ids
+        input_ids = example.input_ids
+        if input_ids is None:
+            input_ids = self._tokenizer.encode_input(example.input_text, closed)
         target_ids = self._tokenizer.encode(example.target_text) if example.target_ids is None else example.target_ids
+        if not len(target_ids) and not self._tokenizer.has_ids_of_any_text:
+            raise Skip("no label")
         if not len(target_ids):  # EOS alone would teach to answer nothing
             raise Skip("target without any token", defect=True, detail=f"it is {example.target_text[:40]!a}")
         return TextExample(

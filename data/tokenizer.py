@@ -38,6 +38,8 @@ class Tokenizer:
     the end of a prompt is a sentinel.
     """
 
+    has_ids_of_any_text = True
+
     def __init__(self, path: str | Path):
         self.path = str(path)
         model = _read_model(self.path)
@@ -88,6 +90,10 @@ class Tokenizer:
         if not text.endswith(CLOSING):
             return self.encode(text)
         return [*self._processor.encode(text.removesuffix(CLOSING)), *self.closing]
+
+    def encode_input(self, text: str, closed: bool) -> list[int]:
+        """Return the ids of an example's input, without EOS; `closed`: it ends with the sentinel."""
+        return self.encode_prompt(text) if closed else self.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text before the first EOS; padding, and ids beyond the vocabulary, are left out."""

@@ -174,8 +174,7 @@ class SlurmArrayLauncher(SlurmLauncher):
         try:
             config = to_run_config(composed)
             check(config, self._ranks)
-            if Path(sys.argv[0]).stem != "pretrain_vit":  # which reads one source alone
-                check_training_data(config)
+            check_training_data(config)
         except ConfigurationError as error:
             wrong = error
         if wrong is not None:  # outside `except`, or `__context__` would make entry.sentence report the inner error

@@ -16,7 +16,11 @@ from common.errors import ConfigurationError, Interrupted
 from common.launcher import PAUSES_S, is_of_controller
 from slurm.cluster import ClusterConfig, SubmitConfig
 
-TRAINING = ("pretrain", "finetune")  # kinds of jobs that save at a signal; pretrain.sbatch is the script of all
+TRAINING = (
+    "pretrain_vit",
+    "pretrain",
+    "finetune",
+)  # kinds of jobs that save at a signal; pretrain.sbatch is the script of all
 FORGOTTEN = "FORGOTTEN"  # Slurm drops a job some minutes after its end
 SETTLED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL",
            "DEADLINE", FORGOTTEN)  # fmt: skip

@@ -11,10 +11,11 @@ from omegaconf import OmegaConf
 
 from common.errors import ConfigurationError, Notice
 from common.launcher import is_main_rank
-from data.config import Mixture, check_mixture, check_rows, check_text_alone, used
+from data.config import Mixture, check_images_alone, check_mixture, check_rows, check_text_alone, used
+from data.labels import Labels, open_tokenizer
 from data.shards.paths import parts
 from data.tasks.source import part_items
-from data.tokenizer import Tokenizer, checksum
+from data.tokenizer import checksum
 from evaluation.tasks import check_metrics
 from model.config import ModelConfig
 from model.pali import PaLI
@@ -50,6 +51,11 @@ def check(
     OSError for a run.folder that cannot be made or written to.
     """
     _check_folder(config.run.folder)
+    if config.pali.tower == "vit" and not trains:
+        raise ConfigurationError(
+            f"{config.run.folder} trained the ViT alone, which predicts no text; its validation losses are in its "
+            "metrics.jsonl, and weights.vit of a run of both towers takes it."
+        )
     _check_image_size(config)
     check_mixture(config.mixture, config.data.tasks)
     plans = {span.name: _check_phase(for_phase(config, span), span, world_size, rank) for span in spans(config)}
@@ -122,6 +128,10 @@ def _check_phase(config: RunConfig, span: Span, world_size: int, rank: int) -> P
     config.data.check()
     config.data.check_images(config.vit.num_tokens(image_size))
     check_rows(config.mixture, config.data.encoder_length, config.data.decoder_length)
+    if config.pali.tower == "vit":
+        check_images_alone(config.mixture, config.data.tasks)
+    elif "labels" in {component.objective for component in used(config.mixture).values()}:
+        raise ConfigurationError("The objective labels is for train.pretrain_vit; choose another, such as object_vqa.")
     if config.pali.tower == "mt5":
         check_text_alone(config.mixture, config.data.tasks, span.name)
     layout.check(config.parallel, config.pali, world_size)
@@ -182,7 +192,20 @@ def _is_expected(path: Path, expected: Sequence[Path]) -> bool:
 def _check_tokenizer(config: RunConfig, expected: Sequence[Path]) -> None:
     if _is_expected(Path(config.data.tokenizer), expected):
         return
-    tokenizer = Tokenizer(config.data.tokenizer)
+    tokenizer, key = open_tokenizer(config.data.tokenizer), f"data.tokenizer={config.data.tokenizer}"
+    if config.pali.tower == "vit":
+        if not isinstance(tokenizer, Labels):
+            raise ConfigurationError(
+                f"{key} is no list of labels, which a ViT learns; give one (python -m data.labels)."
+            )
+        if (number := len(tokenizer.names)) > config.classifier.num_classes:
+            raise ConfigurationError(
+                f"{key} has {number} labels, more than classifier.num_classes={config.classifier.num_classes}; leave "
+                "classifier.num_classes out, or choose another list."
+            )
+        return
+    if isinstance(tokenizer, Labels):
+        raise ConfigurationError(f"{key} is a list of labels, for train.pretrain_vit; give a tokenizer.")
     if tokenizer.vocab_size > config.mt5.vocab_size:
         raise ConfigurationError(
             f"data.tokenizer={config.data.tokenizer} has {tokenizer.vocab_size} pieces, more than mt5.vocab_size="

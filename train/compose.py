@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from common.errors import ConfigurationError
 from common.values import PATH, typed
 from data.config import DataConfig
+from data.labels import Labels
 from model.config import MT5Config, ViTConfig
 from model.weights.source import TOWERS
 from train.config import RunConfig, RunSettings, ScheduleConfig
@@ -100,6 +102,9 @@ def to_run_config(
     if "task" in composed:
         take_from_task(plain, OmegaConf.to_container(composed.task, resolve=True))  # type: ignore[arg-type]
     config = typed(RunConfig, plain)
+    labels = config.data.tokenizer  # where it is still to come, the checks count no class
+    if config.classifier.head != "none" and not config.classifier.num_classes and os.path.exists(labels):
+        config.classifier.num_classes = len(Labels(labels).names)
     if examples[0] is not None:
         config.run.steps = _steps_of_run(config, examples[0])
     if examples[1] is not None:

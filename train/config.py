@@ -120,27 +120,6 @@ class WeightsConfig:
 
 
 @dataclass
-class ViTPretrainingConfig:
-    """Pretrain the ViT (`python -m train.pretrain_vit`): it names words and boxes of objects, patch by patch."""
-
-    source: str = "objects"
-    """Source of the images, with objects. The default is the miniature corpus's."""
-    steps: int = 400
-    """Steps. 400 by default: minutes on a laptop."""
-    batch: int = 64
-    """Images of a step."""
-    learning_rate: float = 1e-3
-    """Peak of the learning rate. The default suits the toy."""
-    output: str = field(default="runs/vit.safetensors", metadata=PATH)
-    """Safetensors file of the weights, for `weights.vit`."""
-
-    def __post_init__(self) -> None:
-        at_least("vit_pretraining.", 1, steps=self.steps, batch=self.batch)
-        if self.learning_rate <= 0:
-            raise ConfigurationError(f"vit_pretraining.learning_rate={self.learning_rate} must be greater than 0.")
-
-
-@dataclass
 class ScheduleConfig:
     """Set the learning rate of each step: linear warm-up to `peak`, then `name`, then a cool-down to zero."""
 
@@ -324,8 +303,6 @@ class RunConfig:
     """Traces."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """A task of official files, for `train.evaluate` (conf/task)."""
-    vit_pretraining: ViTPretrainingConfig = field(default_factory=ViTPretrainingConfig)
-    """The command `train.pretrain_vit`."""
 
     def __post_init__(self) -> None:
         for name, phase in self.phases.items():

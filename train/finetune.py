@@ -15,7 +15,7 @@ from train.config import RunConfig
 from train.entry import entry
 from train.pretrain import main
 
-READS = (*(group.name for group in fields(RunConfig) if group.name != "vit_pretraining"), "experiment=", "sweep=")
+READS = (*(group.name for group in fields(RunConfig) if group.name != "classifier"), "experiment=", "sweep=")
 
 
 if __name__ == "__main__":

@@ -66,10 +66,13 @@ def phase_learning_rate(config: RunConfig, span: Span, step: int) -> float:
 def for_phase(config: RunConfig, span: Span) -> RunConfig:
     """Return the run's settings, with those of the phase in their place and the mixture of its objectives."""
     try:
+        model, data = _replaced(config.model, span.phase, ModelConfig), _replaced(config.data, span.phase, DataConfig)
+        if config.classifier.head != "none":  # an image and EOS for each slot
+            data = replace(data, encoder_length=data.images_per_row * (config.vit.num_tokens(model.image_size) + 1))
         return replace(
             config,
-            model=_replaced(config.model, span.phase, ModelConfig),
-            data=_replaced(config.data, span.phase, DataConfig),
+            model=model,
+            data=data,
             parallel=_replaced(config.parallel, span.phase, ParallelConfig),
             mixture=for_objectives(config.mixture, span.phase.objectives, span.name),
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from data.tokenizer import Tokenizer
+from data.labels import open_tokenizer
 from parallel.distributed import launch
 from parallel.layout import Layout
 from parallel.plan.blueprint import Plan
@@ -36,7 +36,7 @@ from train.step.reader import ReplicaReader
 from train.step.spike_guard import check_end
 from train.step.validation import Validation
 
-READS = (*(group.name for group in fields(RunConfig) if group.name != "vit_pretraining"), "experiment=")
+READS = (*(group.name for group in fields(RunConfig) if group.name != "classifier"), "experiment=")
 
 
 def main(composed: DictConfig) -> None:
@@ -81,7 +81,7 @@ def train_phase(run: Run, span: Span, plan: Plan | None) -> int:
         run.records.note(line)
     if done < span.first - 1:
         return done  # the newest checkpoint was damaged -> the one before it belongs to an earlier phase
-    tokenizer = Tokenizer(config.data.tokenizer)
+    tokenizer = open_tokenizer(config.data.tokenizer)
     with closing(ReplicaReader(config, run.layout, tokenizer, config.mixture, "train")) as reader:
         run.checkpoints.take_sources(reader.facts, extra)
         run.begin(done, extra, engine)

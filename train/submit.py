@@ -6,8 +6,8 @@
         pretrain experiment=paper_17b_stage1 pretrain experiment=paper_17b_stage2 \\
         evaluate run.folder=runs/paper_17b_stage2 --dry-run
 
-A job is its name (corpus, pretrain, finetune or evaluate) and its arguments; it waits until the job before it has
-succeeded; an evaluation with `evaluation.follow=true` begins with it.
+A job is its name (corpus, pretrain_vit, pretrain, finetune or evaluate) and its arguments; it waits until the job
+before it has succeeded; an evaluation with `evaluation.follow=true` begins with it.
 `cluster=…` (conf/cluster), `cluster.…` and `submit.…` apply to the job that they follow; before the first job, to all.
 `--dry-run` prints all jobs and submits none; `--follow` prints the log until the last job has ended.
 """
@@ -34,7 +34,7 @@ from slurm import job as slurm
 from slurm.cluster import SubmitConfig
 from slurm.code_snapshot import ROOT, take
 from slurm.job import Job
-from train import evaluate, finetune, pretrain
+from train import evaluate, finetune, pretrain, pretrain_vit
 from train.checks import check, check_sources, check_training_data
 from train.compose import to_run_config
 from train.config import RunConfig, to_yaml
@@ -45,8 +45,8 @@ from train.saved_checkpoint import run_of
 from train.saved_run import overridden, saved_config
 from train.step.validation import chosen
 
-KINDS = ("corpus", "pretrain", "finetune", "evaluate")
-TRAINING = {"pretrain": pretrain.READS, "finetune": finetune.READS}
+KINDS = ("corpus", "pretrain_vit", "pretrain", "finetune", "evaluate")
+TRAINING = {"pretrain_vit": pretrain_vit.READS, "pretrain": pretrain.READS, "finetune": finetune.READS}
 FLAGS = {"--dry-run": "submit.dry_run=true", "--follow": "submit.follow=true"}
 
 

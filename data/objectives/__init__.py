@@ -16,6 +16,7 @@ NAMES = (
     "object_vqa",
     "detection",
     "task",
+    "labels",
 )
 
 OF_TEXT = ("span_corruption",)  # whose examples have no image, whatever the record
@@ -31,6 +32,7 @@ FIELDS = {
     "object_vqa": "objects (label)",
     "detection": "objects (label, box)",
     "task": "references (of a task's item)",
+    "labels": "of its option fields",
 }
 
 

@@ -194,7 +194,7 @@ def check_run(module: str, overrides: list[str], world_size: int | None) -> None
     """Compose a run's configuration, and check its layout where the number of ranks is given."""
     name = module.removeprefix("train.")
     check_read(overrides, TRAINING[module], module, RunConfig)
-    own = composed(name if name in ("evaluate", "finetune") else "pretrain", overrides)
+    own = composed(name, overrides)
     if name == "evaluate":
         overridden(composed("pretrain", []), own, overrides)
         return

@@ -13,7 +13,8 @@ mkdir -p runs/corpus
 case "$*" in
     *data.miniature*) [ -e runs/corpus/corpus.json ] || touch runs/corpus/corpus.json ;;
     *data.tokenizer*) touch runs/corpus/tokenizer.model ;;
-    *train.pretrain_vit*) touch runs/demo_vit.safetensors ;;
+    *data.labels*) touch runs/corpus/labels.txt ;;
+    *train.pretrain_vit*) mkdir -p runs/demo_vit/checkpoints ;;
 esac
 """
 
@@ -33,10 +34,11 @@ def test_demo_repeats_no_finished_step(tmp_path: Path) -> None:
         (tmp_path / file).write_text(PROGRAM, encoding="utf-8")
         (tmp_path / file).chmod(0o755)
     rest = ["train.pretrain", "train.evaluate"]
-    assert executed(tmp_path) == ["data.miniature", "data.tokenizer", "train.pretrain_vit", *rest]
+    all_steps = ["data.miniature", "data.tokenizer", "data.labels", "train.pretrain_vit", *rest]
+    assert executed(tmp_path) == all_steps
     assert executed(tmp_path) == ["data.miniature", *rest]
-    (tmp_path / "runs/demo_vit.safetensors").unlink()
+    shutil.rmtree(tmp_path / "runs/demo_vit")
     assert executed(tmp_path) == ["data.miniature", "train.pretrain_vit", *rest]
-    later = (tmp_path / "runs/demo_vit.safetensors").stat().st_mtime + 10
+    later = (tmp_path / "runs/demo_vit/checkpoints").stat().st_mtime + 10
     os.utime(tmp_path / "runs/corpus/corpus.json", (later, later))  # another corpus
-    assert executed(tmp_path) == ["data.miniature", "data.tokenizer", "train.pretrain_vit", *rest]
+    assert executed(tmp_path) == all_steps

@@ -44,7 +44,6 @@ SILENT = (
     "weights",
     "tracker",
     "profile",
-    "vit_pretraining",
 )
 NOTHING = "nothing"
 

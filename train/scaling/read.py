@@ -22,7 +22,7 @@ VIT_PARAMETERS = ("patches.", "vit_block_", "bridge.vit_norm.")
 OWN_TO_A_RUN = (
     "run.name", "run.folder", "run.seed", "run.allow_changes", "run.initial",
     "run.from_scratch", "weights",
-    "vit_pretraining", "tracker", "vit", "mt5", "parallel", "checkpoint",
+    "classifier", "tracker", "vit", "mt5", "parallel", "checkpoint",
 )  # fmt: skip
 VALIDATION, EVALUATION = "validation/", "evaluation/"
 

@@ -45,6 +45,8 @@ def compact(batch: MicroBatch, config: RunConfig, device: torch.device) -> Micro
     the rows, because its masks are drawn per row; so do the two cases in which `trim` changes nothing.
     """
     batch, multiple = trim(batch, config, device), config.data.trim_multiple
+    if config.pali.tower == "vit":  # no attention over rows
+        return batch
     keeps_rows = multiple == 0 or config.parallel.pipeline > 1 or config.model.dropout_rate or device.type != "cpu"
     return batch if keeps_rows else batch.joined(multiple)
 

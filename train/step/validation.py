@@ -87,7 +87,7 @@ class Validation:
 
     def samples(self, engine: Engine) -> list[Sample]:
         """Return predictions for `evaluation.samples` examples of all components, on the main rank; a collective."""
-        if not self.config.samples:
+        if not self.config.samples or self.run_config.pali.tower == "vit":
             return []
         per_component = math.ceil(self.config.samples / len(self.components))
         batches = self.reader.held_out(per_component, per_component)

@@ -71,6 +71,13 @@ def test_every_experiment_fits_together(experiment: str, tokenizer_path: Path, t
     initial = tmp_path / "earlier"
     (initial / "checkpoints" / "step_00000001").mkdir(parents=True)
     stage2 = [f"run.initial={initial}"] if experiment.endswith("stage2") else []
+    if experiment.endswith("_vit"):
+        (tmp_path / "labels.txt").write_text("dog\ncat\n", encoding="utf-8")
+        settings = (f"experiment={experiment}", f"data.tokenizer={tmp_path}/labels.txt", f"run.folder={tmp_path}/run")
+        config = composed(*settings, command="pretrain_vit")
+        check(config, world_size=2)
+        assert config.classifier.num_classes == 2
+        return
     config = composed(f"experiment={experiment}", f"data.tokenizer={tokenizer_path}", *stage2)
     pretrained = tmp_path / "vit.safetensors"  # an earlier command makes the real one
     parts = [part for _, part in parameter_parts(plan_on_meta(config.pali)) if is_of_tower(part.name, "vit")]

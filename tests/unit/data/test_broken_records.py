@@ -119,7 +119,7 @@ SPELLING = {
 }
 
 
-@pytest.mark.parametrize("objective", objectives.NAMES[:-1])  # a task has its own test
+@pytest.mark.parametrize("objective", objectives.NAMES[:-2])  # a task has its own test, labels have no template
 def test_the_template_alone_has_sentinels(tmp_path, tokenizer, objective):
     with_bad(tmp_path, json.dumps(SPELLING).encode())
     (component,) = stream(tmp_path, tokenizer, objective).components

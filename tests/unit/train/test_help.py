@@ -9,13 +9,14 @@ from train.entry import entry
 
 COMMANDS = {
     "train.pretrain": "parallel.micro_batch_size=8",
-    "train.pretrain_vit": "vit_pretraining.steps=400",
+    "train.pretrain_vit": "classifier.bias=-10.0",
     "train.evaluate": "evaluation.examples=512",
     "train.submit": "submit.data_parallel=1",
     "train.scaling_report": "score=validation/loss",
     "data.digest": "steps=1:2",
     "data.show": "rows=3",
     "data.tokenizer": "vocab_size=4096",
+    "data.labels": "most=30000",
     "data.miniature": "scale=1.0",
     "model.describe": "input_tokens=32",
 }

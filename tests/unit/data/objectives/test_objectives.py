@@ -27,6 +27,7 @@ def test_objectives_are_numbered_for_good():
         "object_vqa",
         "detection",
         "task",
+        "labels",
     )
 
 
