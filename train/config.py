@@ -75,6 +75,10 @@ class RunSettings:
     """`bf16` (weights and optimizer state stay fp32) or `fp32`. bf16 by default: it is twice as fast on GPUs."""
     initial: str | None = field(default=None, metadata=PATH)
     """Folder of another run whose latest checkpoint gives the first weights. Null by default: none."""
+    branch: bool = False
+    """Go on from the checkpoint of `initial` as its run would, with its optimizer state and from its step, so that the
+    schedule and the order of examples go on too: for a cool-down (schedule.cooldown_steps) of one's own. False by
+    default: weights alone are taken, and steps count from 1."""
     from_scratch: bool = False
     """Allow a phase to freeze weights that come from no file and that no earlier phase has trained: they stay random.
     Of use for measurements alone, hence false."""
@@ -100,6 +104,8 @@ class RunSettings:
         at_least("run.", 1, steps=self.steps)
         at_least("run.", 0, seed=self.seed, restarts_without_progress=self.restarts_without_progress)
         one_of("run.precision", self.precision, ("fp32", "bf16"))
+        if self.branch and self.initial is None:
+            raise ConfigurationError("run.branch=true goes on from another run; name it by run.initial=FOLDER[@STEP].")
 
 
 @dataclass

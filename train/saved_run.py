@@ -48,6 +48,7 @@ def convert(settings: Any) -> Any:
     if isinstance(run := settings.get("run"), dict) and "initial_weights" in run:
         settings["run"] = {key: value for key, value in run.items() if key != "initial_weights"}
         settings["weights"] = _tower_weights(run["initial_weights"], settings.get("weights"))
+    settings.pop("vit_pretraining", None)  # of a command that is a run of its own now
     stage, mixture = settings.get("stage"), settings.get("mixture")
     if isinstance(stage, dict) and "phases" not in settings:
         settings["phases"] = {phase["name"]: _phase(phase) for phase in settings.pop("stage").get("phases", ())}

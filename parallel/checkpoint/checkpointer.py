@@ -117,11 +117,11 @@ class Checkpointer(CheckpointFolder):
             # Nothing to copy ahead: the state is on the host already.
             writer = dcp.FileSystemWriter(partial, sync_files=True, per_thread_copy_ahead=0)
             dcp.save(_state(pieces), storage_writer=writer, process_group=group)
-            files = {f.name: _checksum(f) for f in partial.glob(f"__{rank}_*")}
+            files = {f.name: checksum(f) for f in partial.glob(f"__{rank}_*")}
             write_json(partial / f"rank_{rank}.json", {"files": files, "ages": content["ages"]})
 
         def publish() -> None:
-            self._publish(partial, name, content, group.size())
+            self.publish(partial, name, content, group.size())
             if content["trusted"]:
                 self.prune()
 
@@ -137,9 +137,9 @@ class Checkpointer(CheckpointFolder):
                 "the checkpoint before."
             ) from error
 
-    def _publish(self, partial: Path, name: str, content: dict[str, Any], world_size: int) -> None:
-        """Merge the ranks' manifests and ages (a pipeline stage has those of its own tensors) and move `latest`."""
-        manifest, ages = {".metadata": _checksum(partial / ".metadata")}, {}
+    def publish(self, partial: Path, name: str, content: dict[str, Any], world_size: int) -> None:
+        """Merge `rank_<r>.json` of the ranks, which have the ages of their tensors; move `partial`, and `latest`."""
+        manifest, ages = {".metadata": checksum(partial / ".metadata")}, {}
         for rank in range(world_size):
             file = partial / f"rank_{rank}.json"
             written = json.loads(file.read_text(encoding="utf-8"))
@@ -147,7 +147,7 @@ class Checkpointer(CheckpointFolder):
             ages.update(written["ages"])
             file.unlink()
         write_json(partial / "state.json", content | {"ages": ages})
-        manifest["state.json"] = _checksum(partial / "state.json")
+        manifest["state.json"] = checksum(partial / "state.json")
         write_json(partial / "manifest.json", manifest)
         shutil.rmtree(self.folder / name, ignore_errors=True)
         os.replace(partial, self.folder / name)
@@ -162,7 +162,12 @@ class Checkpointer(CheckpointFolder):
         )
 
     def load_latest(
-        self, engine: Engine, weights_only: bool = False, only: int | None = None, average: bool = False
+        self,
+        engine: Engine,
+        weights_only: bool = False,
+        only: int | None = None,
+        average: bool = False,
+        read_only: bool = False,
     ) -> tuple[int, dict[str, Any]] | None:
         """Load the newest whole checkpoint, whatever layout wrote it; returns its step and `extra`, or None.
 
@@ -170,7 +175,8 @@ class Checkpointer(CheckpointFolder):
         place; ConfigurationError where the checkpoint has none.
 
         A checkpoint with a file that is cut short or altered is reported by a warning and renamed `step_*.damaged`, and
-        the one before it is loaded. `weights_only` leaves the optimizer and the folder as they are. Position embeddings
+        the one before it is loaded. `weights_only` leaves the optimizer and the folder as they are, `read_only` the
+        folder. Position embeddings
         of another resolution are resampled. Waits for a save that is being written. Raises ConfigurationError if the
         checkpoint is of another model, or if all are damaged: starting anew, over the remains, is for the user to
         decide. A collective of all ranks.
@@ -178,13 +184,13 @@ class Checkpointer(CheckpointFolder):
         self.wait()
         for _ in range(LISTINGS):
             try:
-                return self._load_newest(engine, weights_only, only, average)
+                return self._load_newest(engine, weights_only, only, average, read_only or weights_only)
             except _Pruned as pruned:  # the run still trains, and has removed the checkpoint
                 last = pruned
         raise ConfigurationError(f"{last.args[0]} was removed while it was read; start again when the run has ended.")
 
     def _load_newest(
-        self, engine: Engine, weights_only: bool, only: int | None, average: bool
+        self, engine: Engine, weights_only: bool, only: int | None, average: bool, read_only: bool
     ) -> tuple[int, dict[str, Any]] | None:
         layout = engine.layout
         steps = [step for step in layout.broadcast_from_main(self.steps) if only in (None, step)]
@@ -204,7 +210,7 @@ class Checkpointer(CheckpointFolder):
             if broken is not None:
                 then = "; loading the one before it" * (step > steps[0])
                 warnings.warn(f"checkpoint {path} is damaged ({broken}){then}", Notice, stacklevel=2)
-            if layout.rank == 0 and not weights_only:
+            if layout.rank == 0 and not read_only:
                 shutil.rmtree(path.with_suffix(".damaged"), ignore_errors=True)
                 os.replace(path, path.with_suffix(".damaged"))
                 self.write_latest(self.latest_step())
@@ -371,7 +377,7 @@ def broken_file(path: Path, rank: int = 0, world_size: int = 1) -> str | None:
     for name in sorted(manifest)[rank::world_size]:
         beat(f"checking {path / name}")
         try:
-            if _checksum(path / name) != manifest[name]:
+            if checksum(path / name) != manifest[name]:
                 return name
         except OSError as error:
             raise_if_storage_failed(error, path)
@@ -379,7 +385,8 @@ def broken_file(path: Path, rank: int = 0, world_size: int = 1) -> str | None:
     return None
 
 
-def _checksum(file: Path) -> dict[str, Any]:
+def checksum(file: Path) -> dict[str, Any]:
+    """Return a file's size and SHA-256, as a manifest has them."""
     with file.open("rb") as opened:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
 

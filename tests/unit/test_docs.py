@@ -26,6 +26,7 @@ from transformers import MT5ForConditionalGeneration, SiglipVisionConfig, Siglip
 from common.errors import ConfigurationError
 from common.overrides import check_read
 from data.corpus_text import corpus_texts
+from data.labels import main as collect_labels
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
 from data.tokenizer import Tokenizer, train_tokenizer
@@ -86,6 +87,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus = home / "runs" / "corpus"
     make_corpus(MiniatureConfig(folder=str(corpus), scale=0.002, languages=["en", "de"], workers=1))
     train_tokenizer(corpus_texts(corpus, "train"), corpus / "tokenizer.model", 1024)
+    collect_labels([f"root={corpus}"])
     Image.new("RGB", (64, 64), "red").save(home / "photo.jpg")
     (home / "photos").mkdir()
     for number in range(12):

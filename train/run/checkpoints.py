@@ -49,21 +49,30 @@ class RunCheckpoints:
         self.settle()
         found = self.checkpointer.load_latest(engine)
         if found is None and self.config.run.initial is not None:
-            self._load_initial(engine, self.config.run.initial)
+            found = self._load_initial(engine, self.config.run.initial)
         if found is None:
             load_first_weights(engine, sources(self.first))
         self._check_finite(engine, found[0] if found else None)
         return found or (0, {})
 
-    def _load_initial(self, engine: Engine, initial: str) -> None:
-        """Load the weights of another run's checkpoint, the one that the main rank finds; a collective."""
+    def _load_initial(self, engine: Engine, initial: str) -> tuple[int, Extra] | None:
+        """Load the weights of another run's checkpoint, the one that the main rank finds; a collective.
+
+        Of a branch, load the optimizer state too, and return (steps done, what was saved with them).
+        """
+        step, branch = self._initial_step(initial), self.config.run.branch
+        checkpointer = Checkpointer.from_run(run_of(initial, "run.initial"))
+        only = step if names_step(initial) or branch else None
+        found = checkpointer.load_latest(engine, weights_only=not branch, only=only, read_only=True)
+        if found is None:
+            raise ConfigurationError(f"run.initial={initial} has no checkpoint; train it first.")
+        return found if branch else None
+
+    def _initial_step(self, initial: str) -> int:
         step, mistake = self.layout.broadcast_from_main(lambda: _find_step(initial))
         if mistake is not None:
             raise ConfigurationError(mistake)
-        checkpointer = Checkpointer.from_run(run_of(initial, "run.initial"))
-        only = step if names_step(initial) else None
-        if checkpointer.load_latest(engine, weights_only=True, only=only) is None:
-            raise ConfigurationError(f"run.initial={initial} has no checkpoint; train it first.")
+        return step
 
     def restores(self) -> bool:
         """Return whether `restore` will load every weight (or raise)."""
@@ -83,8 +92,10 @@ class RunCheckpoints:
         return [describe(each, config) for each in self.first]
 
     def steps_done(self) -> int:
-        """Return the step of the newest checkpoint, 0 where there is none."""
-        return self.layout.broadcast_from_main(lambda: self.checkpointer.latest_step() or 0)
+        """Return the step of the newest checkpoint; where there is none, that which a branch begins at, or 0."""
+        done = self.layout.broadcast_from_main(lambda: self.checkpointer.latest_step() or 0)
+        run = self.config.run
+        return self._initial_step(run.initial) if not done and run.branch and run.initial is not None else done
 
     def skipped_last(self) -> list[int]:
         """Return the batches of the row of skipped steps with which the newest checkpoint ends."""

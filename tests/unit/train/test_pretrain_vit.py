@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.errors import ConfigurationError
 from data.corpus_text import corpus_texts
 from data.labels import main as collect_labels
 from data.miniature.config import MiniatureConfig
@@ -16,7 +17,9 @@ from model.vit import resample_position
 from model.weights.source import is_of_tower
 from parallel.checkpoint.stored_weights import StoredWeights
 from train import pretrain, pretrain_vit
+from train.average import average
 from train.entry import entry
+from train.tower_weights import open_tower
 
 SMALL = (
     "vit=nano", "mt5=nano", "phases.mini.image_size=56", "run.precision=fp32", "tracker=none", "data.num_streams=2",
@@ -80,3 +83,66 @@ def check_taken(tower: str, run: str) -> None:
     assert all(name.startswith("classifier.") for name in alone if name not in names)
     for name in names:  # an update of a bias that is 0 remains, however small
         torch.testing.assert_close(taken[name].read(), alone[name].read(), rtol=0, atol=1e-25)
+
+
+def test_a_branch_goes_on_as_its_run_did_and_two_cool_downs_are_averaged(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("run.steps=4", "schedule.warmup_steps=2", "evaluation.every_steps=0", "checkpoint.every_steps=2")
+    straight = train("straight", *settings, command="pretrain_vit")
+    branched = train("branch", *settings, "run.initial=straight@2", "run.branch=true", command="pretrain_vit")
+    cooled = train("cooled", *settings, "run.initial=straight@2", "run.branch=true", "schedule.cooldown_steps=2",
+                   command="pretrain_vit")  # fmt: skip
+    assert [line["step"] for line in branched] == [3, 4] == [line["step"] for line in cooled]
+    assert [line["loss"] for line in branched] == [line["loss"] for line in straight[2:]]
+    assert [line["lr"] for line in cooled] == [straight[2]["lr"] / 2, 0]
+    assert "Changed since step 2: " in capsys.readouterr().out
+    one, same, other = (StoredWeights(Path(run), 4).tensors for run in ("straight", "branch", "cooled"))
+    assert all(same[name].read().equal(x.read()) for name, x in one.items())
+    assert any(not other[name].read().equal(x.read()) for name, x in one.items())
+
+    average(["straight", "cooled@4"], "soup")
+    soup = StoredWeights(Path("soup"), 4).tensors
+    assert soup.keys() == one.keys()
+    for name, x in soup.items():
+        torch.testing.assert_close(x.read(), (one[name].read() + other[name].read()) / 2, rtol=1e-6, atol=1e-30)
+    assert open_tower("soup", "vit").names and not list(Path("soup", "checkpoints").glob("*.partial"))
+    train("deep", "vit.depth=3", "run.steps=1", "evaluation.every_steps=0", command="pretrain_vit")
+    for checkpoints, output, sentence in (
+        (["straight"], "x", "are fewer than two; name those to average."),
+        (["straight", "cooled"], "soup", "output=soup exists and is not an empty folder"),
+        (["deep", "soup"], "x", r"is of another model than .*: vit_block_2\.\S+ is missing, not \("),
+        (["straight", "gone"], "x", "checkpoints=gone is no folder of a run"),
+    ):
+        with pytest.raises(ConfigurationError, match=sentence):
+            average(checkpoints, output)
+    assert not Path("x").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("run.branch=true",), "run.branch=true goes on from another run; name it by run.initial=FOLDER"),
+        (("classifier.head=none",), "classifier.head=none is for train.pretrain; choose map or patches."),
+        (("mixture=text",), "mixture.span_corruption (span_corruption) has no images, and the model is a ViT alone"),
+        (("data.tokenizer=${data.root}/tokenizer.model", "classifier.num_classes=9"), "is no list of labels"),
+        (("classifier.num_classes=2",), "more than classifier.num_classes=2; leave classifier.num_classes out"),
+        (("weights.mt5=x",), "weights.mt5=x would not be read, as this run has no mT5; set weights.mt5=null."),
+        (("data.tokenizer=gone.txt",), "data.tokenizer=gone.txt is no readable list of labels"),
+    ],
+)
+def test_mistakes(folder: Path, words: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        train("x", *words, command="pretrain_vit")
+    printed = capsys.readouterr().err
+    assert end.value.code == 2 and sentence in printed and len(printed.splitlines()) == 1
+
+
+def test_what_is_for_the_other_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, sentence in (
+        ("mixture=objects", "The objective labels is for train.pretrain_vit"),
+        ("data.tokenizer=${data.root}/labels.txt", "is a list of labels, for train.pretrain_vit; give a tokenizer."),
+    ):
+        with pytest.raises(SystemExit):
+            train("x", words)
+        assert sentence in capsys.readouterr().err
