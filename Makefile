@@ -20,7 +20,7 @@ setup: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[wandb,mpi,slurm,corpus,ocr,test]"
 	touch $@
 
-demo: setup $(CORPUS)/tokenizer.model $(DEMO)_vit/checkpoints
+demo: setup $(CORPUS)/tokenizer.model $(DEMO)_vit/done
 	$(BIN)/torchrun --nproc_per_node $(RANKS) -m train.pretrain experiment=demo run.folder=$(DEMO)
 	$(BIN)/torchrun --nproc_per_node $(RANKS) -m train.evaluate run.folder=$(DEMO)
 
@@ -35,7 +35,7 @@ $(CORPUS)/labels.txt: $(CORPUS)/corpus.json
 	$(BIN)/python -m data.labels root=$(CORPUS)
 
 # Of another corpus, a ViT is trained anew: its run would go on from its checkpoint.
-$(DEMO)_vit/checkpoints: $(CORPUS)/labels.txt
+$(DEMO)_vit/done: $(CORPUS)/labels.txt
 	rm -rf $(DEMO)_vit
 	$(BIN)/torchrun --nproc_per_node $(RANKS) -m train.pretrain_vit experiment=demo_vit run.folder=$(DEMO)_vit
 	touch $@

@@ -14,7 +14,7 @@ case "$*" in
     *data.miniature*) [ -e runs/corpus/corpus.json ] || touch runs/corpus/corpus.json ;;
     *data.tokenizer*) touch runs/corpus/tokenizer.model ;;
     *data.labels*) touch runs/corpus/labels.txt ;;
-    *train.pretrain_vit*) mkdir -p runs/demo_vit/checkpoints ;;
+    *train.pretrain_vit*) mkdir -p runs/demo_vit ;;
 esac
 """
 
@@ -39,6 +39,6 @@ def test_demo_repeats_no_finished_step(tmp_path: Path) -> None:
     assert executed(tmp_path) == ["data.miniature", *rest]
     shutil.rmtree(tmp_path / "runs/demo_vit")
     assert executed(tmp_path) == ["data.miniature", "train.pretrain_vit", *rest]
-    later = (tmp_path / "runs/demo_vit/checkpoints").stat().st_mtime + 10
+    later = (tmp_path / "runs/demo_vit/done").stat().st_mtime + 10
     os.utime(tmp_path / "runs/corpus/corpus.json", (later, later))  # another corpus
     assert executed(tmp_path) == all_steps
