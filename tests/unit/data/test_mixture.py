@@ -159,3 +159,6 @@ def test_a_digest_is_of_rows_as_the_first_phase_has_them(corpus, monkeypatch, ca
         digest.main(["mixture=miniature", "steps=1:2", "data.num_streams=4", *arguments])
         printed.append(capsys.readouterr().out)
     assert printed[0] and printed[0] == printed[1]
+    large = ["mixture=miniature", *of_data, "data.num_streams=4", "phases.mini.image_size=42"]
+    shape = digest.open_stream(large, "train").shape
+    assert (shape.image_size, shape.tokens_per_image) == (42, 9)  # 3 x 3 patches of 14 pixels

@@ -9,6 +9,7 @@ import sys
 import tarfile
 import threading
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,6 +128,13 @@ def test_damage_of_the_columns_is_found_by_their_checksums_and_when_they_are_rea
     with pytest.raises(Exception, match="changed shard"):
         opened[0]
     assert opened[1].key == "00001"
+
+
+def test_checksums_are_those_of_zlib(folder):
+    """An index is read by later versions."""
+    kept = SourceIndex(open_index(job(folder)).path)
+    own = {name: zlib.crc32(section.tobytes()) for name, section in kept.sections.items()}
+    assert own == {name: one["crc"] for name, one in kept.header["sections"].items()} and len(own) > 5
 
 
 def test_a_record_takes_24_bytes_of_disk_at_most(tmp_path):
