@@ -77,8 +77,8 @@ class Operators:
 
     `stream_elements` are read or written in the residual stream, which sequence parallelism divides;
     `inner_elements` between column and row maps, which tensor parallelism always divides. `embedded_tokens` are
-    looked up in a table that tensor-parallel ranks divide, then summed over them. `norm_elements` are those of the
-    stream that the norms move, `mlp_elements` the inner ones that the MLP's activation moves.
+    looked up in a table of `embedded_width` that tensor-parallel ranks divide, then summed over them. `norm_elements`
+    are those of the stream that the norms move, `mlp_elements` the inner ones that the MLP's activation moves.
     """
 
     linears: tuple[Linear, ...] = ()
@@ -88,6 +88,7 @@ class Operators:
     launches: int = 0
     vocabulary: Vocabulary | None = None
     embedded_tokens: int = 0
+    embedded_width: int = 0
     norms: int = 0
     norm_elements: float = 0.0
     mlp_elements: float = 0.0
@@ -133,10 +134,10 @@ def _vit_block(unit: ViTBlock, shape: BatchShape, _: bool) -> Operators:
 def _bridge(unit: Bridge, shape: BatchShape, _: bool) -> Operators:
     d, words = unit.mt5.d_model, shape.rows * (shape.encoder_tokens + shape.decoder_tokens)
     if unit.vit is None:
-        return Operators((), (), words * 8.0 * d, 0.0, 8, embedded_tokens=words)
+        return Operators((), (), words * 8.0 * d, 0.0, 8, embedded_tokens=words, embedded_width=d)
     w, visual = unit.vit.width, shape.images * shape.vision_tokens
     moved = visual * (2.0 * w + 2.0 * d) + words * 8.0 * d  # norm, transpose; look up, split, place
-    return Operators((Linear(visual, w, d, "whole"),), (), moved, 0.0, 16, embedded_tokens=words)
+    return Operators((Linear(visual, w, d, "whole"),), (), moved, 0.0, 16, embedded_tokens=words, embedded_width=d)
 
 
 def _t5(block: Block, tokens: int) -> tuple[Linear, ...]:

@@ -103,8 +103,7 @@ class UnitClock:
             reduce = reduce_scatter_s if self.parallel.sequence else all_reduce_s
             total += Pass(self.hardware.elementwise_s(scaled, 2), reduce(whole, self.tensor_group, self.hardware))
         if work.embedded_tokens and trained:  # a dense gradient of the table: zeros, then one row for every token
-            embedding = next(each for each in work.linears if each.split == "whole")
-            total += Pass(self._table_s(embedding.d_out, work.embedded_tokens))
+            total += Pass(self._table_s(work.embedded_width, work.embedded_tokens))
         return total
 
     def _table_s(self, d_model: int, tokens: int) -> float:
@@ -178,9 +177,8 @@ class UnitClock:
         """Return the sum of looked-up embeddings, and the gathering of visual tokens under sequence parallelism."""
         if not work.embedded_tokens:
             return 0.0
-        (projection,) = work.linears
-        whole = self._bytes(work.embedded_tokens, projection.d_out)
-        visual = self._gathered_s(projection.tokens, projection.d_out)
+        whole = self._bytes(work.embedded_tokens, work.embedded_width)
+        visual = sum(self._gathered_s(projection.tokens, projection.d_out) for projection in work.linears)
         return all_reduce_s(whole, self.tensor_group, self.hardware) + visual
 
     def _vocabulary_s(self, head: Vocabulary) -> float:

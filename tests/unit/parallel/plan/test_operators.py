@@ -1,11 +1,13 @@
 """Operators add up to the FLOPs of each unit's cost; times follow from them, and from what is divided or recomputed."""
 
 from copy import copy
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 
+from model.config import ClassifierConfig
 from model.costs import BatchShape
 from model.describe import read_model
 from model.layers import TensorParallel
@@ -23,9 +25,13 @@ SHAPES = [BatchShape(3, 64, 2, 96, 32), BatchShape(8, 64, 8, 512, 128), BatchSha
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_operators_have_the_flops_of_the_cost(shape: BatchShape) -> None:
-    config, _ = read_model(["phases=mini"])
-    for name, unit in plan_on_meta(config).units():
-        assert operators(unit, shape, True).flops == pytest.approx(unit.cost(shape).flops, rel=1e-12), name
+    whole, _ = read_model(["phases=mini"])
+    clock = UnitClock(read_hardware("h100_sxm"), ParallelConfig(tensor=2, sequence=True), Group(2, 2), shape, True)
+    for tower, head in ((None, "none"), ("mt5", "none"), ("vit", "map"), ("vit", "patches")):
+        config = replace(whole, tower=tower, classifier=ClassifierConfig(head, 7))
+        for name, unit in plan_on_meta(config).units():
+            assert operators(unit, shape, True).flops == pytest.approx(unit.cost(shape).flops, rel=1e-12), name
+            assert clock.time(unit, True, False).forward.compute_s > 0, name
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -39,7 +45,8 @@ def test_operators_of_every_unit(fused: bool) -> None:
             norms=2, norm_elements=8 * 32, mlp_elements=8 * 48,
         ),
         "bridge": Operators(
-            (Linear(8, 8, 16, "whole"),), (), 8 * (16 + 32) + 54 * 8 * 16, 0.0, 16, embedded_tokens=54
+            (Linear(8, 8, 16, "whole"),), (), 8 * (16 + 32) + 54 * 8 * 16, 0.0, 16,
+            embedded_tokens=54, embedded_width=16
         ),
         "encoder_block_0": Operators(
             (Linear(33, 16, 36, "column"), Linear(33, 12, 16, "row"), Linear(33, 16, 40, "column"),
