@@ -1,7 +1,7 @@
 """Measure how full the rows of the paper's mixture are, and how evenly ranks share them.
 
-    python -m benchmarks.data
-    python -m benchmarks.data steps=20 pools=[128,1024] scales=[0.7,1,1.4]
+    python -m benchmarks.fill
+    python -m benchmarks.fill steps=20 pools=[128,1024] scales=[0.7,1,1.4]
 
 Lengths are those of benchmarks/lengths.py. Positions count as real where they hold a visual token, text or EOS; what
 the last micro-batch of a rank is filled up with, and what a rank waits for while the fullest one computes, is in the

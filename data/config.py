@@ -12,7 +12,7 @@ from omegaconf import MISSING
 from common.errors import ConfigurationError
 from common.values import PATH, at_least, one_of
 from data import objectives
-from data.fields import NAMES
+from data.fields import check_field_map
 from data.shards.source import ReadOptions
 from data.tasks.config import TaskConfig
 
@@ -67,7 +67,7 @@ class DataConfig:
     scaled_decoding: bool = False
     """Decode a JPEG of twice `model.image_size` or more at 1/2, 1/4 or 1/8 of its size (libjpeg's scaled inverse DCT),
     the smallest that is not below it. False by default, since pixels differ from those of the whole image; true feeds
-    about 1.7 times as many examples per core from photographs of 0.3 megapixels.
+    about 1.7 times as many examples per core from photographs of 0.3 megapixels (benchmarks/data.md).
     """
     num_threads: int = 2
     """Threads that read and decode, per reading rank. 2 by default, for laptops."""
@@ -177,14 +177,6 @@ class DataConfig:
             self.cache_folder,
             self.cache_gib,
         )
-
-
-def check_field_map(where: str, field_map: Mapping[str, str]) -> None:
-    """Raise ConfigurationError for a field that no objective reads, and for a blank name."""
-    for name, place in field_map.items():
-        one_of(where, name, NAMES)
-        if not place.strip("."):
-            raise ConfigurationError(f"{where}.{name}={place!r} names no field; write its name in the JSON.")
 
 
 @dataclass

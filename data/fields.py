@@ -13,6 +13,8 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from common.errors import ConfigurationError
+from common.values import one_of
 from data import languages
 from data.skip import Skip
 
@@ -303,3 +305,11 @@ def _box(value: Any, field: str) -> Box | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_field_map(where: str, field_map: Mapping[str, str]) -> None:
+    """Raise ConfigurationError for a field that no objective reads, and for a blank name."""
+    for name, place in field_map.items():
+        one_of(where, name, NAMES)
+        if not place.strip("."):
+            raise ConfigurationError(f"{where}.{name}={place!r} names no field; write its name in the JSON.")

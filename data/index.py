@@ -19,7 +19,7 @@ from common.errors import ConfigurationError
 from common.launcher import Process, this_process
 from common.progress import listening
 from common.values import PATH, at_least
-from data.config import check_field_map
+from data.fields import check_field_map
 from data.shards.build import Job, build_together, open_index
 from data.shards.paths import SPLITS, Part, shard_paths
 from data.shards.source import ReadOptions, distinct, index_job

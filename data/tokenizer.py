@@ -228,8 +228,8 @@ class Options:
 def main(arguments: Sequence[str]) -> None:
     """Train on all text of the training shards below `root` (see Options)."""
     from common.command_line import parse
-    from data.config import check_field_map
     from data.corpus_text import corpus_texts
+    from data.fields import check_field_map
     from data.shards.source import SPLITS
 
     options = parse(arguments, Options)

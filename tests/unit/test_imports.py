@@ -160,7 +160,9 @@ def test_evaluation_starts_no_processes() -> None:
 
 def test_one_file_imports_megatron() -> None:
     ours = {name: file for name, file in modules().items() if not name.startswith("tests.")}
-    assert [name for name, file in ours.items() if any(each.startswith("megatron") for each in imported(file))] == [
+    found = {name: [each for each in imported(file) if each.startswith("megatron")] for name, file in ours.items()}
+    # megatron.energon is a package of its own, which benchmarks/data.py measures.
+    assert [name for name, own in found.items() if any(not each.startswith("megatron.energon") for each in own)] == [
         "model.megatron"
     ]
 
