@@ -26,7 +26,7 @@ BANDS = 4
 DISTANCE = 20  # bits of 128 that descriptors of one point differ by, at most
 PLACES = 65_535  # steps of a side
 # A vote on geometry: least votes, spread of the points and tolerance in shares of a side, and the scales of an axis.
-LEAST_VOTES, SPREAD, TOLERANCE, SCALES = 5, 0.2, 0.02, (0.4, 2.5)
+LEAST_VOTES, SPREAD, TOLERANCE, SCALES = 7, 0.2, 0.02, (0.4, 2.5)
 MOST_VOTES = 128  # of two images; further ones change nothing
 
 Places = NDArray[np.uint16]

@@ -68,7 +68,9 @@ def _parts(votes: Edges) -> Edges:
     ordered = votes[np.lexsort((votes["other"], votes["row"]))]
     pairs = np.stack([ordered["row"], ordered["other"]], 1)
     starts = np.flatnonzero(np.r_[True, (pairs[1:] != pairs[:-1]).any(1)])
-    for start, end in zip(starts, np.r_[starts[1:], len(ordered)], strict=True):
+    ends = np.r_[starts[1:], len(ordered)]
+    enough = ends - starts >= features.LEAST_VOTES  # most pairs have one vote, by chance
+    for start, end in zip(starts[enough], ends[enough], strict=True):
         places = np.ascontiguousarray(ordered["places"][start:end]).view("<u2").reshape(-1, 4)
         if features.agreeing(places) >= features.LEAST_VOTES:
             made.append(pairs[start])
