@@ -27,7 +27,7 @@ DISTANCE = 20  # bits of 128 that descriptors of one point differ by, at most
 PLACES = 65_535  # steps of a side
 # A vote on geometry: least votes, spread of the points and tolerance in shares of a side, and the scales of an axis.
 LEAST_VOTES, SPREAD, TOLERANCE, SCALES = 7, 0.2, 0.02, (0.4, 2.5)
-MOST_VOTES = 128  # of two images; further ones change nothing
+MOST_VOTES = 48  # of two images; of more, an even part is looked at
 
 Places = NDArray[np.uint16]
 
@@ -78,7 +78,8 @@ def agreeing(places: Places) -> int:
 
     `places`: uint16 [votes, 4] as (x, y) in one image and (x, y) in the other.
     """
-    votes = np.unique(places, axis=0)[:MOST_VOTES] / PLACES
+    votes = np.unique(places, axis=0)
+    votes = votes[:: max(1, -(-len(votes) // MOST_VOTES))] / PLACES
     if len(votes) < LEAST_VOTES:
         return 0
     one, other = np.triu_indices(len(votes), 1)

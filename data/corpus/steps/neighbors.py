@@ -57,7 +57,9 @@ def edges(found: Entries, distances: dict[int, int], evaluation_end: int, max_te
 def settled(found: Edges) -> Edges:
     """Return one edge for each row, of the first cause, to the earliest row: votes that agree are an edge."""
     is_vote = found["cause"] == VOTE
-    return _strongest(np.concatenate([found[~is_vote], _parts(found[is_vote])]))
+    direct = found[~is_vote]
+    votes = found[is_vote & ~np.isin(found["row"], direct["row"])]  # the other rows have a cause already
+    return _strongest(np.concatenate([direct, _parts(votes)]))
 
 
 def _parts(votes: Edges) -> Edges:
