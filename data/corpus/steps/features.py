@@ -78,8 +78,8 @@ def agreeing(places: Places) -> int:
 
     `places`: uint16 [votes, 4] as (x, y) in one image and (x, y) in the other.
     """
-    votes = np.unique(places, axis=0)
-    votes = votes[:: max(1, -(-len(votes) // MOST_VOTES))] / PLACES
+    distinct = np.unique(places, axis=0)
+    votes = distinct[:: max(1, -(-len(distinct) // MOST_VOTES))] / PLACES
     if len(votes) < LEAST_VOTES:
         return 0
     one, other = np.triu_indices(len(votes), 1)
