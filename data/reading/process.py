@@ -53,7 +53,7 @@ class Recipe:
     seed: int
     sources: dict[str, Source]
 
-    def open(self, ledger: Recorder) -> Stream:
+    def make(self, ledger: Recorder) -> Stream:
         """Return the stream."""
         return Stream(
             self.data, self.mixture, self.tokenizer, self.image_size, self.tokens_per_image, self.split, self.seed,
@@ -147,7 +147,7 @@ class _Loop:
             while True:
                 step, streams, micro_batch_size = self._connection.recv()
                 try:
-                    stream = stream or pickle.loads(recipe).open(ledger)
+                    stream = stream or pickle.loads(recipe).make(ledger)
                     self._answer(stream, ledger, step, streams, micro_batch_size)
                 except (EOFError, ConnectionError):
                     raise
