@@ -133,9 +133,10 @@ def processes(folder: Path) -> dict[int, str]:
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if f"folder={folder}\0" in (process / "cmdline").read_text(errors="replace"):
+            if f"folder={folder}\0" in (process / "cmdline").read_text("utf-8", errors="replace"):
                 own = dict(
-                    one.partition("=")[::2] for one in (process / "environ").read_text(errors="replace").split("\0")
+                    one.partition("=")[::2]
+                    for one in (process / "environ").read_text("utf-8", errors="replace").split("\0")
                 )
                 found[int(process.name)] = own.get("PMI_RANK", "")
     return found
