@@ -17,7 +17,9 @@ import pytest
 from common.errors import ConfigurationError, RunStopped
 from data.corpus import build
 from data.corpus.config import parse
+from data.corpus.stages.plan import Plan
 from data.corpus.stages.work import own_tasks
+from data.corpus.stages.write import Shard
 from data.error_budget import Ledger
 from data.ranks import Ranks
 from data.shards.source import ShardSource
@@ -254,6 +256,27 @@ def test_inputs_that_changed_are_named(downloads: Path, words: list[str], tmp_pa
         file.write(bytes(512))
     with pytest.raises(ConfigurationError, match=r"other inputs: .*00000.tar changed"):
         make(tmp_path / "corpus", settings)
+
+
+def test_an_input_that_changes_while_it_is_read_ends_the_build(
+    downloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "laion"
+    shutil.copytree(downloads / "laion", own)
+    shards, tar = build.write.shards, own / "00000.tar"
+
+    def changed_before_the_shards(plan: Plan) -> list[Shard]:
+        with tarfile.open(tar) as whole, tarfile.open(own / "other.tar", "w") as shorter:
+            for member in whole.getmembers()[6:]:  # the first two samples are gone
+                shorter.addfile(member, whole.extractfile(member))
+        (own / "other.tar").replace(tar)
+        return shards(plan)
+
+    monkeypatch.setattr(build.write, "shards", changed_before_the_shards)
+    settings = [f"inputs.web.path={tar}", "language.engines=[]"]
+    with pytest.raises(RunStopped, match=r"00000\.tar changed while the corpus was built \(row 0\); start again with"):
+        make(tmp_path / "corpus", settings)
+    assert not (tmp_path / "corpus" / "card.json").exists() and not list((tmp_path / "corpus").rglob("train-*.tar"))
 
 
 def mount(*options: str) -> bool:
