@@ -108,15 +108,15 @@ COPIES: dict[str, Callable[[Image.Image, int], Image.Image]] = {
 }
 
 
-def tiles(folder: str) -> list[Image.Image]:
-    """Return disjoint parts, 640 x 480, of the photographs in a folder, reduced to a width of 2,560 at most."""
+def tiles(folder: str, width: int = 640, height: int = 480) -> list[Image.Image]:
+    """Return disjoint parts of the photographs in a folder, reduced to a width of 2,560 at most."""
     found = []
     for path in sorted(each for each in Path(folder).rglob("*") if each.suffix in (".jpg", ".png", ".webp")):
         image = Image.open(path).convert("RGB")
         image.thumbnail((2560, 2560))
-        for top in range(0, max(image.height - 479, 1), 480):
-            for left in range(0, max(image.width - 639, 1), 640):
-                found.append(image.crop((left, top, min(left + 640, image.width), min(top + 480, image.height))))
+        for top in range(0, max(image.height - height + 1, 1), height):
+            for left in range(0, max(image.width - width + 1, 1), width):
+                found.append(image.crop((left, top, min(left + width, image.width), min(top + height, image.height))))
     return found
 
 
@@ -187,18 +187,19 @@ def _rate(work: Callable[[int], object], number: int, clock: Callable[[], float]
 def write_downloads(folder: Path, number: int, real: Sequence[Image.Image]) -> None:
     """Write tars of 1,000 samples: photographs, drawn images, and of both changed copies, faults, and 8 languages.
 
-    A sample is a function of its number. Of 20: 4 parts of photographs, 12 drawn images, 2 changed copies, an image
-    that is too small, and one with a text without content.
+    A sample is a function of its number. Of 20: a photograph until each was used once, 15 drawn images, a changed copy
+    of the photograph and one of a drawn image, an image that is too small, and one with a text without content.
     """
     kinds = list(COPIES.values())
 
     def original(n: int) -> Image.Image:
-        return real[n % len(real)] if real and n % 20 in (3, 7, 11, 15) else photo(n, 320, 240)
+        return real[n // 20] if n % 20 == 3 and n // 20 < len(real) else photo(n, 320, 240)
 
     def sample(n: int) -> tuple[str, dict[str, str], bytes]:
         words = f"{CAPTIONS[n % len(CAPTIONS)]} {n}"
         if n % 20 in (13, 17):
-            return f"{n:09d}", {"caption": words}, jpeg(kinds[n % len(kinds)](original(n - n % 20 + n % 4), n), 80)
+            copied = original(n - n % 20 + (1 if n % 20 == 13 else 3))
+            return f"{n:09d}", {"caption": words}, jpeg(kinds[n // 20 % len(kinds)](copied, n), 80)
         if n % 20 == 18:
             return f"{n:09d}", {"caption": words}, jpeg(photo(n, 48, 48))
         return f"{n:09d}", {"caption": "IMG_2034.JPG" if n % 20 == 19 else words}, jpeg(original(n))
@@ -243,7 +244,8 @@ def main(words: Sequence[str]) -> None:
     if "steps" in options.parts:
         print(json.dumps({"rows a second and core": steps(options.ocr)}, indent=1), flush=True)
     if "builds" in options.parts:
-        print(json.dumps({"builds by ranks": builds(options, real)}, indent=1), flush=True)
+        small = tiles(options.photographs, 320, 240) if real else []
+        print(json.dumps({"builds by ranks": builds(options, small)}, indent=1), flush=True)
 
 
 if __name__ == "__main__":
