@@ -214,7 +214,7 @@ def test_the_card_names_what_went_in(exported: Path, tokenizer_path: Path) -> No
     [
         ("{run}@7", "has no checkpoint of step 7; it has those of 1, 2"),
         ("{run}/nothing", "is no folder of a run"),
-        ("{run}/export/text", "holds no checkpoint"),
+        ("{run}/export/text", "is an export or another folder of weights, and no run; name the run that it was"),
         ("{run}", "output=.* is not an empty folder; choose another"),
     ],
 )

@@ -265,7 +265,7 @@ def test_without_a_good_checkpoint_the_run_stops_with_nothing_forgotten(
         checkpointer.path(step).mkdir()
     layout = SimpleNamespace(broadcast_from_main=lambda read: read(), barrier=lambda: None)
     checkpoints = RunCheckpoints.__new__(RunCheckpoints)
-    vars(checkpoints).update(checkpointer=checkpointer, layout=layout)
+    vars(checkpoints).update(checkpointer=checkpointer, layout=layout, config=RunConfig())
     run = SimpleNamespace(
         checkpoints=checkpoints, folder=tmp_path, skipped_batches=SkippedBatches(), is_main_rank=True, layout=layout
     )

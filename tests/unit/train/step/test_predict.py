@@ -19,7 +19,9 @@ from train.step.validation import Validation
 SHAPE = RowShape(encoder_length=64, decoder_length=16, images_per_row=1, image_size=28, tokens_per_image=4)
 TOKENIZER: Any = SimpleNamespace(decode=lambda ids: f"answer {ids[0]}")
 CONFIG: Any = SimpleNamespace(
-    data=SimpleNamespace(trim_multiple=0), evaluation=SimpleNamespace(max_new_tokens=1, samples=3)
+    data=SimpleNamespace(trim_multiple=0),
+    evaluation=SimpleNamespace(max_new_tokens=1, samples=3),
+    pali=SimpleNamespace(tower=None),
 )
 
 
