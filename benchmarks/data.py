@@ -85,8 +85,8 @@ def ours(folder: str, examples: int, scaled: bool) -> Callable[[], None]:
     """Read a step of `examples`: shuffled over the whole corpus, split-captioning, packed into rows."""
     data = DataConfig(
         root=folder, tokenizer=f"{folder}/tokenizer.model", global_batch_size=examples, num_streams=1,
-        pool_examples=examples, encoder_length=4768, decoder_length=432, images_per_row=17, num_threads=1,
-        scaled_decoding=scaled,
+        pool_examples=examples, encoder_length=4688, decoder_length=400, target_length=320, images_per_row=17,
+        num_threads=1, scaled_decoding=scaled,
     )  # fmt: skip
     mixture = {"photographs": ComponentConfig("photographs", "split_captioning", 1.0, {})}
     stream = Stream(data, mixture, Tokenizer(data.tokenizer), SIZE, TOKENS_PER_IMAGE, "train", 0)

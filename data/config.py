@@ -41,12 +41,16 @@ class DataConfig:
     data-parallel size that the run may have, as rows do not depend on the number of ranks then."""
     pool_examples: int = 128
     """Examples that are packed together, at least; whole streams, and all of a step at most. Rows are fuller the more
-    there are. A rank reads the texts of its pools, and the images of its own rows only. 128 fill about 94 % of a row's
-    encoder positions and read little more than a rank's own examples; conf/data/web has 1024 (96 %)."""
+    there are. A rank reads the texts of its pools, and the images of its own rows only. 128 fill about 95 % of a row's
+    encoder positions and read little more than a rank's own examples; conf/data/web has 1024 (97 %)."""
     encoder_length: int = MISSING
     """Positions of an encoder row, visual tokens included. Required."""
     decoder_length: int = MISSING
     """Positions of a decoder row. Required."""
+    target_length: int | None = None
+    """Most tokens of a target, with EOS; a longer one is cut by its objective's rule (whole boxes, whole pairs of
+    sentinels). Null by default: a decoder row's. A target as long as a row leaves no room for other examples, so most
+    of its encoder row stays empty: where many examples share a row, take less than it."""
     images_per_row: int = 1
     """Images that one row holds at most. 1 by default: an image of 224 px takes half a row of 512 positions. 0 is a run
     of text alone, whose model is the mT5 without a ViT; its result is for `weights.mt5`."""
@@ -122,6 +126,8 @@ class DataConfig:
         at_least("data.", 1, **{name: getattr(self, name) for name in (*counts, "max_member_mib")})
         none = ("error_budget_minimum", "prefetch", "num_workers", "trim_multiple", "images_per_row")
         at_least("data.", 0, **{name: getattr(self, name) for name in none})
+        if self.target_length is not None:
+            at_least("data.", 2, target_length=self.target_length)
         one_of("data.epoch", self.epoch, ("records", "items"))
         if self.global_batch_size % self.num_streams:
             raise ConfigurationError(
@@ -145,6 +151,11 @@ class DataConfig:
             raise ConfigurationError(f"data.holdout={self.holdout} is a fraction; set it to 0 or more, and below 1.")
         if not 0 <= self.retry_s < float("inf"):
             raise ConfigurationError(f"data.retry_s={self.retry_s} is a time in seconds; set it to 0 or more.")
+
+    @property
+    def longest_target(self) -> int:
+        """Return the most tokens of a target, with EOS."""
+        return min(self.decoder_length, self.target_length or self.decoder_length)
 
     @property
     def pool_streams(self) -> int:

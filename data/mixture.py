@@ -63,7 +63,7 @@ class Component:
         self.weight = config.weight
         self._module = objectives.load(config.objective)
         options = objectives.options(config.objective, config.options)
-        self._options = options.for_rows(data.encoder_length, data.decoder_length)
+        self._options = options.for_rows(data.encoder_length, data.longest_target)
         self._data = data
         self._closed = any(prompt.endswith(SENTINEL) for prompt in self._module.PROMPTS)
         self._tokenizer = tokenizer

@@ -127,7 +127,7 @@ def _check_phase(config: RunConfig, span: Span, world_size: int, rank: int) -> P
         )
     config.data.check()
     config.data.check_images(config.vit.num_tokens(image_size))
-    check_rows(config.mixture, config.data.encoder_length, config.data.decoder_length)
+    check_rows(config.mixture, config.data.encoder_length, config.data.longest_target)
     if config.pali.tower == "vit":
         check_images_alone(config.mixture, config.data.tasks)
     elif "labels" in {component.objective for component in used(config.mixture).values()}:

@@ -27,6 +27,7 @@ ROWS = (
         "data.pool_examples",
         "data.encoder_length",
         "data.decoder_length",
+        "data.target_length",
         "data.images_per_row",
     ),
     *("data.holdout", "data.exif_orientation", "data.max_megapixels", "data.max_member_mib", "model.image_size"),

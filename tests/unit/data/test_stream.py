@@ -147,6 +147,19 @@ def test_readers_of_all_ranks_read_the_step(stream):
     assert sorted(keys) == sorted(info.key for info in stream.rows(6, range(4))[1]) and len(keys) == 24
 
 
+def test_targets_are_cut_to_their_own_length(data, tokenizer):
+    """Span corruption is cut by whole pairs of sentinels, detection by whole boxes, and other texts at their end."""
+    parts = mixture(("text", "span_corruption", 1), ("objects", "detection", 1), ("cc3m_35l", "captioning", 1))
+    longest = {}
+    for length in (None, 9):
+        own = replace(data, target_length=length)
+        stream = Stream(own, parts, tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE, "train", seed=0)
+        rows, infos = stream.rows(1, range(4))
+        segments = rows["decoder_segments"]
+        longest[length] = max(int((segments[info.row] == info.segment).sum()) for info in infos)
+    assert longest[9] <= 9 < longest[None]
+
+
 def test_reading_may_begin_and_go_on_anywhere(stream):
     straight, resumed = Reader(stream, 0, 1, 2), Reader(stream, 0, 1, 2, prefetch=0)
     expected = {step: straight.read(step) for step in (1, 2, 3, 4)}
