@@ -63,7 +63,7 @@ tools: slurm
 test:
 	@$(MAKE) --no-print-directory --jobs 2 setup tools
 	@$(MAKE) --no-print-directory --jobs 2 lint unit
-	$(BIN)/python -m pytest tests/distributed tests/slurm --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest tests/distributed tests/slurm --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

@@ -6,6 +6,23 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
+# Rooms that take minutes, the longest first (measured by make test): the last ones to begin are short then.
+LONGEST = (
+    "tests/distributed/test_engines.py", "tests/slurm/", "tests/distributed/test_options_engines.py",
+    "tests/distributed/test_checkpoints.py", "tests/distributed/test_processes.py",
+    "tests/distributed/test_error_budget.py", "tests/distributed/test_checkpoint_loading.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put rooms of many processes in the order of their length."""
+
+    def place(item: pytest.Item) -> int:
+        found = (number for number, room in enumerate(LONGEST) if item.nodeid.startswith(room))
+        return next(found, len(LONGEST))
+
+    items.sort(key=place)
+
 
 class RoomScheduling(LoadFileScheduling):
     """Give one worker a file of tests/distributed, or all of tests/slurm: their tests share worlds, or a cluster.
