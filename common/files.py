@@ -35,6 +35,22 @@ def beside(path: Path, durable: bool = False) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def writes(setting: str, instead: str = "another") -> Iterator[None]:
+    """Raise ConfigurationError where the body cannot write what a setting (`output=<path>`) names."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise ConfigurationError(f"{setting} cannot be written ({why}); choose {instead}.") from error
+
+
+def check_new_folder(folder: Path) -> None:
+    """Raise ConfigurationError for an `output` that is a file, or a folder that holds something."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ConfigurationError(f"output={folder} exists and is not an empty folder; choose another, or remove it.")
+
+
 def read_manifest(path: Path) -> Any:
     """Return the JSON in a file that a command of ours wrote. Raises ConfigurationError where it is none."""
     try:

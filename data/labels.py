@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import ConfigurationError
-from common.files import write_text
+from common.files import write_text, writes
 from common.values import PATH, at_least, one_of
 from data.error_budget import Ledger
 from data.objectives.detection import NUM_BINS
@@ -169,12 +169,8 @@ def main(arguments: Sequence[str]) -> None:
 
     options = parse(arguments, Options)
     found = collect(options)
-    try:
+    with writes(f"output={options.output}"):
         write_text(Path(options.output), "\n".join(found) + "\n")
-    except OSError as error:
-        raise ConfigurationError(
-            f"output={options.output} cannot be written ({error.strerror}); choose another."
-        ) from error
     print(f"{options.output}: {len(found)} labels")
 
 

@@ -19,9 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from common.command_line import run_command, split_own
-from common.errors import ConfigurationError
 from common.field_docs import help_text
-from common.files import beside
+from common.files import beside, writes
 from common.overrides import check_phase_keys, check_read
 from common.values import at_least, one_of
 from data.digest import PHASE_READS, READS, open_stream
@@ -186,12 +185,8 @@ def main(arguments: Sequence[str]) -> None:
     title += f"{shape.decoder_length} positions and {shape.images_per_row} images"
     console.print(table(title, examples, lambda info: info.objective, positions))
     console.print(table("by language", examples, lambda info: info.language or "no language", positions))
-    try:
+    with writes(f"output={own.output}"):
         draw(rows, infos, shape, min(own.rows, number), Path(own.output))
-    except OSError as error:
-        raise ConfigurationError(
-            f"output={own.output} cannot be written ({error.strerror}); choose another."
-        ) from error
     print(f"{own.output}: {min(own.rows, number)} of {number:,} rows")
 
 

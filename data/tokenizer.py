@@ -17,7 +17,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as protocol
 
 from common.errors import ConfigurationError, ReadingStopped
-from common.files import write_bytes
+from common.files import write_bytes, writes
 from common.values import PATH, one_of
 from data.objectives.base import SENTINEL
 from data.storage import not_permitted, read_file
@@ -242,12 +242,8 @@ def main(arguments: Sequence[str]) -> None:
         options.root, options.split, options.error_budget, options.error_budget_minimum, options.sources,
         options.fields, options.index_folder,
     )  # fmt: skip
-    try:
+    with writes(f"output={options.output}"):
         tokenizer = train_tokenizer(texts, options.output, options.vocab_size)
-    except OSError as error:
-        raise ConfigurationError(
-            f"output={options.output} cannot be written ({error.strerror}); choose another."
-        ) from error
     print(f"{options.output}: {tokenizer.vocab_size} pieces, {NUM_SENTINELS} of them sentinels")
 
 

@@ -17,7 +17,7 @@ from omegaconf import MISSING, OmegaConf
 
 from common.command_line import parse, run_command
 from common.errors import ConfigurationError
-from common.files import write_text
+from common.files import check_new_folder, write_text, writes
 from common.values import PATH
 from parallel.checkpoint.averaging import write_mean
 from parallel.checkpoint.stored_weights import StoredWeights
@@ -53,8 +53,7 @@ def average(checkpoints: Sequence[str], output: str) -> str:
         raise ConfigurationError(f"checkpoints={list(checkpoints)} are fewer than two; name those to average.")
     found = [StoredWeights(*find_checkpoint(name, "checkpoints")[:2]) for name in checkpoints]
     folder, extra = Path(output), {key: value for key, value in found[0].extra.items() if key in KEPT}
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise ConfigurationError(f"output={folder} exists and is not an empty folder; choose another, or remove it.")
+    check_new_folder(folder)
     for each in found[1:]:
         if each.extra.get("tokenizer") != extra.get("tokenizer"):
             raise ConfigurationError(
@@ -65,13 +64,9 @@ def average(checkpoints: Sequence[str], output: str) -> str:
     if settings is None:
         raise ConfigurationError(f"{found[0].run} holds no settings ({CONFIG}); bring them back from a copy.")
     settings.run.folder, settings.run.name = str(folder), folder.name
-    try:
+    with writes(f"output={folder}", "another folder"):
         path = write_mean(found, folder, extra, lambda name: print(f"averaging {name}", flush=True))
         write_text(folder / CONFIG, OmegaConf.to_yaml(settings))
-    except OSError as error:
-        raise ConfigurationError(
-            f"output={folder} cannot be written ({error.strerror or error}); choose another folder."
-        ) from error
     return f"{path}: the mean of {', '.join(str(each.path) for each in found)}"
 
 

@@ -18,7 +18,7 @@ from omegaconf import MISSING
 
 from common.command_line import parse, run_command
 from common.errors import ConfigurationError
-from common.files import write_bytes, write_text
+from common.files import check_new_folder, write_bytes, write_text, writes
 from common.values import PATH
 from data.tokenizer import Tokenizer, checksum
 from data.tokenizer_json import tokenizer_config, tokenizer_json
@@ -78,22 +78,18 @@ def export(
     config = read_run_config("checkpoint", weights)
     tokenizer, family = checked_tokenizer(config, weights), choose_family(config, text_model)
     folder = Path(output) if output is not None else weights.run / "export"
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise ConfigurationError(f"output={folder} exists and is not an empty folder; choose another, or remove it.")
+    check_new_folder(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        max_bytes, vocabulary = int(max_shard_gb * GB), tokenizer.vocabulary()
-        write_weights(partial, config.pali, family, weights.tensors, max_bytes, _print_progress, vocabulary)
-        for place in (partial, partial / TEXT):
-            write_tokenizer(place, tokenizer)
-        write_text(partial / "README.md", model_card(config, weights, family))
-        os.replace(partial, folder)
-    except OSError as error:
-        raise ConfigurationError(
-            f"output={folder} cannot be written ({error.strerror or error}); choose another folder."
-        ) from error
+        with writes(f"output={folder}", "another folder"):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            max_bytes, vocabulary = int(max_shard_gb * GB), tokenizer.vocabulary()
+            write_weights(partial, config.pali, family, weights.tensors, max_bytes, _print_progress, vocabulary)
+            for place in (partial, partial / TEXT):
+                write_tokenizer(place, tokenizer)
+            write_text(partial / "README.md", model_card(config, weights, family))
+            os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -16,7 +16,7 @@ from typing import Any
 
 from common.command_line import parse as arguments_of
 from common.errors import ConfigurationError
-from common.files import beside
+from common.files import beside, writes
 from common.terminal import use_utf8
 from common.values import PATH
 from train.entry import in_one_sentence
@@ -48,13 +48,11 @@ def main(arguments: Sequence[str]) -> None:
         print(f"left out: {name}: {reason}", file=sys.stderr)
     output = Path(options.output) if options.output else folder / "scaling"
     found = returns(runs, score.lower_is_better)
-    try:
+    with writes(f"output={output}"):
         output.parent.mkdir(parents=True, exist_ok=True)
         _write(output.with_name(f"{output.name}.csv"), (run_row(run, score) for run in runs))
         _write(output.with_name(f"{output.name}_returns.csv"), (return_row(one, score) for one in found))
         draw(runs, found, score, output.with_name(f"{output.name}.png"))
-    except OSError as error:
-        raise ConfigurationError(f"output={output} cannot be written ({error.strerror}); choose another.") from error
     print(f"{len(runs)} pairs of towers: {output}.png, {output}.csv, {output}_returns.csv")
 
 
