@@ -25,7 +25,7 @@ from common.errors import (
     StorageFailed,
 )
 from common.field_docs import help_text
-from common.overrides import as_typed, check_choices, open_names, stored_schema
+from common.overrides import as_typed, check_choices, check_phase_keys, check_read, open_names, stored_schema
 from common.terminal import use_utf8
 from common.values import in_one_line, type_at, typed
 
@@ -85,6 +85,19 @@ def split_own(words: Sequence[str], kind: type[Options]) -> tuple[Options, list[
     names = {field.name for field in fields(cast(Any, kind))} | {"-h", "--help"}
     own = [word for word in words if word.partition("=")[0] in names]
     return parse(own, kind), [word for word in words if word not in own]
+
+
+def read_words(
+    words: Sequence[str], kind: type[Options], command: str, reads: Sequence[str], phase_reads: Sequence[str]
+) -> tuple[Options, list[str]]:
+    """Return the options of a command, of the dataclass `kind`, and the overrides of the configuration that it reads.
+
+    `reads`: the keys that it reads, `phase_reads` those of a phase. Raises ConfigurationError for other ones.
+    """
+    own, overrides = split_own(words, kind)
+    check_read(overrides, reads, command)
+    check_phase_keys(overrides, phase_reads, command)
+    return own, overrides
 
 
 def compose_groups(words: Sequence[str], groups: Mapping[str, Any]) -> dict[str, Any]:

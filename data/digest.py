@@ -16,10 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from common.command_line import PHASES, compose_groups, first_phase, run_command, split_own
+from common.command_line import PHASES, compose_groups, first_phase, read_words, run_command
 from common.errors import ConfigurationError
-from common.field_docs import help_text
-from common.overrides import check_phase_keys, check_read
 from common.values import at_least, one_of, replacing, typed
 from data.config import ComponentConfig, DataConfig, for_objectives
 from data.error_budget import NothingUsable
@@ -117,12 +115,7 @@ def open_stream(overrides: Sequence[str], split: str) -> Stream:
 
 def main(arguments: Sequence[str]) -> None:
     """Print the digests of the steps."""
-    if {"-h", "--help"} & set(arguments):
-        print(help_text(__doc__, DigestConfig))
-        return
-    own, overrides = split_own(arguments, DigestConfig)
-    check_read(overrides, READS, "data.digest")
-    check_phase_keys(overrides, PHASE_READS, "data.digest")
+    own, overrides = read_words(arguments, DigestConfig, "data.digest", READS, PHASE_READS)
     stream = open_stream(overrides, own.split)
     first, end = map(int, own.steps.split(":"))
     digests = []

@@ -18,10 +18,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from common.command_line import run_command, split_own
-from common.field_docs import help_text
+from common.command_line import read_words, run_command
 from common.files import beside, writes
-from common.overrides import check_phase_keys, check_read
 from common.values import at_least, one_of
 from data.digest import PHASE_READS, READS, open_stream
 from data.error_budget import NothingUsable
@@ -167,12 +165,7 @@ def _short(text: str) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Draw a step's rows and print its tables."""
-    if {"-h", "--help"} & set(arguments):
-        print(help_text(__doc__, ShowConfig))
-        return
-    own, overrides = split_own(arguments, ShowConfig)
-    check_read(overrides, READS, "data.show")
-    check_phase_keys(overrides, PHASE_READS, "data.show")
+    own, overrides = read_words(arguments, ShowConfig, "data.show", READS, PHASE_READS)
     stream = open_stream(overrides, own.split)
     rows, infos = stream.rows(own.step, range(stream.num_streams))
     if not infos:

@@ -17,9 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from common.command_line import PHASES, compose_groups, first_phase, run_command, split_own
-from common.field_docs import help_text
-from common.overrides import check_phase_keys, check_read
+from common.command_line import PHASES, compose_groups, first_phase, read_words, run_command
 from common.values import at_least, replacing, typed
 from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from model.costs import BatchShape, UnitCost, unit_costs
@@ -120,12 +118,7 @@ def read_model(overrides: Sequence[str]) -> tuple[PaLIConfig, list[str]]:
 
 def main(arguments: Sequence[str]) -> None:
     """Print the table of a model."""
-    if {"-h", "--help"} & set(arguments):
-        print(help_text(__doc__, DescribeConfig))
-        return
-    own, overrides = split_own(arguments, DescribeConfig)
-    check_read(overrides, READS, "model.describe")
-    check_phase_keys(overrides, PHASE_READS, "model.describe")
+    own, overrides = read_words(arguments, DescribeConfig, "model.describe", READS, PHASE_READS)
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(describe(*read_model(overrides), own.input_tokens, own.target_tokens))
 

@@ -19,7 +19,6 @@ from rich.table import Table
 
 from common.command_line import run_command, split_own
 from common.errors import ConfigurationError
-from common.field_docs import help_text
 from common.values import PATH, at_least
 from parallel.plan.campaign import simulate
 from parallel.plan.hardware import GIB, Hardware, read_hardware
@@ -162,9 +161,6 @@ def whole_run(best: Choice, search: Search) -> str:
 
 def main(words: Sequence[str]) -> None:
     """Print the ranked layouts, the words that choose the first, and what would help."""
-    if {"-h", "--help"} & set(words):
-        print(help_text(__doc__, PlanOptions))
-        return
     began = time.perf_counter()
     changes = [word.removeprefix("hardware.") for word in words if word.startswith("hardware.")]
     own, rest = split_own([word for word in words if not word.startswith("hardware.")], PlanOptions)
