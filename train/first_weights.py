@@ -98,8 +98,12 @@ def check_tokenizer(opened: TowerWeights, config: RunConfig) -> None:
                 f"{key} is another tokenizer than that of {opened.where} (SHA-256 {now[:12]}…, not "
                 f"{opened.checksum[:12]}…); set data.tokenizer={opened.tokenizer}, or give other weights."
             )
-    elif opened.tokenizer is not None:
-        mine, theirs = Tokenizer(path).pieces(), Tokenizer(opened.tokenizer).pieces()
+        return
+    if opened.tokenizer is None and opened.vocabulary is None and not opened.padded:
+        return
+    tokenizer = Tokenizer(path)  # once, as mT5's has 250,100 pieces
+    if opened.tokenizer is not None and opened.tokenizer != Path(path):
+        mine, theirs = tokenizer.pieces(), Tokenizer(opened.tokenizer).pieces()
         if mine != theirs:
             at = next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), None)
             first = f"piece {at} is {mine[at]!r}, not {theirs[at]!r}" if at is not None else "one is longer"
@@ -107,12 +111,12 @@ def check_tokenizer(opened: TowerWeights, config: RunConfig) -> None:
                 f"{key} has another vocabulary than {opened.where} ({len(mine)} pieces, not {len(theirs)}; {first}); "
                 f"set data.tokenizer={opened.tokenizer}."
             )
-    if opened.vocabulary is not None and opened.vocabulary != Tokenizer(path).vocabulary():
+    if opened.vocabulary is not None and opened.vocabulary != tokenizer.vocabulary():
         raise ConfigurationError(
             f"{key} has another vocabulary than the tokenizer that {opened.where} was exported with; export the model "
             "again, or set data.tokenizer to the one that it was trained with."
         )
-    if opened.padded and (unused := config.mt5.vocab_size - Tokenizer(path).vocab_size) >= PADDING:
+    if opened.padded and (unused := config.mt5.vocab_size - tokenizer.vocab_size) >= PADDING:
         raise ConfigurationError(
             f"{key} leaves {unused} of the {config.mt5.vocab_size} ids of {opened.where} unused, so it is another "
             "tokenizer than that of the weights; set data.tokenizer to the one that they came with."
