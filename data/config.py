@@ -275,8 +275,7 @@ def check_rows(mixture: Mixture, encoder_length: int, decoder_length: int) -> No
 def check_text_alone(mixture: Mixture, tasks: Mapping[str, TaskConfig], phase: str) -> None:
     """Raise ConfigurationError for a component that is used in a phase and asks about images."""
     for name, component in used(mixture).items():
-        task = tasks.get(component.source)
-        if task.images if task else component.objective not in objectives.OF_TEXT:
+        if _has_images(component, tasks):
             raise ConfigurationError(
                 f"phases.{phase}: data.images_per_row=0 leaves no place for the images of mixture.{name} "
                 f"({component.objective}); leave it out (mixture.{name}.weight=0), or set data.images_per_row above 0."
@@ -286,12 +285,17 @@ def check_text_alone(mixture: Mixture, tasks: Mapping[str, TaskConfig], phase: s
 def check_images_alone(mixture: Mixture, tasks: Mapping[str, TaskConfig]) -> None:
     """Raise ConfigurationError for a component that is used and has no image: a ViT alone learns nothing from it."""
     for name, component in used(mixture).items():
-        task = tasks.get(component.source)
-        if not task.images if task else component.objective in objectives.OF_TEXT:
+        if not _has_images(component, tasks):
             raise ConfigurationError(
                 f"mixture.{name} ({component.objective}) has no images, and the model is a ViT alone; leave it out "
                 f"(mixture.{name}.weight=0)."
             )
+
+
+def _has_images(component: ComponentConfig, tasks: Mapping[str, TaskConfig]) -> bool:
+    """Return whether examples of a component may have images."""
+    task = tasks.get(component.source)
+    return bool(task.images) if task else component.objective not in objectives.OF_TEXT
 
 
 def for_objectives(mixture: Mixture, weights: Mapping[str, float], phase: str) -> Mixture:

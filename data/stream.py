@@ -109,7 +109,7 @@ class Stream:
         self.shape = RowShape(
             data.encoder_length, data.decoder_length, data.images_per_row, image_size, tokens_per_image
         )
-        self.longest_target = data.longest_target
+        self.cut = replace(self.shape, decoder_length=data.longest_target)  # what the texts of an example are cut to
         self.arguments = (data, mixture, tokenizer, image_size, tokens_per_image, split, seed)
         self.ledger = ledger or Ledger(data.error_budget, data.error_budget_minimum, data.error_window)
         self.components = open_components(data, mixture, tokenizer, image_size, split, self.ledger, sources)
@@ -162,12 +162,10 @@ class Stream:
         numbers = range(first + pool * self.pool_examples, first + (pool + 1) * self.pool_examples)
         own = range(first + streams.start * size, first + streams.stop * size)
 
-        longest = replace(self.shape, decoder_length=self.longest_target)
-
         def read(number: int) -> TextExample | None:
             with nullcontext() if number in own else self.ledger.muted():
                 text = self._examples[number]
-            return text and truncate(text, longest)
+            return text and truncate(text, self.cut)
 
         found = [(number, text) for number, text in zip(numbers, self._map(read, numbers), strict=True) if text]
         return [number for number, _ in found], [text for _, text in found]

@@ -52,6 +52,7 @@ class Recipe:
     split: str
     seed: int
     sources: dict[str, Source]
+    shape: RowShape  # of the stream's rows
 
     def make(self, ledger: Recorder) -> Stream:
         """Return the stream."""
@@ -82,10 +83,7 @@ class ReadingProcess:
 
     def __init__(self, recipe: Recipe) -> None:
         """Start the process; it opens the sources while this one goes on."""
-        self._shape = RowShape(
-            recipe.data.encoder_length, recipe.data.decoder_length, recipe.data.images_per_row, recipe.image_size,
-            recipe.tokens_per_image,
-        )  # fmt: skip
+        self._shape = recipe.shape
         own, theirs = socket.socketpair()
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))

@@ -128,8 +128,12 @@ class Reader:
 def _processes(stream: Stream) -> list[ReadingProcess]:
     """Start the processes of `data.num_workers`; none where an index cannot be opened a second time."""
     number = stream.arguments[0].num_workers
-    sources = _recipe(stream).sources.values()
-    lost = [one.name for one in sources if isinstance(one, ShardSource) and not os.path.exists(one.index.path)]
+    recipe = _recipe(stream)
+    lost = [
+        one.name
+        for one in recipe.sources.values()
+        if isinstance(one, ShardSource) and not os.path.exists(one.index.path)
+    ]
     if number and lost:
         warnings.warn(
             f"data.num_workers={number} is not used: the index of source {lost[0]} cannot be kept; set "
@@ -138,9 +142,9 @@ def _processes(stream: Stream) -> list[ReadingProcess]:
             stacklevel=2,
         )
         return []
-    recipe = _recipe(stream)
     return [ReadingProcess(recipe) for _ in range(number)]
 
 
 def _recipe(stream: Stream) -> Recipe:
-    return Recipe(*stream.arguments, {component.source.name: component.source for component in stream.components})
+    sources = {component.source.name: component.source for component in stream.components}
+    return Recipe(*stream.arguments, sources, stream.shape)
