@@ -20,7 +20,7 @@ from common.values import PATH
 from parallel.plan.campaign import DAY_S, simulate
 from parallel.plan.hardware import GIB, read_hardware
 from train.plan import layout_name, read_config
-from train.planning import make_search
+from train.settings.planning import make_search
 
 PAYS = 1.5  # times as fast, for twice the devices
 COLORS = ("#1f618d", "#c0392b", "#1e8449", "#7d3c98")

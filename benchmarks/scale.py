@@ -25,7 +25,7 @@ from parallel.plan.peak import Peak, PeakModel
 from train.build import expected_step_shape
 from train.phases import for_phase, spans
 from train.plan import read_config
-from train.planning import make_search
+from train.settings.planning import make_search
 
 SHORT = "data.encoder_length=320 data.decoder_length=64 parallel.micro_batch_size=1"
 CASES = {

@@ -34,7 +34,7 @@ from train.build import expected_step_shape
 from train.config import RunConfig
 from train.phases import for_phase, spans
 from train.plan import read_config
-from train.planning import make_search
+from train.settings.planning import make_search
 
 SMALL = (
     "vit=base vit.depth=2 mt5=small mt5.num_encoder_layers=3 mt5.num_decoder_layers=3 mt5.vocab_size=16000 "

@@ -168,7 +168,7 @@ class SlurmArrayLauncher(SlurmLauncher):
 
     def _check_run(self, name: str, composed: DictConfig) -> None:
         from train.checks import check, check_training_data
-        from train.compose import to_run_config
+        from train.settings.compose import to_run_config
 
         wrong = None
         try:

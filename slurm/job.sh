@@ -18,8 +18,8 @@ fi
 unset SLURM_CPUS_PER_TASK SLURM_TRES_PER_TASK # set for the whole node; srun >= 22.05 fails if its own value differs
 
 # A rank that stops the job alone (disk full, out of memory) writes its exit code and sentence into a note
-# (train/exit_note.py), because its peers, lost or killed, end with higher codes, and srun reports the highest. The note
-# is made at its full size here, so that a full disk has room for it. A rank that still cannot write removes it.
+# (train/health/exit_note.py), because its peers, lost or killed, end with higher codes, and srun reports the highest.
+# The note is made at its full size here, so that a full disk has room for it. A rank that still cannot write removes it.
 expect_note() { # FOLDER, by default that of the site's file
     local folder=${1:-${SLURM_SUBMIT_DIR:-$PWD}} note
     [ -n "${1-}" ] || [ -z "${PALI_SITE-}" ] || folder=${PALI_SITE%/*}

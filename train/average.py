@@ -21,8 +21,8 @@ from common.files import check_new_folder, write_text, writes
 from common.values import PATH
 from parallel.checkpoint.averaging import write_mean
 from parallel.checkpoint.stored_weights import StoredWeights
-from train.saved_checkpoint import CONFIG, find_checkpoint
-from train.saved_run import read_settings
+from train.settings.saved_run import read_settings
+from train.weights.saved_checkpoint import CONFIG, find_checkpoint
 
 KEPT = ("config", "tokenizer")  # of what the first checkpoint was saved with; the rest is of its training
 

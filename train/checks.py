@@ -25,13 +25,13 @@ from parallel.checkpoint.folder import CheckpointFolder
 from parallel.plan.blueprint import Plan
 from train.build import plan_phase
 from train.config import RunConfig
-from train.first_weights import check_first_weights, first_files
 from train.health.profiling import profiled_steps
 from train.phases import Span, for_phase, spans
 from train.run.resume import MODEL, check_allowed, check_resume, check_same_model
-from train.saved_checkpoint import find_checkpoint, run_of
-from train.saved_run import convert, read_settings
+from train.settings.saved_run import convert, read_settings
 from train.step.validation import SPLIT
+from train.weights.first_weights import check_first_weights, first_files
+from train.weights.saved_checkpoint import find_checkpoint, run_of
 
 
 def check(

@@ -10,9 +10,9 @@ from common.values import PATH, at_least, one_of
 from data.config import ComponentConfig, DataConfig
 from data.objectives import NAMES
 from data.tasks.config import TaskConfig
+from evaluation.config import EvaluationConfig
 from model.config import ClassifierConfig, ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from parallel.config import OptimizerConfig, ParallelConfig
-from train.evaluation_config import EvaluationConfig
 
 
 @dataclass

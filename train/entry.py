@@ -46,11 +46,11 @@ from data.error_budget import ErrorBudgetExceeded
 from parallel.distributed import stop as leave
 from slurm.cluster import ClusterConfig, SubmitConfig
 from train import GARBAGE_THRESHOLD
-from train import exit_note as note
-from train.compose import COMPOSED
 from train.config import RunConfig, WeightsConfig
-from train.from_task import score_name
+from train.health import exit_note as note
 from train.health.memory import is_lack_of_memory
+from train.settings.compose import COMPOSED
+from train.settings.from_task import score_name
 from train.sweep import FailedRuns, Sweep, check_lists, folder_name, join_sweep
 
 TEXT = {"": RunConfig, "cluster.": ClusterConfig, "hydra.launcher.cluster.": ClusterConfig}

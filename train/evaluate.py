@@ -31,6 +31,7 @@ from common.values import expand_home
 from data import languages
 from data.examples import ExampleInfo
 from data.tokenizer import Tokenizer
+from evaluation.config import EvaluationConfig
 from evaluation.sample_sheet import Sample, draw, drawable_first
 from evaluation.score import evaluation
 from parallel.checkpoint.checkpointer import Checkpointer
@@ -40,20 +41,19 @@ from train.build import build_phase_engine
 from train.checks import check, check_sources
 from train.config import Phase, RunConfig
 from train.entry import entry, in_one_sentence
-from train.evaluate_task import evaluate_task, for_task, prepare_task
-from train.evaluation_config import EvaluationConfig
-from train.facts import check_settings_of_ranks
-from train.follow import wait_for_run
 from train.health.device_queue import DeviceQueue
 from train.health.watchdog import Watchdog
 from train.phases import find_span, for_phase, spans
-from train.saved_checkpoint import find_checkpoint
-from train.saved_run import NAME as SETTINGS
-from train.saved_run import saved_config
+from train.settings.facts import check_settings_of_ranks
+from train.settings.saved_run import NAME as SETTINGS
+from train.settings.saved_run import saved_config
 from train.step.predict import predictions
 from train.step.reader import ReplicaReader
 from train.step.reduction import gather_to_main
 from train.step.validation import chosen
+from train.tasks.evaluate_task import evaluate_task, for_task, prepare_task
+from train.tasks.follow import wait_for_run
+from train.weights.saved_checkpoint import find_checkpoint
 
 TRAINING_KEYS = ("every_steps", "steps", "samples", "task_items")
 READS = ("task", "run.folder", "run.seed", "run.precision", "data", "mixture", "phases", "parallel", "tracker",

@@ -25,12 +25,12 @@ from data.tokenizer_json import tokenizer_config, tokenizer_json
 from model.weights.export_folder import TEXT, fitting_families, write_weights
 from model.weights.source import TOWERS, read_tower_config
 from parallel.checkpoint.stored_weights import StoredWeights
-from train.compose import to_run_config
 from train.config import RunConfig
-from train.model_card import model_card
 from train.phases import find_span, for_phase, spans
-from train.saved_checkpoint import find_checkpoint
-from train.saved_run import read_settings
+from train.settings.compose import to_run_config
+from train.settings.saved_run import read_settings
+from train.weights.model_card import model_card
+from train.weights.saved_checkpoint import find_checkpoint
 
 GB = 10**9
 

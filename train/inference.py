@@ -35,8 +35,8 @@ from model.weights.source import VOCABULARY, read_tower_config
 from model.weights.stored import Stored, Values, listed
 from parallel.checkpoint.stored_weights import StoredWeights
 from train.export import checked_tokenizer, read_run_config
-from train.saved_checkpoint import find_checkpoint
 from train.step.batch import to_tensors
+from train.weights.saved_checkpoint import find_checkpoint
 
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # of Pillow; others, such as CMYK, are converted first
 ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]

@@ -23,10 +23,10 @@ from common.values import PATH, at_least
 from parallel.plan.campaign import simulate
 from parallel.plan.hardware import GIB, Hardware, read_hardware
 from parallel.plan.search import Choice, Search, smallest
-from train.compose import to_run_config
 from train.config import RunConfig
 from train.entry import register
-from train.planning import make_search, overrides
+from train.settings.compose import to_run_config
+from train.settings.planning import make_search, overrides
 from train.submit import composed
 
 DEFAULTS = {"data": "web", "phases": "frozen_224", "tracker": "none"}

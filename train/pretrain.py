@@ -20,17 +20,17 @@ from parallel.layout import Layout
 from parallel.plan.blueprint import Plan
 from train.build import build_phase_engine
 from train.checks import check, check_training_data
-from train.compose import to_run_config
 from train.config import RunConfig
 from train.entry import entry
-from train.facts import check_settings_of_ranks
 from train.health.device_queue import DeviceQueue
 from train.health.watchdog import Watchdog
 from train.phases import Span, find_span, for_phase, spans
-from train.planning import choose_layout
 from train.rehearsal import rehearse
 from train.run.restarts import stop_if_in_vain
 from train.run.run import Run
+from train.settings.compose import to_run_config
+from train.settings.facts import check_settings_of_ranks
+from train.settings.planning import choose_layout
 from train.step.loop import Loop
 from train.step.reader import ReplicaReader
 from train.step.spike_guard import check_end

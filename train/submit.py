@@ -36,14 +36,14 @@ from slurm.code_snapshot import ROOT, take
 from slurm.job import Job
 from train import evaluate, finetune, pretrain, pretrain_vit
 from train.checks import check, check_sources, check_training_data
-from train.compose import to_run_config
 from train.config import RunConfig, to_yaml
 from train.entry import CONF, TEXT, in_one_sentence, register
 from train.phases import for_phase, spans
-from train.planning import choose_layout
-from train.saved_checkpoint import run_of
-from train.saved_run import overridden, saved_config
+from train.settings.compose import to_run_config
+from train.settings.planning import choose_layout
+from train.settings.saved_run import overridden, saved_config
 from train.step.validation import chosen
+from train.weights.saved_checkpoint import run_of
 
 KINDS = ("corpus", "pretrain_vit", "pretrain", "finetune", "evaluate")
 TRAINING = {"pretrain_vit": pretrain_vit.READS, "pretrain": pretrain.READS, "finetune": finetune.READS}

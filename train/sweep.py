@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from common.errors import ConfigurationError
 from common.launcher import this_process
-from train import exit_note as note
+from train.health import exit_note as note
 
 FOLDER_NAME_LIMIT = 150  # characters; file systems allow 255
 

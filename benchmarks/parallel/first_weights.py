@@ -20,7 +20,7 @@ from parallel.distributed import launch
 from parallel.engine.build import build_engine
 from parallel.layout import Layout
 from train.config import WeightsConfig
-from train.tower_weights import open_towers, sources
+from train.weights.tower_weights import open_towers, sources
 
 LAYOUTS = {"ZeRO-3": {"zero_stage": 3}, "tensor 2 x pipeline 2": {"tensor": 2, "pipeline": 2}}
 INTERVAL_S = 0.002  # between two looks at the memory of a rank

@@ -25,7 +25,7 @@ from parallel.config import ParallelConfig
 from parallel.distributed import launch
 from parallel.layout import Layout
 from train.config import RunConfig, RunSettings
-from train.facts import check_settings_of_ranks
+from train.settings.facts import check_settings_of_ranks
 from train.step.batch import to_tensors
 from train.step.reader import ReplicaReader, read_and_broadcast
 from train.step.reduction import in_lockstep

@@ -15,9 +15,9 @@ from common.launcher import this_process
 from tests.fuzz.shards import check_sentence
 from tests.fuzz.values import pick
 from train.checks import check, check_training_data
-from train.compose import to_run_config
 from train.config import RunConfig
 from train.entry import CONF, entry
+from train.settings.compose import to_run_config
 
 VALUES = (
     "", "null", "true", "false", "on", "no", "0", "-0", "-1", "1", "2", "3", "7", "0.5", "1.5", "1e-300", "1e300",

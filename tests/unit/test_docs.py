@@ -32,10 +32,10 @@ from data.miniature.corpus import make_corpus
 from data.tokenizer import Tokenizer, train_tokenizer
 from train import evaluate, finetune, pretrain, pretrain_vit
 from train.checks import check
-from train.compose import to_run_config
 from train.config import RunConfig
 from train.entry import register
-from train.saved_run import overridden
+from train.settings.compose import to_run_config
+from train.settings.saved_run import overridden
 from train.submit import composed, requests
 
 ROOT = Path(__file__).parents[2]

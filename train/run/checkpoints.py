@@ -12,11 +12,11 @@ from parallel.checkpoint.initial_weights import load_first_weights
 from parallel.engine.base import Engine
 from parallel.layout import Layout
 from train.config import RunConfig, to_dict
-from train.facts import Facts
 from train.phases import for_phase, spans
 from train.run.resume import check_sources
-from train.saved_checkpoint import find_checkpoint, names_step, run_of
-from train.tower_weights import TowerWeights, describe, find_not_finite, open_towers, sources
+from train.settings.facts import Facts
+from train.weights.saved_checkpoint import find_checkpoint, names_step, run_of
+from train.weights.tower_weights import TowerWeights, describe, find_not_finite, open_towers, sources
 
 Extra = dict[str, Any]
 

@@ -14,7 +14,7 @@ from train.run.kept_files import replace_text
 from train.run.metrics_file import Line, MetricsFile
 from train.run.provenance import stage_rows
 from train.run.tracking import Tracker, open_tracker
-from train.saved_run import NAME
+from train.settings.saved_run import NAME
 
 
 class Records:

@@ -13,9 +13,9 @@ from typing import Any
 
 from common.errors import ConfigurationError
 from train.config import Phase, RunConfig, ScheduleConfig, to_dict
-from train.facts import Facts, described
 from train.phases import Span, find_span, lay_out
 from train.schedule import learning_rate
+from train.settings.facts import Facts, described
 
 SOURCES, PHASES, MIXTURE = "data.sources", "phases", "mixture"
 ROWS = (

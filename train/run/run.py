@@ -15,7 +15,7 @@ from train.run.provenance import degrees, hardware
 from train.run.records import Records
 from train.run.resume import note, note_sources
 from train.run.skipped_batches import SkippedBatches
-from train.saved_run import convert
+from train.settings.saved_run import convert
 
 
 class Run:

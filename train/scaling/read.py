@@ -15,7 +15,7 @@ from common.errors import ConfigurationError
 from common.values import flat
 from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from model.pali import plan_on_meta
-from train.saved_run import read_settings
+from train.settings.saved_run import read_settings
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 VIT_PARAMETERS = ("patches.", "vit_block_", "bridge.vit_norm.")

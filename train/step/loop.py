@@ -26,7 +26,6 @@ from train.phases import Span, phase_learning_rate
 from train.run.metrics_file import Line
 from train.run.run import Extra, Run
 from train.run.skipped_batches import NAME, save_bad_batch
-from train.saved_checkpoint import scored
 from train.step.batch import identify, with_dropout
 from train.step.flops import FlopCounter, peak_tflops
 from train.step.metrics import StepMetrics
@@ -35,6 +34,7 @@ from train.step.reduction import StepStats, gather_to_main
 from train.step.shares import Shares
 from train.step.spike_guard import SkippedSteps
 from train.step.validation import Validation
+from train.weights.saved_checkpoint import scored
 
 NO_TARGET = "no target token"  # why a step changes nothing; it is not a bad step
 

@@ -26,7 +26,7 @@ from data.tokenizer import Tokenizer
 from model.batch import MicroBatch
 from parallel.layout import Layout
 from train.config import RunConfig
-from train.facts import facts_of_all
+from train.settings.facts import facts_of_all
 from train.step.batch import compact, rank_stats, to_tensors
 from train.step.reduction import SkipCauses, StepStats, raise_everywhere, reduce_stats
 

@@ -10,12 +10,12 @@ from common.progress import beat
 from data.config import ComponentConfig, Mixture, shares
 from data.objectives import NAMES
 from data.tokenizer import Tokenizer
+from evaluation.config import EvaluationConfig
 from evaluation.sample_sheet import Sample
 from model.loss import LossTotals
 from parallel.engine.base import Engine
 from parallel.layout import Layout
 from train.config import RunConfig
-from train.evaluation_config import EvaluationConfig
 from train.run.metrics_file import Line
 from train.step.metrics import losses
 from train.step.predict import predictions

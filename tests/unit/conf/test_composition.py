@@ -21,10 +21,10 @@ from model.pali import plan_on_meta
 from model.weights.source import is_of_tower
 from parallel.config import ParallelConfig
 from train.checks import check
-from train.compose import to_run_config
 from train.config import RunConfig, WeightsConfig
 from train.entry import CONF, TEXT, register
 from train.phases import for_phase, spans
+from train.settings.compose import to_run_config
 
 OTHERS = (
     "experiment",
@@ -36,7 +36,7 @@ OTHERS = (
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in OTHERS)
 OPTIONS = [
     (group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))
-    if file.stem != "from_weights"  # needs weights: tests/unit/train/test_from_weights.py
+    if file.stem != "from_weights"  # needs weights: tests/unit/train/settings/test_from_weights.py
 ]  # fmt: skip
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 

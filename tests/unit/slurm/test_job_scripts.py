@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from slurm.code_snapshot import ROOT
-from train import exit_note as note
+from train.health import exit_note as note
 
 Script = Callable[..., tuple[int, str, list[str]]]
 STUB = '#!/bin/bash\necho "$(basename "$0") $*" >> "{log}"\n{body}\n'

@@ -14,9 +14,9 @@ from data.tokenizer import checksum, train_tokenizer
 from model.config import ModelConfig, MT5Config, ViTConfig
 from parallel.config import ParallelConfig
 from train.checks import check, check_training_data
-from train.compose import to_run_config
 from train.config import Phase, RunConfig, RunSettings, ScheduleConfig, WeightsConfig, to_dict, to_yaml
 from train.phases import find_span, spans
+from train.settings.compose import to_run_config
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def outcome(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str
 ) -> tuple[int, str]:
     """Exit code and what was printed, of a program that only reads its configuration."""
-    from train.compose import to_run_config
+    from train.settings.compose import to_run_config
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["program", *arguments])

@@ -38,10 +38,10 @@ from tests.unit.conf.test_composition import composed
 from train.build import build_phase_engine
 from train.config import to_yaml
 from train.export import choose_family, export
-from train.first_weights import check_tokenizer
 from train.inference import PaLIPipeline
 from train.phases import find_span, for_phase, spans
-from train.tower_weights import open_tower
+from train.weights.first_weights import check_tokenizer
+from train.weights.tower_weights import open_tower
 
 SIZES = (
     "vit.width=24 vit.depth=2 vit.mlp_dim=40 vit.num_heads=4 vit.patch_size=8 mt5.d_model=32 mt5.d_ff=56 mt5.d_kv=12 "

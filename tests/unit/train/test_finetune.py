@@ -19,12 +19,12 @@ from data.miniature.corpus import make_corpus
 from data.objectives import NAMES
 from data.tokenizer import train_tokenizer
 from train import evaluate, pretrain
-from train.compose import to_run_config
 from train.config import RunConfig
 from train.entry import CONF, TEXT, entry, register
 from train.inference import PaLIPipeline
 from train.phases import for_phase, phase_learning_rate, spans
-from train.saved_checkpoint import find_checkpoint
+from train.settings.compose import to_run_config
+from train.weights.saved_checkpoint import find_checkpoint
 
 SIZES = ("vit=mini", "mt5=mini", "data.tokenizer=t")
 

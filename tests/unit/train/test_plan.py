@@ -15,7 +15,7 @@ from parallel.plan.step_time import StepTime
 from tests.unit.parallel.plan.tiny import FROZEN, H100, LONGER, search
 from train import plan
 from train.plan import PlanOptions, layout_name, read_config, reason, table, whole_run, would_help
-from train.planning import overrides
+from train.settings.planning import overrides
 
 TIME = StepTime({"vit": 0.5, "head": 0.25}, 0.25, 0.5, 0.125, 0.0625, 0.0625, 0.25, 0.25)  # 2 s
 

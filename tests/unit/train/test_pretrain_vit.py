@@ -19,7 +19,7 @@ from parallel.checkpoint.stored_weights import StoredWeights
 from train import pretrain, pretrain_vit
 from train.average import average
 from train.entry import entry
-from train.tower_weights import open_tower
+from train.weights.tower_weights import open_tower
 
 SMALL = (
     "vit=nano", "mt5=nano", "phases.mini.image_size=56", "run.precision=fp32", "tracker=none", "data.num_streams=2",

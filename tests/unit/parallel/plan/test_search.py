@@ -13,7 +13,7 @@ from parallel.plan.hardware import GIB, Hardware, read_hardware
 from parallel.plan.search import Choice, Search
 from parallel.plan.step_time import balanced
 from train.plan import layout_name, no_layout, read_config, reason, table
-from train.planning import choose_layout, make_search, overrides, this_hardware
+from train.settings.planning import choose_layout, make_search, overrides, this_hardware
 
 H100 = read_hardware("h100_sxm", ["overhead_gib=0.1", "communicator_mib=1"])
 WORDS = ("vit=large", "mt5=base", "data.global_batch_size=64", "data.num_streams=8", "run.steps=100")

@@ -12,10 +12,10 @@ from common.errors import ConfigurationError
 from model.costs import unit_costs
 from model.describe import one_example, read_model
 from model.pali import plan_on_meta
-from train.compose import to_run_config
 from train.config import to_yaml
 from train.entry import CONF, register
 from train.scaling_report import main
+from train.settings.compose import to_run_config
 
 SIZES = ("nano", "micro", "mini")
 LOSSES = {("nano", "nano"): 2.0, ("nano", "micro"): 1.9, ("micro", "nano"): 1.7, ("micro", "micro"): 1.5}

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from data.config import ComponentConfig
+from evaluation.config import Component, EvaluationConfig
 from train.config import RunConfig
-from train.evaluation_config import Component, EvaluationConfig
 from train.step.validation import Validation, chosen
 
 LAYOUT = SimpleNamespace(device=torch.device("cpu"), data_parallel_size=1)

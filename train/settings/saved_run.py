@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from common.errors import ConfigurationError
 from common.overrides import RENAMED
 from common.values import expand_home
-from train.compose import to_run_config
 from train.config import RunConfig
+from train.settings.compose import to_run_config
 
 NAME = "config.yaml"
 GROUPS = ("run", "vit", "mt5", "phases")  # the settings of every run have these groups

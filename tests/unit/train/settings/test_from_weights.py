@@ -16,9 +16,9 @@ from model.pali import plan_on_meta
 from tests.unit.conf.test_composition import composed
 from tests.unit.model.weights.test_source import siglip_model, text_model
 from train.config import RunConfig
-from train.first_weights import check_first_weights
 from train.phases import for_phase, spans
-from train.tower_weights import describe, find_not_finite, open_tower, open_towers
+from train.weights.first_weights import check_first_weights
+from train.weights.tower_weights import describe, find_not_finite, open_tower, open_towers
 
 
 @pytest.fixture(scope="module")

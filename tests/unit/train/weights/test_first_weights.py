@@ -13,8 +13,8 @@ from model.layers import parameter_parts
 from model.pali import PaLI, plan_on_meta
 from model.weights.source import VIT_PREFIXES
 from train.config import Phase, RunConfig, RunSettings, WeightsConfig
-from train.first_weights import check_first_weights, first_files
 from train.phases import spans
+from train.weights.first_weights import check_first_weights, first_files
 
 VIT = ViTConfig(width=8, depth=5, mlp_dim=16, num_heads=1)
 MT5 = MT5Config(d_model=8, d_ff=8, d_kv=4, num_heads=2, num_encoder_layers=1, num_decoder_layers=1, vocab_size=512)

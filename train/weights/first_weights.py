@@ -13,7 +13,7 @@ from model.weights.stored import is_weights, listed
 from parallel.checkpoint.folder import CheckpointFolder
 from train.config import RunConfig
 from train.phases import spans
-from train.tower_weights import TowerWeights, open_towers
+from train.weights.tower_weights import TowerWeights, open_towers
 
 PADDING = 128  # Google's T5s round their vocabulary up to a multiple of it
 SHOWN = 3  # units named in a message; a tower has dozens

@@ -9,7 +9,7 @@ from parallel.config import ParallelConfig
 from parallel.distributed import Launch
 from tests.unit.train.ranks import Ranks
 from train.config import RunConfig, WeightsConfig
-from train.facts import check_settings_of_ranks
+from train.settings.facts import check_settings_of_ranks
 
 CONFIG = RunConfig()
 

@@ -25,13 +25,13 @@ from evaluation.submission import write_submission
 from evaluation.tasks import check_metrics, item_scores, left_out, task_scores
 from parallel.checkpoint.checkpointer import Checkpointer
 from parallel.layout import Layout
-from train.answers_table import send_answers
 from train.build import build_phase_engine
 from train.config import Phase, RunConfig
-from train.follow import follow
 from train.step.predict import predictions
 from train.step.reader import HeldOutReader
 from train.step.reduction import gather_to_main
+from train.tasks.answers_table import send_answers
+from train.tasks.follow import follow
 
 # Least score of an item that the report shows as right: half of the highest, and for CIDEr-D a score of 100.
 RIGHT, RIGHT_BY_METRIC = 0.5, {"cider": 1.0, "xm3600": 1.0}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigurationError
-from train.from_weights import take_from_weights
-from train.saved_checkpoint import find_checkpoint
+from train.settings.from_weights import take_from_weights
+from train.weights.saved_checkpoint import find_checkpoint
 
 
 @pytest.fixture

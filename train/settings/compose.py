@@ -17,8 +17,8 @@ from data.labels import Labels
 from model.config import MT5Config, ViTConfig
 from model.weights.source import TOWERS
 from train.config import RunConfig, RunSettings, ScheduleConfig
-from train.from_task import take_from_task
-from train.from_weights import take_from_weights
+from train.settings.from_task import take_from_task
+from train.settings.from_weights import take_from_weights
 
 
 @dataclass

@@ -10,8 +10,8 @@ from common.values import expand_home
 from model.weights.source import SIZES
 from parallel.checkpoint.folder import CheckpointFolder
 from train.config import RunConfig, to_dict
-from train.saved_checkpoint import refuse_export, run_of
-from train.tower_weights import open_tower
+from train.weights.saved_checkpoint import refuse_export, run_of
+from train.weights.tower_weights import open_tower
 
 
 def take_from_weights(plain: dict[str, Any], earlier: Mapping[Path, RunConfig]) -> None:

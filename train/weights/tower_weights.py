@@ -15,7 +15,7 @@ from model.weights.stored import Stored, StoredTensor
 from parallel.checkpoint.folder import CheckpointFolder
 from parallel.checkpoint.initial_weights import CheckpointWeights, FileWeights, FirstWeights
 from train.config import RunConfig, WeightsConfig
-from train.saved_checkpoint import STEP, find_checkpoint
+from train.weights.saved_checkpoint import STEP, find_checkpoint
 
 
 @dataclass

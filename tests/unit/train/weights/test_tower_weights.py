@@ -15,7 +15,7 @@ from parallel.layout import Layout
 from parallel.process_groups import end_groups
 from tests.unit.model.examples import MT5, PALI, VIT, small_model
 from train.config import WeightsConfig
-from train.tower_weights import is_run, open_tower, open_towers, sources
+from train.weights.tower_weights import is_run, open_tower, open_towers, sources
 
 
 @pytest.fixture(scope="module")

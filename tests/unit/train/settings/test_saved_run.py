@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from common.errors import ConfigurationError
 from data.config import ComponentConfig, DataConfig
 from train.config import Phase, RunConfig, to_dict, to_yaml
-from train.saved_run import NAME, convert, overridden, read_settings, saved_config
+from train.settings.saved_run import NAME, convert, overridden, read_settings, saved_config
 
 DATA = DataConfig("shards", "tokenizer.model", global_batch_size=8, num_streams=4, encoder_length=32, decoder_length=16)
 

@@ -1,0 +1,1 @@
+"""Evaluate checkpoints on tasks of official files, once or as a training run goes on."""
