@@ -36,7 +36,7 @@ def corpus_texts(
         options = ReadOptions(index_folder=index_folder, fields=(field_maps or {}).get(name, {}))
         source = ShardSource(name, location, split, ledger, options)
         for number in range(len(source)):
-            texts, defect = _texts_of(source, number)
+            texts, defect = _record_texts(source, number)
             if defect is None:
                 ledger.count_used(source.name)
             else:
@@ -59,7 +59,7 @@ def _locations(root: str | Path, sources: Mapping[str, str]) -> dict[str, str]:
     return folders
 
 
-def _texts_of(source: ShardSource, number: int) -> tuple[list[str], Skip | None]:
+def _record_texts(source: ShardSource, number: int) -> tuple[list[str], Skip | None]:
     """Return the texts of one record, and the first defect in it; the other fields of a broken record still count."""
     defect: Skip | None = None
     texts: list[str] = []

@@ -13,7 +13,7 @@ LOOKED_AT = 1_000  # records, spread over the source
 MOST = 2_000  # labels, the most frequent ones: a source of free text has very many
 
 
-def labels_of(source: ShardSource) -> list[str]:
+def distinct_labels(source: ShardSource) -> list[str]:
     """Return the labels of the source's objects, the most frequent first: a pure function of the source."""
     counts: Counter[str] = Counter()
     numbers = np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source)), dtype=np.int64)

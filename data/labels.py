@@ -57,7 +57,7 @@ class Labels(Tokenizer):
             ) from error
         self.numbers: dict[str, int] = {}
         for number, name in enumerate(self.names):
-            words = " ".join(words_of(name))
+            words = " ".join(split_words(name))
             if not words or words in self.numbers:
                 what = f"is {self.names[self.numbers[words]]!r} again" if words else "has no word"
                 raise ConfigurationError(f"{key}: label {number}, {name!r}, {what}; remove or reword it.")
@@ -73,7 +73,7 @@ class Labels(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of the labels, and of the numbers below 1000, in their order in a text."""
-        words, found, at = words_of(text), [], 0
+        words, found, at = split_words(text), [], 0
         while at < len(words):
             lengths = range(min(self.longest, len(words) - at), 0, -1)
             names = ((length, self.numbers.get(" ".join(words[at : at + length]))) for length in lengths)
@@ -96,7 +96,7 @@ class Labels(Tokenizer):
         return " ".join(self.names[k] if k < every else str(k - every) for k in kept)
 
 
-def words_of(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Return the words of a text, without case and without variants of characters (NFKC)."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
@@ -152,7 +152,7 @@ def collect(options: Options) -> list[str]:
                 ledger.count_defect(source.name, source.shard(place), skip.cause, f"record {source.key(place)!r:.100}")
             continue
         ledger.count_used(source.name)
-        own = [words_of(text) for text in texts]
+        own = [split_words(text) for text in texts]
         counts.update(
             {word for words in own for word in words} if options.words else {" ".join(words) for words in own}
         )

@@ -20,7 +20,7 @@ from data.config import ComponentConfig, DataConfig, Mixture, check_mixture, ord
 from data.error_budget import Ledger, NothingUsable
 from data.examples import EncodedExample, ExampleInfo, TextExample
 from data.interleave import interleave
-from data.label_pool import labels_of, names_nothing_absent
+from data.label_pool import distinct_labels, names_nothing_absent
 from data.objectives.base import SENTINEL, LabelOptions, LanguageOptions
 from data.permutation import permuted
 from data.shards.scan import printable
@@ -240,7 +240,7 @@ class Component:
         """Take the source's own labels for negatives; done once, at the first record that names nothing absent."""
         with self._lock:
             if self._learns_labels and isinstance(self._options, LabelOptions):
-                self._options = replace(self._options, labels=labels_of(source))
+                self._options = replace(self._options, labels=distinct_labels(source))
                 self._learns_labels = False
 
 

@@ -106,7 +106,7 @@ class SlurmArrayLauncher(SlurmLauncher):
         folder = Path(self.params["submitit_folder"]).absolute()
         self._check_not_running(folder)
         jobs = self._submit(folder, self._snapshot(), job_overrides, initial_job_idx)
-        array = _array_of(jobs[0])
+        array = _array_id(jobs[0])
         write_text(folder / RUNNING, array)
         print(
             f"Slurm job {array}: {len(jobs)} runs, {self._ranks} ranks each, at most "
@@ -248,7 +248,7 @@ class SlurmArrayLauncher(SlurmLauncher):
 
         failed, first = {}, 0
         for index, (name, job) in enumerate(zip(names, jobs, strict=True)):
-            ended = folder / f"{_array_of(job)}_{index}.exit"
+            ended = folder / f"{_array_id(job)}_{index}.exit"
             code = int(ended.read_text(encoding="utf-8")) if ended.exists() else None
             if code != 0:
                 how = "ended from outside" if code is None else f"exit code {code}"
@@ -319,7 +319,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
     sys.exit(EXIT_INTERRUPTED)
 
 
-def _array_of(job: Any) -> str:
+def _array_id(job: Any) -> str:
     return str(job.job_id).split("_")[0]
 
 

@@ -166,7 +166,7 @@ class PatchHead(Classifier):
         patches, targets = self.patches(carry), self.targets(batch)
         logits = self.labels(patches).float().transpose(0, 1)  # [I, N, classes]
         boxes = self.boxes(patches).float().transpose(0, 1).unflatten(-1, (4, BINS))
-        wanted, bins, owned = self.of_patches(targets, batch)
+        wanted, bins, owned = self.patch_targets(targets, batch)
         losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum((1, 2))
         of_boxes = F.cross_entropy(boxes.flatten(0, 2), bins.flatten(), reduction="none").view_as(bins).sum(2)
         losses = losses + BOX_WEIGHT * (of_boxes * owned).sum(1)
@@ -174,7 +174,7 @@ class PatchHead(Classifier):
         return self.output(losses, correct, targets, loss_scale)
 
     @torch.no_grad()
-    def of_patches(self, targets: Targets, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
+    def patch_targets(self, targets: Targets, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Return (labels [I, N, classes], bins of boxes int64 [I, N, 4], whether an object is in the patch [I, N])."""
         images, device = len(batch.images), targets.ids.device
         ids, place = targets.ids, torch.arange(targets.ids.numel(), device=device)

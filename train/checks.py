@@ -31,7 +31,7 @@ from train.run.resume import MODEL, check_allowed, check_resume, check_same_mode
 from train.settings.saved_run import convert, read_settings
 from train.step.validation import SPLIT
 from train.weights.first_weights import check_first_weights, first_files
-from train.weights.saved_checkpoint import find_checkpoint, run_of
+from train.weights.saved_checkpoint import find_checkpoint, run_folder
 
 
 def check(
@@ -217,7 +217,7 @@ def _check_initial(config: RunConfig, phases: Sequence[PaLI], expected: Sequence
     if CheckpointFolder.from_run(config.run.folder).steps():
         return  # the run has weights of its own
     if config.run.initial is not None:
-        folder = CheckpointFolder.from_run(run_of(config.run.initial, "run.initial"))
+        folder = CheckpointFolder.from_run(run_folder(config.run.initial, "run.initial"))
         if not folder.steps() and not _lies_in(folder.folder, expected):
             raise ConfigurationError(
                 f"run.initial={config.run.initial} holds no checkpoints; name the folder of a run that saved one."
@@ -253,7 +253,7 @@ def _check_same_run(config: RunConfig, trains: bool) -> None:
 def _check_same_tokenizer(config: RunConfig, expected: Sequence[Path]) -> None:
     """Raise ConfigurationError for another tokenizer than that of the weights, because its ids differ."""
     path = Path(config.data.tokenizer)
-    initial = config.run.initial and run_of(config.run.initial, "run.initial")
+    initial = config.run.initial and run_folder(config.run.initial, "run.initial")
     for folder in (config.run.folder, initial):
         if folder is None or _is_expected(path, expected):
             continue

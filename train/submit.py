@@ -43,7 +43,7 @@ from train.settings.compose import to_run_config
 from train.settings.planning import choose_layout
 from train.settings.saved_run import overridden, saved_config
 from train.step.validation import chosen
-from train.weights.saved_checkpoint import run_of
+from train.weights.saved_checkpoint import run_folder
 
 KINDS = ("corpus", "pretrain_vit", "pretrain", "finetune", "evaluate")
 TRAINING = {"pretrain_vit": pretrain_vit.READS, "pretrain": pretrain.READS, "finetune": finetune.READS}
@@ -131,7 +131,7 @@ def _config(request: Request, runs: dict[Path, RunConfig], weights: bool) -> Run
 def _with_run(words: Sequence[str]) -> list[str]:
     """Return the words with the run of `checkpoint=RUN[@STEP]` as run.folder: its checkpoint may be one to come."""
     key = "checkpoint="
-    return [f"run.folder={run_of(word.removeprefix(key))}" if word.startswith(key) else word for word in words]
+    return [f"run.folder={run_folder(word.removeprefix(key))}" if word.startswith(key) else word for word in words]
 
 
 def _run(request: Request, site: SubmitConfig, config: RunConfig, expected: Sequence[Path]) -> Job:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from data.shards import remote
 from data.shards.remote import Cache, RemoteHandle, is_url
-from data.shards.scan import stamp_of
+from data.shards.scan import status_stamp
 
 MOST_HANDLES = 256  # open at once, per process; a usual limit is 1024
 
@@ -17,7 +17,7 @@ Stamp = tuple[int, int]
 
 def stamp(path: str) -> Stamp:
     """Return size and modification time of a tar, or the version of an object; raise OSError."""
-    return remote.stamp(path) if is_url(path) else stamp_of(os.stat(path))
+    return remote.stamp(path) if is_url(path) else status_stamp(os.stat(path))
 
 
 @contextmanager
@@ -42,7 +42,7 @@ class Handle:
 
     def stamp(self) -> Stamp:
         """Return size and modification time now."""
-        return stamp_of(os.fstat(self._file.fileno()))
+        return status_stamp(os.fstat(self._file.fileno()))
 
     def read(self, offset: int, size: int) -> bytes:
         """Return these bytes, fewer at the end of the file; threads may read at the same time."""

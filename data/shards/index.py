@@ -99,7 +99,7 @@ class SourceIndex:
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
-    def shard_of(self, number: int) -> int:
+    def shard_number(self, number: int) -> int:
         """Return the number of the shard that holds a record."""
         return int(np.searchsorted(self.ends, number, side="right"))
 

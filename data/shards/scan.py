@@ -68,7 +68,7 @@ def unreadable(defect: str) -> ShardIndex:
     return _index([], [], defect=defect)
 
 
-def stamp_of(status: os.stat_result) -> tuple[int, int]:
+def status_stamp(status: os.stat_result) -> tuple[int, int]:
     """Return size and modification time (ns), which change when a file is written."""
     return status.st_size, status.st_mtime_ns
 
@@ -76,7 +76,7 @@ def stamp_of(status: os.stat_result) -> tuple[int, int]:
 def scan(path: str) -> ShardIndex:
     """Scan a tar by its headers. If it is cut short, the samples before the cut are found, with a `defect`."""
     with open(path, "rb") as file:
-        return scan_file(file, stamp_of(os.fstat(file.fileno())))
+        return scan_file(file, status_stamp(os.fstat(file.fileno())))
 
 
 def scan_file(file: IO[bytes], stamp: tuple[int, int]) -> ShardIndex:

@@ -143,7 +143,7 @@ class ShardSource:
 
     def shard(self, number: int) -> str:
         """Return the path of the tar that holds record `number` of the index."""
-        return self.paths[self.index.shard_of(number)]
+        return self.paths[self.index.shard_number(number)]
 
     def key(self, number: int) -> str:
         """Return the key of record `number` of the index, which is read from the tar; "" if that fails."""
@@ -173,7 +173,7 @@ class ShardSource:
 
     def _bytes_at(self, number: int, at: tuple[int, int]) -> bytes | None:
         """Return bytes of the tar of a record; None where it has changed or fails, so that `_members` decides."""
-        shard = self.index.shard_of(number)
+        shard = self.index.shard_number(number)
         try:
             handle = self._handles.get(self.paths[shard])
             same = handle.stamp() == tuple(self.index.sections["stamps"][shard].tolist())
@@ -193,7 +193,7 @@ class ShardSource:
 
     def _sample(self, number: int, image: bool = True) -> Members:
         """Return the key and the members of a record; without `image`, b"" in its place."""
-        shard = self.index.shard_of(number)
+        shard = self.index.shard_number(number)
         path = self.paths[shard]
         try:
             handle = self._handles.get(path)

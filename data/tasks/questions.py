@@ -72,17 +72,17 @@ def _rows(config: TaskConfig, file: str) -> Iterator[tuple[str, Any]]:
 def _row(config: TaskConfig, file: str, id_: str, row: Any) -> Item:
     name = {field: config.fields.get(field, field) for field in ROW_FIELDS}
 
-    def of_row(field: str, default: str = "") -> str:
+    def cell(field: str, default: str = "") -> str:
         return text(file, row, name[field]) if field in config.fields or field in row else default
 
-    image = of_row("image")
+    image = cell("image")
     return Item(
         id=_row_id(file, name["id"], row) if "id" in config.fields else id_,
         references=texts(file, row.get(name["answers"])),
-        text=of_row("text"),
+        text=cell("text"),
         image=image,
         image_id=image,
-        language=of_row("language", config.language),
+        language=cell("language", config.language),
         group=str(row.get(name["group"], "")),  # TallyQA's training rows have none
         ocr=texts(file, row.get(name["ocr"])),
         extra={str(key): value for key, value in row.items() if isinstance(value, str | int | float)},

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from model.config import ViTConfig
-from model.weights.stored import Stored, part_of
+from model.weights.stored import Stored, nth_part
 from model.weights.table import ForeignTensor, Table
 
 # The pooling head, the classifier, the text tower or language model, temperature and bias of the contrastive loss, and
@@ -60,7 +60,7 @@ def unstack_blocks(arrays: Stored) -> Stored:
     for name, stored in arrays.items():
         if "/encoderblock/" in name and not name.startswith("opt/"):
             parts = {name.replace("/encoderblock/", f"/encoderblock_{i}/"): i for i in range(stored.shape[0])}
-            flat |= {own: part_of(stored, i) for own, i in parts.items()}
+            flat |= {own: nth_part(stored, i) for own, i in parts.items()}
         else:
             flat[name] = stored
     return flat

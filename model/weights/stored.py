@@ -226,7 +226,7 @@ def is_weights(dtype: torch.dtype | str) -> bool:
     return dtype in FLOATING
 
 
-def part_of(stored: StoredTensor, index: int) -> StoredTensor:
+def nth_part(stored: StoredTensor, index: int) -> StoredTensor:
     """Return one entry along axis 0 of a stored tensor."""
     return StoredTensor(stored.shape[1:], stored.dtype, lambda: stored.read()[index], stored.scale)
 

@@ -15,7 +15,7 @@ from train.config import RunConfig, to_dict
 from train.phases import for_phase, spans
 from train.run.resume import check_sources
 from train.settings.facts import Facts
-from train.weights.saved_checkpoint import find_checkpoint, names_step, run_of
+from train.weights.saved_checkpoint import find_checkpoint, names_step, run_folder
 from train.weights.tower_weights import TowerWeights, describe, find_not_finite, open_towers, sources
 
 Extra = dict[str, Any]
@@ -61,7 +61,7 @@ class RunCheckpoints:
         Of a branch, load the optimizer state too, and return (steps done, what was saved with them).
         """
         step, branch = self._initial_step(initial), self.config.run.branch
-        checkpointer = Checkpointer.from_run(run_of(initial, "run.initial"))
+        checkpointer = Checkpointer.from_run(run_folder(initial, "run.initial"))
         only = step if names_step(initial) or branch else None
         found = checkpointer.load_latest(engine, weights_only=not branch, only=only, read_only=True)
         if found is None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from common.errors import ConfigurationError, Interrupted
 from parallel.layout import Layout
-from train.run.lock import FolderLock, of_this_job
+from train.run.lock import FolderLock, job_suffix
 
 
 def take_folder(folder: Path, layout: Layout, wait_s: float) -> FolderLock:
@@ -16,7 +16,7 @@ def take_folder(folder: Path, layout: Layout, wait_s: float) -> FolderLock:
     lock = FolderLock(folder, wait_s)
     holder = layout.broadcast_from_main(lambda: _take(folder, lock))
     if holder is not None:
-        if of_this_job() and holder.endswith(of_this_job()):  # Slurm may lose a node on which the process lives on
+        if job_suffix() and holder.endswith(job_suffix()):  # Slurm may lose a node on which the process lives on
             raise Interrupted(f"{folder} is still in use by {holder}, which is this job; it must start again.")
         raise ConfigurationError(f"{folder} is in use by {holder}; wait for it or end it, or choose another run.name.")
     layout.barrier()

@@ -92,10 +92,10 @@ class FolderLock:
 
 def own_name() -> str:
     """Return the name of this process, for the messages of other jobs."""
-    return f"process {os.getpid()} on {socket.gethostname()}{of_this_job()}"
+    return f"process {os.getpid()} on {socket.gethostname()}{job_suffix()}"
 
 
-def of_this_job() -> str:
+def job_suffix() -> str:
     """Return the Slurm job of this process, in words; a restarted job keeps its name. Empty outside Slurm."""
     job = os.environ.get("SLURM_JOB_ID")
     return f" of Slurm job {job}" if job else ""

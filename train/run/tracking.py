@@ -67,7 +67,7 @@ class WandbTracker(Tracker):
         `run_id`: its id in the restored checkpoint, or None; `facts` are sent beside the configuration.
         """
         self.home = folder / "wandb"
-        original = original_of(self.home)
+        original = original_folder(self.home)
         self.run_id = (
             None if original else run_id or _read(self.home / RUN_ID)
         )  # read the file, because a run may be killed before its first checkpoint
@@ -203,7 +203,7 @@ def forget_identities(environment: MutableMapping[str, str]) -> list[str]:
     return [name for name in IDENTITIES if environment.pop(name, None)]
 
 
-def original_of(home: Path) -> str | None:
+def original_folder(home: Path) -> str | None:
     """Return the run folder that this one was copied from, if it still exists with the same wandb id."""
     folder = _read(home / FOLDER)
     if folder is None:

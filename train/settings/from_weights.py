@@ -10,7 +10,7 @@ from common.values import expand_home
 from model.weights.source import SIZES
 from parallel.checkpoint.folder import CheckpointFolder
 from train.config import RunConfig, to_dict
-from train.weights.saved_checkpoint import refuse_export, run_of
+from train.weights.saved_checkpoint import refuse_export, run_folder
 from train.weights.tower_weights import open_tower
 
 
@@ -68,7 +68,7 @@ def _saved(plain: dict[str, Any], earlier: Mapping[Path, RunConfig]) -> Any:
     found = CheckpointFolder.from_run(Path(run["folder"])).latest_extra().get("config") if run.get("folder") else None
     if not run.get("initial"):
         return found or {}
-    folder = run_of(run["initial"], "run.initial")
+    folder = run_folder(run["initial"], "run.initial")
     if found is None and folder in earlier:
         return to_dict(earlier[folder])
     refuse_export(folder, "run.initial")

@@ -40,7 +40,7 @@ def follow(config: RunConfig, layout: Layout) -> Iterator[int]:
 def look(config: RunConfig, last: int, since: float) -> tuple[int | None, bool, bool]:
     """Return (next step with a checkpoint, whether it has scores, whether none has come for too long)."""
     step = next_step(config, last)
-    scored = step is not None and scores_of(config, step).exists()
+    scored = step is not None and scores_file(config, step).exists()
     return step, scored, time.monotonic() - since > config.evaluation.follow_s
 
 
@@ -49,7 +49,7 @@ def next_step(config: RunConfig, after: int) -> int | None:
     return next((step for step in CheckpointFolder.from_run(config.run.folder).steps() if step > after), None)
 
 
-def scores_of(config: RunConfig, step: int) -> Path:
+def scores_file(config: RunConfig, step: int) -> Path:
     """Return the file of a task's scores at a step."""
     return Path(config.run.folder, "tasks", config.task.name, f"step_{step:08d}", "evaluation.json")
 

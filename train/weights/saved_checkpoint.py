@@ -65,7 +65,7 @@ def refuse_export(folder: Path, key: str) -> None:
         )
 
 
-def run_of(name: str, key: str = "checkpoint") -> Path:
+def run_folder(name: str, key: str = "checkpoint") -> Path:
     """Return the folder of the run that FOLDER, FOLDER@STEP or FOLDER@best names; it need not exist."""
     return _parts(expand_home(name, key))[0]
 

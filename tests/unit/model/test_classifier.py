@@ -95,10 +95,10 @@ def test_rows_without_an_example_have_a_gradient_of_zero() -> None:
         assert float(loss) == 0 and not totals.any() and patches.grad is not None and not patches.grad.any()
 
 
-def of_patches(*texts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+def patch_targets(*texts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     ours, rows = head(PatchHead), batch([*texts], list(range(len(texts))))
     assert isinstance(ours, PatchHead)
-    return ours.of_patches(ours.targets(rows), rows)
+    return ours.patch_targets(ours.targets(rows), rows)
 
 
 def box(*coordinates: float) -> list[int]:
@@ -109,7 +109,7 @@ def test_a_patch_names_words_and_box_of_its_object() -> None:
     """Of two images; coordinates in their order, and those of 12 bins; the last object of a patch counts."""
     star = [*box(0, 0.5, 0.49, 1), FIRST + 1, FIRST + 2]  # ymin, xmin, ymax, xmax: the upper right quarter
     whole = [*box(0, 0, 1, 1), FIRST]
-    labels, bins, owned = of_patches(star, [*whole, *star], [*star[:3], FIRST])
+    labels, bins, owned = patch_targets(star, [*whole, *star], [*star[:3], FIRST])
     (upper_left, upper_right, *lower), second = labels[0].tolist(), labels[1].tolist()
     assert not any(upper_left) and not any(map(any, lower)) and upper_right == [0, 1, 1, 0, 0]
     assert owned[0].tolist() == [False, True, False, False] and bins[0, 1].tolist() == [0, 6, 5, BINS - 1]

@@ -19,7 +19,7 @@ from common.errors import Notice
 from evaluation.sample_sheet import Sample
 from train.config import RunConfig, RunSettings, TrackerConfig
 from train.run import tracking
-from train.run.tracking import Tracker, WandbTracker, forget_identities, open_tracker, original_of
+from train.run.tracking import Tracker, WandbTracker, forget_identities, open_tracker, original_folder
 
 SAMPLE = Sample("vq2a", "vqa", "k1", "en", "What color?", ["red"], "red", np.zeros((14, 14, 3), np.uint8))
 FACTS = {"git": {"commit": "abc123", "dirty": True}, "layout": {"world": 8}}
@@ -134,17 +134,17 @@ def test_a_copy_of_a_run_is_another_run_and_a_renamed_one_the_same(tmp_path: Pat
     home = tmp_path / "a" / "wandb"
     home.mkdir(parents=True)
     (home / "run_id").write_text("x1", encoding="utf-8")
-    assert original_of(home) is None  # a run of an earlier version, which wrote no such file
+    assert original_folder(home) is None  # a run of an earlier version, which wrote no such file
     (home / "folder").write_text(str(tmp_path / "a"), encoding="utf-8")
-    assert original_of(home) is None
+    assert original_folder(home) is None
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    assert original_of(tmp_path / "b" / "wandb") == str(tmp_path / "a")
+    assert original_folder(tmp_path / "b" / "wandb") == str(tmp_path / "a")
     (tmp_path / "link").symlink_to(tmp_path / "a")
-    assert original_of(tmp_path / "link" / "wandb") is None
+    assert original_folder(tmp_path / "link" / "wandb") is None
     (tmp_path / "b" / "wandb" / "run_id").write_text("x2", encoding="utf-8")  # it has an id of its own now
-    assert original_of(tmp_path / "b" / "wandb") is None
+    assert original_folder(tmp_path / "b" / "wandb") is None
     (tmp_path / "a").rename(tmp_path / "c")
-    assert original_of(tmp_path / "c" / "wandb") is None
+    assert original_folder(tmp_path / "c" / "wandb") is None
 
 
 def test_facts_stages_and_alerts_of_a_run_are_kept(config: RunConfig, tmp_path: Path) -> None:
