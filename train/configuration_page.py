@@ -5,7 +5,7 @@ python -m train.configuration_page output=/tmp/configuration.md
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -14,10 +14,31 @@ from common.command_line import CONF, parse, run_command
 from common.field_docs import field_docs, shown_default
 from common.files import write_text
 from common.values import PATH
-from data import objectives
+from data import digest, index, labels, objectives, overlap, show, tokenizer
+from data.corpus.config import BuildConfig
+from data.miniature.config import MiniatureConfig
+from data.tasks.config import TaskConfig
+from model.describe import DescribeConfig
 from slurm.cluster import SubmitConfig
+from train import average, export, plan, scaling_report
 from train.config import Phase, RunConfig
 
+# Commands with options of their own, beside the groups that some of them read.
+COMMANDS: Mapping[str, Any] = {
+    "data.corpus.build": BuildConfig,
+    "data.digest": digest.DigestConfig,
+    "data.index": index.Options,
+    "data.labels": labels.Options,
+    "data.miniature": MiniatureConfig,
+    "data.overlap": overlap.OverlapConfig,
+    "data.show": show.ShowConfig,
+    "data.tokenizer": tokenizer.Options,
+    "model.describe": DescribeConfig,
+    "train.average": average.Options,
+    "train.export": export.Options,
+    "train.plan": plan.PlanOptions,
+    "train.scaling_report": scaling_report.Options,
+}
 PAGE = CONF.parent / "docs" / "configuration.md"
 HEAD = """# Configuration
 
@@ -46,7 +67,7 @@ def main(words: Sequence[str]) -> None:
 
 def page() -> str:
     """Return the text of the page."""
-    parts = [HEAD, *_sections(RunConfig), *_options(), *_sections(SubmitConfig)]
+    parts = [HEAD, *_sections(RunConfig), *_options(), *_sections(SubmitConfig), *_commands()]
     return "\n".join(parts)
 
 
@@ -68,8 +89,9 @@ def _rows(kind: Any, prefix: str) -> Iterator[str]:
     hints, docs = get_type_hints(kind), field_docs(kind)
     for field in fields(kind):
         inner = hints[field.name]
-        if is_dataclass(inner):
-            yield from _rows(inner, f"{prefix}{field.name}.")
+        entry = get_args(inner)[-1] if get_origin(inner) is dict else inner
+        if is_dataclass(entry) and entry is not TaskConfig:  # `data.tasks` has the options of the section `task`
+            yield from _rows(entry, f"{prefix}{field.name}." if entry is inner else f"{prefix}{field.name}.<name>.")
         elif field.name in docs:
             default, meaning = (text.replace("|", "\\|") for text in (shown_default(field), docs[field.name]))
             yield f"| `{prefix}{field.name}` | {f'`{default}`' if default else 'empty'} | {meaning} |"
@@ -80,6 +102,12 @@ def _options() -> Iterator[str]:
     for name in objectives.NAMES:
         rows = "\n".join(_rows(objectives.load(name).Options, ""))
         yield f"### {name}\n\n| option | default | meaning |\n|---|---|---|\n{rows}\n"
+
+
+def _commands() -> Iterator[str]:
+    yield "## Options of other commands\n\nAs `python -m <command> <option>=<value>`.\n"
+    for name, kind in COMMANDS.items():
+        yield f"### {name}\n\n| option | default | meaning |\n|---|---|---|\n" + "\n".join(_rows(kind, "")) + "\n"
 
 
 def _first_comment(file: Path) -> str:
