@@ -82,6 +82,8 @@ def test_shards_are_read_by_training(made: Path) -> None:
     record = source[0]
     assert record.image is not None and record.fields["alt_text"].startswith("a brown dog")
     assert record.fields["language"] == "en" and record.fields["id"]
+    documents = ShardSource("text", str(made / "text"), "train", Ledger(0.0, 1))
+    assert "Die Katze sitzt am Fenster und sieht hinaus." in [documents[n].fields["text"] for n in range(3)]
     sizes = [count(path) for path in sorted((made / "web").glob("*.tar"))]
     assert sizes == [5] * (len(source) // 5) + [len(source) % 5] * bool(len(source) % 5)
 
