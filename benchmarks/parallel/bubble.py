@@ -34,7 +34,7 @@ class Case:
 
     @property
     def pipeline(self) -> Pipeline:
-        """Return the schedule as the plan knows it."""
+        """Return the schedule in the form of the plan."""
         return Pipeline(self.ranks, self.virtual_stages, self.micro_batches, self.schedule)
 
     def times(self, rank: int) -> StageTime:
