@@ -31,9 +31,11 @@ NOTHING_RUNS = 5  # pytest's exit code where every test is left out
 DEFAULTS = "tests/unit/train/test_configuration_page.py"  # compares those of every setting, whatever its folder
 # Code that needs several processes is tested in worlds of two.
 ENGINES, CHECKPOINTS = "tests/distributed/test_engines.py", "tests/distributed/test_checkpoints.py"
+FORMULAS = "tests/distributed/test_benchmark_formulas.py"  # what an engine sends, byte for byte
 WORLDS = {
     "model/": "tests/distributed/test_model_tensor_parallel.py",
     "parallel/": ENGINES,
+    "parallel/engine/": FORMULAS,
     "parallel/checkpoint/": CHECKPOINTS,
 }
 

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, ReadingStopped
 from data import objectives
 from data.config import ComponentConfig, DataConfig
 from data.labels import COORDINATES, FIRST, Labels, main, open_tokenizer
 from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
 from data.objectives.base import Example
+from data.shards.writer import write_shard
 from data.stream import Stream
 from data.tokenizer import EOS, Tokenizer
 from model import classifier
@@ -94,3 +95,11 @@ def test_collected_and_read_as_rows(tmp_path: Path, tokenizer: Tokenizer, capsys
         skipped = stream.ledger.drain()
     assert len(rows["labels"]) < len(rows["detection"]) == 64, "an image without a label is skipped"
     assert not skipped
+
+
+def test_a_source_of_broken_records_gives_no_labels(tmp_path: Path) -> None:
+    shard = tmp_path / "objects" / "train-00000.tar"
+    records = [{"objects": [{"label": "cat"}]}] * 4 + [{"objects": [{"label": 7}]}] * 17
+    write_shard(shard, [(f"k{n}", record, None) for n, record in enumerate(records)])
+    with pytest.raises(ReadingStopped, match=r"source objects is over its error budget: 17 of .*most are in shard"):
+        main([f"root={tmp_path}"])

@@ -38,6 +38,19 @@ def test_images_are_judged_by_size_shape_and_all_their_bytes() -> None:
     assert cause(images.look, bytes(2 << 20), ImageConfig(max_mib=1)) == "image of more than 1 MiB"
 
 
+def test_an_image_at_a_limit_is_kept_and_one_beyond_it_is_not() -> None:
+    config = ImageConfig(min_side=64, max_aspect=3.0, max_megapixels=0.03)
+    for kept, beyond, expected in (
+        ((64, 100), (63, 100), "image too small"), ((192, 64), (193, 64), "image too long"),
+        ((200, 150), (200, 151), "image of too many pixels"),
+    ):  # fmt: skip
+        assert images.look(jpeg(photo(1, *kept)), config).width == kept[0]
+        assert cause(images.look, jpeg(photo(1, *beyond)), config) == expected
+    small = ImageConfig(max_mib=1)
+    assert cause(images.look, bytes(1 << 20), small) == "unreadable image"
+    assert cause(images.look, bytes((1 << 20) + 1), small) == "image of more than 1 MiB"
+
+
 def test_an_image_is_turned_upright() -> None:
     content, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6
@@ -59,6 +72,19 @@ def test_texts_without_content_are_refused() -> None:
     ):  # fmt: skip
         assert cause(text.check_alt_text, given, config) == expected, given
     assert text.cut_document(["x" * 10], TextConfig(max_document_characters=4)) == (["xxxx"], True)
+
+
+def test_texts_at_a_limit_are_kept_and_those_beyond_it_are_not() -> None:
+    config = TextConfig(min_words=2, max_characters=8, max_texts=2, max_document_characters=4)
+    assert text.check_alt_text(["red ball", "a ball"], config) == ["red ball", "a ball"]
+    for beyond, expected in (
+        (["a ball", "a cat", "a dog"], "too many texts of an image"), (["red balls"], "text too long"),
+        (["ball"], "text too short"),
+    ):  # fmt: skip
+        assert cause(text.check_alt_text, beyond, config) == expected
+    assert text.cut_document(["", "abcd"], config) == (["abcd"], False)
+    assert text.cut_document(["abcd", "abcde"], config) == (["abcd", "abcd"], True)
+    assert cause(text.cut_document, ["", ""], config) == "empty text"
 
 
 def test_rules_find_personal_data_and_nothing_else() -> None:
