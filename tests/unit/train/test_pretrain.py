@@ -163,6 +163,9 @@ def test_trained_resumed_and_evaluated(
     command(monkeypatch, *evaluate.with_checkpoint(["checkpoint=resumed", "task=coco", "task.root=nowhere"]))
     assert ended("evaluate", evaluate.main) == 2
     assert "nowhere/dataset_coco.json No such file" in capsys.readouterr().err
+    command(monkeypatch, "run.folder=resumed", "evaluation.follow=true")
+    assert ended("evaluate", evaluate.main) == 2
+    assert "evaluation.follow=true scores every checkpoint on a task" in capsys.readouterr().err
     assert list((tmp_path / "resumed" / "evaluation" / "heartbeats").glob("*_rank_00000.jsonl")), "it was watched over"
 
 

@@ -14,7 +14,8 @@ from data.config import DataConfig
 from data.error_budget import ErrorBudgetExceeded, Ledger, NothingUsable
 from data.reading.reader import Reader
 from data.shards.files import Handle
-from data.shards.scan import OTHER_KIND, TWICE
+from data.shards.sample import entries, read_without_image
+from data.shards.scan import BLOCK, OTHER_KIND, TWICE
 from data.shards.source import ReadOptions, ShardSource, shard_paths
 from data.shards.writer import write_shard
 from data.skip import Skip
@@ -38,6 +39,18 @@ def write_tar(path, members: dict[str, bytes]) -> None:
 
 def samples(count: int) -> list:
     return [(f"{number:05d}", {"alt_text": f"text {number}"}, png(number)) for number in range(count)]
+
+
+@pytest.mark.parametrize("size", [b"z" * 12, bytes(12)])
+def test_texts_are_read_up_to_a_header_whose_size_is_damaged(tmp_path, size):
+    path = tmp_path / "train-00000.tar"
+    write_tar(path, {"a.txt": b"a text", "a.png": bytes(100_000), "a.json": b"{}"})
+    content = path.read_bytes()
+    at = content.index(b"a.json") + 124
+    content = content[:at] + size + content[at + len(size) :]
+    found = read_without_image(lambda offset, length: content[offset : offset + length], 0, len(content))
+    assert entries(found) == entries(content)
+    assert found[:BLOCK] == content[:BLOCK] and b"a text" in found
 
 
 def test_every_record_is_read_at_random_access(tmp_path):
