@@ -6,6 +6,7 @@ from common.errors import ConfigurationError
 from common.values import PATH, at_least, at_most, one_of
 
 STACKS = ("vit", "encoder", "decoder")
+FACTORINGS = ("t5x", "big_vision")
 # optimizer.name -> class in parallel/optimizer/<name>.py
 OPTIMIZERS = {"adafactor": "Adafactor", "adamw": "AdamW"}
 RECOMPUTE = ("none", "block", "every_n", "attention", "mlp", "norm", "elementwise")
@@ -176,6 +177,10 @@ class OptimizerConfig:
     """Adafactor: scale a tensor's update by max(its RMS, `epsilon_scale`). True by default, as in T5X."""
     epsilon_scale: float = 1e-3
     """Adafactor: smallest scale of a tensor, see above. T5X's default."""
+    factoring: str = "t5x"
+    """Adafactor: the kernels whose second moments are row and column means. `t5x`: those of a matrix [inputs, outputs],
+    heads joined. `big_vision`: those of a kernel's two largest dimensions in flax, so of a ViT's attention head by
+    head. T5X's by default, as PaLI's."""
     min_dim_size_to_factor: int = 128
     """Adafactor: matrices of at least this many rows and columns keep row and column means only. T5X's default."""
     beta2_cap: float = 1.0
@@ -203,6 +208,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         one_of("optimizer.name", self.name, tuple(OPTIMIZERS))
+        one_of("optimizer.factoring", self.factoring, FACTORINGS)
         for name in ("decay_exponent", "epsilon", "epsilon_scale"):
             if getattr(self, name) <= 0:
                 raise ConfigurationError(f"optimizer.{name}={getattr(self, name)} must be greater than 0.")

@@ -18,7 +18,7 @@ from model.layers import parameter_info
 from model.mt5 import Bridge, DecoderBlock, EncoderBlock, EncoderNorm, Head
 from model.vit import Patches, ViTBlock
 from parallel.engine.base import Engine
-from parallel.optimizer.adafactor import factored
+from parallel.optimizer.adafactor import means
 from parallel.pipeline.schedule import CarrySizes
 
 Bytes = Counter[tuple[str, str]]
@@ -154,7 +154,7 @@ def sums(engine: Engine) -> Bytes:
     another group.
     """
     optimizer, config = engine.optimizer, engine.optimizer.config
-    numbers = sum(2 + (sum(shape) if factored(shape, config) else 0) for shape in optimizer.shapes.values())
+    numbers = sum(2 + means(shape, config, optimizer.layouts.get(name)) for name, shape in optimizer.shapes.items())
     ranks = optimizer.group.size()
     layout = engine.layout
     groups = {"tensor": layout.tensor_group, "data": layout.data_group, "stage": layout.stage_group}

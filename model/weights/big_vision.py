@@ -3,13 +3,17 @@
 import re
 from typing import Any
 
-from model.config import ViTConfig
+import torch
+
+from model.config import PaLIConfig, ViTConfig
 from model.weights.stored import Stored, nth_part
 from model.weights.table import ForeignTensor, Table
 
 # The pooling head, the classifier, the text tower or language model, temperature and bias of the contrastive loss, and
 # the optimizer's state.
 OTHER_PARTS = ("MAPHead_0/*", "head/*", "pre_logits/*", "txt/*", "llm/*", "t", "b", "opt/*")
+
+Layout = tuple[tuple[int, int], ...]  # of each dimension of a tensor in flax: its size, and its stride in ours
 
 
 def big_vision_table(vit: ViTConfig) -> Table:
@@ -18,7 +22,7 @@ def big_vision_table(vit: ViTConfig) -> Table:
     Flax kernels are [in, out], attention kernels [width, heads, head width], the output kernel [heads, head width,
     width].
     """
-    width, heads = vit.width, (vit.num_heads, vit.width // vit.num_heads)
+    width = vit.width
     dense = (lambda x: x.t(), lambda x: x.t())
     tensors = {
         "patches.embedding.weight": ForeignTensor(
@@ -37,21 +41,45 @@ def big_vision_table(vit: ViTConfig) -> Table:
         for our, their in {"attention_norm": "LayerNorm_0", "mlp_norm": "LayerNorm_1"}.items():
             tensors[f"{ours}.{our}.weight"] = ForeignTensor(f"{theirs}/{their}/scale")
             tensors[f"{ours}.{our}.bias"] = ForeignTensor(f"{theirs}/{their}/bias")
-        for name in ("query", "key", "value"):
-            tensors[f"{ours}.attention_in.{name}.weight"] = ForeignTensor(
-                f"{attention}/{name}/kernel", lambda x: x.flatten(1).t(), lambda x: x.t().unflatten(1, heads)
-            )
-            tensors[f"{ours}.attention_in.{name}.bias"] = ForeignTensor(
-                f"{attention}/{name}/bias", lambda x: x.flatten(), lambda x: x.unflatten(0, heads)
-            )
-        tensors[f"{ours}.attention_out.out.weight"] = ForeignTensor(
-            f"{attention}/out/kernel", lambda x: x.flatten(0, 1).t(), lambda x: x.t().unflatten(0, heads)
-        )
-        tensors[f"{ours}.attention_out.out.bias"] = ForeignTensor(f"{attention}/out/bias")
+        tensors |= _attention(vit, f"{ours}.attention_in", f"{ours}.attention_out.out", attention)
         for our, their in {"mlp_in.hidden": "Dense_0", "mlp_out.out": "Dense_1"}.items():
             tensors[f"{ours}.{our}.weight"] = ForeignTensor(f"{mlp}/{their}/kernel", *dense)
             tensors[f"{ours}.{our}.bias"] = ForeignTensor(f"{mlp}/{their}/bias")
     return Table(tensors, ignored=OTHER_PARTS, prefixes=("params/", "img/"))
+
+
+def _attention(vit: ViTConfig, inputs: str, out: str, theirs: str) -> dict[str, ForeignTensor]:
+    """Return the tensors of an attention whose maps to query, key and value are `inputs`, and whose last is `out`."""
+    heads, tensors = (vit.num_heads, vit.width // vit.num_heads), {}
+    for name in ("query", "key", "value"):
+        tensors[f"{inputs}.{name}.weight"] = ForeignTensor(
+            f"{theirs}/{name}/kernel", lambda x: x.flatten(1).t(), lambda x: x.t().unflatten(1, heads)
+        )
+        tensors[f"{inputs}.{name}.bias"] = ForeignTensor(
+            f"{theirs}/{name}/bias", lambda x: x.flatten(), lambda x: x.unflatten(0, heads)
+        )
+    tensors[f"{out}.weight"] = ForeignTensor(
+        f"{theirs}/out/kernel", lambda x: x.flatten(0, 1).t(), lambda x: x.t().unflatten(0, heads)
+    )
+    tensors[f"{out}.bias"] = ForeignTensor(f"{theirs}/out/bias")
+    return tensors
+
+
+def flax_layouts(config: PaLIConfig) -> dict[str, Layout]:
+    """Return the layout in flax of every matrix of the ViT whose kernel has more than two dimensions there.
+
+    The classifier's are those of big_vision's `MAPHead`.
+    """
+    vit, width = config.vit, config.vit.width
+    if config.tower == "mt5":
+        return {}
+    attentions = [(f"vit_block_{i}.attention_in", f"vit_block_{i}.attention_out.out") for i in range(vit.depth)]
+    kernels = [_attention(vit, inputs, out, "") for inputs, out in [*attentions, ("classifier", "classifier.out")]]
+    tensors = {name: (each, width) for some in kernels for name, each in some.items() if name.endswith(".weight")}
+    patches = "patches.embedding.weight"
+    tensors[patches] = big_vision_table(vit).tensors[patches], 3 * vit.patch_size**2
+    flax = {name: each.write(torch.empty(width, inputs, device="meta")) for name, (each, inputs) in tensors.items()}
+    return {name: tuple(zip(x.shape, x.stride(), strict=True)) for name, x in flax.items()}
 
 
 def unstack_blocks(arrays: Stored) -> Stored:

@@ -18,6 +18,7 @@ from model.generation import Decoder, generate, score
 from model.layers import parameter_info, parameter_parts
 from model.loss import LossTotals
 from model.pali import PaLI
+from model.weights.big_vision import flax_layouts
 from parallel.layout import Layout
 from parallel.optimizer.base import Shard, ShardedOptimizer
 from parallel.pipeline.decoder import PipelineDecoder
@@ -53,7 +54,8 @@ class Engine(ABC):
     def bind_optimizer(self) -> None:
         """Make the optimizer's state for this rank's shards; called once, after construction."""
         trained = [part for parameter, part in parameter_parts(self.model) if parameter.requires_grad]
-        self.optimizer.bind(self.shards(), {part.name: part.shape for part in trained}, self.sharing_group)
+        shapes, layouts = {part.name: part.shape for part in trained}, flax_layouts(self.blueprint.config)
+        self.optimizer.bind(self.shards(), shapes, self.sharing_group, layouts)
 
     @abstractmethod
     def shards(self) -> list[Shard]:

@@ -4,7 +4,8 @@ Second moments of a matrix are kept as row means and column means (Shazeer & Ste
 Each rank sums its own elements; one all-reduce adds the sums of all matrices, a second one the squared updates. Tensors
 too small to factor keep all second moments, and few kernels update many of them.
 
-big_vision's variant (`optax.py::scale_by_adafactor`) adds momentum and an upper bound of beta2.
+big_vision's variant (`optax.py::scale_by_adafactor`) adds momentum and an upper bound of beta2, and factors attention
+kernels by head (`parallel/optimizer/factoring.py`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,8 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.weights.big_vision import Layout
 from parallel.config import OptimizerConfig
 from parallel.optimizer.base import ShardedOptimizer, StatePiece, Update
+from parallel.optimizer.factoring import Grid
 from parallel.process_groups import sum_over
 from parallel.shards import Rectangle
 
@@ -23,7 +26,7 @@ EPSILON = 1e-30  # added to every squared gradient (T5X epsilon1)
 
 @dataclass
 class Moments:
-    """Second moments of one matrix [R, C], the same on every rank: its row means [R] and its column means [C]."""
+    """Second moments of one matrix, the same on every rank: means of its rows and of its columns (`Grid.sizes`)."""
 
     rows: Tensor
     columns: Tensor
@@ -41,10 +44,13 @@ class Adafactor(ShardedOptimizer):
         """See ShardedOptimizer.make_state."""
         like = self.shards[0].weights
         self.index = {name: i for i, name in enumerate(self.shapes)}
+        grids = {
+            name: Grid.from_shape(shape, self.layouts.get(name), self.config) for name, shape in self.shapes.items()
+        }
+        self.grids = {name: grid.to(like.device) for name, grid in grids.items() if grid}
         self.moments = {
-            name: Moments(*(torch.zeros(n, device=like.device) for n in shape))
-            for name, shape in self.shapes.items()
-            if factored(shape, self.config)
+            name: Moments(*(torch.zeros(size, device=like.device) for size in grid.sizes))
+            for name, grid in self.grids.items()
         }
         held = [r for shard in self.shards for r in shard.rectangles]
         self.full = {r: self.zeros(r, like) for r in held if r.name not in self.moments}
@@ -62,7 +68,7 @@ class Adafactor(ShardedOptimizer):
         update_sums = torch.zeros_like(weight_sums)
         for r, _, gradient in matrices:
             if r.counted:
-                update_sums[self.index[r.name]] += _squared_update(r, gradient, *factors[r.name])
+                update_sums[self.index[r.name]] += self._squared_update(r, gradient, factors[r.name])
         self._add(update_sums, [(r, u) for (r, _, _), u in zip(others, scaled, strict=True)])
         sum_over(update_sums, self.group)
 
@@ -71,23 +77,19 @@ class Adafactor(ShardedOptimizer):
             if decay := self.decay(r):
                 weights.mul_(1 - self.learning_rate(r.name) * decay)
         for r, weights, gradient in matrices:
-            self._apply(r, weights, gradient, *factors[r.name], steps[r.name], clips[r.name])
+            self._apply(r, weights, gradient, factors[r.name], steps[r.name], clips[r.name])
         self._apply_all(others, scaled, steps, clips)
 
     def _sum(self, matrices: list[Update], others: list[Update]) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """Sum over all ranks: squared weights of every tensor; squared gradients of matrices, by row and by column."""
-        shapes = [shape for name, shape in self.shapes.items() if name in self.moments]
-        sizes = [len(self.shapes), *(n for shape in shapes for n in shape)]
+        sizes = [len(self.shapes), *(size.numel() for grid in self.grids.values() for size in grid.sizes)]
         buffer = torch.zeros(sum(sizes), device=self.shards[0].weights.device)
         weight_sums, *rest = buffer.split(sizes)
         moment_sums = dict(zip(self.moments, zip(rest[::2], rest[1::2], strict=True), strict=True))
         for r, weights, gradient in matrices:
             if r.counted:
-                row_sums, column_sums = moment_sums[r.name]
                 for rows, w, g in _chunks(r, weights, gradient):
-                    squared = g.float().square()
-                    row_sums[rows] += squared.sum(1)
-                    column_sums[_columns(r)] += squared.sum(0)
+                    self.grids[r.name].add(g.float().square(), rows, _columns(r), moment_sums[r.name])
                     weight_sums[self.index[r.name]] += w.square().sum()
         self._add(weight_sums, [(r, weights) for r, weights, _ in others])
         sum_over(buffer, self.group)
@@ -106,11 +108,11 @@ class Adafactor(ShardedOptimizer):
 
     def _update_moments(self, name: str, row_sums: Tensor, column_sums: Tensor) -> tuple[Tensor, Tensor]:
         """Update the moments, and return the factors (of rows, of columns) that scale a gradient."""
-        num_rows, num_columns = self.shapes[name]
-        moments, mixing = self.moments[name], self._mixing(name)
-        moments.rows.lerp_(row_sums / num_columns + EPSILON, mixing)
-        moments.columns.lerp_(column_sums / num_rows + EPSILON, mixing)
-        return (moments.rows / moments.rows.mean()).rsqrt(), moments.columns.rsqrt()
+        moments, mixing, grid = self.moments[name], self._mixing(name), self.grids[name]
+        num_rows, num_columns = grid.block
+        moments.rows.lerp_(row_sums.view_as(moments.rows) / num_columns + EPSILON, mixing)
+        moments.columns.lerp_(column_sums.view_as(moments.columns) / num_rows + EPSILON, mixing)
+        return grid.factors(moments.rows, moments.columns)
 
     def _scaled_gradients(self, others: list[Update]) -> list[Tensor]:
         """Update the moments of tensors that are not factored, and return the gradients divided by their roots."""
@@ -140,19 +142,29 @@ class Adafactor(ShardedOptimizer):
         both = torch.stack([steps, clips]).tolist()
         return dict(zip(self.shapes, both[0], strict=True)), dict(zip(self.shapes, both[1], strict=True))
 
+    def _squared_update(self, r: Rectangle, gradient: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
+        grid, columns = self.grids[r.name], _columns(r)
+        chunks = [(rows, g.float()) for rows, _, g in _chunks(r, gradient, gradient)]
+        if not grid.whole:
+            return torch.stack([(g * grid.scale(rows, columns, factors)).square().sum() for rows, g in chunks]).sum()
+        row_factor, column_factor = factors[0].square(), factors[1][columns].square()
+        return torch.stack([(g.square() @ column_factor) @ row_factor[rows] for rows, g in chunks]).sum()
+
     def _apply(
         self,
         r: Rectangle,
         weights: Tensor,
         gradient: Tensor,
-        row_factor: Tensor,
-        column_factor: Tensor,
+        factors: tuple[Tensor, Tensor],
         step: float,
         clip: float,
     ) -> None:
-        row_factor, column_factor = row_factor * clip, column_factor[_columns(r)]
+        row_factor, column_factor = factors[0] * clip, factors[1][..., _columns(r)]
         for rows, w, g in _chunks(r, weights, gradient):
-            update = g.float() * row_factor[rows].unsqueeze(1)
+            if self.grids[r.name].whole:
+                update = g.float() * row_factor[rows].unsqueeze(1)
+            else:
+                update, column_factor = g.float() * clip, self.grids[r.name].scale(rows, _columns(r), factors)
             if not self.momenta:
                 w.addcmul_(update, column_factor, value=-step)
                 continue
@@ -188,28 +200,21 @@ class Adafactor(ShardedOptimizer):
             yield StatePiece(f"{r.name}/momentum", r, values)
 
 
-def factored(shape: torch.Size, config: OptimizerConfig) -> bool:
-    """Return whether second moments are kept as row and column means."""
-    return len(shape) == 2 and min(shape) >= config.min_dim_size_to_factor
+def means(shape: torch.Size, config: OptimizerConfig, layout: Layout | None = None) -> int:
+    """Return the number of row and column means of a logical tensor, 0 if all second moments are kept."""
+    grid = Grid.from_shape(shape, layout, config)
+    return sum(size.numel() for size in grid.sizes) if grid else 0
 
 
-def state_bytes(shapes: Mapping[str, torch.Size], config: OptimizerConfig) -> int:
+def state_bytes(
+    shapes: Mapping[str, torch.Size], config: OptimizerConfig, layouts: Mapping[str, Layout] | None = None
+) -> int:
     """Return the bytes of Adafactor's state of these logical tensors: fp32 second moments, bf16 momentum if any.
 
-    Every rank has the moments of all factored matrices.
+    Every rank has the moments of all factored matrices. `layouts`: as `ShardedOptimizer.bind` takes them.
     """
-    moments = sum(sum(shape) if factored(shape, config) else shape.numel() for shape in shapes.values())
+    moments = sum(means(shape, config, (layouts or {}).get(name)) or shape.numel() for name, shape in shapes.items())
     return 4 * moments + (2 * sum(shape.numel() for shape in shapes.values()) if config.momentum else 0)
-
-
-def _squared_update(r: Rectangle, gradient: Tensor, row_factor: Tensor, column_factor: Tensor) -> Tensor:
-    column_factor = column_factor[_columns(r)].square()
-    return torch.stack(
-        [
-            (g.float().square() @ column_factor) @ row_factor[rows].square()
-            for rows, _, g in _chunks(r, gradient, gradient)
-        ]
-    ).sum()
 
 
 def _squared_sums(tensors: tuple[Tensor, ...]) -> Tensor:

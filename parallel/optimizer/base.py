@@ -1,6 +1,6 @@
 """The common part of the sharded optimizers: they update flat shards, as rectangles of logical tensors."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple, cast
@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from model.weights.big_vision import Layout
 from parallel.config import OPTIMIZERS, OptimizerConfig
 from parallel.file_backed import Disk
 from parallel.optimizer.parameter_groups import matching_group
@@ -68,13 +69,19 @@ class ShardedOptimizer(torch.optim.Optimizer):
         self.averages: dict[Rectangle, Tensor] = {}  # of the weights, where `average_decay` is set
         self.averaged: set[str] = set()  # logical tensors whose average holds something
 
-    def bind(self, shards: list[Shard], shapes: dict[str, torch.Size], group: dist.ProcessGroup) -> None:
+    def bind(
+        self,
+        shards: list[Shard],
+        shapes: dict[str, torch.Size],
+        group: dist.ProcessGroup,
+        layouts: Mapping[str, Layout] | None = None,
+    ) -> None:
         """Take over the shards and make their state.
 
         `shapes`: every logical tensor that any rank of `group` updates, in the same order on each rank. `group`: the
-        ranks that divide these tensors among them.
+        ranks that divide these tensors among them. `layouts`: dimensions in flax of those that have more than two.
         """
-        self.shards, self.shapes, self.group = shards, shapes, group
+        self.shards, self.shapes, self.group, self.layouts = shards, shapes, group, layouts or {}
         self.ages = dict.fromkeys(shapes, 0)
         self.groups = {name: matching_group(name, self.config.groups) for name in shapes}
         self.make_state()

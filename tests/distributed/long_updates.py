@@ -12,7 +12,7 @@ from model.layers import parameter_parts
 from model.pali import build
 from parallel.config import OptimizerConfig
 from parallel.engine.base import Engine
-from parallel.optimizer.adafactor import factored
+from parallel.optimizer.adafactor import means
 from parallel.shards import Rectangle
 from tests.distributed.problem import EPSILON, LEARNING_RATES, MODEL, PALI, weights
 
@@ -44,7 +44,7 @@ def plain(kind: str, *sizes: int) -> dict[str, Tensor]:
     config, rate = OptimizerConfig(min_dim_size_to_factor=FACTOR_FROM), LEARNING_RATES[kind]
 
     def as_given(name: str, values: Tensor) -> Tensor:
-        return values.clone() if factored(found[name].shape, config) else values.flatten().clone()
+        return values.clone() if means(found[name].shape, config) else values.flatten().clone()
 
     found = drawn(0, *sizes)
     given = {name: as_given(name, values).requires_grad_() for name, values in found.items()}

@@ -1,25 +1,35 @@
-"""Our Adafactor on flat shards against transformers' on whole matrices, and the memory that its state takes."""
+"""Our Adafactor on flat shards against transformers' on whole matrices, T5X and big_vision; the memory of its state."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from transformers.optimization import Adafactor as ReferenceAdafactor
 
+from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from model.describe import read_model
 from model.initializers import zeros
 from model.layers import Part, parameter_parts
 from model.pali import plan_on_meta
+from model.weights.big_vision import Layout, flax_layouts
 from parallel.config import OptimizerConfig
 from parallel.optimizer.adafactor import Adafactor, state_bytes
 from parallel.optimizer.base import Shard
 from parallel.shards import rectangles
+from tests.unit.parallel.optimizer import record_adafactor as recorded
 
 SHAPES = {"matrix": (12, 20), "tall": (40, 3), "vector": (17,), "never_used": (5, 6)}
 
 
-def make(parts: dict[str, Tensor], cuts: list[int], config: OptimizerConfig) -> tuple[Adafactor, list[Shard]]:
+def make(
+    parts: dict[str, Tensor], cuts: list[int], config: OptimizerConfig, layouts: Mapping[str, Layout] | None = None
+) -> tuple[Adafactor, list[Shard]]:
     """One optimizer whose flat shards cut the concatenation of all tensors at `cuts`, anywhere."""
     flat = torch.cat([values.flatten() for values in parts.values()])
     shards = []
@@ -32,7 +42,8 @@ def make(parts: dict[str, Tensor], cuts: list[int], config: OptimizerConfig) -> 
         shards.append(Shard(flat[first:last].clone(), found))
     optimizer = Adafactor([torch.nn.Parameter(shard.weights) for shard in shards], config)
     optimizer.param_groups[0]["params"] = [shard.weights for shard in shards]
-    optimizer.bind(shards, {name: values.shape for name, values in parts.items()}, torch.distributed.group.WORLD)
+    shapes = {name: values.shape for name, values in parts.items()}
+    optimizer.bind(shards, shapes, torch.distributed.group.WORLD, layouts)
     return optimizer, shards
 
 
@@ -87,6 +98,60 @@ def test_a_tensor_that_several_ranks_hold_whole_counts_once(momentum: float, cli
         alone.step()
         both.step()
     assert torch.equal(first.weights, one.weights) and torch.equal(copy.weights, one.weights)
+
+
+OURS = {
+    "patches.embedding.weight": (96, 3072),
+    "vit_block_0.mlp_in.hidden.weight": (40, 96),
+    "patches.position": (49, 96),
+    "classifier.classes.weight": (7, 96),
+}
+LAYOUTS = flax_layouts(PaLIConfig(ViTConfig(96, 1, 40, 3, 32), MT5Config(), ModelConfig()))
+
+
+def in_flax(name: str, ours: Tensor) -> Tensor:
+    """A view of one of our tensors in the shape and order of flax."""
+    if name in LAYOUTS:
+        return ours.as_strided(*zip(*LAYOUTS[name], strict=True))
+    return (ours.t() if name.startswith(("vit", "class")) and ours.dim() == 2 else ours).view(recorded.SHAPES[name])
+
+
+@cache
+def drawn(number: int) -> dict[str, Tensor]:
+    """What `recorded.drawn` returns, in our shapes and order."""
+    found = {}
+    for name, values in recorded.drawn(number).items():
+        ours = OURS.get(name, (96, 96) if name in LAYOUTS else (values.size,))
+        found[name] = torch.empty(ours)
+        in_flax(name, found[name]).copy_(torch.from_numpy(values))
+    return found
+
+
+@pytest.mark.parametrize("cuts", [[], [5, 96 * 1000 + 17, 96 * 3072 + 96 * 20 + 7]])
+@pytest.mark.parametrize("factoring", ["t5x", "big_vision"])
+def test_equals_the_real_t5x_and_big_vision(factoring: str, cuts: list[int]) -> None:
+    """Weights after five steps of their own code, as `record_adafactor.py` has recorded them."""
+    wanted = json.loads(Path(recorded.__file__).with_name("adafactor.json").read_text(encoding="utf-8"))[factoring]
+    config = OptimizerConfig(min_dim_size_to_factor=recorded.MIN_DIM, factoring=factoring)
+    if factoring == "big_vision":
+        config = replace(config, multiply_by_parameter_scale=False, update_clipping=None, beta2_cap=0.999)
+    whole = {name: values for name, values in drawn(0).items() if name in wanted}
+    optimizer, shards = make(whole, cuts, config, LAYOUTS)
+    optimizer.set_learning_rate(recorded.RATE)
+    for step in range(recorded.STEPS):
+        flat = torch.cat([values.flatten() for name, values in drawn(1 + step).items() if name in wanted])
+        for shard, piece in zip(shards, flat.split([len(s.weights) for s in shards]), strict=True):
+            shard.weights.grad = piece.clone()
+        optimizer.step()
+    found = torch.cat([shard.weights for shard in shards]).split([values.numel() for values in whole.values()])
+    for (name, before), after in zip(whole.items(), found, strict=True):
+        ours = recorded.sampled(in_flax(name, after.view_as(before)).numpy())
+        moved = np.abs(np.subtract(wanted[name], recorded.sampled(in_flax(name, before).numpy())))[1:].max()
+        assert np.abs(np.subtract(ours, wanted[name]))[1:].max() <= 1e-5 * moved, name
+        assert ours[0] == pytest.approx(wanted[name][0], rel=1e-6), name
+    numbers = sum(size.numel() for grid in optimizer.grids.values() for size in grid.sizes)
+    attention, patches = 3 * (96 + 3 * 96), 96 * 96 + 3072  # a mean of each row by block, and of each column by block
+    assert numbers == 136 + 145 + (3 * 192 if factoring == "t5x" else attention + patches)
 
 
 def test_small_sides_are_not_factored() -> None:
