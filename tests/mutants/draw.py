@@ -6,10 +6,11 @@ type, code that only runs with CUDA, and the lines of equivalent.txt.
 """
 
 import ast
-import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
@@ -68,17 +69,33 @@ class Mutant:
 def draw(root: Path, count: int, seed: int, files: str = "") -> list[Mutant]:
     """Draw `count` mutants of the core, all with the same probability; return them sorted by file.
 
-    `files`: the beginning of the paths of files to change.
+    Those with the smallest hashes of `seed` and their own text are drawn. So a commit changes those mutants of a draw
+    alone whose lines it changes, and what was found of the others still holds. `files`: the beginning of the paths of
+    files to change.
     """
     paths = sorted(path for folder in CORE for path in (root / folder).rglob("*.py"))
     names = [path.relative_to(root).as_posix() for path in paths]
     sources = {
         name: (root / name).read_bytes() for name in names if name.startswith(files) and not name.startswith(LEFT_OUT)
     }
-    every = [mutant for name, source in sources.items() for mutant in mutants(name, source)]
-    random.Random(seed).shuffle(every)
+    hashed = {_hash(seed, *named): named[0] for name in sources for named in _numbered(name, sources[name])}
+    every = (hashed[key] for key in sorted(hashed))
     others = (mutant for mutant in every if is_another_program(sources[mutant.file], mutant))
     return sorted(islice(others, count), key=lambda mutant: (mutant.file, mutant.start, mutant.after))
+
+
+def _numbered(file: str, source: bytes) -> Iterator[tuple[Mutant, str, int]]:
+    """Yield each mutant of a file, the text of its line, and how many equal ones come before it."""
+    lines, seen = source.decode().splitlines(), Counter[tuple[str, str, str]]()
+    for mutant in mutants(file, source):
+        line = lines[mutant.line - 1].strip()
+        same = line, mutant.before, mutant.after
+        yield mutant, line, seen[same]
+        seen[same] += 1
+
+
+def _hash(seed: int, mutant: Mutant, line: str, number: int) -> bytes:
+    return sha256(repr((seed, mutant.file, line, mutant.before, mutant.after, number)).encode()).digest()
 
 
 @cache

@@ -88,6 +88,18 @@ def test_a_seed_draws_the_same_mutants_of_the_whole_core() -> None:
     }
 
 
+def test_a_changed_line_changes_its_own_mutants_of_a_draw_alone(tmp_path: Path) -> None:
+    lines = [f"x{n} = {n + 10} * y" for n in range(30)]
+    file = tmp_path / "model" / "a.py"
+    file.parent.mkdir()
+    file.write_text("\n".join(lines), encoding="utf-8")
+    before = draw(tmp_path, 40, seed=1)
+    file.write_text("\n".join(["", *lines[:7], "x7 = y", *lines[8:]]), encoding="utf-8")
+    after = {(mutant.line - 1, mutant.before, mutant.after) for mutant in draw(tmp_path, 40, seed=1)}
+    kept = {(mutant.line, mutant.before, mutant.after) for mutant in before if mutant.line != 8}
+    assert 37 <= len(kept) < 40 and kept <= after
+
+
 def test_lines_of_equivalent_txt_exist_and_are_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     for file, text in equivalent():
         lines = [line.strip() for line in (ROOT / file).read_text(encoding="utf-8").splitlines()]
