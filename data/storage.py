@@ -69,7 +69,8 @@ def storage_failed(error: OSError, path: str, after_s: float = 0.0) -> StorageFa
 
 def not_permitted(path: str) -> ConfigurationError:
     """Return the exception for a file or folder that this user has no permission to read."""
-    return ConfigurationError(f"{path} may not be read (permission denied): change its mode, or leave it out.")
+    remedy = "use other credentials" if "://" in path else "change its mode"
+    return ConfigurationError(f"{path} may not be read (permission denied): {remedy}, or leave it out.")
 
 
 def read_file(path: str, patience_s: float = PATIENCE_S) -> bytes:

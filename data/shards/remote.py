@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -21,11 +22,13 @@ from common.files import write_bytes
 from common.progress import beat
 
 TIMEOUT_S = 20.0  # of one request
+CREDENTIALS_WAIT_S = 1.0  # before the second try to find credentials
 GONE = (404, 410)
 PIECE = 32 << 20  # bytes of a request, of a whole tar
 GIB = 1 << 30
 
 Result = TypeVar("Result")
+_answered: set[str] = set()  # servers that have answered this process
 
 
 def is_url(path: str) -> bool:
@@ -69,7 +72,7 @@ def called(url: str, name: str, *arguments: Any, **options: Any) -> Any:
 
 def _as_os_error(call: Callable[[], Result], url: str) -> Result:
     try:
-        return call()
+        return _with_credentials(call, url)
     except FileNotFoundError as error:
         status = getattr(error.__cause__, "status", 404)  # fsspec names any failure of a web server so
         if error.__cause__ is None or not url.startswith("http") or status in GONE:
@@ -85,6 +88,29 @@ def _as_os_error(call: Callable[[], Result], url: str) -> Result:
         if isinstance(error, OSError) and error.errno:
             raise
         raise OSError(errno.EIO, f"{type(error).__name__}: {str(error)[:100]}", url) from error
+
+
+def _with_credentials(call: Callable[[], Result], url: str, last: bool = False) -> Result:
+    """Call, and raise ConfigurationError where the library of the protocol finds no credentials.
+
+    A machine's own service of credentials may fail to answer at once -> one more try, and a store that has answered
+    before is a storage that fails.
+    """
+    server = url.split("/", 3)[2]
+    try:
+        result = call()
+    except Exception as error:  # NoCredentialsError of botocore, DefaultCredentialsError of google.auth, …
+        if "Credentials" not in type(error).__name__ or server in _answered:
+            raise
+        if last:
+            raise ConfigurationError(
+                f"{url} needs credentials ({' '.join(str(error).split())[:100]}); set those of the protocol's library "
+                "(for S3 AWS_PROFILE, or FSSPEC_S3_ANON=true for a public bucket)."
+            ) from error
+        time.sleep(CREDENTIALS_WAIT_S)
+        return _with_credentials(call, url, last=True)
+    _answered.add(server)
+    return result
 
 
 def listing(url: str) -> dict[str, bool]:

@@ -225,3 +225,19 @@ def test_a_cache_holds_no_more_than_it_may(tmp_path):
     full = Cache("/proc/nowhere", 1000)
     full.put("x", b"y")
     assert full.get("x") is None
+
+
+def test_a_store_without_credentials_is_a_mistake_unless_it_has_answered(monkeypatch):
+    class NoCredentialsError(Exception):
+        """As botocore raises it."""
+
+    def refused():
+        raise NoCredentialsError("Unable to locate credentials")
+
+    monkeypatch.setattr(remote, "CREDENTIALS_WAIT_S", 0.0)
+    with pytest.raises(ConfigurationError, match=r"s3://b/webli/ needs credentials \(Unable to locate .*AWS_PROFILE"):
+        remote._as_os_error(refused, "s3://b/webli/")
+    assert remote._as_os_error(lambda: 1, "s3://other/webli/") == 1
+    with pytest.raises(OSError, match="NoCredentialsError: Unable") as error:
+        remote._as_os_error(refused, "s3://other/webli/")
+    assert error.value.errno == errno.EIO
