@@ -132,7 +132,7 @@ class DataConfig:
         if self.global_batch_size % self.num_streams:
             raise ConfigurationError(
                 f"data.global_batch_size={self.global_batch_size} cannot be dealt evenly to "
-                f"data.num_streams={self.num_streams}; make one a multiple of the other."
+                f"data.num_streams={self.num_streams}; make it a multiple of that number, or lower data.num_streams."
             )
         if not 0 <= self.error_budget <= 1:
             raise ConfigurationError(f"data.error_budget={self.error_budget} is a fraction; set it between 0 and 1.")

@@ -88,7 +88,7 @@ class Ledger:
 
     @contextmanager
     def muted(self) -> Iterator[None]:
-        """Count no record that this thread reads: another rank reads it too, and counts it."""
+        """Count no record or shard that this thread reads: another rank reads it too, or no example is made of it."""
         before, self._muted.of_thread = self._muted.of_thread, True
         try:
             yield
@@ -134,6 +134,8 @@ class Ledger:
 
     def count_shards(self, source: str, whole: int, broken: Mapping[str, str]) -> None:
         """Count the shards that were opened; each broken one, path -> defect, costs as much as a broken record."""
+        if self._muted.of_thread:
+            return
         with self._lock:
             own = self._of(source)
             for _ in range(min(whole, self.window)):
@@ -198,7 +200,8 @@ class Ledger:
             f"source {source} is over its error budget: {own.broken} of {len(own.recent)} records read are broken "
             f"({_listing(found)}), and data.error_budget={self.budget:g} with data.error_budget_minimum={self.minimum} "
             f"allows fewer of the last data.error_window={self.window}; most are in shard {worst} "
-            f"({count} x {worst_cause}); the last {worst_cause}{own.last[worst_cause]}."
+            f"({count} x {worst_cause}); the last {worst_cause}{own.last[worst_cause]}; repair or remove the shard, or "
+            "raise data.error_budget if the source is as good as that."
         )
 
 

@@ -9,6 +9,7 @@ Training reads all text of one split of the sources below `root`.
 
 import hashlib
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,8 +172,14 @@ def train_tokenizer(texts: Iterable[str], path: str | Path, vocab_size: int) -> 
     except ReadingStopped:
         raise
     except RuntimeError as error:
+        if few := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
+            least = int(few[1]) + NUM_SENTINELS
+            raise ConfigurationError(
+                f"vocab_size={vocab_size} is too small for the characters of this text; set it to {least} or more."
+            ) from error
         raise ConfigurationError(
-            f"no tokenizer of vocab_size={vocab_size} can be trained on this text: {error}."
+            f"no tokenizer of vocab_size={vocab_size} can be trained on this text: {str(error).rstrip('.')}; add text, "
+            "or choose another vocab_size."
         ) from error
     proto = protocol.ModelProto()  # type: ignore[attr-defined]
     proto.ParseFromString(model.getvalue())

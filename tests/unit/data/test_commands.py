@@ -26,6 +26,7 @@ from tests.unit.data.conftest import png, record
     [
         (["vocab_size=abc"], "vocab_size: Value 'abc' of type 'str' could not be converted to Integer"),
         (["vocab_size=10"], "vocab_size=10 leaves no piece to learn; set it above 359"),
+        (["vocab_size=370"], "vocab_size=370 is too small for the characters of this text; set it to 4"),
         (
             ["vocab_sise=600"],
             "vocab_sise is not an option; known here: root, output, vocab_size, split",
