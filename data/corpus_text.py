@@ -1,17 +1,17 @@
 """Read all text of a corpus and all prompts made of it, for training a tokenizer."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.errors import ConfigurationError
 from data import fields, objectives
 from data.error_budget import Ledger
 from data.objectives import detection
 from data.objectives.base import SENTINEL
+from data.shards.field_map import check_places, check_sources
+from data.shards.paths import locations
 from data.shards.source import ReadOptions, ShardSource
 from data.skip import Skip, one_record
 
@@ -31,10 +31,13 @@ def corpus_texts(
     `index_folder`: as `data.fields` and `data.index_folder`. Raises ErrorBudgetExceeded for a source with more broken
     records than the budget allows, as training does.
     """
-    for name, location in _locations(root, sources or {}).items():
+    found = locations(str(root), sources or {})
+    check_sources(field_maps or {}, found, "fields")
+    for name, location in found.items():
         ledger = Ledger(error_budget, error_budget_minimum)
         options = ReadOptions(index_folder=index_folder, fields=(field_maps or {}).get(name, {}))
         source = ShardSource(name, location, split, ledger, options)
+        check_places(source, f"fields.{name}")
         for number in range(len(source)):
             texts, defect = _record_texts(source, number)
             if defect is None:
@@ -43,20 +46,6 @@ def corpus_texts(
                 place = f"record {source.key(source.numbered(number))!r:.100}: {defect.detail}"
                 ledger.count_defect(source.name, source.shard(source.numbered(number)), defect.cause, place)
             yield from texts
-
-
-def _locations(root: str | Path, sources: Mapping[str, str]) -> dict[str, str]:
-    """Return the locations of the sources by name; raise ConfigurationError where there is none."""
-    if sources:
-        return {name: place if "://" in place else os.path.join(root, place) for name, place in sources.items()}
-    every = [] if "://" in str(root) else sorted(Path(root).glob("*"))
-    folders = {each.name: str(each) for each in every if any(each.glob("*.tar")) or any(each.glob("*/*.tar"))}
-    if not folders:
-        raise ConfigurationError(
-            f"no folder of shards in {root}: point root to a corpus (<root>/<source>/<split>-*.tar), name its sources "
-            "(sources={webli: webli}), or make one (python -m data.miniature)."
-        )
-    return folders
 
 
 def _record_texts(source: ShardSource, number: int) -> tuple[list[str], Skip | None]:

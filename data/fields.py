@@ -63,7 +63,8 @@ STRUCTURED = ("captions", "ocr", "questions", "objects", "absent_labels")  # may
 def parse(json_bytes: bytes | None, text: bytes | None, field_map: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return a sample's fields; `alt_text` is the first of `alt_text`, `caption` and KEY.txt that is not blank.
 
-    `field_map`: where a field has another name in the JSON, `a.b` for b in an object a.
+    `field_map`: where a field has another name in the JSON, `a.b` for b in an object a; captions may lie in one field
+    for each language, `caption_*`.
 
     Raises Skip, a defect, for JSON that cannot be parsed or holds no object. A blank `caption` or KEY.txt is as good as
     missing, because img2dataset writes one for a caption that it did not have.
@@ -74,7 +75,11 @@ def parse(json_bytes: bytes | None, text: bytes | None, field_map: Mapping[str, 
         raise Skip("broken JSON", defect=True, detail=f"{type(error).__name__}: {error}") from error
     if not isinstance(fields, dict):
         raise Skip("broken JSON", defect=True, detail=f"it holds {shown(fields)} where an object is due")
-    fields |= {name: _found(fields, place) for name, place in (field_map or {}).items()}
+    placed = {name: _found(fields, place) for name, place in (field_map or {}).items()}
+    fields |= placed
+    for name, value in placed.items():
+        if value is None:
+            del fields[name]
     for name in STRUCTURED:
         if isinstance(fields.get(name), str):
             fields[name] = _decoded_json(fields[name])
@@ -87,13 +92,23 @@ def parse(json_bytes: bytes | None, text: bytes | None, field_map: Mapping[str, 
 
 def _found(fields: Fields, place: str) -> Any:
     """Return the value at a place of a record, None if there is none."""
-    if place in fields or "." not in place:
-        return fields.get(place)
-    outer, _, inner = place.partition(".")
-    value = fields.get(outer)
-    if isinstance(value, str):
-        value = _decoded_json(value)
-    return _found(value, inner) if isinstance(value, dict) else None
+    if place in fields:
+        return fields[place]
+    outer, dot, inner = place.partition(".")
+    if dot:
+        value = fields.get(outer)
+        if isinstance(value, str):
+            value = _decoded_json(value)
+        return _found(value, inner) if isinstance(value, dict) else None
+    before, star, after = place.partition("*")
+    shortest = len(before) + len(after) + 1
+    matching = [name for name in fields if len(name) >= shortest and name.startswith(before) and name.endswith(after)]
+    return {name[len(before) : len(name) - len(after)]: fields[name] for name in matching} or None if star else None
+
+
+def holds(fields: Fields, place: str) -> bool:
+    """Return whether a record has a place of a field map, be its value null."""
+    return place in fields or _found(fields, place) is not None
 
 
 def _decoded_json(text: str) -> Any:
@@ -308,8 +323,13 @@ def _is_number(value: Any) -> bool:
 
 
 def check_field_map(where: str, field_map: Mapping[str, str]) -> None:
-    """Raise ConfigurationError for a field that no objective reads, and for a blank name."""
+    """Raise ConfigurationError for a field that no objective reads, for a blank name, and for a `*` that has no use."""
     for name, place in field_map.items():
         one_of(where, name, NAMES)
         if not place.strip("."):
             raise ConfigurationError(f"{where}.{name}={place!r} names no field; write its name in the JSON.")
+        if "*" in place and (name != "captions" or place.count("*") > 1 or "*" in place.rpartition(".")[0]):
+            raise ConfigurationError(
+                f"{where}.{name}={place} has a * that cannot be read; one * is for captions in a field of each "
+                "language (captions: caption_*)."
+            )

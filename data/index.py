@@ -4,7 +4,9 @@
     mpirun -n 64 python -m data.index root=/data/shards index_folder=/scratch/indices
     python -m data.index root=/data/shards verify=true
 
-A build that is killed goes on where it ended. Only tars that are new or have changed are examined again.
+A build that is killed goes on where it ended. Only tars that are new or have changed are examined again. The
+line of each index is followed by what the source holds: records by field and language, broken shards, names that no
+field reads.
 """
 
 import os
@@ -12,17 +14,19 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from common.command_line import parse, run_command
 from common.errors import ConfigurationError
 from common.launcher import Process, this_process
 from common.progress import listening
 from common.values import PATH, at_least
+from data.error_budget import Ledger
 from data.fields import check_field_map
 from data.shards.build import Job, build_together, open_index
-from data.shards.paths import SPLITS, Part, shard_paths
-from data.shards.source import ReadOptions, distinct, index_job
+from data.shards.field_map import check_places, check_sources
+from data.shards.paths import SPLITS, Part, locations, shard_paths
+from data.shards.source import ReadOptions, ShardSource, distinct, index_job
+from data.shards.summary import summary
 
 PRINT_EVERY_S = 10.0
 
@@ -55,14 +59,23 @@ class Options:
             check_field_map(f"fields.{source}", own)
 
 
-def jobs(options: Options) -> dict[str, Job]:
-    """Return the index to make for each "source split"; raise ConfigurationError where there is none."""
-    root = Path(options.root)
-    folders = sorted(path.name for path in root.glob("*") if any(path.glob("*.tar")) or any(path.glob("*/*.tar")))
-    sources = dict(options.sources) or {name: name for name in folders}
-    found: dict[str, Job] = {}
-    for source, location in sources.items():
-        place = location if "://" in location else os.path.join(options.root, location)
+@dataclass(frozen=True)
+class Task:
+    """Name a split of a source, and the index to make for it."""
+
+    source: str
+    location: str
+    split: str
+    options: ReadOptions
+    job: Job
+
+
+def tasks(options: Options) -> list[Task]:
+    """Return the indices to make; raise ConfigurationError where there is none."""
+    sources = locations(options.root, options.sources)
+    check_sources(options.fields, sources, "fields")
+    found: list[Task] = []
+    for source, place in sources.items():
         own = ReadOptions(index_folder=options.index_folder, max_member_mib=options.max_member_mib,
                           fields=options.fields.get(source, {}))  # fmt: skip
         missing: ConfigurationError | None = None
@@ -72,39 +85,45 @@ def jobs(options: Options) -> dict[str, Job]:
             except ConfigurationError as error:
                 missing = missing or error
                 continue
-            found[f"{source} {split}"] = index_job(place, split, distinct(paths), Part(), own)
-        if missing and not any(name.startswith(f"{source} ") for name in found):
+            found.append(Task(source, place, split, own, index_job(place, split, distinct(paths), Part(), own)))
+        if missing and not any(task.source == source for task in found):
             raise missing
-    if not found:
-        raise ConfigurationError(f"no folder of shards in {options.root}: point root to a corpus, or set sources.")
     return found
 
 
-def make(name: str, job: Job, options: Options, rank: Process) -> str:
-    """Make one index, together with the other ranks, and return a sentence about it."""
-    began, processes = time.monotonic(), options.processes or len(os.sched_getaffinity(0))
+def make(task: Task, options: Options, rank: Process) -> list[str]:
+    """Make one index, together with the other ranks, and return lines about it and the source."""
+    began, processes, job = time.monotonic(), options.processes or len(os.sched_getaffinity(0)), task.job
     if rank.world_size > 1:
         build_together(job, rank.rank, rank.world_size, processes)
         if rank.rank:
-            return ""
+            return []
     index = open_index(job, processes)
     if options.verify and (damaged := index.verify()):
         raise ConfigurationError(f"{index.path} is damaged ({', '.join(damaged)}); remove it, and run this again.")
     broken = sum(bool(note["defect"]) for note in index.notes.values())
     size = os.path.getsize(index.path) / max(1, len(index)) if os.path.exists(index.path) else 0
-    return (
-        f"{name}: {len(index):,} records in {len(index.names):,} shards"
+    line = (
+        f"{task.source} {task.split}: {len(index):,} records in {len(index.names):,} shards"
         f"{f', {broken} of them broken' if broken else ''} ({time.monotonic() - began:.1f} s, {size:.1f} bytes a "
         f"record, fingerprint {index.fingerprint[:12]}): {index.path}"
     )
+    if not len(index):
+        return [line]
+    ledger = Ledger(1.0, 0)
+    with ledger.muted():  # the summary names what is broken
+        source = ShardSource(task.source, task.location, task.split, ledger, task.options, index)
+    if task.split == "train":
+        check_places(source, f"fields.{task.source}")
+    return [line, *summary(source)]
 
 
 def main(arguments: Sequence[str]) -> None:
     """Make the index of each source and split below `root` (see Options)."""
     options, rank = parse(arguments, Options), this_process()
     with nullcontext() if rank.rank else listening(_Printer()):
-        for name, job in jobs(options).items():
-            if line := make(name, job, options, rank):
+        for task in tasks(options):
+            for line in make(task, options, rank):
                 print(line, flush=True)
 
 

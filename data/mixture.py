@@ -4,6 +4,7 @@ Components are interleaved by weight. Each draws from the records that its objec
 epoch, in an order of its own for every epoch, and with a random generator of its own for every example.
 """
 
+import os
 import threading
 import zlib
 from collections import Counter
@@ -23,7 +24,8 @@ from data.interleave import interleave
 from data.label_pool import distinct_labels, names_nothing_absent
 from data.objectives.base import SENTINEL, LabelOptions, LanguageOptions
 from data.permutation import permuted
-from data.shards.scan import printable
+from data.shards.field_map import check_places, check_sources, listed
+from data.shards.remote import is_url
 from data.shards.source import Record, ShardSource
 from data.skip import Skip, one_record
 from data.tasks.source import ItemSource
@@ -34,7 +36,6 @@ Source = ShardSource | ItemSource
 # After so many records without an example, up to so many more are looked at before the component is refused.
 FIRST_TRIES = 1_000
 LOOKED_AT = 10_000
-MOST_FIELDS = 8  # named in the refusal
 
 
 class Component:
@@ -113,7 +114,8 @@ class Component:
     def _count(self, number: int, skip: Skip) -> None:
         if skip.defect:
             shard, key = self.source.shard(number), self.source.key(number)
-            self._ledger.count_defect(self.source.name, shard, skip.cause, f"record {key!r:.100}: {skip.detail}")
+            detail = f"record {key!r:.100}{f': {skip.detail}' if skip.detail else ''}"
+            self._ledger.count_defect(self.source.name, shard, skip.cause, detail)
         else:
             self._ledger.count_skip(self.source.name, f"{self.objective}: {skip.cause}")
 
@@ -190,13 +192,12 @@ class Component:
         ((cause, count),) = causes.most_common(1)
         languages = getattr(self._options, "languages", None)
         wanted = f" in {', '.join(languages)}" if languages else ""
-        most = sorted(fields, key=lambda name: (-fields[name], name))[:MOST_FIELDS]
-        found = ", ".join(printable(name[:40]) for name in most) or "no field"
         return (
             f"mixture.{self.name} gives nothing: none of {causes.total():,} records of source "
             f"{self.source.name} can be used ({count:,} x {cause}); {self.objective} needs the field "
-            f"{objectives.FIELDS[self.objective]}{wanted}, and they hold {found}; name another source or objective in "
-            f"mixture.{self.name}, or leave it out (mixture.{self.name}.weight=0)."
+            f"{objectives.FIELDS[self.objective]}{wanted}, and they hold {listed(fields)}; map a field in "
+            f"data.fields.{self.source.name}, name another source or objective in mixture.{self.name}, or leave it out "
+            f"(mixture.{self.name}.weight=0)."
         )
 
     def _make(self, record: Record, number: int, rng: np.random.Generator, item: int | None) -> TextExample:
@@ -258,6 +259,8 @@ def open_components(
     """
     check_mixture(mixture, data.tasks)
     names = dict.fromkeys(component.source for component in mixture.values())
+    elsewhere = [name for name in data.fields if is_url(data.location(name)) or os.path.isdir(data.location(name))]
+    check_sources(data.fields, {*names, *data.sources, *elsewhere}, "data.fields")
     sources = opened or {name: _open_source(name, data, split, ledger) for name in names}
     return [
         Component(name, key, one, sources[one.source], tokenizer, data, image_size, ledger, split == "train")
@@ -268,7 +271,10 @@ def open_components(
 def _open_source(name: str, data: DataConfig, split: str, ledger: Ledger) -> Source:
     if name in data.tasks:
         return ItemSource(name, data.tasks[name], split, data.retry_s)
-    return ShardSource(name, data.location(name), split, ledger, data.read_options(name))
+    source = ShardSource(name, data.location(name), split, ledger, data.read_options(name))
+    if split == "train":  # the other splits may hold less
+        check_places(source, f"data.fields.{name}")
+    return source
 
 
 @lru_cache(maxsize=1024)

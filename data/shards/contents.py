@@ -55,7 +55,7 @@ def num_items(profile: str, objective: str, uses: Uses) -> int:
     name = _FIELD_BY_NEED.get(objectives.FIELDS[objective])
     if name is None:  # an objective of the user's: which records it can use is found when they are read
         return 1
-    counts = _parsed(profile).get(name, {})
+    counts = parsed(profile).get(name, {})
     found = sum(number for code, number in counts.items() if code in (ANY, DEFECT) or uses(code))
     return found if getattr(objectives.load(objective), "ITEMS", False) else min(found, 1)
 
@@ -78,7 +78,8 @@ def image_size(image: bytes | None) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=1 << 16)
-def _parsed(profile: str) -> dict[str, dict[str, int]]:
+def parsed(profile: str) -> dict[str, dict[str, int]]:
+    """Return the number of items of a profile by field and language."""
     found: dict[str, dict[str, int]] = {}
     for part in filter(None, profile.split(" ")):
         name, _, counts = part.partition("=")

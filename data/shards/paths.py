@@ -4,14 +4,17 @@ A word is a run of letters: `cc3m-train-0000.tar`, `val_000.tar`, `Test2017.tar`
 Ambiguous names are refused, because nobody would notice that a test shard is trained on.
 """
 
+import difflib
 import fnmatch
 import glob
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 from braceexpand import braceexpand
 
@@ -34,6 +37,7 @@ WORD = re.compile(r"[^\W\d_]+")
 HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")  # between two words of `ValShard`
 MOST_NAMES = 1_000_000  # of one pattern; more come from a digit too many
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
+IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
 WAYS_OUT = {
     "train": "",
     "validation": ", hold out a share of the training records (data.holdout=0.01), or train without a validation "
@@ -50,6 +54,35 @@ class Part:
     last: float = 1.0
 
 
+def locations(root: str, sources: Mapping[str, str]) -> dict[str, str]:
+    """Return the locations of sources by name: those given, else the folders of `root` that hold tars.
+
+    The tars may lie one folder deeper. Raises ConfigurationError where there is none.
+    """
+    if sources:
+        return {name: place if is_url(place) else os.path.join(root, place) for name, place in sources.items()}
+    folders = [] if is_url(root) else sorted(path for path in Path(root).glob("*") if path.is_dir())
+    found = {each.name: str(each) for each in folders if any(each.glob("*.tar")) or any(each.glob("*/*.tar"))}
+    if found:
+        return found
+    if not is_url(root) and any(Path(root).glob("*.tar")):
+        folder, name = os.path.split(os.path.abspath(root))
+        raise ConfigurationError(
+            f"root={root} holds tars itself, and is a source; set root={folder}, and sources={{{name}: {name}}} to "
+            "leave its other folders out."
+        )
+    if is_url(root):
+        held = "it is a URL, in which sources are not searched for"
+    elif folders:
+        held = f"it holds the folders {', '.join(path.name for path in folders[:10])}"
+    else:
+        held = "it holds no folder" if os.path.isdir(root) else "there is no such folder"
+    raise ConfigurationError(
+        f"no folder of shards in {root}: point root to a corpus (<root>/<source>/<split>-*.tar), name its sources "
+        f"(sources={{webli: webli}}), or make one (python -m data.miniature); {held}."
+    )
+
+
 def shard_paths(location: str, split: str, patience_s: float = PATIENCE_S) -> list[str]:
     """Return the tars of a split, sorted; raise ConfigurationError if there is none, or if names are ambiguous.
 
@@ -62,7 +95,7 @@ def shard_paths(location: str, split: str, patience_s: float = PATIENCE_S) -> li
     if not paths:
         raise ConfigurationError(
             f"no {split} shards at {location}: point data.root and data.sources to a folder that holds {split}-*.tar"
-            f"{WAYS_OUT[split]}{finder.remark()}."
+            f"{WAYS_OUT[split]}{finder.remark(location)}."
         )
     return paths
 
@@ -176,13 +209,34 @@ class _Finder:
             )
         return found
 
-    def remark(self) -> str:
+    def remark(self, location: str) -> str:
         """Return a likely reason that nothing was found, as the end of a sentence, or ""."""
         if self.others:
             return f"; the names there are of {' and '.join(self.others)}"
         if self.compressed:
             return f"; {self.compressed[0]} is compressed, which cannot be read at random access: unpack it"
-        return ""
+        if is_folder(location, self.patience_s):
+            return self._instead()
+        folder, name = os.path.split(location.rstrip("/"))
+        if is_url(location) or glob.has_magic(location) or "{" in location:
+            return ""
+        near = difflib.get_close_matches(name, self._list(folder), n=1)
+        return f"; there is no such folder{f', did you mean {near[0]}' if near else ''}"
+
+    def _instead(self) -> str:
+        """Return what the listed folders hold, where they hold no tar."""
+        files = [name for listing in self._listings.values() for name, is_dir in listing.items() if not is_dir]
+        endings = Counter(os.path.splitext(name)[1].lower() for name in files if not _is_tar(name))
+        if any(map(_is_tar, files)) or not endings:
+            return ""
+        held = ", ".join(f"{count:,} x {ending or 'no ending'}" for ending, count in endings.most_common(3))
+        if IMAGES & endings.keys():
+            return (
+                f"; it holds images in files ({held}), which img2dataset writes by default: run it with "
+                "output_format=webdataset, or make shards by python -m data.corpus.build"
+            )
+        way = "; make shards of tables by python -m data.corpus.build" if ".parquet" in endings else ""
+        return f"; it holds {held}, and no tar{way}"
 
     def _in_folder(self, folder: str) -> dict[str, str]:
         """Return a folder's own tars and those of its folders that name a split, or else of all its folders."""

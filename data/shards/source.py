@@ -77,22 +77,25 @@ class ReadOptions:
 class ShardSource:
     """Give random access to all records of a (source, split).
 
-    The constructor reads the index only; `facts` identifies the records. Every broken tar is one defect in `ledger`;
-    `members` is the number of members of all tars, and `left_out` counts those that belong to no sample, by cause.
+    The constructor reads the index only, or takes one that is open; `facts` identifies the records. Every broken tar is
+    one defect in `ledger`; `members` is the number of members of all tars, and `left_out` counts those that belong to
+    no sample, by cause.
 
     A record has two numbers: `source[n]` counts those of the split; `read`, `key` and `shard` take its number in the
     index, which `numbered(n)` gives. They are the same but where a share of the records is held out.
     """
 
     def __init__(
-        self, name: str, location: str, split: str, ledger: Ledger, options: ReadOptions | None = None
-    ) -> None:
+        self, name: str, location: str, split: str, ledger: Ledger, options: ReadOptions | None = None,
+        index: SourceIndex | None = None,
+    ) -> None:  # fmt: skip
         self.name, self.options = name, options or ReadOptions()
         paths, part = parts(location, split, self.options.holdout, self.options.retry_s)
         self.paths = distinct(paths)
         if len(self.paths) < len(paths):
             ledger.count_left_out(name, "shard that is a link to another one", len(paths) - len(self.paths))
-        self.index = open_index(index_job(location, split, self.paths, part, self.options))
+        job = index_job(location, split, self.paths, part, self.options)
+        self.index = open_index(job) if index is None else index
         self.members, self.left_out = self.index.members, self.index.left_out
         self._part = (round(part.first * ALL[1]), round(part.last * ALL[1]))
         self._own = None if self._part == ALL else self.selection(lambda profiles: np.ones(len(profiles), np.uint16))
@@ -152,14 +155,15 @@ class ShardSource:
         except (Skip, OSError):
             return ""
 
-    def read(self, number: int, image: bool = True) -> Record:
+    def read(self, number: int, image: bool = True, mapped: bool = True) -> Record:
         """Read record `number` of the index; raise Skip (a defect) if it is unreadable, StorageFailed if that fails.
 
-        Without `image` its bytes are not read, and are b"" where the record has one.
+        Without `image` its bytes are not read, and are b"" where the record has one. Without `mapped` the fields have
+        the names of the JSON.
         """
         found = self._members(number, image)
         json_bytes, text_bytes, content = found.contents
-        own = fields.parse(json_bytes, text_bytes, self.options.fields)
+        own = fields.parse(json_bytes, text_bytes, self.options.fields if mapped else None)
         return Record(found.key, self.shard(number), own, content, found.image_at)
 
     def image(self, number: int, at: tuple[int, int] | None = None) -> bytes | None:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from common.errors import ConfigurationError
 from data import fields, languages, objectives
 from data.fields import Malformed
 from data.objectives.base import Example
@@ -252,3 +253,17 @@ def test_languages_have_one_spelling_in_records_prompts_and_filters():
     unnamed = {"questions": [{"question": "why?", "answer": "so"}], "ocr": [{"text": "A"}]}
     for name in ("vqa", "vqg", "ocr"):
         assert make(name, unnamed, languages=["en"]).language == "en"  # which is the default
+
+
+def test_captions_may_lie_in_a_field_of_each_language():
+    record = (
+        b'{"caption_de": "ein Hund", "caption_": "no", "caption_pt_BR": "um cachorro", "m": "{\\"t-ja\\": \\"x\\"}"}'
+    )
+    found = fields.parse(record, None, {"captions": "caption_*"})
+    assert fields.captions(found, lambda code: True) == {"de": ["ein Hund"], "pt-br": ["um cachorro"]}
+    assert fields.parse(record, None, {"captions": "m.t-*"})["captions"] == {"ja": "x"}
+    assert "captions" not in fields.parse(record, None, {"captions": "text_*"})
+    assert fields.holds({"a": None}, "a") and not fields.holds({"a": {"b": 1}}, "a.c")
+    for name, place in (("alt_text", "text_*"), ("captions", "*_*"), ("captions", "a*.b")):
+        with pytest.raises(ConfigurationError, match=r"has a \* that cannot be read"):
+            fields.check_field_map("data.fields.webli", {name: place})

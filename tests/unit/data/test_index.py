@@ -32,13 +32,14 @@ def root(tmp_path) -> Path:
 def test_a_run_opens_what_the_command_made(root, monkeypatch, capsys):
     index.main([f"root={root}", "processes=1"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(" (")[0] for line in lines] == [
+    heads = [line for line in lines if not line.startswith("  ")]
+    assert [line.partition(" (")[0] for line in heads] == [
         "text train: 4 records in 1 shards",
         "webli train: 24 records in 2 shards",
         "webli validation: 3 records in 1 shards",
     ]
     bytes_each = os.path.getsize(root / "webli" / "train.index") / 24
-    assert f"s, {bytes_each:.1f} bytes a record, fingerprint " in lines[1] and "broken" not in lines[1]
+    assert f"s, {bytes_each:.1f} bytes a record, fingerprint " in heads[1] and "broken" not in heads[1]
     monkeypatch.setattr(build, "examine", lambda *_: pytest.fail("it was indexed"))
     assert len(ShardSource("webli", str(root / "webli"), "train", Ledger(1.0, 0))) == 24
     index.main([f"root={root}", "verify=true"])
@@ -62,7 +63,8 @@ def test_an_index_that_cannot_be_kept_takes_no_bytes(root, monkeypatch, capsys):
     (root / "text" / "train-00000.tar").write_bytes((root / "text" / "train-00000.tar").read_bytes()[:2000])
     with pytest.warns(Notice, match="cannot|Read-only"):
         index.main([f"root={root}", "processes=1", "sources={text: text}", "splits=[train]"])
-    (line,) = capsys.readouterr().out.splitlines()
+    line, *held = capsys.readouterr().out.splitlines()
+    assert not held or f"  {root}/text/train-00000.tar: truncated tar" in held
     assert ", 1 of them broken (" in line and " s, 0.0 bytes a record, fingerprint " in line
 
 
@@ -85,6 +87,7 @@ def test_ranks_share_the_tars(root, killed):
         ranks[1].kill()
     printed = [rank.communicate(timeout=120)[0] for rank in ranks]
     assert printed[0].startswith("webli train: 24 records in 2 shards") and printed[1] == ""
+    assert "\n  alt_text: 24 records in 1 language: en 24\n" in printed[0]
     assert ranks[0].returncode == 0 and not (root / "webli" / "train.index.parts").exists()
 
 
@@ -131,3 +134,19 @@ def test_img2dataset_shards_with_a_field_map_and_json_in_strings(tmp_path, token
     ]  # fmt: skip
     bare = ShardSource("webli", str(tmp_path / "webli"), "train", Ledger(1.0, 0))  # without a map: another index
     assert bare.index.profiles[0] == "" and "TEXT" in bare[0].fields
+
+
+@pytest.mark.parametrize(
+    ("make", "remark"),
+    [
+        (["webli/00000.tar"], r"holds tars itself, and is a source; set root=.*, and sources=\{webli: webli\} to"),
+        (["webli/one/0.jpg"], "it holds the folders one"),
+        ([], "there is no such folder"),
+    ],
+)
+def test_a_root_that_is_no_corpus(tmp_path, make, remark):
+    for name in make:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ConfigurationError, match=remark):
+        index.main([f"root={tmp_path}/webli"])

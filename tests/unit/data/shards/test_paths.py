@@ -91,6 +91,13 @@ def test_missing_splits_name_the_ways_out(tmp_path):
     assert f"no train shards at {tmp_path}/none" in refusal(tmp_path, "train", "none")
 
 
+def test_a_folder_without_tars_is_described(tmp_path):
+    made(tmp_path, "files/00000/0.jpg", "files/00000/0.json", "files/00000/1.jpg", "tables/0.parquet", "webli/0.tar")
+    assert "; it holds images in files (2 x .jpg, 1 x .json), which img2dataset" in refusal(tmp_path, "train", "files")
+    assert "; it holds 1 x .parquet, and no tar; make shards of tables by" in refusal(tmp_path, "train", "tables")
+    assert refusal(tmp_path, "train", "weblii").endswith("; there is no such folder, did you mean webli.")
+
+
 def test_a_pattern_without_split_serves_the_split_of_its_names(tmp_path):
     made(tmp_path, "a-train-0.tar", "a-val-0.tar", "b-0.tar", "b-1.tar")
     assert found(tmp_path, "train", "a-*.tar") == ["a-train-0.tar"]
