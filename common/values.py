@@ -93,6 +93,13 @@ def at_least(where: str, least: float, **values: float) -> None:
             raise ConfigurationError(f"{where}{name}={value} must be at least {least}.")
 
 
+def above(where: str, least: float, **values: float) -> None:
+    """Raise ConfigurationError for a value that is not greater than `least`; `where` begins the key, such as "run."."""
+    for name, value in values.items():
+        if value <= least:
+            raise ConfigurationError(f"{where}{name}={value} must be greater than {least}.")
+
+
 def at_most(where: str, most: float, **values: float) -> None:
     """Raise ConfigurationError for a value above `most`; `where` begins the key, such as "run."."""
     for name, value in values.items():

@@ -19,7 +19,7 @@ from sentencepiece import sentencepiece_model_pb2 as protocol
 
 from common.errors import ConfigurationError, ReadingStopped
 from common.files import write_bytes, writes
-from common.values import PATH, one_of
+from common.values import PATH, at_least, at_most, one_of
 from data.objectives.base import SENTINEL
 from data.storage import not_permitted, read_file
 from data.tokenizer_files import as_model
@@ -231,18 +231,21 @@ class Options:
     index_folder: str | None = field(default=None, metadata=PATH)
     """Folder of the indices, as `data.index_folder`. Null by default: beside the tars."""
 
+    def __post_init__(self) -> None:
+        if self.vocab_size <= SMALLEST:
+            raise ConfigurationError(f"vocab_size={self.vocab_size} leaves no piece to learn; set it above {SMALLEST}.")
+        one_of("split", self.split, ("train", "validation", "test"))
+        at_least("", 0, error_budget=self.error_budget, error_budget_minimum=self.error_budget_minimum)
+        at_most("", 1, error_budget=self.error_budget)
+
 
 def main(arguments: Sequence[str]) -> None:
     """Train on all text of the training shards below `root` (see Options)."""
     from common.command_line import parse
     from data.corpus_text import corpus_texts
     from data.fields import check_field_map
-    from data.shards.source import SPLITS
 
     options = parse(arguments, Options)
-    if options.vocab_size <= SMALLEST:
-        raise ConfigurationError(f"vocab_size={options.vocab_size} leaves no piece to learn; set it above {SMALLEST}.")
-    one_of("split", options.split, SPLITS)
     for source, own in options.fields.items():
         check_field_map(f"fields.{source}", own)
     texts = corpus_texts(

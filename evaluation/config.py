@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from common.values import at_least, one_of
+from common.values import above, at_least, one_of
 
 
 @dataclass
@@ -60,5 +60,6 @@ class EvaluationConfig:
             batch=self.batch,
             max_new_tokens=self.max_new_tokens,
         )
+        above("evaluation.", 0, follow_s=self.follow_s)
         at_least("evaluation.", 0, every_steps=self.every_steps, samples=self.samples, task_items=self.task_items)
         one_of("evaluation.split", self.split, ("validation", "test"))

@@ -6,7 +6,7 @@ from typing import Any, get_type_hints
 from omegaconf import OmegaConf
 
 from common.errors import ConfigurationError
-from common.values import PATH, at_least, one_of
+from common.values import PATH, above, at_least, one_of
 from data.config import ComponentConfig, DataConfig
 from data.objectives import NAMES
 from data.tasks.config import TaskConfig
@@ -36,8 +36,8 @@ class GuardConfig:
     def __post_init__(self) -> None:
         at_least("run.guard.", 1, window=self.window, max_in_a_row=self.max_in_a_row)
         at_least("run.guard.", 0, roll_back=self.roll_back)
-        if self.spike_factor <= 1:
-            raise ConfigurationError(f"run.guard.spike_factor={self.spike_factor} must be greater than 1.")
+        at_least("run.guard.", 0, spike_margin=self.spike_margin)
+        above("run.guard.", 1, spike_factor=self.spike_factor)
 
 
 @dataclass
@@ -104,6 +104,8 @@ class RunSettings:
         at_least("run.", 1, steps=self.steps)
         at_least("run.", 0, seed=self.seed, restarts_without_progress=self.restarts_without_progress)
         one_of("run.precision", self.precision, ("fp32", "bf16"))
+        if self.peak_tflops is not None:
+            above("run.", 0, peak_tflops=self.peak_tflops)
         if self.branch and self.initial is None:
             raise ConfigurationError("run.branch=true goes on from another run; name it by run.initial=FOLDER[@STEP].")
 
@@ -146,8 +148,7 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         one_of("schedule.name", self.name, ("rsqrt", "linear_decay", "cosine", "constant"))
         at_least("schedule.", 0, warmup_steps=self.warmup_steps, cooldown_steps=self.cooldown_steps)
-        if self.peak <= 0:
-            raise ConfigurationError(f"schedule.peak={self.peak} must be greater than 0.")
+        above("schedule.", 0, peak=self.peak)
         if not 0 <= self.end_fraction <= 1:
             raise ConfigurationError(f"schedule.end_fraction={self.end_fraction} must lie in [0, 1].")
 
@@ -198,8 +199,7 @@ class Phase(_OptionalSettings):
         """Raise ConfigurationError for values that are impossible on their own; `where` begins the keys."""
         if self.steps is not None:
             at_least(where, 1, steps=self.steps)
-        if self.learning_rate_factor <= 0:
-            raise ConfigurationError(f"{where}learning_rate_factor={self.learning_rate_factor} must be greater than 0.")
+        above(where, 0, learning_rate_factor=self.learning_rate_factor)
         if self.learning_rate is not None and self.learning_rate.warmup_examples is not None:
             raise ConfigurationError(f"{where}learning_rate.warmup_examples is not read; give warmup_steps instead.")
         for key, why in OF_THE_RUN.items():

@@ -19,7 +19,7 @@ from omegaconf import MISSING
 from common.command_line import parse, run_command
 from common.errors import ConfigurationError
 from common.files import check_new_folder, write_bytes, write_text, writes
-from common.values import PATH
+from common.values import PATH, above
 from data.tokenizer import Tokenizer, checksum
 from data.tokenizer_json import tokenizer_config, tokenizer_json
 from model.weights.export_folder import TEXT, fitting_families, write_weights
@@ -52,12 +52,13 @@ class Options:
     """Most gigabytes (10^9 bytes) of a file of weights, and so of memory that the export takes; a larger tensor is a
     file of its own. 2 by default: it suits laptops and uploads."""
 
+    def __post_init__(self) -> None:
+        above("", 0, max_shard_gb=self.max_shard_gb)
+
 
 def main(words: Sequence[str]) -> None:
     """Export as the words of the command line set it, and print the folder."""
     options = parse(words, Options)
-    if options.max_shard_gb <= 0:
-        raise ConfigurationError(f"max_shard_gb={options.max_shard_gb} must be greater than 0.")
     folder = export(options.checkpoint, options.output, options.max_shard_gb, options.text_model, options.average)
     print(f"exported to {folder}")
 

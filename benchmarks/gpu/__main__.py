@@ -28,7 +28,7 @@ from benchmarks.sides import Setting
 from common.command_line import parse, run_command
 from common.errors import ConfigurationError, RunStopped
 from common.files import write_text
-from common.values import at_least, one_of
+from common.values import above, at_least, one_of
 from model.attention.kernels import KERNELS
 from model.config import PaLIConfig
 from model.describe import read_model
@@ -68,8 +68,7 @@ class Options:
         for section in self.sections:
             one_of("sections", section, SECTIONS)
         at_least("", 1, examples=self.examples, per_row=self.per_row, repeats=self.repeats)
-        if self.minutes <= 0:
-            raise ConfigurationError(f"minutes={self.minutes} must be greater than 0.")
+        above("", 0, minutes=self.minutes)
 
 
 def settings(small: bool) -> dict[str, tuple[Setting, str]]:

@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from common.command_line import parse as parse_words
 from common.errors import ConfigurationError
-from common.values import PATH, at_least, at_most, one_of
+from common.values import PATH, above, at_least, at_most, one_of
 from data import languages
 
 WEB_FORMATS = ("img2dataset", "table", "text", "mc4", "cc3m", "cc12m")
@@ -82,6 +82,10 @@ class ImageConfig:
     max_mib: int = 64
     """MiB of the file, at most. 64 by default, as data.max_member_mib."""
 
+    def __post_init__(self) -> None:
+        at_least("image.", 1, min_side=self.min_side, max_aspect=self.max_aspect, max_mib=self.max_mib)
+        above("image.", 0, max_megapixels=self.max_megapixels)
+
 
 @dataclass
 class TextConfig:
@@ -97,6 +101,11 @@ class TextConfig:
     """Distinct texts of one image, over all rows with its bytes, at most. 10 by default: others are logos and spam."""
     boilerplate: list[str] = field(default_factory=list)
     """Regular expressions of alt-texts without content, beside those of data/corpus/steps/text.py."""
+
+    def __post_init__(self) -> None:
+        at_least("text.", 0, min_words=self.min_words)
+        at_least("text.", 1, max_characters=self.max_characters, max_texts=self.max_texts)
+        at_least("text.", 1, max_document_characters=self.max_document_characters)
 
 
 @dataclass
@@ -164,6 +173,7 @@ class SimilarityConfig:
 
     def __post_init__(self) -> None:
         at_least("similarity.", 0, keep=self.keep)
+        at_least("similarity.", 1, batch=self.batch)
         at_most("similarity.", 1, keep=self.keep)
 
 
@@ -179,6 +189,11 @@ class OcrConfig:
     """Seconds for one image; the engine is ended and started again after it. 20 by default."""
     min_confidence: float = 0.5
     """Confidence of a text, at least. 0.5 by default."""
+
+    def __post_init__(self) -> None:
+        above("ocr.", 0, timeout_s=self.timeout_s)
+        at_least("ocr.", 0, min_confidence=self.min_confidence)
+        at_most("ocr.", 1, min_confidence=self.min_confidence)
 
 
 @dataclass

@@ -4,7 +4,7 @@ import string
 from dataclasses import dataclass, field, replace
 
 from common.errors import ConfigurationError
-from common.values import PATH, at_least, one_of
+from common.values import PATH, above, at_least, one_of
 from data import languages
 
 FORMATS = (
@@ -80,8 +80,7 @@ class TaskRecipe:
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "text_length", "target_length")
         at_least("task.recipe.", 1, **{name: getattr(self, name) for name in counts})
-        if self.learning_rate <= 0:
-            raise ConfigurationError(f"task.recipe.learning_rate={self.learning_rate} must be greater than 0.")
+        above("task.recipe.", 0, learning_rate=self.learning_rate)
         if not 0 <= self.dropout_rate < 1:
             raise ConfigurationError(f"task.recipe.dropout_rate={self.dropout_rate} must lie in [0, 1).")
 

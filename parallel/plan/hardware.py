@@ -14,7 +14,7 @@ from omegaconf import MISSING, OmegaConf
 
 from common.command_line import CONF
 from common.errors import ConfigurationError
-from common.values import at_least, typed
+from common.values import above, at_least, typed
 
 FOLDER = CONF / "hardware"
 GIB = 2**30  # bytes
@@ -102,10 +102,7 @@ class Hardware:
             check_share(f"hardware.{name}", getattr(self, name))
         for group in ("bf16", "fp32", "node", "network"):
             check_share(f"hardware.{group}.efficiency", getattr(self, group).efficiency)
-        positive = {"memory_gib": self.memory_gib, "memory_gb_per_s": self.memory_gb_per_s}
-        for name, value in positive.items():
-            if value <= 0:
-                raise ConfigurationError(f"hardware.{name}={value} must be greater than 0.")
+        above("hardware.", 0, memory_gib=self.memory_gib, memory_gb_per_s=self.memory_gb_per_s)
 
     def rate(self, element_bytes: int) -> Rate:
         """Return the arithmetic of a number format by its bytes."""

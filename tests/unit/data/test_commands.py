@@ -108,7 +108,7 @@ def test_printed_in_one_line(module: str, tmp_path: Path) -> None:
 
 
 def test_words_become_a_dataclass() -> None:
-    assert parse(["root=a", "vocab_size=7"], tokenizer.Options) == tokenizer.Options("a", "a/tokenizer.model", 7)
+    assert parse(["root=a", "vocab_size=700"], tokenizer.Options) == tokenizer.Options("a", "a/tokenizer.model", 700)
 
 
 def test_malformed_records_are_skipped_and_reported_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

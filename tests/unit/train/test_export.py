@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     AutoImageProcessor,
@@ -247,6 +248,18 @@ def test_a_missing_file_of_an_export_is_one_sentence(exported: Path, tmp_path: P
     (tmp_path / "copy" / lost).unlink()
     with pytest.raises(ConfigurationError, match=f"^folder: .*copy.* lacks {lost}, which its"):
         PaLIPipeline.from_folder(tmp_path / "copy")
+
+
+def test_the_index_of_an_export_has_the_bytes_of_its_tensors(exported: Path) -> None:
+    indices = [*exported.rglob("model.safetensors.index.json")]
+    assert exported / "model.safetensors.index.json" in indices
+    for file in indices:
+        index = json.loads(file.read_text(encoding="utf-8"))
+        tensors = {
+            name: t for each in set(index["weight_map"].values()) for name, t in load_file(file.parent / each).items()
+        }
+        assert tensors.keys() == index["weight_map"].keys()
+        assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values()) > 0
 
 
 def test_an_export_with_another_tokenizer_or_none(exported: Path, tmp_path: Path) -> None:
