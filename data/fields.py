@@ -112,7 +112,7 @@ def holds(fields: Fields, place: str) -> bool:
 
 
 def _decoded_json(text: str) -> Any:
-    """Return the value of JSON in a string, which img2dataset writes for columns of lists and objects.
+    """Return the value of JSON in a string, as a column of text holds it (a TSV that img2dataset read).
 
     Blank is missing, and any other string stays, and is malformed as a value.
     """
