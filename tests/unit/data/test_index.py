@@ -99,7 +99,7 @@ def test_a_corpus_without_shards_is_a_configuration_error(tmp_path):
 
 
 def test_img2dataset_shards_with_a_field_map_and_json_in_strings(tmp_path, tokenizer):
-    """As img2dataset writes a table with columns of text, some of which hold lists and objects as JSON."""
+    """As img2dataset writes columns of text, where lists and objects are JSON."""
     members = {}
     for number in range(24):
         columns = {
