@@ -342,5 +342,7 @@ def test_the_other_towers_folder_is_refused(tmp_path: Path) -> None:
     change_config(tmp_path / "siglip", model_type="siglip2")
     with pytest.raises(ConfigurationError, match=r"model_type=siglip2 \(NaFlex, whose images have other shapes\)"):
         open_source(tmp_path / "siglip", "vit")
-    with pytest.raises(ConfigurationError, match=r"does not exist; name a folder or a file"):
+    with pytest.raises(ConfigurationError, match=r"does not exist; name a folder or a file of weights\.$"):
         open_source(tmp_path / "none", "vit")
+    with pytest.raises(ConfigurationError, match=r"\(hf download google/none --local-dir none fetches a public one\)"):
+        open_source("google/none", "vit")
