@@ -110,7 +110,7 @@ def draw(rows: Rows, infos: Sequence[ExampleInfo], shape: RowShape, number: int,
         _draw_texts(axes, examples[row])
         axes.set(xlim=(0, WIDTH), ylim=(height, 0))  # inches, from the top
     with beside(path) as partial_file, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of scripts that DejaVu lacks; boxes are drawn
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of scripts that no font here has; boxes are drawn
         figure.savefig(partial_file, format="png", metadata={"Software": None})
 
 
@@ -144,14 +144,13 @@ def _draw_images(axes: "Axes", rows: Rows, shape: RowShape, row: int) -> None:
 
 
 def _draw_texts(axes: "Axes", infos: Sequence[ExampleInfo]) -> None:
-    from common.glyphs import visual_order
+    from common.glyphs import families, visual_order
 
     for line, info in enumerate(infos):
         kind = f"{info.segment}  {info.objective}, {info.language or 'no language'}: "
         text = visual_order(f"{_short(info.input_text)} → {_short(info.target_text)}", "L").replace("$", r"\$")
-        axes.text(
-            0, TEXTS_BEGIN + LINE * line, kind + text, fontsize=8, va="top", color=_color(info.segment), clip_on=True
-        )
+        axes.text(0, TEXTS_BEGIN + LINE * line, kind + text, fontsize=8, va="top", color=_color(info.segment),
+                  clip_on=True, family=families(text))  # fmt: skip
 
 
 def _color(segment: int) -> str:

@@ -4,13 +4,10 @@ import unicodedata
 from bisect import bisect_right
 from functools import cache
 
-from matplotlib import font_manager
-from matplotlib.ft2font import FT2Font
 from PIL import ImageDraw, ImageFont
 
-from common.glyphs import DEJAVU, visual_order
+from common.glyphs import DEJAVU, font_path, visual_order
 
-PLACEHOLDER_FONT = "LastResort"  # has a box for every character, and no letters
 RTL = ("R", "AL")
 
 Color = tuple[int, int, int]
@@ -25,7 +22,7 @@ class TextDrawer:
 
     def covers(self, text: str) -> bool:
         """Return whether every letter of the text has a font."""
-        return all(_font_path(letter) for letter in text if not letter.isspace())
+        return all(font_path(letter) for letter in text if not letter.isspace())
 
     def wrapped(self, text: str, width: int) -> list[str]:
         """Break a text into lines of at most `width` pixels, at spaces or in too long a word.
@@ -56,7 +53,7 @@ class TextDrawer:
 
     def _escaped(self, text: str) -> str:
         clean = " ".join(text.split())
-        return "".join(c if c == " " or _font_path(c) else c.encode("unicode_escape").decode() for c in clean)
+        return "".join(c if c == " " or font_path(c) else c.encode("unicode_escape").decode() for c in clean)
 
     def _length(self, line: str) -> float:
         return sum(font.getlength(run) for font, run in self._runs(_visual(line)))
@@ -64,7 +61,7 @@ class TextDrawer:
     def _runs(self, line: str) -> list[tuple[ImageFont.FreeTypeFont, str]]:
         runs: list[tuple[str, str]] = []
         for letter in line:
-            path = _font_path(letter) or str(DEJAVU)
+            path = font_path(letter) or str(DEJAVU)
             if runs and (runs[-1][0] == path or letter == " "):
                 runs[-1] = (runs[-1][0], runs[-1][1] + letter)
             else:
@@ -82,17 +79,3 @@ def _visual(line: str) -> str:
 @cache
 def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
-
-
-@cache
-def _font_path(letter: str) -> str | None:
-    """Return the first font with this letter: DejaVu, else any other of the machine."""
-    if ord(letter) in _letters(str(DEJAVU)):
-        return str(DEJAVU)
-    others = (entry.fname for entry in font_manager.fontManager.ttflist if PLACEHOLDER_FONT not in entry.fname)
-    return next((path for path in others if ord(letter) in _letters(path)), None)
-
-
-@cache
-def _letters(path: str) -> frozenset[int]:
-    return frozenset(FT2Font(path).get_charmap())

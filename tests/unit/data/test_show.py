@@ -8,6 +8,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from common.errors import ConfigurationError
+from common.glyphs import families
 from data import show
 from data.stream import Stream
 
@@ -43,6 +44,11 @@ def test_a_row_is_drawn_with_its_positions_and_images(stream: Stream, tmp_path: 
         assert (np.abs(bar[inside][own] - wanted).max(1) < 8).mean() > 0.8
     padding = rows["encoder_segments"][0][places] == 0
     assert padding.sum() == 0 or (bar[inside][padding] > 247).mean() > 0.8
+
+
+def test_letters_that_dejavu_lacks_take_another_font() -> None:
+    assert families("a Жא") == ["DejaVu Sans"]
+    assert len(families("a \U0001d4d0")) == 2  # of mathematics: Matplotlib carries STIX too
 
 
 def test_the_command(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
