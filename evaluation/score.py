@@ -1,7 +1,10 @@
 """Compute the scores of `evaluation.json`: by objective and language, each with its score on blank images."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
+
+import numpy as np
 
 from data import objectives
 from evaluation.box_scores import box_matches
@@ -58,16 +61,18 @@ SCORERS: dict[str, Scorer] = {  # by objective; token F1 for any other
     "object_vqa": _labels,
     "detection": _boxes,
 }
+RESAMPLES = 1000  # of an interval: its ends vary by a few percent of its width
 # Objectives whose prediction must be in the language that the prompt names.
 IN_ASKED_LANGUAGE = ("split_captioning", "captioning", "vqg")
 
 
 def evaluation(samples: Sequence[Sample], by: str = "objective") -> dict[str, Any]:
-    """Return {objective: {examples, <score>: {score, blind}, languages: {code: the same}}}; `by` names the keys.
+    """Return {objective: {examples, <score>: {score, blind, low, high}, languages: {code: the same}}}.
 
-    By `component`, two components of one objective have scores of their own.
+    `by` names the keys: by `component`, two components of one objective have scores of their own.
 
-    `blind` is null where no prediction on a blank image was made. `asked_language` is the share of predictions in the
+    `blind` is null where no prediction on a blank image was made. `low` and `high` are the score's 95 % interval
+    (`interval`). `asked_language` is the share of predictions in the
     language of the prompt (`evaluation.language_id` learns the languages from the references);
     `references_in_asked_language`, the same share of the references, shows how reliable it is.
     """
@@ -85,12 +90,16 @@ def evaluation(samples: Sequence[Sample], by: str = "objective") -> dict[str, An
 
 
 def _scores(samples: Sequence[Sample], objective: str, identify: LanguageIdentifier) -> dict[str, Any]:
-    seen = _ratios(_points(s, s.prediction, objective, identify) for s in samples)
-    blind = _ratios(
-        _points(s, s.blind_prediction, objective, identify) for s in samples if s.blind_prediction is not None
+    seen = _by_name([_points(s, s.prediction, objective, identify) for s in samples])
+    blind = _by_name(
+        [_points(s, s.blind_prediction, objective, identify) for s in samples if s.blind_prediction is not None]
     )
+    records = [(s.source, s.key) for s in samples]
     scores: dict[str, Any] = {"examples": len(samples)}
-    scores |= {name: {"score": score, "blind": blind.get(name)} for name, score in seen.items()}
+    for name, points in seen.items():
+        low, high = interval(points, records)
+        unseen = _ratio(blind[name]) if name in blind else None
+        scores[name] = {"score": _ratio(points), "blind": unseen, "low": low, "high": high}
     if objective in IN_ASKED_LANGUAGE:
         own = [identify(s.references[0]) == s.language for s in samples]
         scores["references_in_asked_language"] = sum(own) / len(own)
@@ -104,12 +113,37 @@ def _points(sample: Sample, prediction: str, objective: str, identify: LanguageI
     return points
 
 
-def _ratios(points: Iterable[dict[str, Points]]) -> dict[str, float | None]:
-    """Return points earned / points possible by score; None where no point was possible."""
-    earned: dict[str, float] = {}
-    possible: dict[str, float] = {}
-    for one in points:
-        for name, (part, whole) in one.items():
-            earned[name] = earned.get(name, 0.0) + part
-            possible[name] = possible.get(name, 0.0) + whole
-    return {name: earned[name] / possible[name] if possible[name] else None for name in earned}
+def _by_name(points: Sequence[dict[str, Points]]) -> dict[str, list[Points]]:
+    """Return the points of each score, over the examples."""
+    return {name: [each[name] for each in points] for name in (points[0] if points else ())}
+
+
+def _ratio(points: Sequence[Points]) -> float | None:
+    """Return points earned / points possible; None where no point was possible."""
+    possible = sum(whole for _, whole in points)
+    return sum(part for part, _ in points) / possible if possible else None
+
+
+def interval(points: Sequence[Points], records: Sequence[Any]) -> tuple[float | None, float | None]:
+    """Return the 95 % interval of a score, by a bootstrap over records; (None, None) where it has no score.
+
+    `records`: of each example. Examples of one record are drawn together, because they are not independent: those of
+    one image are right or wrong together. The interval holds the middle 95 % of RESAMPLES draws, of a fixed seed.
+    """
+    if not points:
+        return None, None
+    number = {record: row for row, record in enumerate(dict.fromkeys(records))}
+    sums = np.zeros((len(number), 2))
+    np.add.at(sums, [number[record] for record in records], np.array(points, dtype=np.float64).reshape(-1, 2))
+    drawn = _draws(len(sums)) @ sums
+    ratios = drawn[drawn[:, 1] > 0, 0] / drawn[drawn[:, 1] > 0, 1]
+    if not len(ratios):
+        return None, None
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return float(low), float(high)
+
+
+@cache
+def _draws(number: int) -> np.ndarray:
+    """Return how often each of `number` records is in each resample, [RESAMPLES, number]."""
+    return np.random.default_rng(0).multinomial(number, np.full(number, 1 / number), size=RESAMPLES)

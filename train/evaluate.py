@@ -207,14 +207,15 @@ def varied(samples: list[Sample]) -> list[Sample]:
 def table(results: dict[str, Any]) -> Table:
     """Return a table of the scores over all languages, in percent."""
     shown = Table(title=f"Step {results['step']}, {results['examples']} examples of the {results['split']} split")
-    for heading in ("component", "score", "percent", "blind", "examples"):
+    for heading in ("component", "score", "percent", "95 %", "blind", "examples"):
         shown.add_column(heading, justify="left" if heading in ("component", "score") else "right")
     for component, scores in results["components"].items():
         for name, value in scores.items():
             if isinstance(value, dict) and "score" in value:
                 blind = "" if value["blind"] is None else f"{100 * value['blind']:.1f}"
                 score = "nothing to score" if value["score"] is None else f"{100 * value['score']:.1f}"
-                shown.add_row(component, name.replace("_", " "), score, blind, str(scores["examples"]))
+                between = "" if value["low"] is None else f"{100 * value['low']:.1f} to {100 * value['high']:.1f}"
+                shown.add_row(component, name.replace("_", " "), score, between, blind, str(scores["examples"]))
     return shown
 
 

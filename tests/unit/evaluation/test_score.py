@@ -2,7 +2,7 @@
 
 import pytest
 
-from evaluation.score import SCORERS, Points
+from evaluation.score import SCORERS, Points, interval
 
 SOME = "12 20 300 400 red star"
 OTHER = "12 20 300 400 blue star"
@@ -33,3 +33,17 @@ def test_points_of_one_example(
     assert found.keys() == points.keys()
     for name, expected in points.items():
         assert found[name] == pytest.approx(expected), name
+
+
+def test_an_interval_is_that_of_independent_records() -> None:
+    """Against 0.5 +- 1.96 sqrt(0.25 / n): n records of one example each, then half as many of two equal ones."""
+    points = [(float(number % 4 < 2), 1.0) for number in range(400)]
+    for records, count in (([*range(400)], 400), ([number // 2 for number in range(400)], 200)):
+        low, high = interval(points, records)
+        half = 1.96 * (0.25 / count) ** 0.5
+        assert (low, high) == (pytest.approx(0.5 - half, abs=0.008), pytest.approx(0.5 + half, abs=0.008))
+
+
+def test_an_interval_of_boxes_is_of_their_ratio() -> None:
+    assert interval([(2.0, 4.0), (0.0, 0.0)], ["a", "b"]) == (0.5, 0.5)  # resamples of "b" alone have no score
+    assert interval([(0.0, 0.0)], ["a"]) == interval([], []) == (None, None)

@@ -143,7 +143,7 @@ def test_trained_resumed_and_evaluated(
     entry("evaluate", evaluate.main)
     result = json.loads((tmp_path / "resumed" / "evaluation.json").read_text(encoding="utf-8"))
     assert result["step"] == 4 and result["split"] == "validation"
-    assert {"score", "blind"} == result["objectives"]["vqa"]["exact_match"].keys()
+    assert {"score", "blind", "low", "high"} == result["objectives"]["vqa"]["exact_match"].keys()
     assert (tmp_path / "resumed" / "samples.png").exists()
     assert "predictions, batch 1" in places
     official.main(official.Options(str(corpus), "official", records=3))
