@@ -73,6 +73,11 @@ class DataConfig:
     the smallest that is not below it. False by default, since pixels differ from those of the whole image; true feeds
     about 1.7 times as many examples per core from photographs of 0.3 megapixels (benchmarks/data.md).
     """
+    inception_crop: bool = False
+    """Train a ViT alone on a random crop of each image, 5 % to 100 % of its area (big_vision's `inception_crop`).
+    False by default: images are resized whole; a caption names what a crop may lose."""
+    flip: bool = False
+    """Train a ViT alone on every other image with left and right changed (big_vision's `flip_lr`). False by default."""
     num_threads: int = 2
     """Threads that read and decode, per reading rank. 2 by default, for laptops."""
     num_workers: int = 0

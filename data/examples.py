@@ -56,6 +56,9 @@ class TextExample:
     image_at: tuple[int, int] | None = field(default=None, kw_only=True)
     """Offset and size of that image in its tar, where they are found already."""
 
+    augmentation: int | None = field(default=None, kw_only=True)
+    """Seed of the crop of its image; None: the image as it is."""
+
     @property
     def num_images(self) -> int:
         """Return the number of images: 0 or 1."""

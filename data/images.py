@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
@@ -25,6 +26,7 @@ def decode(
     max_megapixels: float = MEGAPIXELS,
     exif_orientation: bool = True,
     scaled: bool = False,
+    augment: Callable[[Image.Image], Image.Image] | None = None,
 ) -> NDArray[np.uint8]:
     """Decode an image to uint8 [size, size, 3].
 
@@ -35,19 +37,22 @@ def decode(
     `exif_orientation` a photograph is turned upright, as every viewer shows it.
 
     `scaled`: a JPEG of twice the size or more is decoded at 1/2, 1/4 or 1/8 (libjpeg's scaled inverse DCT), the
-    smallest that is not below `size`; its pixels differ from those of the whole image.
+    smallest that is not below `size`; its pixels differ from those of the whole image. `augment` returns the part of
+    the upright RGB image that is resized; then `scaled` has no effect, as a part needs all pixels.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > max_megapixels * 1e6:
                 raise Skip("oversized image", defect=True, detail=f"it has {image.width} x {image.height} pixels")
-            if scaled and image.format == "JPEG":
+            if scaled and augment is None and image.format == "JPEG":
                 image.draft(None, (size, size))  # type: ignore[arg-type]
             image.load()
             if exif_orientation and not TAGGED.isdisjoint(image.info):
                 with suppress(Exception):  # a broken tag does not make the pixels unreadable
                     ImageOps.exif_transpose(image, in_place=True)
             rgb = _rgb(image)
+            if augment is not None:
+                rgb = augment(rgb)
     except Skip:
         raise
     except Exception as error:  # decoders raise almost anything for corrupt bytes

@@ -10,7 +10,7 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from common.progress import beat
 from data import images, objectives
 from data.config import ComponentConfig, DataConfig, Mixture, check_mixture, order_keys
+from data.crops import augmented
 from data.error_budget import Ledger, NothingUsable
 from data.examples import EncodedExample, ExampleInfo, TextExample
 from data.interleave import interleave
@@ -70,6 +71,7 @@ class Component:
         self._tokenizer = tokenizer
         self._image_size = image_size
         self._ledger = ledger
+        self._augments = required and (data.inception_crop or data.flip)
         self._given = not required  # whether an example was made of any record, or none is required
         self._tries = 0
         chosen = isinstance(self._options, LanguageOptions) and self._options.languages is not None
@@ -104,7 +106,7 @@ class Component:
         if text.record is not None:
             try:
                 with one_record(self.objective):
-                    pixels = self._pixels(text.record, text.image_at)[None]
+                    pixels = self._pixels(text.record, text.image_at, text.augmentation)[None]
             except Skip as skip:
                 self._count(text.record, skip)
                 return None
@@ -119,12 +121,16 @@ class Component:
         else:
             self._ledger.count_skip(self.source.name, f"{self.objective}: {skip.cause}")
 
-    def _pixels(self, number: int, at: tuple[int, int] | None) -> NDArray[np.uint8]:
+    def _pixels(self, number: int, at: tuple[int, int] | None, seed: int | None) -> NDArray[np.uint8]:
         content, data = self.source.image(number, at), self._data
         if content is None:  # the shard was replaced
             raise Skip("missing image", defect=True)
+        augment = None
+        if seed is not None:
+            rng = np.random.default_rng(seed)
+            augment = partial(augmented, rng=rng, crop=data.inception_crop, flip=data.flip)
         return images.decode(
-            content, self._image_size, data.max_megapixels, data.exif_orientation, data.scaled_decoding
+            content, self._image_size, data.max_megapixels, data.exif_orientation, data.scaled_decoding, augment
         )
 
     def drawn(self, number: int, seed: int) -> TextExample | None:
@@ -141,6 +147,8 @@ class Component:
         text = self.text(record, rng, item if self._data.epoch == "items" else None)
         if text is None and not self._given:
             self._look_for_any()
+        if text is not None and self._augments:
+            text = replace(text, augmentation=int(rng.integers(1 << 63)))
         return text
 
     @property

@@ -130,7 +130,14 @@ def _check_phase(config: RunConfig, span: Span, world_size: int, rank: int) -> P
     check_rows(config.mixture, config.data.encoder_length, config.data.longest_target)
     if config.pali.tower == "vit":
         check_images_alone(config.mixture, config.data.tasks)
-    elif "labels" in {component.objective for component in used(config.mixture).values()}:
+        _check_augmentation(config)
+    elif config.data.inception_crop or config.data.flip:
+        key = "inception_crop" if config.data.inception_crop else "flip"
+        raise ConfigurationError(
+            f"data.{key}=true is for train.pretrain_vit, as texts name what is cut away or is on the left; set it to "
+            "false."
+        )
+    if config.pali.tower != "vit" and "labels" in {component.objective for component in used(config.mixture).values()}:
         raise ConfigurationError("The objective labels is for train.pretrain_vit; choose another, such as object_vqa.")
     if config.pali.tower == "mt5":
         check_text_alone(config.mixture, config.data.tasks, span.name)
@@ -143,6 +150,17 @@ def _check_phase(config: RunConfig, span: Span, world_size: int, rank: int) -> P
             f"ranks; make it a multiple of {data_parallel_size}."
         )
     return plan
+
+
+def _check_augmentation(config: RunConfig) -> None:
+    """Raise ConfigurationError for crops of images whose labels have boxes, which would lie elsewhere."""
+    if not (config.data.inception_crop or config.data.flip):
+        return
+    for name, component in used(config.mixture).items():
+        if component.objective == "detection" or component.options.get("boxes"):
+            raise ConfigurationError(
+                f"mixture.{name} has boxes, which data.inception_crop and data.flip do not move; set both to false."
+            )
 
 
 def _check_towers(config: RunConfig) -> None:

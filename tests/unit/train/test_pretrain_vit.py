@@ -127,6 +127,7 @@ def test_a_branch_goes_on_as_its_run_did_and_two_cool_downs_are_averaged(
         (("mixture=text",), "mixture.span_corruption (span_corruption) has no images, and the model is a ViT alone"),
         (("data.tokenizer=${data.root}/tokenizer.model", "classifier.num_classes=9"), "is no list of labels"),
         (("classifier.num_classes=2",), "more than classifier.num_classes=2; leave classifier.num_classes out"),
+        (("mixture=boxes", "data.flip=true"), "mixture.detection has boxes, which data.inception_crop and data.flip"),
         (("weights.mt5=x",), "weights.mt5=x would not be read, as this run has no mT5; set weights.mt5=null."),
         (("data.tokenizer=gone.txt",), "data.tokenizer=gone.txt is no readable list of labels"),
     ],
@@ -141,6 +142,7 @@ def test_mistakes(folder: Path, words: tuple[str, ...], sentence: str, capsys: p
 def test_what_is_for_the_other_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, sentence in (
         ("mixture=objects", "The objective labels is for train.pretrain_vit"),
+        ("data.inception_crop=true", "data.inception_crop=true is for train.pretrain_vit, as texts name what is cut"),
         ("data.tokenizer=${data.root}/labels.txt", "is a list of labels, for train.pretrain_vit; give a tokenizer."),
     ):
         with pytest.raises(SystemExit):
