@@ -115,7 +115,7 @@ class Options:
     source: str = "objects"
     """Folder of the source in `root`. The default is the miniature corpus's."""
     texts: str = "objects"
-    """Field of its records: `objects` (their labels), `captions`, `alt_text` or `ocr`."""
+    """Fields of its records, with commas: `objects` (their labels), `captions`, `alt_text`, `ocr`."""
     words: bool = True
     """Take each word as a label; false takes whole texts, as classes are. True by default: captions hold words."""
     most: int = 30_000
@@ -130,7 +130,8 @@ class Options:
     """File of the labels, most frequent first."""
 
     def __post_init__(self) -> None:
-        one_of("texts", self.texts, tuple(READERS))
+        for name in self.texts.split(","):
+            one_of("texts", name, tuple(READERS))
         one_of("split", self.split, SPLITS)
         at_least("", 1, most=self.most, fewest=self.fewest, records=self.records)
 
@@ -140,12 +141,14 @@ def collect(options: Options) -> list[str]:
     ledger = Ledger(0.01, 16)
     source = ShardSource(options.source, str(Path(options.root, options.source)), options.split, ledger)
     counts: Counter[str] = Counter()
+    names = options.texts.split(",")
     numbers = np.linspace(0, len(source) - 1, min(options.records, len(source)), dtype=np.int64)
     for number in numbers.tolist():
         try:
             with one_record("its labels"):
                 record = source.read(source.numbered(number), image=False)
-                texts = READERS[options.texts](record.fields, lambda code: True)
+                fields = [name for name in names if len(names) == 1 or record.fields.get(name) is not None]
+                texts = [text for name in fields for text in READERS[name](record.fields, lambda code: True)]
         except Skip as skip:
             if skip.defect:
                 place = source.numbered(number)

@@ -14,6 +14,7 @@ from common.errors import ConfigurationError
 from data import fields
 from data.objectives import base
 from data.objectives.base import Example, Vocabulary
+from data.objectives.detection import box_text
 
 PROMPTS = ()
 SEPARATOR = " | "
@@ -26,6 +27,9 @@ class Options(base.LanguageOptions):
     fields: list[str] = field(default_factory=lambda: ["objects"])
     """Fields whose text holds labels: `objects` (their labels, with a box or without), `captions`, `alt_text`, `ocr`.
     Classes are labels of objects, hence the default."""
+    boxes: bool = False
+    """Give each label its box before it, as detection does, for `classifier.head=patches`; of objects and `ocr`, whose
+    items without a box are left out. False by default: whole images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -33,6 +37,10 @@ class Options(base.LanguageOptions):
             raise ConfigurationError(f"fields has {wrong[0]!r}; choose from {', '.join(READERS)}.")
         if not self.fields:
             raise ConfigurationError(f"fields=[] leaves no label; choose from {', '.join(READERS)}.")
+        if self.boxes and (without := [name for name in self.fields if name not in BOXED]):
+            raise ConfigurationError(
+                f"fields has {without[0]!r}, which has no boxes; choose from {', '.join(BOXED)}, or boxes=false."
+            )
 
 
 def _alt_text(record: fields.Fields, uses: fields.Uses) -> list[str]:
@@ -47,13 +55,24 @@ READERS: Mapping[str, Callable[[fields.Fields, fields.Uses], list[str]]] = {
 }
 
 
+BOXED: Mapping[str, Callable[[fields.Fields, fields.Uses], list[str]]] = {
+    "objects": lambda record, uses: [
+        box_text(each.box, each.label) for each in fields.objects(record, boxes=True) if each.box is not None
+    ],
+    "ocr": lambda record, uses: [
+        box_text(each.box, each.text) for each in fields.ocr(record, uses) if each.box is not None
+    ],
+}
+
+
 def make(record: Mapping[str, Any], rng: np.random.Generator, options: Options, vocabulary: Vocabulary) -> Example:
     """Make an example of the option's `fields` that the record has, each text once.
 
     Their order is random: a row that is too short for all of them holds a random part.
     """
+    readers = BOXED if options.boxes else READERS
     found = [
-        text for name in options.fields if record.get(name) is not None for text in READERS[name](record, options.uses)
+        text for name in options.fields if record.get(name) is not None for text in readers[name](record, options.uses)
     ]
     if not found:
         raise base.Skip("no text with labels")

@@ -76,6 +76,18 @@ def test_labels_of_a_record(labels: Labels) -> None:
         make(record, labels, fields=["classes"])
 
 
+def test_labels_with_boxes_are_those_of_objects_and_signs(labels: Labels) -> None:
+    box = [0.1, 0.2, 0.5, 0.75]
+    signs = [{"text": "Hund", "language": "de", "box": box}, {"text": "red", "language": "en"}]
+    record = {"objects": [{"label": "red circle", "box": box}, {"label": "red"}], "ocr": signs}
+    example = make(record, labels, fields=["objects", "ocr"], boxes=True)
+    texts = objectives.load("labels").read(example.target_text)
+    assert {*texts} == {"100 200 500 750 red circle", "100 200 500 750 Hund"}
+    assert list(example.target_ids or ()) == [id for text in texts for id in labels.encode(text)]
+    with pytest.raises(ConfigurationError, match="fields has 'captions', which has no boxes; choose from objects, ocr"):
+        make(record, labels, fields=["captions"], boxes=True)
+
+
 def test_collected_and_read_as_rows(tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
     make_corpus(MiniatureConfig(folder=str(tmp_path), scale=0.002, languages=["en"], workers=1))
     main([f"root={tmp_path}"])
@@ -83,6 +95,10 @@ def test_collected_and_read_as_rows(tmp_path: Path, tokenizer: Tokenizer, capsys
     assert 4 < len(found.names) < 30 and "circle" in found.names and str(len(found.names)) in capsys.readouterr().out
     main([f"root={tmp_path}", "words=false", f"output={tmp_path}/classes.txt", "most=3"])
     assert all(" " in name for name in Labels(tmp_path / "classes.txt").names)
+    main([f"root={tmp_path}", "source=webli", "texts=alt_text,ocr", f"output={tmp_path}/both.txt"])
+    main([f"root={tmp_path}", "source=webli", "texts=ocr", f"output={tmp_path}/signs.txt"])
+    both, signs = ({*Labels(tmp_path / f"{name}.txt").names} for name in ("both", "signs"))
+    assert signs < both and "circle" in both - signs
     with pytest.raises(ConfigurationError, match="texts='classes' is unknown; choose objects"):
         main([f"root={tmp_path}", "texts=classes"])
     (tmp_path / "rare.txt").write_text(found.names[0], encoding="utf-8")
