@@ -33,6 +33,10 @@ class MiniatureConfig:
     """Factor on all numbers of records below. 1 by default: 0.2 GB, in minutes; tests take 0.01."""
     image_size: int = 112
     """Edge of an image, in pixels. 112 by default: the smallest with legible signs."""
+    aligned: bool = False
+    """Put signs on the cells of the grid whose crossings shapes lie near, label them, and give boxes in hundredths: a
+    toy reads signs and writes boxes in minutes. False by default: signs lie anywhere, in 20 % of `objects` unlabeled.
+    """
     languages: list[str] = field(default_factory=lambda: list(CODES))
     """Codes of the languages. All 16 by default."""
     workers: int = 0

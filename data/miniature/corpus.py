@@ -102,7 +102,7 @@ def _samples(config: MiniatureConfig, shard: Shard) -> Iterator[tuple[str, dict[
     rng = np.random.default_rng(seed)
     first = index * config.shard_records
     for position in range(first, first + num_shard_records(config, shard)):
-        record, scene = MAKERS[source](rng, split, config.languages)
+        record, scene = MAKERS[source](rng, split, config)
         image = None if scene is None else encode(render(scene, config.image_size))
         yield f"{source}_{split}_{position:07d}", record, image
 
@@ -127,4 +127,6 @@ def _write_shards(config: MiniatureConfig, folder: Path, ranks: Ranks, progress:
 def _manifest(config: MiniatureConfig) -> dict[str, Any]:
     """Return the settings that decide the bytes of the corpus."""
     settings = {name: value for name, value in asdict(config).items() if name not in ("folder", "workers")}
+    if not config.aligned:
+        del settings["aligned"]  # corpora from before the option stay as they are
     return {"version": VERSION, "config": settings}

@@ -32,6 +32,7 @@ class SceneOptions:
 
     sign_share: float
     num_shapes: tuple[float, float, float] = (1 / 3, 1 / 3, 1 / 3)
+    aligned_signs: bool = False
 
 
 def draw_scene(rng: np.random.Generator, options: SceneOptions, split: str) -> Scene:
@@ -41,7 +42,7 @@ def draw_scene(rng: np.random.Generator, options: SceneOptions, split: str) -> S
     number = 1 + int(rng.choice(3, p=options.num_shapes) if not signed else rng.integers(2))
     number = max(number, 2) if split == "test" else number
     while True:
-        scene = _lay_out(rng, _draw_pairs(rng, number), signed, split)
+        scene = _lay_out(rng, _draw_pairs(rng, number), signed, split, options.aligned_signs)
         if scene is not None and uses_held_out(scene.shapes) == (split == "test"):
             return scene
 
@@ -61,10 +62,10 @@ def _draw_pairs(rng: np.random.Generator, number: int) -> list[Pair]:
     return [pairs[index] for index in rng.permutation(number)]
 
 
-def _lay_out(rng: np.random.Generator, pairs: list[Pair], signed: bool, split: str) -> Scene | None:
+def _lay_out(rng: np.random.Generator, pairs: list[Pair], signed: bool, split: str, aligned: bool) -> Scene | None:
     """Find free places for all things; return None if one does not fit."""
     taken: list[Box] = []
-    sign = _draw_sign(rng, split) if signed else None
+    sign = _draw_sign(rng, split, aligned) if signed else None
     if sign:
         taken.append(sign.box)
     shapes = []
@@ -85,15 +86,21 @@ def _lay_out(rng: np.random.Generator, pairs: list[Pair], signed: bool, split: s
     return Scene(tuple(shapes), sign, _draw_background(rng))
 
 
-def _draw_sign(rng: np.random.Generator, split: str) -> Sign:
+def _draw_sign(rng: np.random.Generator, split: str, aligned: bool) -> Sign:
     words = sign_words()
     index = int(rng.integers(len(words)))
     word, code = words[index]
     held_out = held_out_board(index)
     boards = [held_out] if split == "test" else [board for board in BOARDS if board != held_out]
     height, width = sign_extent(word)
-    ymin = float(rng.uniform(MARGIN, 1 - MARGIN - height))
-    xmin = float(rng.uniform(MARGIN, 1 - MARGIN - width))
+    if aligned:
+        # The word lies in the middle of a row of cells, and the board begins at a column.
+        ymin = (int(rng.integers(1, GRID - 1)) + 0.5) / GRID - height / 2 + float(rng.uniform(-JITTER, JITTER))
+        column = int(rng.integers(int((1 - 2 * MARGIN - width) * GRID) + 1))
+        xmin = MARGIN + column / GRID + float(rng.uniform(-JITTER, JITTER))
+    else:
+        ymin = float(rng.uniform(MARGIN, 1 - MARGIN - height))
+        xmin = float(rng.uniform(MARGIN, 1 - MARGIN - width))
     return Sign(word, code, boards[rng.integers(len(boards))], (ymin, xmin, ymin + height, xmin + width))
 
 

@@ -240,3 +240,19 @@ def test_a_manifest_that_is_none_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "corpus.json").write_text("<html>", encoding="utf-8")
     with pytest.raises(ConfigurationError, match=r"corpus\.json is no JSON"):
         make_corpus(MiniatureConfig(str(tmp_path)))
+
+
+def test_aligned_signs_lie_on_cells_and_are_labeled(tmp_path: Path) -> None:
+    """Words in the middle of a row of the 6 x 6 grid, boards at a column; half of the scenes of objects have one."""
+    config = MiniatureConfig(str(tmp_path / "corpus"), scale=0.01, workers=1, aligned=True)
+    make_corpus(config)
+    for source, share in (("webli", 0.8), ("objects", 0.5)):
+        records = [record for record, _ in read(tmp_path / "corpus", source, "train")]
+        signs = [record["ocr"][0] for record in records if "ocr" in record]
+        assert len(signs) / len(records) == pytest.approx(share, abs=0.15)
+        for sign in signs:
+            ymin, xmin, ymax, _ = sign["box"]
+            assert (ymin + ymax) / 2 * 6 % 1 == pytest.approx(0.5, abs=0.07)
+            assert ((xmin - 0.015) * 6 + 0.5) % 1 == pytest.approx(0.5, abs=0.07)
+        boxes = [sign["box"] for sign in signs] + [each["box"] for r in records for each in r.get("objects", ())]
+        assert all(round(value, 2) == value for box in boxes for value in box)
