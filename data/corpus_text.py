@@ -24,8 +24,11 @@ def corpus_texts(
     sources: Mapping[str, str] | None = None,
     field_maps: Mapping[str, Mapping[str, str]] | None = None,
     index_folder: str | None = None,
+    records: int | None = None,
 ) -> Iterator[str]:
-    """Yield every text of every record of `split` in every source of `root`, and the prompts made of it.
+    """Yield every text of the records of `split` in every source of `root`, and the prompts made of them.
+
+    `records`: at most so many of each source, evenly spread; None: all.
 
     `sources`: locations by name as `data.sources`, else every folder of `root` that holds tars. `field_maps` and
     `index_folder`: as `data.fields` and `data.index_folder`. Raises ErrorBudgetExceeded for a source with more broken
@@ -38,7 +41,8 @@ def corpus_texts(
         options = ReadOptions(index_folder=index_folder, fields=(field_maps or {}).get(name, {}))
         source = ShardSource(name, location, split, ledger, options)
         check_places(source, f"fields.{name}")
-        for number in range(len(source)):
+        numbers = np.linspace(0, len(source) - 1, min(records or len(source), len(source)), dtype=np.int64)
+        for number in numbers.tolist():
             texts, defect = _record_texts(source, number)
             if defect is None:
                 ledger.count_used(source.name)

@@ -228,6 +228,8 @@ class Options:
     `root` is a URL, they must be named."""
     fields: dict[str, dict[str, str]] = field(default_factory=dict)
     """Names of fields by source, as `data.fields`. Empty by default."""
+    records: int | None = None
+    """Records of each source that are read at most, evenly spread. Null by default: all."""
     index_folder: str | None = field(default=None, metadata=PATH)
     """Folder of the indices, as `data.index_folder`. Null by default: beside the tars."""
 
@@ -237,6 +239,8 @@ class Options:
         one_of("split", self.split, ("train", "validation", "test"))
         at_least("", 0, error_budget=self.error_budget, error_budget_minimum=self.error_budget_minimum)
         at_most("", 1, error_budget=self.error_budget)
+        if self.records is not None:
+            at_least("", 1, records=self.records)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -250,7 +254,7 @@ def main(arguments: Sequence[str]) -> None:
         check_field_map(f"fields.{source}", own)
     texts = corpus_texts(
         options.root, options.split, options.error_budget, options.error_budget_minimum, options.sources,
-        options.fields, options.index_folder,
+        options.fields, options.index_folder, options.records,
     )  # fmt: skip
     with writes(f"output={options.output}"):
         tokenizer = train_tokenizer(texts, options.output, options.vocab_size)
