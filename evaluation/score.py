@@ -1,5 +1,6 @@
 """Compute the scores of `evaluation.json`: by objective and language, each with its score on blank images."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -71,8 +72,8 @@ def evaluation(samples: Sequence[Sample], by: str = "objective") -> dict[str, An
 
     `by` names the keys: by `component`, two components of one objective have scores of their own.
 
-    `blind` is null where no prediction on a blank image was made. `low` and `high` are the score's 95 % interval
-    (`interval`). `asked_language` is the share of predictions in the
+    `blind` is the score of predictions on a blank image (`blind_predictions`), null where none was made. `low` and
+    `high` are the score's 95 % interval (`interval`). `asked_language` is the share of predictions in the
     language of the prompt (`evaluation.language_id` learns the languages from the references);
     `references_in_asked_language`, the same share of the references, shows how reliable it is.
     """
@@ -91,19 +92,36 @@ def evaluation(samples: Sequence[Sample], by: str = "objective") -> dict[str, An
 
 def _scores(samples: Sequence[Sample], objective: str, identify: LanguageIdentifier) -> dict[str, Any]:
     seen = _by_name([_points(s, s.prediction, objective, identify) for s in samples])
-    blind = _by_name(
-        [_points(s, s.blind_prediction, objective, identify) for s in samples if s.blind_prediction is not None]
-    )
+    unseen = ((s, text) for s, text in zip(samples, blind_predictions(samples), strict=True) if text is not None)
+    blind = _by_name([_points(s, text, objective, identify) for s, text in unseen])
     records = [(s.source, s.key) for s in samples]
     scores: dict[str, Any] = {"examples": len(samples)}
     for name, points in seen.items():
         low, high = interval(points, records)
-        unseen = _ratio(blind[name]) if name in blind else None
-        scores[name] = {"score": _ratio(points), "blind": unseen, "low": low, "high": high}
+        without = _ratio(blind[name]) if name in blind else None
+        scores[name] = {"score": _ratio(points), "blind": without, "low": low, "high": high}
     if objective in IN_ASKED_LANGUAGE:
         own = [identify(s.references[0]) == s.language for s in samples]
         scores["references_in_asked_language"] = sum(own) / len(own)
     return scores
+
+
+def blind_predictions(samples: Sequence[Sample]) -> list[str | None]:
+    """Return each sample's prediction on a blank image; None where none was made.
+
+    Of an example without an image, a blank one shows nothing. It has the target of the next example of its language:
+    what is right without a look at the input. The only one of its language has none.
+    """
+    following = {sample.language: sample.references[0] for sample in reversed(samples)}  # the first one's, of the last
+    counts = Counter(sample.language for sample in samples)
+    found: list[str | None] = [None] * len(samples)
+    for number in reversed(range(len(samples))):
+        sample = samples[number]
+        found[number] = sample.blind_prediction
+        if sample.blind_prediction is not None and not sample.has_image:
+            found[number] = following[sample.language] if counts[sample.language] > 1 else None
+        following[sample.language] = sample.references[0]
+    return found
 
 
 def _points(sample: Sample, prediction: str, objective: str, identify: LanguageIdentifier) -> dict[str, Points]:

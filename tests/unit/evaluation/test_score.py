@@ -2,7 +2,8 @@
 
 import pytest
 
-from evaluation.score import SCORERS, Points, interval
+from evaluation.sample_sheet import Sample
+from evaluation.score import SCORERS, Points, blind_predictions, interval
 
 SOME = "12 20 300 400 red star"
 OTHER = "12 20 300 400 blue star"
@@ -47,3 +48,12 @@ def test_an_interval_is_that_of_independent_records() -> None:
 def test_an_interval_of_boxes_is_of_their_ratio() -> None:
     assert interval([(2.0, 4.0), (0.0, 0.0)], ["a", "b"]) == (0.5, 0.5)  # resamples of "b" alone have no score
     assert interval([(0.0, 0.0)], ["a"]) == interval([], []) == (None, None)
+
+
+def test_a_text_is_blind_with_the_next_target_of_its_language() -> None:
+    def text(language: str, target: str, has_image: bool = False) -> Sample:
+        return Sample("text", "span_corruption", "", language, "", [target], "", None, "own", has_image)
+
+    samples = [text("en", "a"), text("de", "b"), text("en", "c"), text("en", "d", has_image=True)]
+    assert blind_predictions(samples) == ["c", None, "d", "own"]
+    assert blind_predictions([text("en", "a"), text("en", "b")]) == ["b", "a"]
