@@ -1,6 +1,7 @@
 """Read all text of a corpus and all prompts made of it, for training a tokenizer."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +99,17 @@ def prompts(record: Mapping[str, Any], rng: np.random.Generator) -> list[str]:
         if not objective.PROMPTS:  # span corruption needs tokens, which do not exist yet
             continue
         try:
-            example = objective.make(record, rng, objectives.options(name, {}), _Nothing())
+            example = objective.make(record, rng, _default_options(name), _Nothing())
         except Skip:  # a defect is counted when the field itself is read
             continue
         found.append(example.input_text.removesuffix(SENTINEL).rstrip())
     return found
+
+
+@cache
+def _default_options(objective: str) -> Any:
+    """Return the options without settings; to check them for each record would take nearly all of the time."""
+    return objectives.options(objective, {})
 
 
 class _Nothing:

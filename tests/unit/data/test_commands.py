@@ -11,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 
 from common.command_line import parse
 from common.errors import ConfigurationError
-from data import digest, tokenizer
+from data import digest, objectives, tokenizer
 from data.config import DataConfig
 from data.corpus_text import corpus_texts
 from data.error_budget import ErrorBudgetExceeded
@@ -129,6 +129,13 @@ def test_a_corpus_over_its_budget_trains_no_tokenizer(tmp_path: Path, capsys: py
         tokenizer.main(words)
     tokenizer.main([*words, "error_budget_minimum=3"])
     assert "100 of them sentinels" in capsys.readouterr().out
+
+
+def test_options_are_checked_once_and_not_for_each_record(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, checked = objectives.options, []
+    monkeypatch.setattr(objectives, "options", lambda name, own: checked.append(name) or usual(name, own))
+    assert any("Generate the alt_text in" in text for text in corpus_texts(corpus))
+    assert len(checked) == len(set(checked))
 
 
 def test_broken_records_are_forgiven_as_in_training() -> None:
