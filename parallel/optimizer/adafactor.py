@@ -1,15 +1,17 @@
 """Adafactor exactly as T5X's (`t5x/adafactor.py`), on flat shards of tensor-parallel matrices.
 
 Second moments of a matrix are kept as row means and column means (Shazeer & Stern 2018) of the whole logical matrix.
-Each rank sums its own elements; one all-reduce adds the sums of all matrices, a second one the squared updates. Tensors
-too small to factor keep all second moments, and few kernels update many of them.
+Each rank sums its own elements; one all-reduce adds the sums of all matrices, a second one the squared updates. Few
+kernels update many tensors: the moments of all matrices are two flat tensors, and equal rectangles are stacked
+(batches.py). Tensors too small to factor keep all second moments, and are updated as lists.
 
 big_vision's variant (`optax.py::scale_by_adafactor`) adds momentum and an upper bound of beta2, and factors attention
 kernels by head (`parallel/optimizer/factoring.py`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from torch import Tensor
 from model.weights.big_vision import Layout
 from parallel.config import OptimizerConfig
 from parallel.optimizer.base import ShardedOptimizer, StatePiece, Update
+from parallel.optimizer.batches import AT_ONCE, Batch, Places, add_at, make_batches
 from parallel.optimizer.factoring import Grid
 from parallel.process_groups import sum_over
 from parallel.shards import Rectangle
@@ -48,52 +51,115 @@ class Adafactor(ShardedOptimizer):
             name: Grid.from_shape(shape, self.layouts.get(name), self.config) for name, shape in self.shapes.items()
         }
         self.grids = {name: grid.to(like.device) for name, grid in grids.items() if grid}
-        self.moments = {
-            name: Moments(*(torch.zeros(size, device=like.device) for size in grid.sizes))
-            for name, grid in self.grids.items()
-        }
+        self._make_moments(like.device)
         held = [r for shard in self.shards for r in shard.rectangles]
         self.full = {r: self.zeros(r, like) for r in held if r.name not in self.moments}
         kept = held if self.config.momentum else []
         self.momenta = {r: self.zeros(r, like, torch.bfloat16) for r in kept}
+        self.batched: tuple[list[Rectangle], list[Batch]] = [], []
+
+    def _make_moments(self, device: torch.device) -> None:
+        """Make the moments of whole matrices as two flat tensors, in the order of their numbers of rows."""
+        names = sorted((n for n, grid in self.grids.items() if grid.whole), key=lambda n: self.shapes[n][0])
+        self.matrices, shapes = names, [self.shapes[name] for name in names]
+        rows, columns = ([shape[side] for shape in shapes] for side in (0, 1))
+        self.row_means, self.column_means = (torch.zeros(sum(sizes), device=device) for sizes in (rows, columns))
+        # A mean of rows is over the columns, and the other way round.
+        self.of_rows, self.of_columns = _spread(columns, rows).to(device), _spread(rows, columns).to(device)
+        self.alike = [(length, len(list(own))) for length, own in groupby(rows)]  # so many matrices of so many rows
+        starts = [dict(zip(names, accumulate(sizes, initial=0), strict=False)) for sizes in (rows, columns)]
+        self.places = Places(starts[0], starts[1], self.index)
+        pairs = zip(self.row_means.split(rows), self.column_means.split(columns), strict=True)
+        whole = {name: Moments(*pair) for name, pair in zip(names, pairs, strict=True)}
+        self.moments = {
+            name: whole.get(name) or Moments(*(torch.zeros(size, device=device) for size in grid.sizes))
+            for name, grid in self.grids.items()
+        }
 
     def update(self, updates: list[Update]) -> None:
         """Update moments and weights, with two all-reduces over the group."""
-        matrices = [update for update in updates if update.rectangle.name in self.moments]
+        matrices = [update for update in updates if update.rectangle.name in self.places.rows]
+        blocked = [u for u in updates if u.rectangle.name in self.moments and u.rectangle.name not in self.places.rows]
         others = [update for update in updates if update.rectangle.name not in self.moments]
+        batches = self._batches(matrices)
+        gradients = [update.gradient for update in matrices]
 
-        weight_sums, moment_sums = self._sum(matrices, others)
-        factors = {name: self._update_moments(name, *sums) for name, sums in moment_sums.items()}
+        weight_sums, row_sums, column_sums, block_sums = self._sum(matrices, batches, blocked, others)
+        row_factors, column_factors = self._update_means(row_sums, column_sums)
+        factors = {name: self._update_moments(name, *sums) for name, sums in block_sums.items()}
         scaled = self._scaled_gradients(others)
         update_sums = torch.zeros_like(weight_sums)
-        for r, _, gradient in matrices:
+        squares = row_factors.square(), column_factors.square()
+        for batch in batches:
+            if batch.counted:
+                add_at(update_sums, batch.names, _squared_updates(batch, gradients, *squares))
+        for r, _, gradient in blocked:
             if r.counted:
                 update_sums[self.index[r.name]] += self._squared_update(r, gradient, factors[r.name])
         self._add(update_sums, [(r, u) for (r, _, _), u in zip(others, scaled, strict=True)])
         sum_over(update_sums, self.group)
 
         steps, clips = self._steps(weight_sums, update_sums)
-        for r, weights, _ in updates:
-            if decay := self.decay(r):
-                weights.mul_(1 - self.learning_rate(r.name) * decay)
-        for r, weights, gradient in matrices:
+        self._decay(updates)
+        for batch in batches:
+            self._apply_batch(batch, matrices, gradients, row_factors, column_factors, steps, clips)
+        for r, weights, gradient in blocked:
             self._apply(r, weights, gradient, factors[r.name], steps[r.name], clips[r.name])
         self._apply_all(others, scaled, steps, clips)
 
-    def _sum(self, matrices: list[Update], others: list[Update]) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """Sum over all ranks: squared weights of every tensor; squared gradients of matrices, by row and by column."""
-        sizes = [len(self.shapes), *(size.numel() for grid in self.grids.values() for size in grid.sizes)]
+    def _batches(self, matrices: list[Update]) -> list[Batch]:
+        """Return the batches of these updates, made once for the same rectangles."""
+        rectangles = [update.rectangle for update in matrices]
+        if self.batched[0] != rectangles:
+            self.batched = rectangles, make_batches(matrices, self.places)
+        return self.batched[1]
+
+    def _sum(
+        self, matrices: list[Update], batches: list[Batch], blocked: list[Update], others: list[Update]
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """Sum over all ranks: squared weights of every tensor; squared gradients of matrices, by row and by column.
+
+        Return those of whole matrices flat, and those of blocks by name.
+        """
+        names = [name for name in self.grids if name not in self.places.rows]
+        sizes = [len(self.shapes), len(self.row_means), len(self.column_means)]
+        sizes += [size.numel() for name in names for size in self.grids[name].sizes]
         buffer = torch.zeros(sum(sizes), device=self.shards[0].weights.device)
-        weight_sums, *rest = buffer.split(sizes)
-        moment_sums = dict(zip(self.moments, zip(rest[::2], rest[1::2], strict=True), strict=True))
-        for r, weights, gradient in matrices:
+        weight_sums, row_sums, column_sums, *rest = buffer.split(sizes)
+        block_sums = dict(zip(names, zip(rest[::2], rest[1::2], strict=True), strict=True))
+        weights, gradients = [u.weights for u in matrices], [u.gradient for u in matrices]
+        for batch in batches:
+            if batch.counted:
+                squared = batch.stack(gradients).float().square()
+                add_at(row_sums, batch.rows, squared.sum(2))
+                add_at(column_sums, batch.columns, squared.sum(1))
+                add_at(weight_sums, batch.names, batch.stack(weights).square().sum((1, 2)))
+        for r, w, gradient in blocked:
             if r.counted:
-                for rows, w, g in _chunks(r, weights, gradient):
-                    self.grids[r.name].add(g.float().square(), rows, _columns(r), moment_sums[r.name])
-                    weight_sums[self.index[r.name]] += w.square().sum()
+                for rows, part, g in _chunks(r, w, gradient):
+                    self.grids[r.name].add(g.float().square(), rows, _columns(r), block_sums[r.name])
+                    weight_sums[self.index[r.name]] += part.square().sum()
         self._add(weight_sums, [(r, weights) for r, weights, _ in others])
         sum_over(buffer, self.group)
-        return weight_sums, moment_sums
+        return weight_sums, row_sums, column_sums, block_sums
+
+    def _update_means(self, row_sums: Tensor, column_sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Update the moments of whole matrices, and return the flat factors of rows and of columns."""
+        mixing = [self._mixing(name) for name in self.matrices]
+        for means, sums, numbers, side in (
+            (self.row_means, row_sums, self.of_rows, 0),
+            (self.column_means, column_sums, self.of_columns, 1),
+        ):
+            same = len(set(mixing)) <= 1  # as long as no tensor began later
+            sizes = [self.shapes[name][side] for name in self.matrices]
+            weight = (mixing or [1.0])[0] if same else _spread(mixing, sizes).to(means.device)
+            means.lerp_(sums / numbers + EPSILON, weight)
+        groups = self.row_means.split([length * number for length, number in self.alike])
+        scaled = [
+            (own.view(-1, length) / own.view(-1, length).mean(1, keepdim=True)).flatten()
+            for own, (length, _) in zip(groups, self.alike, strict=True)
+        ]
+        return (torch.cat(scaled) if scaled else self.row_means).rsqrt(), self.column_means.rsqrt()
 
     def _add(self, sums: Tensor, values: list[tuple[Rectangle, Tensor]]) -> None:
         """Add to each tensor's sum the squares of the values that this rank counts."""
@@ -145,10 +211,34 @@ class Adafactor(ShardedOptimizer):
     def _squared_update(self, r: Rectangle, gradient: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
         grid, columns = self.grids[r.name], _columns(r)
         chunks = [(rows, g.float()) for rows, _, g in _chunks(r, gradient, gradient)]
-        if not grid.whole:
-            return torch.stack([(g * grid.scale(rows, columns, factors)).square().sum() for rows, g in chunks]).sum()
-        row_factor, column_factor = factors[0].square(), factors[1][columns].square()
-        return torch.stack([(g.square() @ column_factor) @ row_factor[rows] for rows, g in chunks]).sum()
+        return torch.stack([(g * grid.scale(rows, columns, factors)).square().sum() for rows, g in chunks]).sum()
+
+    def _decay(self, updates: list[Update]) -> None:
+        factors = [1 - self.learning_rate(r.name) * self.decay(r) for r, _, _ in updates]
+        if any(factor != 1 for factor in factors):
+            torch._foreach_mul_([update.weights for update in updates], factors)
+
+    def _apply_batch(
+        self, batch: Batch, matrices: list[Update], gradients: list[Tensor], row_factors: Tensor,
+        column_factors: Tensor, steps: dict[str, float], clips: dict[str, float],
+    ) -> None:  # fmt: skip
+        names = [matrices[number].rectangle.name for number in batch.numbers]
+        weights = batch.chunks([update.weights for update in matrices])
+        rows, columns = batch.rows_of(row_factors).unsqueeze(2), batch.columns_of(column_factors).unsqueeze(1)
+        if len(names) == 1:
+            update = batch.stack(gradients).float() * (rows * clips[names[0]])
+            if not self.momenta:
+                weights[0].addcmul_(update[0], columns[0], value=-steps[names[0]])
+                return
+            updates = [(update * columns)[0]]
+        else:
+            updates = list((batch.stack(gradients).float() * rows).mul_(columns))
+            torch._foreach_mul_(updates, [clips[name] for name in names])
+        if self.momenta:
+            momenta = batch.chunks([self.momenta[update.rectangle] for update in matrices])
+            updates = [self._averaged(kept, update) for kept, update in zip(momenta, updates, strict=True)]
+        torch._foreach_mul_(updates, [-steps[name] for name in names])
+        torch._foreach_add_(weights, updates)
 
     def _apply(
         self,
@@ -159,17 +249,13 @@ class Adafactor(ShardedOptimizer):
         step: float,
         clip: float,
     ) -> None:
-        row_factor, column_factor = factors[0] * clip, factors[1][..., _columns(r)]
         for rows, w, g in _chunks(r, weights, gradient):
-            if self.grids[r.name].whole:
-                update = g.float() * row_factor[rows].unsqueeze(1)
-            else:
-                update, column_factor = g.float() * clip, self.grids[r.name].scale(rows, _columns(r), factors)
+            update, factor = g.float() * clip, self.grids[r.name].scale(rows, _columns(r), factors)
             if not self.momenta:
-                w.addcmul_(update, column_factor, value=-step)
+                w.addcmul_(update, factor, value=-step)
                 continue
             at = rows.start - r.offset[0]
-            w.sub_(self._averaged(self.momenta[r][at : at + len(w)], update * column_factor), alpha=step)
+            w.sub_(self._averaged(self.momenta[r][at : at + len(w)], update * factor), alpha=step)
 
     def _apply_all(
         self, others: list[Update], scaled: list[Tensor], steps: dict[str, float], clips: dict[str, float]
@@ -217,6 +303,20 @@ def state_bytes(
     return 4 * moments + (2 * sum(shape.numel() for shape in shapes.values()) if config.momentum else 0)
 
 
+def _spread(values: Sequence[float], numbers: Sequence[int]) -> Tensor:
+    """Return fp32: each value so many times."""
+    return torch.tensor(values, dtype=torch.float32).repeat_interleave(torch.tensor(numbers, dtype=torch.long))
+
+
+def _squared_updates(batch: Batch, gradients: list[Tensor], row_factors: Tensor, column_factors: Tensor) -> Tensor:
+    """Return [k], the sum of the squared update of each chunk; factors are squared."""
+    squared, rows = batch.stack(gradients).float().square(), batch.rows_of(row_factors)
+    columns = batch.columns_of(column_factors)
+    if len(squared) == 1:
+        return (squared[0] @ columns[0]) @ rows[0]
+    return (rows.unsqueeze(1) @ (squared @ columns.unsqueeze(2))).flatten()
+
+
 def _squared_sums(tensors: tuple[Tensor, ...]) -> Tensor:
     if tensors[0].is_cuda:
         return torch.stack(torch._foreach_norm(tensors)).square()
@@ -229,8 +329,7 @@ def _columns(r: Rectangle) -> slice:
 
 def _chunks(r: Rectangle, weights: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield (logical rows, weights, gradient) of chunks that fit a CPU's cache; larger chunks on a GPU."""
-    limit = 2**26 if weights.is_cuda else 2**17
-    step = max(1, limit // r.size[-1])
+    step = max(1, AT_ONCE[weights.is_cuda] // r.size[-1])
     for at in range(0, r.size[0], step):
         end = min(at + step, r.size[0])
         yield slice(r.offset[0] + at, r.offset[0] + end), weights[at:end], gradient[at:end]
