@@ -301,7 +301,7 @@ class StepModel:
 def balanced(seconds: Sequence[float], number: int) -> list[int]:
     """Return where `number` consecutive parts start so that the longest is as short as possible; none is empty."""
     ends = [0.0, *accumulate(seconds)]
-    low, high = ends[-1] / number, ends[-1]
+    low, high = 0.0, ends[-1]
     best = list(range(number))
     while high - low > 1e-9 * ends[-1]:
         middle = (low + high) / 2
