@@ -136,15 +136,15 @@ def _warn_of_waiting(this: Launch, where: str) -> None:
     )
 
 
-def gather_objects(items: list[Item]) -> list[Item]:
-    """Return the items of all ranks, in order of rank, on every rank; a collective.
+def gather_objects(items: list[Item], group: dist.ProcessGroup | None = None) -> list[Item]:
+    """Return the items of all ranks of a group (the world), in order of rank, on each of them; a collective of it.
 
     Items are pickled. Without a process group, they are those of this process alone.
     """
     if not dist.is_initialized():
         return items
-    everywhere: list[list[Item]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everywhere, items)
+    everywhere: list[list[Item]] = [[] for _ in range(dist.get_world_size(group))]
+    dist.all_gather_object(everywhere, items, group)
     return [item for own in everywhere for item in own]
 
 

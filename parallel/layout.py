@@ -15,7 +15,13 @@ from model.config import PaLIConfig
 from model.layers import PlannedGroup, TensorParallel
 from parallel.config import ParallelConfig
 from parallel.distributed import Launch, gather_objects, start
-from parallel.process_groups import start_background_group, start_groups, warm_up
+from parallel.process_groups import (
+    ReadingGroups,
+    start_background_group,
+    start_groups,
+    start_reading_groups,
+    warm_up,
+)
 
 T = TypeVar("T")
 
@@ -123,6 +129,19 @@ class Layout:
         the group, and is a collective.
         """
         return start_background_group(self.config.timeout_s)
+
+    @property
+    def reading_groups(self) -> ReadingGroups:
+        """Return the groups in which ranks exchange the rows that they read."""
+        return ReadingGroups(self.model_group, self.data_group if self.is_replica_leader else None)
+
+    @cached_property
+    def background_reading_groups(self) -> ReadingGroups:
+        """Return second groups of the same ranks, on gloo, for the thread that reads ahead.
+
+        The first access starts them, and is a collective of the world.
+        """
+        return start_reading_groups(self.config, self.rank, self.world_size, self.reading_groups)
 
     @property
     def data_parallel_rank(self) -> int:

@@ -5,6 +5,7 @@ beside NCCL: every rank of a gloo group connects to every other one, which the l
 """
 
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -63,6 +64,35 @@ def start_background_group(timeout_s: float) -> dist.ProcessGroup:
     group = dist.new_group(timeout=timedelta(seconds=timeout_s), backend="gloo")
     _started.append(group)
     return group
+
+
+class ReadingGroups(NamedTuple):
+    """The groups in which ranks exchange the rows that they read."""
+
+    replica: dist.ProcessGroup
+    """All ranks of a replica, its leader first."""
+    leaders: dist.ProcessGroup | None
+    """The leaders of all replicas; None on the other ranks."""
+
+
+def start_reading_groups(parallel: ParallelConfig, rank: int, world_size: int, own: ReadingGroups) -> ReadingGroups:
+    """Start groups of the same ranks as `own`, on gloo, for a thread beside training; a collective of the world.
+
+    A group of one rank needs no second one.
+    """
+    replicas, timeout = group_ranks(parallel, world_size)["model"], timedelta(seconds=parallel.timeout_s)
+    replica, leaders = own
+    for ranks in replicas if len(replicas[0]) > 1 else ():
+        group = dist.new_group(ranks, timeout, "gloo")
+        if rank in ranks:
+            replica = group
+            _started.append(group)
+    if len(replicas) > 1:
+        group = dist.new_group([ranks[0] for ranks in replicas], timeout, "gloo")
+        if leaders is not None:
+            leaders = group
+            _started.append(group)
+    return ReadingGroups(replica, leaders)
 
 
 def device_backend() -> str | None:

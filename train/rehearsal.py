@@ -132,7 +132,7 @@ def rehearse_phase(run: Run, span: Span, plan: Plan, measuring: Measuring) -> No
     validation = Validation(config, run.layout, tokenizer)
     with closing(ReplicaReader(config, run.layout, tokenizer, config.mixture, "train")) as reader:
         loop = Loop(config, span, run, engine, reader, validation, extra)
-        with measuring.part(name, "step and update"), loop.waiting:
+        with measuring.part(name, "step and update"), loop.waiting, loop.reader:
             loop.step(step)
         with measuring.part(name, "checkpoint"):
             loop.save(step)

@@ -4,7 +4,6 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from queue import SimpleQueue
@@ -20,13 +19,12 @@ from data.stream import StepData, Stream
 logger = logging.getLogger(__name__)
 
 MOST_ENDS = 3  # times that the processes that read one step may end before reading stops
-Convert = Callable[[list[Rows]], list[Any]]
 
 
 class _Read(NamedTuple):
     """A step as it was read, and what is counted once it is used."""
 
-    data: StepData[Any]
+    data: StepData[Rows]
     counted: list[Event]
 
 
@@ -45,11 +43,9 @@ class Reader:
         data_parallel_size: int,
         micro_batch_size: int,
         prefetch: int | None = None,
-        convert: Convert = lambda rows: rows,
     ):
         """Prepare to read; `prefetch` None is that of the stream's configuration.
 
-        `convert` is called in the background with the micro-batches of a step, and returns them as they are used.
         Raises ConfigurationError where the streams cannot be dealt evenly to the ranks.
         """
         if stream.num_streams % data_parallel_size:
@@ -58,7 +54,7 @@ class Reader:
                 f"ranks: make it a multiple of {data_parallel_size}."
             )
         share = stream.num_streams // data_parallel_size
-        self._stream, self._convert = stream, convert
+        self._stream = stream
         self._streams = range(data_parallel_rank * share, (data_parallel_rank + 1) * share)
         self._micro_batch_size = micro_batch_size
         self._prefetch = stream.prefetch if prefetch is None else prefetch
@@ -70,7 +66,7 @@ class Reader:
         self._threads = ThreadPoolExecutor(max(len(self._processes), 1), thread_name_prefix="reader")
         self._prepared: dict[int, Future[_Read]] = {}
 
-    def read(self, step: int) -> StepData[Any]:
+    def read(self, step: int) -> StepData[Rows]:
         """Return the data of a step; any order of steps is possible, consecutive steps are the fastest."""
         began = time.perf_counter()
         wanted = range(step, step + self._prefetch + 1)
@@ -95,7 +91,7 @@ class Reader:
 
     def _from_here(self, step: int) -> _Read:
         rows, infos = self._stream.rows(step, self._streams, self._micro_batch_size)
-        batches = self._convert(micro_batches(rows, self._micro_batch_size, self._stream.shape))
+        batches = micro_batches(rows, self._micro_batch_size, self._stream.shape)
         return _Read(StepData(batches, infos, skipped=self._stream.ledger.drain()), [])
 
     def _from_process(self, step: int) -> _Read:
@@ -104,7 +100,7 @@ class Reader:
             rows, infos, counted = self._patiently(number, step)
         finally:
             self._idle.put(number)
-        batches = self._convert(micro_batches(rows, self._micro_batch_size, self._stream.shape))
+        batches = micro_batches(rows, self._micro_batch_size, self._stream.shape)
         return _Read(StepData(batches, infos), counted)
 
     def _patiently(self, number: int, step: int) -> tuple[Rows, list[Any], list[Event]]:

@@ -4,6 +4,7 @@ import re
 import shutil
 import socket
 from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from train.settings.facts import check_settings_of_ranks
 from train.step.batch import to_tensors
 from train.step.reader import ReplicaReader, read_and_broadcast
 from train.step.reduction import in_lockstep
+from train.step.step_reader import StepReader
 
 RANKS = 8
 REPLICAS = [(0, 1, 4, 5), (2, 3, 6, 7)]  # tensor next to each other, then data, then pipeline
@@ -58,9 +60,11 @@ def read_all(folder: Path, corpus: Path) -> None:
     layout = Layout.start(config.parallel, this)
     with patch.object(images, "decode", wraps=images.decode) as decode:
         reader = ReplicaReader(config, layout, Tokenizer(config.data.tokenizer), config.mixture, "train", prefetch=0)
-        step = reader.read(4)
+        step = StepReader(config, layout, reader).read(4)
         held_out = list(reader.held_out(2, 5))
         reader.close()
+    ahead = [read_ahead(config, layout, [4, 5]), read_ahead(config, layout, [2, 3, 4], broken=3),
+             read_ahead(config, layout, [4])]  # fmt: skip
     try:
         broken = partial(read_and_broadcast, over_budget if layout.data_parallel_rank else nothing, layout)
         list(in_lockstep(iter(broken, None), layout.device))
@@ -81,14 +85,34 @@ def read_all(folder: Path, corpus: Path) -> None:
             "differ": differ,
             "decoded": decode.call_count,
             "opened": reader._stream is not None,
-            "step": [vars(to_tensors(rows)) for rows in step.micro_batches],
-            "examples": [(info.objective, info.row, info.segment) for info in step.infos],
-            "texts": [(info.input_text, info.target_text, info.key) for info in step.infos],
+            "step": [vars(batch) for batch in step.data.micro_batches],
+            "stats": vars(step.stats),
+            "ahead": ahead,
+            "examples": [(info.objective, info.row, info.segment) for info in step.data.infos],
+            "texts": [(info.input_text, info.target_text, info.key) for info in step.data.infos],
             "held out": [vars(to_tensors(rows)) for batch in held_out for rows in batch.micro_batches],
             "ended": ended,
         },
         results_file(folder, str(layout.rank)),
     )
+
+
+def read_ahead(config: RunConfig, layout: Layout, steps: list[int], broken: int = 0) -> list[Any]:
+    """Read steps that a thread prepares, and return each; reading of the second replica ends at step `broken`."""
+    found: list[Any] = []
+    with closing(ReplicaReader(config, layout, Tokenizer(config.data.tokenizer), config.mixture, "train")) as reader:
+        if broken and layout.data_parallel_rank and layout.is_replica_leader:
+            read = reader.reader.read
+            reader.reader.read = lambda step: over_budget() if step == broken else read(step)  # type: ignore
+        with suppress(ErrorBudgetExceeded), StepReader(config, layout, reader) as ahead:
+            try:
+                for step in steps:
+                    one = ahead.read(step)
+                    found.append(([vars(batch) for batch in one.data.micro_batches], vars(one.stats)))
+            except ErrorBudgetExceeded as error:
+                found.append(str(error))
+                raise
+    return found
 
 
 def refusal(work: Callable[..., object], *arguments: Any) -> str | None:
@@ -142,6 +166,21 @@ def test_ids_are_sent_to_all_pixels_to_the_first_stage_and_texts_to_nobody(
                 assert torch.equal(found[name], expected[name]), (number, name)
             pixels = expected["images"] if number == 1 else expected["images"][..., :0]
             assert torch.equal(found["images"], pixels)
+
+
+def test_what_a_thread_prepares_is_what_is_read_without_one(results: list[dict[str, Any]]) -> None:
+    """After an error too, whose thread has ended on all ranks: the next one uses the same groups."""
+    for each in results:
+        first, ended, again = each["ahead"]
+        for batches, stats in (first[0], again[0]):
+            assert stats.pop("times").shape == (0, 3)
+            assert stats == {name: value for name, value in each["stats"].items() if name != "times"}
+            assert stats["num_micro_batches"] >= len(batches) > 0 and stats["num_targets"] > 0
+            for expected, found in zip(each["step"], batches, strict=True):
+                tensors = expected.keys() - {"dropout_seed"}
+                assert all(torch.equal(found[name], expected[name]) for name in tensors)
+        assert len(first) == 2 and len(ended) == 2 and ended[1] == "most are in shard x.tar"
+    assert len({str(each["stats"]) for each in results}) == 1, "all ranks agree"
 
 
 def test_all_learn_what_ends_the_reading(results: list[dict[str, Any]]) -> None:

@@ -193,8 +193,12 @@ class Watchdog:
         os._exit(EXIT_HUNG)
 
     def _describe_own(self) -> tuple[str, bool]:
-        """Return where the watched thread is, and whether it or its GPU waits there for other ranks."""
-        frame, waits = describe(sys._current_frames().get(self.watched))
+        """Return where the watched thread is, and whether it or its GPU waits there for other ranks.
+
+        Where it waits for another thread of this process, return where that one is.
+        """
+        thread = progress.awaited.get(self.watched, self.watched)
+        frame, waits = describe(sys._current_frames().get(thread))
         busy = self.queue is not None and call_within(self.tick_s, self.queue.is_busy)
         return frame, waits or bool(busy)
 

@@ -52,7 +52,7 @@ def compact(batch: MicroBatch, config: RunConfig, device: torch.device) -> Micro
 
 
 def rank_stats(data: StepData[MicroBatch], empty: MicroBatch | None, config: RunConfig) -> RankStats:
-    """Count what this rank read for a step; `empty` is the micro-batch that it adds where another rank has more."""
+    """Count the rows that a leader read for a step; `empty` is the micro-batch that is added where others have more."""
     batches, tokens_per_image = data.micro_batches, config.vit.num_tokens(config.model.image_size)
     examples = Counter(info.objective for info in data.infos)
     components = Counter(info.component for info in data.infos)
@@ -69,7 +69,6 @@ def rank_stats(data: StepData[MicroBatch], empty: MicroBatch | None, config: Run
         empty_positions=empty.num_positions if empty is not None else 0,
         skipped=data.skipped,
         error=data.error,
-        data_wait_s=data.data_wait_s,
     )
 
 

@@ -12,8 +12,6 @@ import torch
 
 from common.errors import Interrupted, RunStopped
 from common.progress import beat
-from data.stream import StepData
-from model.batch import MicroBatch
 from model.loss import LossTotals
 from parallel.communication_time import CommunicationWait
 from parallel.engine.base import Engine
@@ -29,10 +27,11 @@ from train.run.skipped_batches import NAME, save_bad_batch
 from train.step.batch import identify, with_dropout
 from train.step.flops import FlopCounter, peak_tflops
 from train.step.metrics import StepMetrics
-from train.step.reader import ReplicaReader, StepReader
-from train.step.reduction import StepStats, gather_to_main
+from train.step.reader import ReplicaReader
+from train.step.reduction import PendingReports, RankReport, StepStats, gather_to_main
 from train.step.shares import Shares
 from train.step.spike_guard import SkippedSteps
+from train.step.step_reader import StepInput, StepReader
 from train.step.validation import Validation
 from train.weights.saved_checkpoint import scored
 
@@ -69,7 +68,7 @@ class Loop:
         self.profiler = Profiler(config.profile, run.folder, self.layout.rank, self.layout.device)
         self.times: RankTimes | None = None  # of the previous step
         self.measured: Line = {}  # of the last step, with its number
-        self.read_before: dict[int, StepData[MicroBatch]] = {}  # the dry run's data, by step
+        self.read_before: dict[int, StepInput] = {}  # the dry run's data, by step
 
     def train(self, done: int) -> int:
         """Train all steps of the phase after step `done`, and return the last step.
@@ -77,7 +76,7 @@ class Loop:
         Returns an earlier step if the run must go on from an older checkpoint. Raises Interrupted and RunStopped.
         """
         memory = explain_lack_of_memory(self.config.profile, self.run.folder, self.layout.rank, self.layout.device)
-        with self.waiting, memory, closing(self.profiler), survivors_frozen():
+        with self.waiting, memory, closing(self.profiler), survivors_frozen(), self.reader:
             self.warn_of_rare_components()
             self.dry_run(done + 1)
             due = False
@@ -133,22 +132,31 @@ class Loop:
 
     def dry_run(self, step: int) -> None:
         """Run forward and backward on the first batch and discard the gradients, so that errors come before step 1."""
-        data, stats = self.read(step)
-        self.forward_backward(step, data, stats)
+        read = self.read(step)
+        self.forward_backward(step, read)
         self.engine.discard()
-        self.read_before = {step: replace(data, data_wait_s=0.0)}
+        self.read_before = {step: replace(read, data=replace(read.data, data_wait_s=0.0), ranks_wait_s=0.0)}
 
     def step(self, step: int) -> StepStats:
         """Run one step on all ranks, from its data to its line of metrics."""
         began = time.perf_counter()
         self.waiting.seconds()  # resets the sum -> it counts this step only
-        data, stats = self.read(step)
+        read = self.read(step)
+        reports = PendingReports(
+            RankReport(
+                read.data.data_wait_s, memory_bytes(self.layout.device), self.run.signals.requested,
+                self.run.checkpoints.save_due(), self.times,
+            ),
+            self.layout,
+        )  # fmt: skip
         beat(f"step {step}, forward and backward")
-        totals = self.forward_backward(step, data, stats)
+        totals = self.forward_backward(step, read)
         rate = phase_learning_rate(self.config, self.span, step)
         beat(f"step {step}, update")
         cause, grad_norm = self.update(totals, rate)
-        self.times = RankTimes(time.perf_counter() - began, self.waiting.seconds(), data.data_wait_s)
+        stats = reports.add_to(read.stats)
+        waited_s = self.waiting.seconds() + read.ranks_wait_s
+        self.times = RankTimes(time.perf_counter() - began, waited_s, read.data.data_wait_s)
         line = self.metrics.line(
             step, totals, stats, seconds=self.times.step_s, learning_rate=rate, grad_norm=grad_norm
         )
@@ -156,29 +164,23 @@ class Loop:
         if cause == NO_TARGET:
             self.report_empty_step(step)
         elif cause is not None:
-            self.skip(step, cause, data)
+            self.skip(step, cause, read)
         return stats
 
-    def forward_backward(self, step: int, data: StepData[MicroBatch], stats: StepStats) -> LossTotals:
+    def forward_backward(self, step: int, read: StepInput) -> LossTotals:
         """Accumulate the gradients of a step, with its dropout; a collective."""
-        batches = self.reader.fill(data, stats)
+        batches = self.reader.fill(read)
         if self.config.model.dropout_rate:
             batches = with_dropout(batches, self.config.run.seed, step, self.layout.data_parallel_rank)
-        return self.engine.forward_backward(batches, stats.num_targets)
+        return self.engine.forward_backward(batches, read.stats.num_targets)
 
-    def read(self, step: int) -> tuple[StepData[MicroBatch], StepStats]:
-        """Return this rank's data of a step, and the statistics of all ranks; a collective.
+    def read(self, step: int) -> StepInput:
+        """Return this rank's data of a step, and the statistics of all rows; a collective.
 
         Raises ReadingStopped on every rank where reading ended on one.
         """
         beat(f"step {step}, reading")
-        data = self.read_before.pop(step, None) or self.reader.read(self.run.skipped_batches.batch_number(step))
-        beat(f"step {step}, waiting for all ranks")
-        stats = self.reader.reduce(
-            data, times=self.times, memory_bytes=memory_bytes(self.layout.device),
-            stop=self.run.signals.requested, save=self.run.checkpoints.save_due(),
-        )  # fmt: skip
-        return data, stats
+        return self.read_before.pop(step, None) or self.reader.read(self.run.skipped_batches.batch_number(step))
 
     def update(self, totals: LossTotals, rate: float) -> tuple[str | None, float | None]:
         """Update the weights unless the loss or gradient is bad; return (why it was skipped, norm of the gradient)."""
@@ -231,10 +233,10 @@ class Loop:
                 f"{self.empty_steps:,}); skipped/… in metrics.jsonl counts what was left out of it.",
             )
 
-    def skip(self, step: int, cause: str, data: StepData[MicroBatch]) -> None:
+    def skip(self, step: int, cause: str, read: StepInput) -> None:
         """Count a skipped step and write the ids of its examples; a collective."""
         self.skipped.skip(step, cause)
-        own = identify(data.infos) if self.layout.is_replica_leader else []
+        own = identify(read.data.infos) if self.layout.is_replica_leader else []
         examples = gather_to_main(own, self.layout.device)
         if self.run.is_main_rank:
             path = save_bad_batch(self.run.folder, step, cause, examples)

@@ -1,4 +1,4 @@
-"""Read a step's data once per replica, convert it for the engine, and reduce its statistics over all ranks.
+"""Read a step's rows once per replica, and send them to its ranks.
 
 A replica is the ranks of one data-parallel rank. Its leader reads and broadcasts, so an image is fetched and decoded
 once a replica. The other ranks cannot pack rows from the texts alone, because an unreadable image drops its example.
@@ -6,11 +6,10 @@ Token ids are sent to all; pixels to the first pipeline stage only (elsewhere `i
 leader writes to files, are sent to no rank.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,15 +19,15 @@ from common.errors import ConfigurationError, ReadingStopped
 from data.config import Mixture
 from data.examples import ExampleInfo
 from data.packing import Rows
-from data.reading.reader import Convert, Reader
+from data.reading.reader import Reader
 from data.stream import HeldOut, StepData, Stream, evaluation_batches, held_out_example
 from data.tokenizer import Tokenizer
-from model.batch import MicroBatch
 from parallel.layout import Layout
 from train.config import RunConfig
 from train.settings.facts import facts_of_all
-from train.step.batch import compact, rank_stats, to_tensors
-from train.step.reduction import SkipCauses, StepStats, raise_everywhere, reduce_stats
+from train.step.reduction import raise_everywhere
+
+Beside = TypeVar("Beside")
 
 
 class HeldOutReader:
@@ -70,9 +69,9 @@ class HeldOutReader:
 
 
 class ReplicaReader(HeldOutReader):
-    """Read one split of a mixture, for every rank of a replica; each read is a collective of the replica.
+    """Read one split of a mixture on the leader of a replica, which opens the shards.
 
-    The leader opens the shards. `facts` are what the sources hold.
+    `facts` are what the sources hold.
     """
 
     def __init__(
@@ -89,8 +88,8 @@ class ReplicaReader(HeldOutReader):
         `prefetch`: steps to read ahead, by default `data.prefetch`. Raises on every rank what one rank raises, and
         ConfigurationError where their shards differ.
         """
-        self.micro_batch_size, self.prefetch = config.parallel.micro_batch_size, prefetch
-        self.convert: Convert = lambda rows: rows
+        self.micro_batch_size = config.parallel.micro_batch_size
+        self.prefetch = config.data.prefetch if prefetch is None else prefetch
         open_one = partial(open_stream, config, tokenizer, mixture, split)
         self._stream = open_on_all_ranks(open_one if layout.is_replica_leader else lambda: None)
         super().__init__(layout, self._stream)
@@ -103,21 +102,12 @@ class ReplicaReader(HeldOutReader):
         """Start the reader of a replica leader."""
         rank, size = self.layout.data_parallel_rank, self.layout.data_parallel_size
         assert self._stream is not None
-        return Reader(self._stream, rank, size, self.micro_batch_size, self.prefetch, self.convert)
+        # `StepReader` holds `prefetch` steps -> this reads one more, or as many as its processes.
+        return Reader(self._stream, rank, size, self.micro_batch_size, min(self.prefetch, 1))
 
-    def convert_ahead(self, convert: Convert) -> bool:
-        """Convert micro-batches in the background, and return whether that is done: for a replica of one rank only.
-
-        Other ranks need arrays, which `read_and_broadcast` sends. To be called before the first `read`.
-        """
-        if self.layout.model_group.size() == 1:
-            assert "reader" not in vars(self)
-            self.convert = convert
-        return self.layout.model_group.size() == 1
-
-    def read(self, step: int) -> StepData[Any]:
-        """Return the replica's data of a step, as `convert_ahead` has it; where reading ends, only its `error`."""
-        data = read_and_broadcast(lambda: self.reader.read(step), self.layout)
+    def read(self, step: int) -> StepData[Rows]:
+        """Return the replica's rows of a step, on its leader; where reading ends, only its `error`."""
+        data = read_or_error(lambda: self.reader.read(step))
         assert data is not None
         return data
 
@@ -127,82 +117,44 @@ class ReplicaReader(HeldOutReader):
             self.reader.close()
 
 
-class StepReader:
-    """Read the micro-batches of each step of one split, and reduce their statistics over all ranks.
-
-    A rank that is a replica by itself has them converted to tensors, and page-locked, steps ahead in the background.
-    The ranks of a larger replica convert what their leader has sent.
-    """
-
-    def __init__(self, config: RunConfig, layout: Layout, reader: ReplicaReader) -> None:
-        """`config`: that of the phase."""
-        self.config, self.layout, self.reader = config, layout, reader
-        self.causes = SkipCauses()
-        self.empty: MicroBatch | None = None  # without examples; the same in every step
-        self.ahead = reader.convert_ahead(self._convert)
-
-    def read(self, step: int) -> StepData[MicroBatch]:
-        """Return this rank's data of a step; where reading ends, only its `error`, which `reduce` raises.
-
-        `data_wait_s` is the time of this call, but that of the wait for the leader.
-        """
-        began = time.perf_counter()
-        data = self.reader.read(step)
-        if not self.layout.is_replica_leader:
-            began = time.perf_counter()
-        batches = data.micro_batches if self.ahead else self._convert(data.micro_batches)
-        return StepData(batches, data.infos, data.skipped, time.perf_counter() - began, data.error)
-
-    def _convert(self, micro_batches: list[Rows]) -> list[MicroBatch]:
-        """Return micro-batches as the engine takes them."""
-        batches = [to_tensors(rows) for rows in micro_batches]
-        if self.empty is None and batches:
-            self.empty = self._compact(batches[0].emptied())
-        compacted = map(self._compact, batches)
-        pin = self.layout.device.type == "cuda" and torch.cuda.is_available()
-        return [batch.pinned() if pin else batch for batch in compacted]
-
-    def reduce(self, data: StepData[MicroBatch], **own: Any) -> StepStats:
-        """Return the step's statistics over all ranks; a collective. `own`: more fields of this rank's `RankStats`.
-
-        Raises ReadingStopped on every rank where reading ended on one.
-        """
-        return reduce_stats(replace(rank_stats(data, self.empty, self.config), **own), self.causes, self.layout)
-
-    def fill(self, data: StepData[MicroBatch], stats: StepStats) -> list[MicroBatch]:
-        """Return the micro-batches, with empty ones added until this rank has as many as every other."""
-        assert self.empty is not None
-        return data.micro_batches + [self.empty] * (stats.num_micro_batches - len(data.micro_batches))
-
-    def _compact(self, batch: MicroBatch) -> MicroBatch:
-        return compact(batch, self.config, self.layout.device)
+def read_or_error(read: Callable[[], StepData[Rows] | None]) -> StepData[Rows] | None:
+    """Call `read`; an error that ends reading becomes the `error` of the result: all ranks raise it together, later."""
+    try:
+        return read()
+    except ReadingStopped as error:
+        return StepData([], [], error=error)
 
 
 def read_and_broadcast(read: Callable[[], StepData[Rows] | None], layout: Layout) -> StepData[Rows] | None:
     """Call `read` on the replica leader and return its result on every rank of the replica; a collective of them.
 
-    An error that ends reading becomes the `error` of the result: all ranks of the run raise it together, later.
+    An error that ends reading becomes the `error` of the result.
     """
-    data = None
-    if layout.is_replica_leader:
-        try:
-            data = read()
-        except ReadingStopped as error:
-            data = StepData([], [], error=error)
-    if layout.model_group.size() == 1:
-        return data
-    message: list[Any] = [data and _without_texts_and_pixels(data)]
-    dist.broadcast_object_list(message, group=layout.model_group, group_src=0, device=torch.device("cpu"))
+    data = read_or_error(read) if layout.is_replica_leader else None
+    return broadcast(data, None, layout, layout.model_group)[0]
+
+
+def broadcast(
+    data: StepData[Rows] | None, beside: Beside, layout: Layout, replica: dist.ProcessGroup
+) -> tuple[StepData[Rows] | None, Beside]:
+    """Return the leader's data, and what it sends beside them, on every rank of its replica; a collective of them.
+
+    `replica`: the group that sends; its ranks are those of `layout.model_group`.
+    """
+    if replica.size() == 1:
+        return data, beside
+    message: list[Any] = [data and _without_texts_and_pixels(data), beside]
+    dist.broadcast_object_list(message, group=replica, group_src=0, device=torch.device("cpu"))
     if not layout.is_replica_leader:
-        data = message[0]
+        data, beside = message
     if data is not None and layout.pipeline_group.rank() == 0 and layout.tensor_group.size() > 1:
         for rows in data.micro_batches:
             if len(rows["images"]):
-                _send_pixels(rows, layout)
-    return data
+                _send_pixels(rows, layout, replica)
+    return data, beside
 
 
-def _send_pixels(rows: Rows, layout: Layout) -> None:
+def _send_pixels(rows: Rows, layout: Layout, replica: dist.ProcessGroup) -> None:
     """Send pixels from the replica leader to its peers of the first stage, the first ranks of the replica.
 
     Under NCCL only the group of a replica can send tensors of the host.
@@ -210,12 +162,12 @@ def _send_pixels(rows: Rows, layout: Layout) -> None:
     if layout.is_replica_leader:
         pixels = torch.from_numpy(rows["images"])
         peers = range(1, layout.tensor_group.size())
-        for sent in [dist.isend(pixels, group=layout.model_group, group_dst=peer) for peer in peers]:
+        for sent in [dist.isend(pixels, group=replica, group_dst=peer) for peer in peers]:
             assert sent is not None
             sent.wait()
     else:
         rows["images"] = np.empty((*rows["images"].shape[:-1], 3), np.uint8)
-        dist.recv(torch.from_numpy(rows["images"]), group=layout.model_group, group_src=0)
+        dist.recv(torch.from_numpy(rows["images"]), group=replica, group_src=0)
 
 
 def _without_texts_and_pixels(data: StepData[Rows]) -> StepData[Rows]:

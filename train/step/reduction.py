@@ -1,8 +1,12 @@
-"""Reduce the statistics of a step over all ranks, in one small all-reduce."""
+"""Reduce the statistics of a step's rows over all replicas, and what ranks report of a step over all ranks.
+
+Both are one small all-reduce each, on the host: neither waits for a GPU. Rows are agreed on steps ahead, by the leaders
+of the replicas (train/step/step_reader.py).
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from enum import Enum, auto
 from typing import TypeVar
 
@@ -14,6 +18,7 @@ from common.errors import ConfigurationError, ReadingStopped
 from data.stream import Batch, StepData
 from parallel.distributed import gather_objects
 from parallel.layout import Layout
+from parallel.process_groups import sum_over
 from train.health.stragglers import RankTimes
 
 MICRO = 1e6  # seconds are sent as whole microseconds
@@ -25,10 +30,10 @@ Item = TypeVar("Item")
 
 
 class Operation(Enum):
-    """The operation that reduces the numbers of all ranks to one."""
+    """The operation that reduces the numbers of all replicas to one."""
 
-    SUM = auto()  # over replicas: all ranks of a replica hold the same rows -> they count once
-    MAX = auto()  # over ranks
+    SUM = auto()
+    MAX = auto()
 
 
 SUM, MAX = Operation.SUM, Operation.MAX
@@ -37,7 +42,7 @@ Table = Mapping[str, tuple[int, Operation]]
 
 @dataclass
 class RankStats:
-    """One rank's statistics of a step; tokens, images and examples are those that its replica read."""
+    """The statistics of a step's rows of one replica, as its leader counts them."""
 
     num_micro_batches: int = 0
     num_targets: int = 0
@@ -57,14 +62,6 @@ class RankStats:
     """Records by "<source>/<cause>"."""
     error: ReadingStopped | None = None
     """The error that ended reading."""
-    data_wait_s: float = 0.0
-    memory_bytes: int = 0
-    stop: bool = False
-    """A signal requests to end the run after this step."""
-    save: bool = False
-    """A checkpoint is due after this step."""
-    times: RankTimes | None = None
-    """Times of the previous step; None where there was none."""
 
     def table(self) -> Table:
         """Return each number under its name, with the operation that reduces it."""
@@ -78,19 +75,31 @@ class RankStats:
             "most_micro_batches": (self.num_micro_batches, MAX),
             "empty_positions": (self.empty_positions, MAX),
             "error": (self.error is not None, MAX),
-            "data_wait_us": (int(self.data_wait_s * MICRO), MAX),
-            "memory_bytes": (self.memory_bytes, MAX),
-            "stop": (self.stop, MAX),
-            "save": (self.save, MAX),
-            "has_times": (self.times is not None, MAX),
             **{f"examples/{name}": (count, SUM) for name, count in self.examples.items()},
             **{f"components/{name}": (count, SUM) for name, count in self.components.items()},
         }
 
 
 @dataclass
+class RankReport:
+    """The report of one rank of a step."""
+
+    data_wait_s: float = 0.0
+    memory_bytes: int = 0
+    stop: bool = False
+    """A signal requests to end the run after this step."""
+    save: bool = False
+    """A checkpoint is due after this step."""
+    times: RankTimes | None = None
+    """Times of the previous step; None where there was none."""
+
+
+@dataclass
 class StepStats:
-    """The statistics of a step, the same on every rank: sums over the global batch, and maxima over all ranks."""
+    """The statistics of a step, the same on every rank: sums over the global batch, and maxima over all ranks.
+
+    Those that ranks report (`RankReport`) are 0 until `PendingReports` adds them.
+    """
 
     num_micro_batches: int
     """The maximum over ranks; ranks with fewer add empty ones."""
@@ -98,11 +107,11 @@ class StepStats:
     encoder_tokens: int
     images: int
     examples: dict[str, int]
-    data_wait_s: float
-    memory_bytes: int
-    stop: bool
-    save: bool
-    skipped: dict[str, int]
+    data_wait_s: float = 0.0
+    memory_bytes: int = 0
+    stop: bool = False
+    save: bool = False
+    skipped: dict[str, int] = field(default_factory=dict)
     components: dict[str, int] = field(default_factory=dict)
     times: Tensor = field(default_factory=lambda: no_times(), compare=False)
     """float64 [ranks, 3], each rank's `RankTimes` of the previous step; [0, 3] where there was none."""
@@ -114,9 +123,9 @@ class StepStats:
 
 
 class SkipCauses:
-    """List the causes of skipped records, so that all ranks count each at the same place of their message.
+    """List the causes of skipped records, so that all leaders count each at the same place of their message.
 
-    The list grows on all ranks alike. The first step in which a rank skips a record for a new cause has a second
+    The list grows on all of them alike. The first step in which one skips a record for a new cause has a second
     exchange, of objects. Once the list is full (`MOST_CAUSES`), a new cause counts among its source's other causes.
     """
 
@@ -131,10 +140,10 @@ class SkipCauses:
             counts[name] += count
         return listed, dict(new)
 
-    def add(self, new: Mapping[str, int]) -> dict[str, int]:
-        """List the new causes of all ranks, and return their counts summed over ranks; a collective."""
+    def add(self, new: Mapping[str, int], group: dist.ProcessGroup) -> dict[str, int]:
+        """List the new causes of all ranks of a group, and return the sum of their counts; a collective of it."""
         counts = Counter[str]()
-        for cause, count in sorted(item for own in gather_objects([new]) for item in own.items()):
+        for cause, count in sorted(item for own in gather_objects([new], group) for item in own.items()):
             name = self._name(cause)
             self.names.setdefault(name)
             counts[name] += count
@@ -147,10 +156,10 @@ class SkipCauses:
         return f"{cause.partition('/')[0]}/{OTHER_CAUSES}"
 
 
-def reduce_stats(own: RankStats, causes: SkipCauses, layout: Layout) -> StepStats:
-    """Return the statistics of a step over all ranks; a collective.
+def reduce_stats(own: RankStats, causes: SkipCauses, leaders: dist.ProcessGroup) -> StepStats:
+    """Return the statistics of a step's rows over all replicas; a collective of their leaders.
 
-    Raises ReadingStopped on every rank where reading ended on one, so that no rank waits for one that has left.
+    Raises ReadingStopped on every leader where reading ended on one, so that none waits for one that has left.
     """
     listed, new = causes.split(own.skipped)
     table = {
@@ -158,14 +167,13 @@ def reduce_stats(own: RankStats, causes: SkipCauses, layout: Layout) -> StepStat
         **{f"skipped/{cause}": (count, SUM) for cause, count in listed.items()},
         "has_new_causes": (bool(new), MAX),
     }
-    found, times = all_reduce(table, [int(seconds * MICRO) for seconds in astuple(own.times or RankTimes())], layout)
+    found = all_reduce(table, leaders)
     if found["error"]:
-        raise_everywhere(own.error)
+        raise_everywhere(own.error, leaders)
     skipped = Counter({cause: found[f"skipped/{cause}"] for cause in listed})
     if found["has_new_causes"]:
-        replica_size = layout.world_size // layout.data_parallel_size
-        skipped.update({cause: count // replica_size for cause, count in causes.add(new).items()})
-    added = found["most_micro_batches"] * layout.data_parallel_size - found["num_micro_batches"]
+        skipped.update(causes.add(new, leaders))
+    added = found["most_micro_batches"] * leaders.size() - found["num_micro_batches"]
     return StepStats(
         num_micro_batches=found["most_micro_batches"],
         num_targets=found["num_targets"],
@@ -177,34 +185,55 @@ def reduce_stats(own: RankStats, causes: SkipCauses, layout: Layout) -> StepStat
         positions=found["positions"] + added * found["empty_positions"],
         added_micro_batches=added,
         skipped={cause: count for cause, count in sorted(skipped.items()) if count},
-        data_wait_s=found["data_wait_us"] / MICRO,
-        memory_bytes=found["memory_bytes"],
-        stop=bool(found["stop"]),
-        save=bool(found["save"]),
-        times=times.double() / MICRO if found["has_times"] else no_times(),
     )
 
 
-def all_reduce(table: Table, per_rank: Sequence[int], layout: Layout) -> tuple[dict[str, int], Tensor]:
-    """Return each number of `table` reduced over all ranks, and every rank's `per_rank`, int64 [ranks, n].
+def all_reduce(table: Table, group: dist.ProcessGroup) -> dict[str, int]:
+    """Return each number of `table` reduced over a group; a collective of it.
 
-    A collective of one sum: each rank fills only its own row of `rows`, so that their sum holds the numbers of every
-    rank, and their maxima. All ranks must list the same names in the same order.
+    It is one sum: each rank fills only its own row of `rows`, so that their sum holds the numbers of every rank, and
+    their maxima. All ranks must list the same names in the same order.
     """
     sums = {name: int(number) for name, (number, operation) in table.items() if operation is SUM}
     maxima = {name: int(number) for name, (number, operation) in table.items() if operation is MAX}
-    row = torch.tensor([*per_rank, *maxima.values()], dtype=torch.int64)
-    rows = torch.zeros(layout.world_size, len(row), dtype=torch.int64)
-    rows[layout.rank] = row
-    message = torch.cat([rows.flatten(), torch.tensor(list(sums.values()), dtype=torch.int64)]).to(layout.device)
-    if layout.world_size > 1:
-        dist.all_reduce(message)
-    rows, totals = message.cpu().split([rows.numel(), len(sums)])
-    rows = rows.view(layout.world_size, len(row))
-    totals = totals // (layout.world_size // layout.data_parallel_size)  # each rank of a replica counts the same rows
-    most = rows[:, len(per_rank) :].amax(0)
-    reduced = dict(zip([*sums, *maxima], [*totals.tolist(), *most.tolist()], strict=True))
-    return reduced, rows[:, : len(per_rank)]
+    rows = torch.zeros(group.size(), len(maxima), dtype=torch.int64)
+    rows[group.rank()] = torch.tensor(list(maxima.values()), dtype=torch.int64)
+    message = torch.cat([rows.flatten(), torch.tensor(list(sums.values()), dtype=torch.int64)])
+    if group.size() > 1:
+        sum_over(message, group)
+    rows, totals = message.split([rows.numel(), len(sums)])
+    most = rows.view(group.size(), len(maxima)).amax(0)
+    return dict(zip([*sums, *maxima], [*totals.tolist(), *most.tolist()], strict=True))
+
+
+class PendingReports:
+    """Exchange the reports of all ranks while the step computes; a collective that begins here.
+
+    A message of the host, so that it waits for no GPU.
+    """
+
+    def __init__(self, own: RankReport, layout: Layout) -> None:
+        numbers = [int(own.data_wait_s * MICRO), own.memory_bytes, own.stop, own.save, own.times is not None]
+        times = [int(seconds * MICRO) for seconds in astuple(own.times or RankTimes())]
+        row = torch.tensor([*map(int, numbers), *times], dtype=torch.int64)
+        self._rows = torch.zeros(layout.world_size, len(row), dtype=torch.int64)  # each rank fills its own
+        self._rows[layout.rank] = row
+        self._work = dist.all_reduce(self._rows, async_op=True) if layout.world_size > 1 else None
+
+    def add_to(self, stats: StepStats) -> StepStats:
+        """Wait for the reports, and return the statistics with them."""
+        if self._work is not None:
+            self._work.wait()
+        reports, times = self._rows.split([self._rows.shape[1] - NUM_TIMES, NUM_TIMES], dim=1)
+        data_wait_us, memory_bytes, stop, save, has_times = reports.amax(0).tolist()
+        return replace(
+            stats,
+            data_wait_s=data_wait_us / MICRO,
+            memory_bytes=memory_bytes,
+            stop=bool(stop),
+            save=bool(save),
+            times=times.double() / MICRO if has_times else no_times(),
+        )
 
 
 def no_times() -> Tensor:
@@ -212,9 +241,9 @@ def no_times() -> Tensor:
     return torch.zeros(0, NUM_TIMES, dtype=torch.float64)
 
 
-def raise_everywhere(own: ReadingStopped | ConfigurationError | None) -> None:
-    """Raise the error of the lowest rank that has one, on every rank; a collective."""
-    for error in filter(None, gather_objects([own])):
+def raise_everywhere(own: ReadingStopped | ConfigurationError | None, group: dist.ProcessGroup | None = None) -> None:
+    """Raise the error of the lowest rank that has one, on every rank of a group (the world); a collective of it."""
+    for error in filter(None, gather_objects([own], group)):
         if isinstance(error, ReadingStopped):
             error.alone = False
         raise error

@@ -19,8 +19,9 @@ from train.config import RunConfig
 from train.run.metrics_file import Line
 from train.step.metrics import losses
 from train.step.predict import predictions
-from train.step.reader import ReplicaReader, StepReader
+from train.step.reader import ReplicaReader
 from train.step.reduction import gather_to_main
+from train.step.step_reader import StepReader
 from train.step.task_validation import TaskValidation
 
 SPLIT = "validation"
@@ -61,11 +62,10 @@ class Validation:
         examples, skipped = Counter[str](), Counter[str]()
         for step in range(1, self.config.steps + 1):
             beat(f"validation loss, batch {step} of {self.config.steps}")
-            data = self.step_reader.read(step)
-            stats = self.step_reader.reduce(data)
-            examples.update(stats.components)
-            skipped.update(stats.skipped)
-            totals.append(engine.evaluate(self.step_reader.fill(data, stats)))
+            read = self.step_reader.read(step)
+            examples.update(read.stats.components)
+            skipped.update(read.stats.skipped)
+            totals.append(engine.evaluate(self.step_reader.fill(read)))
         self.warnings = self.without_examples(examples, skipped)
         return losses(add(totals), NAMES, "validation/")
 

@@ -1,6 +1,6 @@
 """Which ranks form groups, how many groups a world makes, and that warming them up blocks nobody."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,15 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from parallel import process_groups
 from parallel.config import ParallelConfig
-from parallel.process_groups import end_groups, group_ranks, start_groups, sum_over, warm_up
+from parallel.process_groups import (
+    ReadingGroups,
+    end_groups,
+    group_ranks,
+    start_groups,
+    start_reading_groups,
+    sum_over,
+    warm_up,
+)
 
 DEGREES = [(1, 1, 4), (2, 1, 2), (1, 4, 1), (2, 2, 2), (4, 2, 3), (2, 3, 4), (8, 1, 1)]  # tensor, pipeline, data
 MEGATRON = {"tensor": "tp", "pipeline": "pp", "data": "dp", "model": "tp-pp", "stage": "tp-dp"}
@@ -70,6 +78,45 @@ def test_a_thousand_ranks_make_only_the_groups_that_they_use(
     assert groups["model"].size() == config.replica_size and groups["model"].rank() == 5 % config.tensor
     for kind, lists in group_ranks(config, 1024).items():
         assert dist.get_process_group_ranks(groups[kind]) == list(next(ranks for ranks in lists if 5 in ranks))
+
+
+@pytest.mark.parametrize(
+    ("parallel", "rank", "calls", "peers"),
+    [
+        ({"tensor": 4}, 5, 256 + 1, [3]),
+        ({"tensor": 4}, 8, 256 + 1, [3, 255]),
+        ({}, 5, 1, [1023]),  # every rank leads a replica of its own
+    ],
+    ids=str,
+)
+def test_reading_ahead_has_groups_of_the_replica_and_of_all_leaders(
+    parallel: dict[str, int],
+    rank: int,
+    calls: int,
+    peers: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    fresh_world: None,
+) -> None:
+    config = ParallelConfig(**parallel)
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=1024)
+    made: list[tuple[int, ...]] = []
+    new_group = dist.new_group
+
+    def counting(ranks: Sequence[int], timeout: Any, backend: str) -> Any:
+        assert backend == "gloo"
+        made.append(tuple(ranks))
+        return new_group(list(ranks), timeout, "fake")
+
+    monkeypatch.setattr(dist, "new_group", counting)
+    alone: Any = object()
+    leads = rank % config.replica_size == 0
+    own = ReadingGroups(alone, alone if leads else None)
+    replica, leaders = start_reading_groups(config, rank, 1024, own)
+    assert len(made) == calls and [len(ranks) - 1 for ranks in made if rank in ranks] == peers
+    assert (replica is alone) == (config.replica_size == 1)
+    assert (leaders is not None) == leads
+    if leaders is not None:
+        assert dist.get_process_group_ranks(leaders) == list(range(0, 1024, config.replica_size))
 
 
 @dataclass(eq=False)

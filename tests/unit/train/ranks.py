@@ -47,9 +47,12 @@ class Ranks:
             thread.join(DEADLINE_S)
         return results
 
-    def all_reduce(self, tensor: torch.Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None) -> None:
+    def all_reduce(
+        self, tensor: torch.Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False
+    ) -> Any:
         everyone = torch.stack(self._exchange("all_reduce", tensor.clone()))
         tensor.copy_(everyone.amax(0) if op == dist.ReduceOp.MAX else everyone.sum(0))
+        return SimpleNamespace(wait=lambda: None) if async_op else None
 
     def all_gather_object(self, into: list[Any], item: Any, group: Any = None) -> None:
         into[:] = self._exchange("all_gather_object", item)
@@ -72,8 +75,21 @@ class Ranks:
         return everyone
 
 
-def layout(rank: int = 0, world_size: int = 1, replicas: int | None = None) -> Any:
-    """A rank's layout, as far as a reduction reads it; by default each rank is a replica."""
+def group(rank: int = 0, size: int = 1) -> Any:
+    """A group that sends tensors of the host, as far as a reduction reads it."""
+    return SimpleNamespace(rank=lambda: rank, size=lambda: size, _device_types=[torch.device("cpu")])
+
+
+def layout(rank: int = 0, world_size: int = 1) -> Any:
+    """A rank's layout, as far as a reduction reads it; each rank is a replica."""
+    groups = SimpleNamespace(replica=group(), leaders=group(rank, world_size))
     return SimpleNamespace(
-        rank=rank, world_size=world_size, data_parallel_size=replicas or world_size, device=torch.device("cpu")
+        rank=rank,
+        world_size=world_size,
+        data_parallel_rank=rank,
+        data_parallel_size=world_size,
+        device=torch.device("cpu"),
+        is_replica_leader=True,
+        reading_groups=groups,
+        background_reading_groups=groups,
     )

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from common.errors import EXIT_HUNG, PeerLost
+from common.progress import waiting_for
 from train.health.device_queue import DeviceQueue
 from train.health.heartbeat import Heartbeat, Heartbeats, published
 from train.health.watchdog import Watchdog, connection_error, describe, is_reporter, verdict
@@ -207,6 +208,24 @@ def test_a_rank_whose_gpu_has_unfinished_work_waits_and_one_whose_gpu_is_idle_do
         watchdog.beat("step 7, update")
         frame, waits = watchdog._describe_own()
     assert set(recorded) == {threading.get_ident()} and "watchdog.py" in frame and waits == (not done)
+
+
+def test_a_rank_is_where_the_thread_is_that_it_waits_for(tmp_path: Path) -> None:
+    """A thread reads ahead: it reads, or waits for other ranks; the thread of the run waits for it in both cases."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def reads_ahead() -> None:
+        begun.set()
+        ended.wait()
+
+    thread = threading.Thread(target=reads_ahead)
+    thread.start()
+    begun.wait()
+    with Watchdog(600, tmp_path) as watchdog:
+        with waiting_for(thread.ident):
+            assert "in reads_ahead" in watchdog._describe_own()[0]
+        assert "in reads_ahead" not in watchdog._describe_own()[0]
+    ended.set()
 
 
 @pytest.mark.parametrize(("world_size", "reporters"), [(1, [0]), (5, [0, 1, 2, 4]), (9, [0, 1, 2, 4, 8])])

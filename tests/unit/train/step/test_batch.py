@@ -11,10 +11,11 @@ from common.errors import ConfigurationError, StorageFailed
 from data.error_budget import ErrorBudgetExceeded
 from data.packing import Rows, RowShape, empty_rows, micro_batches
 from data.stream import StepData
-from tests.unit.train.ranks import layout
+from tests.unit.train.ranks import group, layout
 from train.step.batch import rank_stats
-from train.step.reader import StepReader, open_on_all_ranks, read_and_broadcast
+from train.step.reader import open_on_all_ranks
 from train.step.reduction import RankStats, SkipCauses, in_lockstep, reduce_stats
+from train.step.step_reader import StepReader
 
 TOKENS_PER_IMAGE = 4
 SHAPE = RowShape(
@@ -35,8 +36,7 @@ def reader(rows: list[Rows], multiple: int, device: str = "cpu", pipeline: int =
     )
     own = layout()
     own.device = torch.device(device)
-    own.is_replica_leader = True
-    arrays = SimpleNamespace(read=lambda step: StepData(rows, []), convert_ahead=lambda convert: False)
+    arrays = SimpleNamespace(read=lambda step: StepData(rows, []), prefetch=0)
     return StepReader(config, own, arrays)  # type: ignore[arg-type]
 
 
@@ -50,14 +50,12 @@ def test_computed_positions_are_counted(multiple: int, positions: int, of_an_emp
         rows["encoder_segments"][row, :text] = 1
         rows["decoder_segments"][row, :target] = 1
     one = reader(micro_batches(rows, 2, SHAPE), multiple, dropout_rate=0.1)  # else a CPU joins the rows
-    data = one.read(1)
-    own = rank_stats(data, one.empty, one.config)
+    read = one.read(1)
+    own = rank_stats(read.data, one.empty, one.config)
     assert (own.positions, own.empty_positions) == (positions, of_an_empty_one)
     assert (own.encoder_tokens, own.num_targets, own.images) == (16, 6, 0)
-    one.layout.device = CPU
-    stats = one.reduce(data)
-    assert stats.positions == positions and stats.added_micro_batches == 0
-    filled = one.fill(data, replace(stats, num_micro_batches=5))
+    assert read.stats.positions == positions and read.stats.added_micro_batches == 0
+    filled = one.fill(replace(read, stats=replace(read.stats, num_micro_batches=5)))
     assert sum(batch.num_positions for batch in filled) == positions + 3 * of_an_empty_one
     assert [batch.num_targets for batch in filled] == [5, 1, 0, 0, 0]
 
@@ -68,7 +66,7 @@ def test_lengths_on_a_gpu_are_whole_blocks_of_its_kernels(device: str, lengths: 
     shape = replace(SHAPE, encoder_length=640)
     rows = empty_rows(1, shape)
     rows["encoder_segments"][0, :140] = rows["decoder_segments"][0, :9] = 1
-    (batch,) = reader([rows], 16, device, dropout_rate=0.1).read(1).micro_batches
+    (batch,) = reader([rows], 16, device, dropout_rate=0.1).read(1).data.micro_batches
     assert (batch.encoder_tokens.shape[1], batch.decoder_tokens.shape[1]) == lengths
 
 
@@ -82,29 +80,16 @@ def test_rows_are_joined_where_that_only_saves_time(dropout_rate: float, pipelin
         packed["encoder_segments"][:, 10 * segment - 10 : 10 * segment] = segment
         packed["decoder_segments"][:, 3 * segment - 3 : 3 * segment] = segment
     one = reader([packed], 8, device, pipeline, dropout_rate)
-    data = one.read(1)
+    data = one.read(1).data
     assert data.micro_batches[0].num_rows == rows
     assert rank_stats(data, one.empty, one.config).encoder_tokens == 80
-
-
-def test_a_source_over_its_budget_is_raised_as_ranks_reduce() -> None:
-    def read() -> StepData[Rows]:
-        raise ErrorBudgetExceeded("most are in shard x.tar")
-
-    own: Any = SimpleNamespace(is_replica_leader=True, model_group=SimpleNamespace(size=lambda: 1))
-    one = reader([], 8)
-    one.reader.read = lambda step: read_and_broadcast(read, own)
-    data = one.read(1)
-    assert isinstance(data.error, ErrorBudgetExceeded) and not data.micro_batches
-    with pytest.raises(ErrorBudgetExceeded, match=r"shard x\.tar"):
-        one.reduce(data)
 
 
 def test_a_disk_that_fails_on_one_rank_ends_all_alike_and_one_of_them_prints_it() -> None:
     failed = StorageFailed("/data/x.tar: Input/output error")
     assert failed.alone
     with pytest.raises(StorageFailed, match="Input/output") as raised:
-        reduce_stats(RankStats(error=failed), SkipCauses(), layout())
+        reduce_stats(RankStats(error=failed), SkipCauses(), group())
     assert not raised.value.alone
 
 
@@ -123,6 +108,6 @@ def test_batches_come_until_one_cannot_be_read() -> None:
 def test_all_ranks_raise_what_one_raises_as_it_opens_its_shards(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.step.reduction.gather_objects", lambda own: [*own, error])
+    monkeypatch.setattr("train.step.reduction.gather_objects", lambda own, group: [*own, error])
     with pytest.raises(type(error), match=str(error)):
         open_on_all_ranks(lambda: SimpleNamespace())  # type: ignore[arg-type, return-value]

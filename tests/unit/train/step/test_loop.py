@@ -20,6 +20,7 @@ from model.batch import MicroBatch
 from model.loss import LossTotals
 from model.pali import plan_on_meta
 from parallel.checkpoint.checkpointer import Checkpointer, NotFinite, SaveFailed, SaveStalled
+from tests.unit.train.ranks import layout
 from train.config import CheckpointConfig, GuardConfig, Phase, RunConfig, RunSettings, ScheduleConfig
 from train.phases import Span
 from train.run.checkpoints import RunCheckpoints
@@ -58,8 +59,7 @@ class FakeEngine:
 
 
 class FakeReader:
-    def convert_ahead(self, convert: Any) -> bool:
-        return False
+    prefetch = 0
 
     def read(self, step: int) -> StepData[Rows]:
         rows, _ = pack([], SHAPE)
@@ -82,15 +82,7 @@ def loop(
         checkpoints=SimpleNamespace(save_due=lambda: False, settle=lambda: None, not_finite=lambda engine: None),
         signals=SimpleNamespace(requested=False),
         records=SimpleNamespace(note=lambda text: None),
-        layout=SimpleNamespace(
-            data_parallel_rank=0,
-            data_parallel_size=1,
-            tensor_parallel_rank=0,
-            is_replica_leader=True,
-            rank=0,
-            world_size=1,
-            device=torch.device("cpu"),
-        ),
+        layout=layout(),
     )  # fmt: skip
     run.skipped_batches = SkippedBatches()
     run.records.alert = lambda title, text: run.alerts.append(title)

@@ -8,11 +8,11 @@ import torch
 
 from data.objectives import NAMES
 from model.loss import LossTotals
-from tests.unit.train.ranks import layout
+from tests.unit.train.ranks import group, layout
 from train.health.memory import GIB
 from train.health.stragglers import RankTimes
 from train.step.metrics import StepMetrics, losses
-from train.step.reduction import RankStats, SkipCauses, StepStats, reduce_stats
+from train.step.reduction import PendingReports, RankReport, RankStats, SkipCauses, StepStats, reduce_stats
 
 OBJECTIVES = ("ocr", "vqa", "vqg")
 TOTALS = LossTotals(*torch.tensor([[4.0, 6.0, 0.0], [0.4, 0.2, 0.0], [1.0, 3.0, 0.0], [4.0, 6.0, 0.0]]))
@@ -60,12 +60,13 @@ def test_speeds_and_sizes_carry_their_units() -> None:
 
 def test_one_process_agrees_with_itself() -> None:
     examples = {"ocr": 1, "vqa": 2, "vqg": 0}
-    own = RankStats(3, 10, 90, 3, examples, truncated=2, data_wait_s=0.5, memory_bytes=7, stop=True, skipped={"a/b": 1})
-    stats = reduce_stats(own, SkipCauses(), layout())
+    own = RankStats(3, 10, 90, 3, examples, truncated=2, skipped={"a/b": 1})
+    report = RankReport(data_wait_s=0.5, memory_bytes=7, stop=True)
+    stats = PendingReports(report, layout()).add_to(reduce_stats(own, SkipCauses(), group()))
     assert stats == StepStats(3, 10, 90, 3, examples, 0.5, 7, True, False, {"a/b": 1}, truncated=2)
     assert stats.times.shape == (0, 3)
 
 
 def test_times_of_all_ranks_are_sent_in_whole_microseconds() -> None:
-    own = RankStats(1, 1, 1, 1, {"ocr": 1}, times=RankTimes(1.5, 0.25, 0.125))
-    assert reduce_stats(own, SkipCauses(), layout()).times.tolist() == [[1.5, 0.25, 0.125]]
+    reports = PendingReports(RankReport(times=RankTimes(1.5, 0.25, 0.125)), layout())
+    assert reports.add_to(STATS).times.tolist() == [[1.5, 0.25, 0.125]]

@@ -1,37 +1,45 @@
-"""Statistics are reduced over four simulated ranks that form one, two or four replicas, compared by value."""
+"""Statistics are reduced over one, two or four simulated leaders of replicas, compared by value."""
 
 import pytest
 import torch
 
 from data.error_budget import ErrorBudgetExceeded
 from data.stream import StepData
-from tests.unit.train.ranks import Ranks, layout
+from tests.unit.train.ranks import Ranks, group, layout
 from train.health.stragglers import RankTimes
 from train.step import reduction
-from train.step.reduction import RankStats, SkipCauses, StepStats, gather_to_main, in_lockstep, reduce_stats
+from train.step.reduction import (
+    PendingReports,
+    RankReport,
+    RankStats,
+    SkipCauses,
+    StepStats,
+    gather_to_main,
+    in_lockstep,
+    reduce_stats,
+)
 
 CPU = torch.device("cpu")
 WORLD = 4
-# The data that each replica read. All ranks of a replica count the same.
+# The data that each replica read.
 READ = [
     RankStats(
         num_micro_batches=2 + number, num_targets=10 + number, encoder_tokens=100 + number, images=3 + number,
         examples={"ocr": 1, "vqa": number}, components={"a": number, "b": 2, "c": 0}, truncated=number,
         positions=1000 * (2 + number), empty_positions=500,
         skipped={"webli/no text": 1 + number} | ({"cc3m/broken": 7} if number == 1 else {}),
-        data_wait_s=0.5 * number, memory_bytes=2**40 + number,
     )
     for number in range(WORLD)
 ]  # fmt: skip
 
 
 def reduced(monkeypatch: pytest.MonkeyPatch, replicas: int, rounds: int = 1) -> tuple[list[list[StepStats]], Ranks]:
-    """Return the result of every rank in each of `rounds` steps; ranks of a replica are consecutive."""
-    ranks = Ranks(WORLD, monkeypatch)
+    """Return the result of every leader in each of `rounds` steps."""
+    ranks = Ranks(replicas, monkeypatch)
 
     def steps(rank: int) -> list[StepStats]:
-        causes, own = SkipCauses(), layout(rank, WORLD, replicas)
-        return [reduce_stats(READ[rank * replicas // WORLD], causes, own) for _ in range(rounds)]
+        causes, own = SkipCauses(), group(rank, replicas)
+        return [reduce_stats(READ[rank], causes, own) for _ in range(rounds)]
 
     results = ranks.run(steps)
     assert all(isinstance(each, list) for each in results), results
@@ -39,7 +47,7 @@ def reduced(monkeypatch: pytest.MonkeyPatch, replicas: int, rounds: int = 1) -> 
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 4])
-def test_sums_are_of_the_global_batch_and_maxima_of_all_ranks(monkeypatch: pytest.MonkeyPatch, replicas: int) -> None:
+def test_sums_are_of_the_global_batch_and_maxima_of_replicas(monkeypatch: pytest.MonkeyPatch, replicas: int) -> None:
     read = READ[:replicas]
     added = sum(read[-1].num_micro_batches - each.num_micro_batches for each in read)
     expected = StepStats(
@@ -50,16 +58,12 @@ def test_sums_are_of_the_global_batch_and_maxima_of_all_ranks(monkeypatch: pytes
         examples={"ocr": replicas, "vqa": sum(range(replicas))},
         components={"a": sum(range(replicas)), "b": 2 * replicas, "c": 0},
         truncated=sum(range(replicas)),
-        data_wait_s=0.5 * (replicas - 1),
-        memory_bytes=2**40 + replicas - 1,
-        stop=False,
-        save=False,
         skipped=({"cc3m/broken": 7} if replicas > 1 else {}) | {"webli/no text": sum(range(1, replicas + 1))},
         positions=sum(each.positions for each in read) + added * 500,
         added_micro_batches=added,
     )
     results, _ = reduced(monkeypatch, replicas)
-    assert results == [[expected]] * WORLD
+    assert results == [[expected]] * replicas
 
 
 def test_only_a_new_cause_needs_a_second_exchange_and_no_count_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +77,7 @@ def test_the_table_of_causes_is_bounded_and_counts_the_rest_by_source(monkeypatc
     ranks = Ranks(2, monkeypatch)
 
     def steps(rank: int) -> list[dict[str, int]]:
-        causes, own = SkipCauses(), layout(rank, 2)
+        causes, own = SkipCauses(), group(rank, 2)
         skipped = [{f"webli/{rank} {step}": 1, "cc3m/same": 2} for step in range(4)]
         return [reduce_stats(RankStats(skipped=each), causes, own).skipped for each in skipped]
 
@@ -85,18 +89,27 @@ def test_the_table_of_causes_is_bounded_and_counts_the_rest_by_source(monkeypatc
     assert ranks.calls["all_gather_object"] == 2
 
 
+def reported(rank: int, own: RankReport) -> StepStats:
+    """Return statistics with the reports of two ranks."""
+    return PendingReports(own, layout(rank, 2)).add_to(StepStats(1, 1, 1, 1, {}))
+
+
 def test_one_rank_that_stops_or_saves_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("stop", "save"):
-        found = Ranks(2, monkeypatch).run(
-            lambda rank, name=name: reduce_stats(RankStats(**{name: rank == 1}), SkipCauses(), layout(rank, 2))
-        )
+        found = Ranks(2, monkeypatch).run(lambda rank, name=name: reported(rank, RankReport(**{name: rank == 1})))
         assert [(each.stop, each.save) for each in found] == [(name == "stop", name == "save")] * 2  # type: ignore
+
+
+def test_the_fullest_rank_and_the_longest_wait_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = Ranks(2, monkeypatch)
+    found = ranks.run(lambda rank: reported(rank, RankReport(0.5 * rank, 2**40 - rank)))
+    assert [(each.data_wait_s, each.memory_bytes) for each in found] == [(0.5, 2**40)] * 2  # type: ignore[union-attr]
+    assert ranks.calls == {"all_reduce": 1}
 
 
 def test_times_are_sent_in_whole_microseconds_by_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     def times(rank: int) -> torch.Tensor:
-        own = RankTimes(1.5 + rank, 0.25, 0.125)
-        return reduce_stats(RankStats(times=own), SkipCauses(), layout(rank, 2)).times
+        return reported(rank, RankReport(times=RankTimes(1.5 + rank, 0.25, 0.125))).times
 
     for found in Ranks(2, monkeypatch).run(times):
         assert found.tolist() == [[1.5, 0.25, 0.125], [2.5, 0.25, 0.125]]  # type: ignore[union-attr]
@@ -106,7 +119,7 @@ def test_an_error_of_one_rank_is_raised_on_all(monkeypatch: pytest.MonkeyPatch) 
     def step(rank: int) -> StepStats:
         error = ErrorBudgetExceeded("most are in shard x.tar") if rank == 2 else None
         own = RankStats(examples={"ocr": 1, "vqa": 1}, error=error)
-        return reduce_stats(own, SkipCauses(), layout(rank, WORLD))
+        return reduce_stats(own, SkipCauses(), group(rank, WORLD))
 
     errors = Ranks(WORLD, monkeypatch).run(step)
     assert [(type(each), str(each)) for each in errors] == [(ErrorBudgetExceeded, "most are in shard x.tar")] * WORLD
