@@ -74,6 +74,13 @@ class MicroBatch:
                 setattr(moved, name, getattr(self, name).to_device(own.queries, own.keys))
         return moved
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of a copy on a GPU until a stream has used it, where another stream has copied."""
+        tensors = [getattr(self, name) for name in (*ARRAYS, "target_positions")]
+        tensors += [mask.host_blocks.packed for mask in (self.encoder_mask, self.decoder_mask, self.cross_mask)]
+        for tensor in tensors:
+            tensor.record_stream(stream)
+
     def seeded(self, seed: int) -> "MicroBatch":
         """Return a copy whose dropout is a function of `seed`; it keeps the masks that are computed already."""
         seeded = copy(self)

@@ -19,6 +19,7 @@ from model.layers import parameter_info, parameter_parts
 from model.loss import LossTotals
 from model.pali import PaLI
 from model.weights.big_vision import flax_layouts
+from parallel.copy_stream import CopyStream
 from parallel.layout import Layout
 from parallel.optimizer.base import Shard, ShardedOptimizer
 from parallel.pipeline.decoder import PipelineDecoder
@@ -42,6 +43,7 @@ class Engine(ABC):
         """Take this rank's filled units; the optimizer has no state until `bind_optimizer`."""
         self.blueprint, self.layout, self.model = blueprint, blueprint.layout, model
         self.pipeline = Pipeline(blueprint, model, self.backward) if len(blueprint.stages) > 1 else None
+        self.copies = CopyStream(self.layout.device)
 
     @classmethod
     def prepare(cls, blueprint: Blueprint) -> ShardUnit:
@@ -203,7 +205,7 @@ class Engine(ABC):
     def _on_device(self, micro_batches: Sequence[MicroBatch]) -> list[MicroBatch]:
         """Copy to the device, with text lengths that sequence parallelism can divide."""
         multiple = self.layout.config.tensor if self.layout.config.sequence else 1
-        return [batch.padded(multiple).to(self.layout.device) for batch in micro_batches]
+        return self.copies.copy([batch.padded(multiple) for batch in micro_batches])
 
     def _reduce(self, totals: list[Tensor]) -> LossTotals:
         """Sum totals over micro-batches and data-parallel ranks; only the last stage of a pipeline gives any."""
