@@ -95,10 +95,11 @@ class MicroBatch:
             mask.host_blocks = mask.host_blocks.pinned()
         return locked
 
-    def trimmed(self, tokens_per_image: int, multiple: int = 1) -> "MicroBatch":
+    def trimmed(self, tokens_per_image: int, multiple: int = 1, pin: bool = False) -> "MicroBatch":
         """Remove unused image slots (one stays), and positions behind the longest row.
 
-        Lengths are rounded up to a `multiple`. For batches on the host: on a GPU, counting would wait for the device.
+        Lengths are rounded up to a `multiple`. `pin`: copy images to page-locked memory at once, so that `pinned` does
+        not copy them again. For batches on the host: on a GPU, counting would wait for the device.
         """
         encoder, decoder = (_longest(x, multiple) for x in (self.encoder_segments, self.decoder_segments))
         index = self.visual_index[:, :encoder]
@@ -106,8 +107,11 @@ class MicroBatch:
         used = slot[index >= 0].unique()
         new_slot = torch.zeros(max(len(self.images), 1), dtype=torch.long)
         new_slot[used] = torch.arange(len(used))
+        images = self.images[: max(len(used), 1)]  # no copy where all slots, or none, are used
+        if 0 < len(used) < len(self.images):
+            images = torch.index_select(self.images, 0, used, out=torch.empty_like(images, pin_memory=pin))
         return MicroBatch(
-            self.images[used] if len(used) else self.images[:1],
+            images,
             self.encoder_tokens[:, :encoder],
             self.encoder_segments[:, :encoder],
             torch.where(index >= 0, new_slot[slot] * tokens_per_image + token, -1),

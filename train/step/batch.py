@@ -25,6 +25,11 @@ def to_tensors(rows: Rows) -> MicroBatch:
     return MicroBatch.from_rows(cast(dict[str, np.ndarray], rows))
 
 
+def pins(device: torch.device) -> bool:
+    """Return whether tensors for a device are page-locked, so that copies to it run beside its work."""
+    return device.type == "cuda" and torch.cuda.is_available()
+
+
 def trim(batch: MicroBatch, config: RunConfig, device: torch.device) -> MicroBatch:
     """Drop image slots and trailing positions that no row uses; lengths become multiples of `data.trim_multiple`.
 
@@ -35,7 +40,7 @@ def trim(batch: MicroBatch, config: RunConfig, device: torch.device) -> MicroBat
     if config.data.trim_multiple == 0 or config.parallel.pipeline > 1:
         return batch
     multiple = config.data.trim_multiple if device.type == "cpu" else math.lcm(config.data.trim_multiple, BLOCK)
-    return batch.trimmed(config.vit.num_tokens(config.model.image_size), multiple)
+    return batch.trimmed(config.vit.num_tokens(config.model.image_size), multiple, pins(device))
 
 
 def compact(batch: MicroBatch, config: RunConfig, device: torch.device) -> MicroBatch:

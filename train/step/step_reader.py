@@ -4,8 +4,6 @@ import time
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import torch
-
 from common.errors import ReadingStopped
 from data.packing import Rows
 from data.stream import StepData
@@ -14,7 +12,7 @@ from parallel.layout import Layout
 from parallel.process_groups import ReadingGroups
 from train.config import RunConfig
 from train.step.ahead import Ahead
-from train.step.batch import compact, rank_stats, to_tensors
+from train.step.batch import compact, pins, rank_stats, to_tensors
 from train.step.reader import ReplicaReader, broadcast
 from train.step.reduction import SkipCauses, StepStats, reduce_stats
 
@@ -118,7 +116,7 @@ class StepReader:
         if self.empty is None and batches:
             self.empty = self._compact(batches[0].emptied())
         compacted = map(self._compact, batches)
-        pin = self.layout.device.type == "cuda" and torch.cuda.is_available()
+        pin = pins(self.layout.device)
         return StepData([b.pinned() if pin else b for b in compacted], rows.infos, rows.skipped, error=rows.error)
 
     def _compact(self, batch: MicroBatch) -> MicroBatch:

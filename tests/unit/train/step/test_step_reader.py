@@ -3,7 +3,11 @@
 import time
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.error_budget import ErrorBudgetExceeded
 from data.packing import Rows, empty_rows
@@ -35,6 +39,55 @@ def test_a_step_never_waits_for_the_device(waits: Waits) -> None:
     read = steps.read(1)
     assert PendingReports(RankReport(0.5), steps.layout).add_to(read.stats).data_wait_s == 0.5
     assert waits.lines == {}
+
+
+class Copies(TorchDispatchMode):
+    """Count the tensors of pixels that operators write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        shares = isinstance(found, Tensor) and any(
+            x.untyped_storage().data_ptr() == found.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)
+        )
+        if isinstance(found, Tensor) and found.dtype == torch.uint8 and not shares and "empty" not in str(func):
+            self.written.append(str(func))
+        return found
+
+
+@pytest.mark.parametrize("slots", [[0], [0, 1], [1], []])
+def test_pixels_are_copied_once_from_their_row_to_page_locked_memory(
+    slots: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory of the host takes the place of page-locked memory, which needs a GPU's driver."""
+    packed, locked = empty_rows(1, SHAPE), set[int]()
+    for slot in slots:
+        packed["images"][slot] = 7 + slot
+        packed["visual_index"][0, 4 * slot : 4 * slot + 4] = 4 * slot + np.arange(4)
+        packed["encoder_segments"][0, : 4 * slot + 4] = packed["decoder_segments"][0, :1] = 1
+    empty_like = torch.empty_like
+
+    def lock(x: Tensor) -> Tensor:
+        locked.add(x.data_ptr())
+        return x
+
+    def pinned(x: Tensor) -> Tensor:
+        return x if x.data_ptr() in locked else lock(x.clone())
+
+    monkeypatch.setattr("train.step.batch.pins", lambda device: True)
+    monkeypatch.setattr(step_reader, "pins", lambda device: True)
+    monkeypatch.setattr(torch, "empty_like", lambda x, pin_memory: lock(empty_like(x)))
+    monkeypatch.setattr(Tensor, "pin_memory", pinned)
+    steps = ahead(lambda step: StepData([packed], []), 0, "cuda")
+    steps.empty = reader([packed], 8).read(1).data.micro_batches[0]
+    with Copies() as copies:
+        (batch,) = steps.read(1).data.micro_batches
+    assert len(copies.written) == 1, copies.written
+    assert batch.images.data_ptr() in locked
+    assert batch.images[:, 0, 0, 0].tolist() == ([7 + slot for slot in slots] or [0])
 
 
 @pytest.mark.parametrize("prefetch", [0, 1])
