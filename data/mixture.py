@@ -116,15 +116,14 @@ class Component:
     def _count(self, number: int, skip: Skip) -> None:
         if skip.defect:
             shard, key = self.source.shard(number), self.source.key(number)
-            detail = f"record {key!r:.100}{f': {skip.detail}' if skip.detail else ''}"
-            self._ledger.count_defect(self.source.name, shard, skip.cause, detail)
+            self._ledger.count_defect(self.source.name, shard, skip.cause, f"record {key!r:.100}: {skip.detail}")
         else:
             self._ledger.count_skip(self.source.name, f"{self.objective}: {skip.cause}")
 
     def _pixels(self, number: int, at: tuple[int, int] | None, seed: int | None) -> NDArray[np.uint8]:
         content, data = self.source.image(number, at), self._data
         if content is None:  # the shard was replaced
-            raise Skip("missing image", defect=True)
+            raise Skip("missing image", defect=True, detail="no image file has its key")
         augment = None
         if seed is not None:
             rng = np.random.default_rng(seed)
@@ -214,7 +213,7 @@ class Component:
         one = () if item is None or not getattr(self._module, "ITEMS", False) else (item,)
         example = self._module.make(record.fields, rng, self._options, self._tokenizer, *one)
         if example.image and record.image is None:
-            raise Skip("missing image", defect=True)
+            raise Skip("missing image", defect=True, detail="no image file has its key")
         info = ExampleInfo(
             source=self.source.name,
             objective=self.objective,

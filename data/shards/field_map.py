@@ -22,6 +22,8 @@ def check_places(source: ShardSource, where: str) -> None:
     `where`: the key of the map, `data.fields.webli`. At most LOOKED_AT records are read, and one is where all names are
     right. A field that the index has found in any record is not missing; an alt_text may be a `caption`, though.
     """
+    if not source.options.fields:
+        return
     missing, names, number_read = dict(source.options.fields), Counter[str](), 0
     for record in _sample(source):
         missing = {name: place for name, place in missing.items() if not fields.holds(record, place)}
