@@ -18,6 +18,7 @@ from model.classifier import CLASSIFIERS
 from model.config import PaLIConfig
 from model.costs import Unit
 from model.dropout import seed_unit
+from model.initializers import draw_block
 from model.layers import Part, TensorParallel, parameter_parts
 from model.mt5 import Bridge, DecoderBlock, EncoderBlock, EncoderNorm, Head
 from model.vit import Patches, ViTBlock, ViTNorm
@@ -139,9 +140,7 @@ def initial_block(part: Part, seed: int) -> Tensor:
     """Return this rank's block of the initial value of a logical tensor, fp32 on the CPU."""
     digest = hashlib.sha256(f"{seed}/{part.name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    whole = torch.empty(part.shape, device="cpu")
-    part.initialize(whole, generator)
-    return whole[part.slices]
+    return draw_block(part.initialize, part.shape, part.slices, generator)
 
 
 def local_block(parameter: Tensor, part: Part) -> Tensor:
