@@ -127,6 +127,11 @@ class CheckpointFolder:
         found = (self._content(step).get("extra") for step in reversed(self.steps()))
         return next((extra for extra in found if isinstance(extra, dict)), {})
 
+    def frozen(self, step: int) -> list[str]:
+        """Return the logical tensors that were frozen when a step's checkpoint was saved."""
+        found = self._content(step).get("frozen")
+        return found if isinstance(found, list) else []
+
     def extra(self, step: int) -> dict[str, Any]:
         """Return `extra` of a step's checkpoint, {} if there is none that is legible."""
         found = self._content(step).get("extra")

@@ -1,7 +1,7 @@
 """Fill an engine with first weights, from files or from the checkpoint of another run."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +10,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, Notice
 from common.progress import beat
 from model.layers import Part, parameter_parts
 from model.weights.stored import Stored
@@ -22,6 +22,7 @@ from parallel.layout import Layout
 from parallel.shards import Rectangle
 
 Pieces = Sequence[tuple[Rectangle, Tensor]]
+ROUNDING = 2.0**-8  # of the largest value: more than bf16 rounds off, also where positions are resampled after it
 
 
 class FirstWeights(Protocol):
@@ -107,3 +108,40 @@ def load_first_weights(engine: Engine, sources: Sequence[FirstWeights]) -> None:
         source.check(engine.layout)
         source.fill([(r, values) for r, values in held if r.name in source.shapes], parts)
     engine.publish()
+
+
+@torch.no_grad()
+def thaw(engine: Engine, sources: Sequence[FirstWeights], frozen: Collection[str], where: str) -> None:
+    """Give weights that were `frozen` in the checkpoint `where`, and are trained now, their fp32 values again.
+
+    A checkpoint holds frozen weights in the compute precision; in bf16 training would begin with rounded values. They
+    are read anew from the first weights, rectangle by rectangle, and taken where rounding explains the difference: a
+    file may be another one by now. A Notice names a tensor that keeps its rounded values. A collective of all ranks.
+    """
+    plan = [(p, part) for p, part in parameter_parts(engine.blueprint.plan) if part.name in frozen]
+    thawed = {part.name: part for p, part in plan if p.requires_grad}
+    if not thawed or engine.blueprint.dtype == torch.float32:
+        return
+    held = [(r, r.view(shard.weights.detach())) for shard in engine.shards() for r in shard.rectangles]
+    rounded = {r.name for r, values in held if r.name in thawed and not _restore(r, values, sources, thawed[r.name])}
+    engine.publish()
+    everywhere = sorted(set(engine.layout.gather_objects(sorted(rounded)[:1])))
+    if everywhere and engine.layout.rank == 0:
+        warnings.warn(
+            f"{everywhere[0]} was frozen in {where}, and goes on from its values in bf16; set weights.* to the files "
+            "that the run began with, so that it goes on from those in fp32",
+            Notice,
+            stacklevel=2,
+        )
+
+
+def _restore(r: Rectangle, values: Tensor, sources: Sequence[FirstWeights], part: Part) -> bool:
+    """Copy a rectangle from the first source that has it, if it differs from `values` by rounding alone."""
+    found = torch.empty_like(values)
+    for source in sources:
+        if r.name in source.shapes:
+            source.fill([(r, found)], {r.name: part})
+            if bool((found - values).abs().max() <= ROUNDING * found.abs().max()):
+                values.copy_(found)
+                return True
+    return False

@@ -8,7 +8,7 @@ from common.errors import ConfigurationError, RunStopped, StorageFailed
 from data.tokenizer import checksum
 from model.finite import first_not_finite
 from parallel.checkpoint.checkpointer import Checkpointer, NotFinite, SaveFailed, SaveStalled
-from parallel.checkpoint.initial_weights import load_first_weights
+from parallel.checkpoint.initial_weights import load_first_weights, thaw
 from parallel.engine.base import Engine
 from parallel.layout import Layout
 from train.config import RunConfig, to_dict
@@ -48,6 +48,8 @@ class RunCheckpoints:
         """
         self.settle()
         found = self.checkpointer.load_latest(engine)
+        if found is not None:
+            self._thaw(engine, self.checkpointer, found[0])
         if found is None and self.config.run.initial is not None:
             found = self._load_initial(engine, self.config.run.initial)
         if found is None:
@@ -66,7 +68,13 @@ class RunCheckpoints:
         found = checkpointer.load_latest(engine, weights_only=not branch, only=only, read_only=True)
         if found is None:
             raise ConfigurationError(f"run.initial={initial} has no checkpoint; train it first.")
+        self._thaw(engine, checkpointer, found[0])
         return found if branch else None
+
+    def _thaw(self, engine: Engine, checkpointer: Checkpointer, step: int) -> None:
+        """Read weights that were frozen in a checkpoint, and are trained now, in fp32 from the first weights."""
+        frozen = self.layout.broadcast_from_main(lambda: checkpointer.frozen(step))
+        thaw(engine, sources(self.first), frozen, str(checkpointer.path(step)))
 
     def _initial_step(self, initial: str) -> int:
         step, mistake = self.layout.broadcast_from_main(lambda: _find_step(initial))

@@ -11,7 +11,7 @@ from common.errors import ConfigurationError
 from model.layers import Part
 from model.weights.stored import StoredTensor, open_tensors
 from parallel.checkpoint.checkpointer import Checkpointer
-from parallel.checkpoint.initial_weights import CheckpointWeights, FileWeights, load_first_weights
+from parallel.checkpoint.initial_weights import CheckpointWeights, FileWeights, load_first_weights, thaw
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import Launch
 from parallel.engine.base import Engine
@@ -62,6 +62,35 @@ def test_what_a_file_gives_is_not_drawn(layout: Layout, monkeypatch: pytest.Monk
     monkeypatch.setattr("model.pali.initial_block", drawing)
     made = build_engine(PALI, OptimizerConfig(), layout, given={NORM, POSITION})
     assert len(drawn) == len(set(drawn)) == len(weights(made)) - 2 and not {NORM, POSITION} & set(drawn)
+
+
+def test_a_frozen_tower_thaws_in_fp32(layout: Layout, tmp_path: Path) -> None:
+    """A checkpoint holds it in bf16; its file has fp32, and of one tensor other values by now."""
+    first = {
+        name: torch.randn(shape.shape) for name, shape in weights(build_engine(PALI, OptimizerConfig(), layout)).items()
+    }
+    first = {name: values for name, values in first.items() if name.startswith(("patches", "vit_block", "bridge.vit"))}
+    save_file(first, tmp_path / "vit.safetensors")
+    source = FileWeights(open_tensors(tmp_path / "vit.safetensors"))
+    frozen = build_engine(PALI, OptimizerConfig(), layout, precision="bf16", freeze=["patches.*", "vit_block_*"])
+    load_first_weights(frozen, [source])
+    checkpointer = Checkpointer(tmp_path / "checkpoints")
+    checkpointer.save(frozen, 4, {})
+    checkpointer.wait()
+    trained = build_engine(PALI, OptimizerConfig(), layout, precision="bf16", seed=5)
+    assert checkpointer.load_latest(trained) == (4, {})
+    rounded, names = weights(trained), checkpointer.frozen(4)
+    assert torch.equal(rounded[POSITION], first[POSITION].bfloat16().float())
+    other = "vit_block_0.mlp_in.hidden.weight"
+    changed = {**source.tensors, other: StoredTensor(first[other].shape, torch.float32, lambda: first[other] + 1)}
+    with pytest.warns(match=rf"{other} was frozen in there, and goes on from its values in bf16; set weights"):
+        thaw(trained, [FileWeights(changed)], names, "there")
+    after, computed = weights(trained), dict(trained.model.named_parameters())
+    for name, values in after.items():
+        is_thawed = name in names and name != other
+        assert torch.equal(values, first[name] if is_thawed else rounded[name]), name
+    assert torch.equal(computed[POSITION], first[POSITION].bfloat16())
+    assert not torch.equal(after[POSITION], rounded[POSITION]) and NORM not in names
 
 
 def test_weights_of_a_checkpoint(engine: Engine, layout: Layout, tmp_path: Path) -> None:
