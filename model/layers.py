@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.initializers import Initializer, ones, zeros
+from model.initializers import Initializer, zeros
 from model.megatron import (
     ColumnParallelLinear,
     ModelParallelConfig,
@@ -103,6 +103,20 @@ class TensorParallel:
         if not self.sequence:
             return copy_to_tensor_model_parallel_region(x, group=self.group) if partial_gradient else x
         return gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=partial_gradient, group=self.group)
+
+    def ungather(self, x: Tensor) -> Tensor:
+        """Undo `gather(x, partial_gradient=True)`: return x as before, whose whole gradient counts once over the ranks.
+
+        No collective: each rank takes its part of x and of the gradient, or rank 0 the gradient where x is not split.
+        """
+        if self.size == 1:
+            return x
+        if self.sequence:
+            return x.chunk(self.size)[self.rank]
+        x = x.view_as(x)
+        if x.requires_grad and self.rank:
+            x.register_hook(torch.zeros_like)
+        return x
 
 
 def join_group(module: nn.Module, group: Any) -> None:
@@ -223,7 +237,10 @@ def parameter_parts(module: nn.Module, name: str = "") -> Iterator[tuple[nn.Para
 
 
 class ColumnLinear(ColumnParallelLinear):
-    """Several linear maps of one input in one matrix product, their outputs split over the tensor-parallel ranks."""
+    """Several linear maps of one input in one matrix product, their outputs split over the tensor-parallel ranks.
+
+    `gathered`: the input is the result of `TensorParallel.gather` with a partial gradient, which several layers share.
+    """
 
     def __init__(
         self,
@@ -234,6 +251,7 @@ class ColumnLinear(ColumnParallelLinear):
         bias: bool,
         weight_init: Initializer | Mapping[str, Initializer],
         bias_init: Initializer | None = None,
+        gathered: bool = False,
     ) -> None:
         super().__init__(
             d_in,
@@ -241,7 +259,8 @@ class ColumnLinear(ColumnParallelLinear):
             bias=bias,
             gather_output=False,
             skip_bias_add=True,
-            **parallel.megatron_options(),
+            disable_grad_reduce=gathered,
+            **(replace(parallel, sequence=False) if gathered else parallel).megatron_options(),
         )
         self.whole = parallel.size == 1
         self.sizes = [size // parallel.size for size in outputs.values()]
@@ -339,54 +358,21 @@ class Linear(nn.Linear):
         describe_replicated(self.bias, "bias", zeros, partial_gradient)
 
 
-class LayerNorm(nn.LayerNorm):
-    """Layer normalization with eps 1e-6 (flax default, big_vision ViT)."""
-
-    def __init__(self, width: int, parallel: TensorParallel) -> None:
-        super().__init__(width, eps=1e-6)
-        describe_replicated(self.weight, "weight", ones, parallel.sequence)
-        describe_replicated(self.bias, "bias", zeros, parallel.sequence)
-
-    def snapshot(self) -> Callable[[Tensor], Tensor]:
-        """Return the function with the weights of now, which do not follow the parameters' memory."""
-        weight, bias = self.weight.detach().clone(), self.bias.detach().clone()
-        return lambda x: F.layer_norm(x, weight.shape, weight, bias, self.eps)
-
-
-class RMSNorm(nn.Module):
-    """T5's layer norm: no mean, no bias, eps 1e-6, statistics in fp32 (T5X `layers.py::LayerNorm`)."""
-
-    def __init__(self, width: int, parallel: TensorParallel) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        describe_replicated(self.weight, "weight", ones, parallel.sequence)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., width] -> [..., width]."""
-        return F.rms_norm(x, self.weight.shape, self.weight, 1e-6)
-
-    def snapshot(self) -> Callable[[Tensor], Tensor]:
-        """Return the function with the weights of now, which do not follow the parameters' memory."""
-        weight = self.weight.detach().clone()
-        return lambda x: F.rms_norm(x, weight.shape, weight, 1e-6)
-
-
 @contextmanager
 def whole_sequences(model: nn.Module) -> Iterator[None]:
     """Turn sequence parallelism off within the context: a decoding step has one token, which cannot be split."""
-    layers = [m for m in model.modules() if isinstance(m, ColumnParallelLinear | RowParallelLinear)]
+    layers = [m for m in model.modules() if getattr(m, "sequence_parallel", False)]
     found = (getattr(m, "parallel", None) for m in model.modules())
-    parallels = [parallel for parallel in found if isinstance(parallel, TensorParallel)]
-    was = any(layer.sequence_parallel for layer in layers)
+    parallels = [each for each in found if isinstance(each, TensorParallel) and each.sequence]
 
     def switch(on: bool) -> None:
         for parallel in parallels:
             parallel.sequence = on
         for layer in layers:
-            layer.sequence_parallel = on
+            layer.sequence_parallel = on  # type: ignore[assignment]
 
     switch(False)
     try:
         yield
     finally:
-        switch(was)
+        switch(True)

@@ -18,14 +18,13 @@ from model.initializers import fan_in_normal, fan_in_truncated, normal, xavier_u
 from model.layers import (
     ColumnLinear,
     Embedding,
-    LayerNorm,
     Linear,
-    RMSNorm,
     RowLinear,
     TensorParallel,
     split_parameter,
 )
 from model.loss import VocabularyLoss, next_logits, totals_by_objective
+from model.norms import LayerNorm, RMSNorm
 from model.recompute import GatedGELU, gated_gelu, recomputed
 
 Tensors = tuple[Tensor, ...]
@@ -217,7 +216,10 @@ class EncoderNorm(Unit):
 
 
 class DecoderBlock(Block):
-    """Causal self-attention with relative bias, cross-attention without, then the MLP."""
+    """Causal self-attention with relative bias, cross-attention without, then the MLP.
+
+    The encoder's output is whole: `gather` runs once before the first of consecutive blocks, `ungather` after the last.
+    """
 
     bidirectional = False
 
@@ -229,18 +231,28 @@ class DecoderBlock(Block):
             d, {"query": inner}, parallel, bias=False, weight_init=normal((d * mt5.d_kv) ** -0.5)
         )
         self.cross_memory = ColumnLinear(
-            d, {"key": inner, "value": inner}, parallel, bias=False, weight_init=fan_in_normal
+            d, {"key": inner, "value": inner}, parallel, bias=False, weight_init=fan_in_normal, gathered=True
         )
         self.cross_out = RowLinear(inner, d, "out", parallel, bias=False, weight_init=fan_in_normal)
 
     def forward(self, carry: Tensors, batch: MicroBatch) -> Carry:
         """Carry -> Carry with a new `decoder` [M, B, d]."""
-        given = Carry(*carry)
+        given = Carry(*carry)  # `encoder` whole
         decoder = self.self_attention(given.decoder, given.decoder_bias, batch.decoder_mask)
         key, value = self.memory(given.encoder)
         attended = self.attention(self.project_cross(decoder), key, value, None, batch.cross_mask)
         decoder = decoder + dropout(self.cross_out(attended), self.dropout_rate, self)
         return given._replace(decoder=self.mlp(decoder))
+
+    def gather(self, carry: Tensors) -> Carry:
+        """Make the encoder's output whole on every tensor-parallel rank, for several blocks."""
+        given = Carry(*carry)
+        return given._replace(encoder=self.parallel.gather(given.encoder, partial_gradient=True))
+
+    def ungather(self, carry: Tensors) -> Carry:
+        """Undo `gather`, so that another stage receives the encoder's output as it was."""
+        given = Carry(*carry)
+        return given._replace(encoder=self.parallel.ungather(given.encoder))
 
     def project_cross(self, x: Tensor) -> Tensor:
         """[M, B, d] -> the query of cross-attention [M, B, heads / tensor, d_kv]."""

@@ -78,12 +78,15 @@ class PaLI(nn.Module):
         loss_scale: float = 1.0,
     ) -> tuple[Tensor, ...]:
         """See the class."""
+        last: Unit | None = None
         for name, unit in self.units():
             if names is None or name in names:
                 if batch.dropout_seed is not None and unit.training:
                     seed_unit(batch.dropout_seed, name)  # before `checkpoint`, which restores this state
-                carry = self.run(unit, carry, batch, loss_scale)
-        return carry
+                if isinstance(unit, DecoderBlock) and not isinstance(last, DecoderBlock):
+                    carry = unit.gather(carry)
+                carry, last = self.run(unit, carry, batch, loss_scale), unit
+        return last.ungather(carry) if isinstance(last, DecoderBlock) else carry
 
     def run(
         self, unit: Unit, carry: tuple[Tensor, ...], batch: MicroBatch, loss_scale: float = 1.0

@@ -12,12 +12,12 @@ from model.costs import BatchShape, Cost, Unit, attention_flops, linear_flops
 from model.initializers import fan_in_truncated, normal, xavier_uniform
 from model.layers import (
     ColumnLinear,
-    LayerNorm,
     Linear,
     RowLinear,
     TensorParallel,
     describe_replicated,
 )
+from model.norms import LayerNorm
 from model.recompute import recomputed
 
 

@@ -93,8 +93,13 @@ def residuals(engine: Engine, streams: Streams, own_micro_batches: int) -> Bytes
     layout = engine.layout
     tensor, sequence = layout.config.tensor, layout.config.sequence
     sent = Bytes()
-    for _, unit in engine.model.units():
-        for kind, size in residual(unit, streams, sequence).items():
+    between = [residual(unit, streams, sequence) for _, unit in engine.model.units()]
+    stages = engine.pipeline.stages if engine.pipeline else [[name for name, _ in engine.model.units()]]
+    numbers = engine.pipeline.local_stages if engine.pipeline else [0]
+    decoding = [i for i in numbers if any(name.startswith("decoder_block") for name in stages[i])]
+    between += len(decoding) * [encoder_output(streams, sequence)]
+    for found in between:
+        for kind, size in found.items():
             sent["tensor", kind] += size * own_micro_batches * (tensor - 1) / tensor
     infos = [(p, parameter_info(p)) for p in engine.model.parameters()]
     if layout.config.zero_stage:
@@ -112,8 +117,7 @@ def residual(unit: Unit, streams: Streams, sequence: bool) -> Counter[str]:
 
     Plain: one all-reduce after and, in the backward pass, one before each attention and MLP. Under sequence
     parallelism, of each attention and MLP: the input is gathered twice and its gradient scattered, the output scattered
-    and its gradient gathered. Besides: the encoder's output for cross-attention, the embedding, the visual tokens, the
-    head.
+    and its gradient gathered. Besides: the embedding, the visual tokens, the head.
     """
     vision, encoder, decoder = streams.vision, streams.encoder, streams.decoder
     reduce, gather, scatter = {
@@ -122,13 +126,20 @@ def residual(unit: Unit, streams: Streams, sequence: bool) -> Counter[str]:
         Bridge: (encoder + decoder, encoder + decoder + streams.placed, 0),
         EncoderBlock: (4 * encoder, 6 * encoder, 4 * encoder),
         EncoderNorm: (0, 0, 0),
-        DecoderBlock: (6 * decoder + encoder, 9 * decoder + 2 * encoder, 6 * decoder + encoder),
+        DecoderBlock: (6 * decoder, 9 * decoder, 6 * decoder),
         Head: (decoder, decoder, decoder),
     }[type(unit)]
     if not sequence:
         return Counter({"all-reduce": 2 * reduce})
     summed = 2 * reduce if isinstance(unit, Bridge) else 0  # vocabulary-parallel look-ups, of whole sequences
     return Counter({"all-reduce": summed, "all-gather": gather, "reduce-scatter": scatter})
+
+
+def encoder_output(streams: Streams, sequence: bool) -> Counter[str]:
+    """Compute the bytes of the encoder's output, gathered for the decoder blocks of a stage, and of its gradient."""
+    if not sequence:
+        return Counter({"all-reduce": 2 * streams.encoder})
+    return Counter({"all-gather": streams.encoder, "reduce-scatter": streams.encoder})
 
 
 def messages(engine: Engine, sizes: CarrySizes, own_micro_batches: int) -> Bytes:

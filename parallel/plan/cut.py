@@ -72,11 +72,14 @@ def _balanced(costs: Sequence[UnitCost], memory: MemoryModel) -> list[int]:
     flops = [0.0, *accumulate(cost.training_flops for cost in costs)]
     stored = [0.0, *accumulate(map(memory.stored, costs))]
     kept = [0.0, *accumulate(map(memory.kept_once, costs))]
+    decoder = [i for i, cost in enumerate(costs) if memory.encoder_bytes([cost])]
+    shared = memory.encoder_bytes(costs)
     in_flight = [memory.in_flight(stage) for stage in range(number)]
     limit = parallel.memory_gib * 2**30 / parallel.virtual_stages if parallel.memory_gib else float("inf")
 
     def price(stage: int, first: int, end: int) -> tuple[float, float]:
-        needed = stored[end] - stored[first] + in_flight[stage] * (kept[end] - kept[first])
+        whole = shared if decoder and first <= decoder[-1] and end > decoder[0] else 0.0
+        needed = stored[end] - stored[first] + in_flight[stage] * (kept[end] - kept[first] + whole)
         return (flops[end] - flops[first], needed) if needed <= limit else (float("inf"), float("inf"))
 
     @cache

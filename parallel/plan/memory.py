@@ -15,6 +15,7 @@ import torch
 from model.config import PaLIConfig
 from model.costs import BatchShape, UnitCost
 from model.layers import parameter_parts
+from model.mt5 import DecoderBlock
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.optimizer.base import optimizer_class
 
@@ -49,7 +50,8 @@ class MemoryModel:
     def rank_bytes(self, stages: Sequence[Sequence[UnitCost]], rank: int) -> float:
         """Return the bytes of pipeline rank `rank`, which holds these stages, first to last."""
         stored = sum(self.stored(unit) for stage in stages for unit in stage)
-        return stored + self.kept([sum(map(self.kept_once, stage)) for stage in stages], rank)
+        kept = [sum(map(self.kept_once, stage)) + self.encoder_bytes(stage) for stage in stages]
+        return stored + self.kept(kept, rank)
 
     def stored(self, unit: UnitCost) -> float:
         """Count parameters, gradients and optimizer state (Rajbhandari et al. 2020, "ZeRO", section 3).
@@ -88,6 +90,14 @@ class MemoryModel:
     def kept_once(self, unit: UnitCost) -> float:
         """Return the bytes of activations that one micro-batch keeps for its backward pass."""
         return unit.kept_bytes / self.parallel.tensor
+
+    def encoder_bytes(self, units: Sequence[UnitCost]) -> float:
+        """Return the bytes of the encoder's output, which decoder blocks of a stage share whole as one tensor."""
+        block = next((each.unit for each in units if isinstance(each.unit, DecoderBlock) and each.kept_bytes), None)
+        if block is None or not self.parallel.sequence:
+            return 0.0
+        shape = self.step.micro_batch
+        return float(shape.element_bytes * shape.rows * shape.encoder_tokens * block.mt5.d_model)
 
     def kept(self, stages: Sequence[float], rank: int) -> float:
         """Return the most that a rank keeps at once; `stages`: what one micro-batch keeps in each of its stages.

@@ -20,7 +20,8 @@ BLOCK_LAUNCHES = 14  # kernels of a block beside products and attention: norms, 
 class Linear:
     """A linear map of `tokens` positions.
 
-    `split`: "column" divides the outputs over the tensor-parallel ranks, "row" the inputs, "whole" nothing.
+    `split`: "column" divides the outputs over the tensor-parallel ranks, "row" the inputs, "whole" nothing. "memory" is
+    a "column" whose input is gathered already: once for the decoder blocks of a stage.
     """
 
     tokens: int
@@ -166,7 +167,7 @@ def _decoder_block(unit: DecoderBlock, shape: BatchShape, fused: bool) -> Operat
     d, i, f, tokens = mt5.d_model, mt5.inner, mt5.d_ff, shape.rows * m
     cross = (
         Linear(tokens, d, i, "column"),
-        Linear(shape.rows * n, d, 2 * i, "column"),
+        Linear(shape.rows * n, d, 2 * i, "memory"),
         Linear(tokens, i, d, "row"),
     )
     attentions = tuple(Attention(shape.rows, mt5.num_heads, m, keys, mt5.d_kv, fused) for keys in (m, n))

@@ -80,7 +80,7 @@ class PeakModel:
         weights, updates = memory.weight_bytes(), memory.update_bytes()
         infos = [self.infos[i] for i in units]
         stored = self._local(sum(weights * info.elements + updates * info.trained_elements for info in infos))
-        kept = [sum(self._kept(i) for i in range(*stage)) for stage in stages]
+        kept = [sum(self._kept(i) for i in range(*s)) + memory.encoder_bytes(self.costs[slice(*s)]) for s in stages]
         buffers, overhead = self._buffers(infos), self._overhead()
         extra = {(FORWARD, s): self._in_forward(*stage) for s, stage in enumerate(stages)}
         extra |= {(BACKWARD, s): self._in_backward(*stage) for s, stage in enumerate(stages)}
@@ -190,14 +190,15 @@ class PeakModel:
 
     def _widest(self, work: Operators) -> float:
         """Return the elements of the widest tensor between column and row maps, on this rank."""
-        return max((self._local(x.tokens * x.d_out) for x in work.linears if x.split == "column"), default=0.0)
+        return max(
+            (self._local(x.tokens * x.d_out) for x in work.linears if x.split in ("column", "memory")), default=0.0
+        )
 
     def _stream(self, work: Operators) -> float:
         split = self.memory.parallel.tensor if self.memory.parallel.sequence else 1
-        return (
-            max((x.tokens * max(x.d_in if x.split == "column" else x.d_out, 0) for x in work.linears), default=0)
-            / split
-        )
+        widths = {"column": (0, split), "memory": (0, 1), "row": (1, split), "whole": (1, split)}
+        sizes = [(x.tokens * (x.d_in, x.d_out)[widths[x.split][0]], widths[x.split][1]) for x in work.linears]
+        return max((size / divisor for size, divisor in sizes), default=0.0)
 
     def _scores(self, work: Operators) -> float:
         return max((self._local(x.score_elements) for x in work.attentions if not x.fused), default=0.0)

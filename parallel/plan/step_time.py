@@ -17,7 +17,7 @@ from parallel.plan.collectives import Group, Placement, all_gather_s, all_reduce
 from parallel.plan.hardware import Hardware
 from parallel.plan.memory import StepShape
 from parallel.plan.play import StageTime, Timeline, play, step_s
-from parallel.plan.unit_time import UnitClock, UnitTime
+from parallel.plan.unit_time import Pass, UnitClock, UnitTime
 
 FP32, BF16 = 4, 2  # bytes
 # Bytes that an update moves for each element: fp32 gradients, weights and state, read and written in several passes.
@@ -128,7 +128,7 @@ class StepModel:
     def unit_times(self) -> list[UnitTime]:
         """Return the seconds of every unit for a micro-batch; models that share `times` compute them once."""
         if self._key not in self.times:
-            clock = UnitClock(self.hardware, self.parallel, self.placement.tensor, self.step.micro_batch, self.fused)
+            clock = self._clock
             known: dict[tuple[object, ...], UnitTime] = {}
             found = []
             for cost, info in zip(self.costs, self.infos, strict=True):
@@ -138,6 +138,17 @@ class StepModel:
                 found.append(known[kind])
             self.times[self._key] = found
         return self.times[self._key]
+
+    @property
+    def _clock(self) -> UnitClock:
+        return UnitClock(self.hardware, self.parallel, self.placement.tensor, self.step.micro_batch, self.fused)
+
+    def _encoder_output(self, first: int, end: int) -> UnitTime:
+        """Return the messages of the encoder's output, which the decoder blocks of a stage share."""
+        for cost, info in zip(self.costs[first:end], self.infos[first:end], strict=True):
+            if isinstance(cost.unit, DecoderBlock):
+                return self._clock.encoder_output(cost.unit.mt5.d_model, info.below_trained)
+        return UnitTime(Pass(), Pass())
 
     @property
     def _key(self) -> tuple[object, ...]:
@@ -164,7 +175,7 @@ class StepModel:
         found = []
         ends = [*starts[1:], len(self.costs)]
         for index, (first, end) in enumerate(zip(starts, ends, strict=True)):
-            times = self.unit_times[first:end]
+            times = [*self.unit_times[first:end], self._encoder_output(first, end)]
             gather, reduce = self._passes(first, end, last=index == len(starts) - 1)
             found.append(
                 StageTime(
@@ -281,6 +292,7 @@ class StepModel:
                 compute[info.stack] += number * (time.forward.compute_s + time.backward.compute_s)
                 tensor += number * (time.forward.tensor_s + time.backward.tensor_s)
                 recompute += number * time.forward.compute_s * (cost.unit.recompute == "block" and info.trained)
+            tensor += number * self._encoder_output(first, end).total_s
             gathers, reduced = self._passes(first, end, last)
             gather, reduce = gather + number * sum(gathers), reduce + number * reduced
         bubble = passes - sum(compute.values()) - tensor - gather - reduce

@@ -72,6 +72,14 @@ class UnitClock:
             backward += Pass(self._elementwise_again_s(work, unit.recompute))
         return UnitTime(forward, backward)
 
+    def encoder_output(self, d_model: int, with_gradient: bool) -> UnitTime:
+        """Return the seconds in which the encoder's output is gathered for decoder blocks, and its gradient summed."""
+        whole = self._bytes(self.shape.rows * self.shape.encoder_tokens, d_model)
+        gathered = self._gathered_s(self.shape.rows * self.shape.encoder_tokens, d_model)
+        reduce = reduce_scatter_s if self.parallel.sequence else all_reduce_s
+        summed = reduce(whole, self.tensor_group, self.hardware) if with_gradient else 0.0
+        return UnitTime(Pass(0.0, gathered), Pass(0.0, summed))
+
     def _elementwise_again_s(self, work: Operators, recompute: str) -> float:
         """Return the seconds of the norms and of the MLP's activation that the backward pass runs again."""
         t, size, total = self.parallel.tensor, self.shape.element_bytes, 0.0
@@ -116,7 +124,7 @@ class UnitClock:
     def _local(self, linear: Linear) -> tuple[float, float, float]:
         """Return (rows, columns, inner) of a rank's product."""
         t = self.parallel.tensor
-        if linear.split == "column":
+        if linear.split in ("column", "memory"):
             return linear.tokens, linear.d_out / t, linear.d_in
         if linear.split == "row":
             return linear.tokens, linear.d_out, linear.d_in / t
@@ -134,7 +142,7 @@ class UnitClock:
     def _forward_message_s(self, linear: Linear) -> float:
         if linear.split == "column":
             return self._gathered_s(linear.tokens, linear.d_in)
-        if linear.split == "whole":
+        if linear.split in ("whole", "memory"):
             return 0.0
         reduce = reduce_scatter_s if self.parallel.sequence else all_reduce_s
         return reduce(self._bytes(linear.tokens, linear.d_out), self.tensor_group, self.hardware)

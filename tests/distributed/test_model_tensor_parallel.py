@@ -52,6 +52,7 @@ def _all_checks(size: int) -> None:
             for batch in _batches():
                 _check_training(parallel, reference, batch, tensor_parallel)
         _check_recomputation(parallel, tensor_parallel)
+        _check_two_stages(parallel, tensor_parallel)
         _check_generation(parallel, reference, tensor_parallel)
         _check_odd_images(tensor_parallel)
 
@@ -127,6 +128,23 @@ def _check_recomputation(parallel: PaLI, tensor_parallel: TensorParallel) -> Non
             if name in expected:
                 where = f"{name} with sequence={tensor_parallel.sequence}, recompute={recompute}"
                 assert torch.equal(parameter.grad, expected[name]), where
+
+
+def _check_two_stages(parallel: PaLI, tensor_parallel: TensorParallel) -> None:
+    """Decoder blocks on both sides of a pipeline's cut: each side gathers the encoder's output by itself."""
+    batch, names = _batches()[0], [name for name, _ in parallel.units()]
+    _step(parallel, batch)
+    expected = {name: p.grad.clone() for name, p in parallel.named_parameters() if p.grad is not None}
+    parallel.zero_grad()
+    cut = names.index("decoder_block_1")
+    sent = parallel((), batch, names[:cut])
+    received = tuple(x.detach().requires_grad_(x.requires_grad) for x in sent)
+    parallel(received, batch, names[cut:], 1 / batch.num_targets).loss.backward()
+    pairs = [(x, y.grad) for x, y in zip(sent, received, strict=True) if y.grad is not None]
+    torch.autograd.backward(*zip(*pairs, strict=True))
+    found = {name: p.grad for name, p in parallel.named_parameters() if p.grad is not None}
+    error, name = largest_error(found, expected)
+    assert error < TOLERANCE, f"{name}: {error:.1e} with sequence={tensor_parallel.sequence}"
 
 
 def _check_generation(

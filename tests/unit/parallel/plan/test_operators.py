@@ -57,7 +57,7 @@ def test_operators_of_every_unit(fused: bool) -> None:
         "encoder_norm": Operators(stream_elements=2 * 33 * 16, launches=1),
         "decoder_block_0": Operators(
             (Linear(21, 16, 36, "column"), Linear(21, 12, 16, "row"), Linear(21, 16, 40, "column"),
-             Linear(21, 20, 16, "row"), Linear(21, 16, 12, "column"), Linear(33, 16, 24, "column"),
+             Linear(21, 20, 16, "row"), Linear(21, 16, 12, "column"), Linear(33, 16, 24, "memory"),
              Linear(21, 12, 16, "row")),
             (Attention(3, 2, 7, 7, 6, fused), Attention(3, 2, 7, 11, 6, fused)),
             21 * 240, 21 * (144 + 100) + 33 * 48, 22, norms=3, norm_elements=21 * 96, mlp_elements=21 * 60,

@@ -99,6 +99,10 @@ def test_tensor_parallel_ranks_divide_the_widest_tensor_and_sequence_shards_the_
     priced = costs(model())
     assert found["head"].kept == pytest.approx((priced["head"].kept_bytes + 2 * 64 * 16) / 2)
     assert found["head"].stored == pytest.approx(18 * 1040 / 2)
+    # Two micro-batches in flight; the encoder's output is gathered for the block, and kept whole.
+    gathered = 2 * 2 * 33 * 16 if stream < 1 else 0
+    assert found["decoder_block_0"].kept == pytest.approx(2 * priced["decoder_block_0"].kept_bytes / 2 + gathered)
+    assert found["decoder_block_0"].passing == pytest.approx(2 * (3 * 528 + 2 * 840 / 2) + 2 * 2544 / 2)
 
 
 def test_scores_are_kept_twice_where_attention_is_not_fused() -> None:

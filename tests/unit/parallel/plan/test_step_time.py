@@ -174,6 +174,22 @@ def test_messages_between_stages(options: dict[str, Any], share: int) -> None:
     assert [stage.gradients_s for stage in trained] == pytest.approx([vision, vision, *[text] * 4, 0])
 
 
+@pytest.mark.parametrize(("sequence", "forward", "backward"), [(False, 0, 1056), (True, 528, 528)])
+def test_decoder_blocks_of_a_stage_share_the_messages_of_the_encoders_output(
+    sequence: bool, forward: float, backward: float
+) -> None:
+    """33 positions of width 16 in 2 bytes: gathered in shards and scattered, or only their gradient summed."""
+    model = step_model(only(node=1.0), tensor=2, sequence=sequence, pipeline=2)
+    for starts, with_decoder in (([0, 5], 1), ([0, 6], 0)):
+        for number, stage in enumerate(model.stage_times(starts)):
+            times = model.unit_times[slice(*[*starts, 7][number : number + 2])]
+            more = number == with_decoder
+            assert stage.forward_s == pytest.approx(sum(time.forward.total_s for time in times) + more * forward)
+            assert stage.backward_s == pytest.approx(sum(time.backward.total_s for time in times) + more * backward)
+    below = step_model(only(node=1.0), tensor=2, frozen=(*VIT, "bridge.*", "encoder_*"))
+    assert below._encoder_output(0, 7).backward.total_s == 0  # nothing below takes the gradient
+
+
 def test_stages_lie_on_nodes_as_ranks_are_numbered() -> None:
     within = step_model(only(network=1.0), pipeline=2, data=4).stage_times([0, 3])[1]
     between = step_model(only(network=1.0), pipeline=2, data=8).stage_times([0, 3])[1]
