@@ -39,7 +39,7 @@ CASES = {
     "z3tp2": f"model=pali_700m {SHORT} micro_batches=2 world_size=16 rank=1 parallel=tp2 parallel.zero_stage=3",
     "17b_pp": f"model=pali_17b {SHORT} micro_batches=4 steps=1 world_size=1024 rank=1016 parallel=tp8_pp4_zero1",
     "3b_z3": f"model=pali_3b {SHORT} micro_batches=1 world_size=64 rank=3 parallel=zero3",
-    "15_tp4": f"model=pali_1_5b {SHORT} micro_batches=1 world_size=64 rank=3 parallel=tp4",
+    "15_tp4": f"model=pali_1_5b {SHORT} micro_batches=1 world_size=64 rank=3 parallel=tp4_zero1",
     "17b_z3": f"model=pali_17b {SHORT} micro_batches=1 world_size=1024 rank=0 parallel=tp4_zero3",
     "z3step": f"model=pali_700m {SHORT} micro_batches=2 world_size=16 rank=1 parallel=zero3 parallel.gather=step",
 }

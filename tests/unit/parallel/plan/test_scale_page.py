@@ -7,9 +7,13 @@ import pytest
 
 from benchmarks.published import RUNS, rows
 from benchmarks.scale import CASES, predicted
-from parallel.plan.hardware import GIB
+from parallel.plan.hardware import GIB, read_hardware
+from train.phases import for_phase, spans
+from train.plan import read_config
+from train.settings.planning import make_search
 
-PAGE = (Path(__file__).resolve().parents[4] / "docs" / "scale.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[4]
+PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
 MEASURED = ("z0", "z1", "z2", "z3", "tp2seq", "pp2b", "z3tp2", "17b_pp")  # in the order of the page
 
 
@@ -28,6 +32,25 @@ def test_predicted_memory_is_that_of_the_page_and_near_the_measured_bytes(row: i
     assert f"{gib:.3f} GiB" == written
     ratio = gib / float(measured.removesuffix(" GiB")) - 1
     assert f"{ratio:+.1%}".replace("%", " %") == deviation and abs(ratio) < 0.01
+
+
+def test_memory_and_steps_of_the_presets_are_those_of_the_page() -> None:
+    page = (ROOT / "docs" / "parallelism.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if line.startswith("| `tp")]
+    assert len(lines) == 8
+    words, predictions = ["model=pali_17b", "phases=chained", "run.steps=392325"], []
+    for line in lines:
+        preset, gpus = (cell.strip() for cell in line.strip("|").split("|")[:2])
+        config = read_config([*words, f"parallel={preset.split('`')[1]}"])
+        search, found = make_search(config, read_hardware("h100_sxm"), int(gpus)), []
+        for span, phase in zip(spans(config), search.phases, strict=True):
+            model, starts = search.step_model(phase, for_phase(config, span).parallel)
+            found.append((max(peak.total for peak in search.peaks(model, starts)) / GIB, model.time(starts).seconds))
+        (frozen, first), (trained, second) = found
+        predictions.append(
+            f"| {preset} | {gpus} | {frozen:.1f} GiB | {trained:.1f} GiB | {first:.1f} s, {second:.1f} s |"
+        )
+    assert predictions == lines
 
 
 def test_predicted_speeds_are_those_of_the_page() -> None:
