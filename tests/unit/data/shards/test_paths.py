@@ -199,8 +199,9 @@ def test_a_folder_that_cannot_be_listed_is_no_empty_folder(tmp_path, monkeypatch
 
     monkeypatch.setattr(module.os, "scandir", failing)
     for pattern in ("", "train-*.tar", "train-{0..0}.tar"):
-        with pytest.raises(expected, match=message):
+        with pytest.raises(expected, match=message) as raised:
             shard_paths(os.path.join(tmp_path, pattern), "train", patience_s=0.0)
+        assert str(tmp_path) in str(raised.value)
 
 
 @pytest.mark.parametrize(

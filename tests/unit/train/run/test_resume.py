@@ -16,7 +16,7 @@ from train.checks import check
 from train.config import Phase, RunConfig, RunSettings, ScheduleConfig, to_dict
 from train.rehearsal import rehearsal_config
 from train.run.kept_files import replace_text
-from train.run.resume import check_allowed, check_resume, check_sources, note, note_sources
+from train.run.resume import check_allowed, check_resume, check_sources, note, note_sources, saved_phase
 
 CAPTIONS, QUESTIONS = ComponentConfig("webli", "captioning", 1.0), ComponentConfig("webli", "vqa", 1.0)
 
@@ -147,6 +147,13 @@ def test_a_schedule_that_cannot_be_read_gives_no_learning_rate(config: RunConfig
     before["schedule"] = {"name": "of another version"}
     found = str(note(before, changed(config, "run.steps=8"), 1))
     assert "run.steps: 4 -> 8" in found and "learning rate" not in found
+
+
+def test_phases_that_cannot_be_read_are_not_compared(config: RunConfig) -> None:
+    before = saved(config)
+    before["phases"] = {"of another version": {}}
+    assert saved_phase(before, 1) is None
+    check_resume(before, changed(config, "run.allow_changes=[phases]"), 3)
 
 
 def test_new_steps_belong_to_the_last_phase(config: RunConfig) -> None:
