@@ -14,7 +14,7 @@ import torch
 import torch.multiprocessing as multiprocessing
 
 # Modules that the server imports before it forks ranks: an import takes seconds, and there are many ranks.
-preloaded = ["parallel.engine.zero"]
+preloaded = ["parallel.engine.zero3"]
 
 
 def run_world(size: int, function: Callable[..., None], *arguments: Any) -> None:

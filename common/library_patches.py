@@ -3,7 +3,7 @@
 Each function patches for the whole process. tests/unit/common/test_library_patches.py fails for a patch that is no
 longer needed or no longer works. Two other modules change libraries: common/strict_omegaconf.py (values that OmegaConf
 would convert silently) and parallel/communication_time.py (which wraps waits of torch.distributed to time them, and
-restores them). parallel/engine/zero.py lists private names of DeepSpeed that it reads or sets on single objects.
+restores them). parallel/engine/zero3.py lists private names of DeepSpeed that it reads or sets on single objects.
 """
 
 import sys
@@ -66,33 +66,9 @@ def skip_shared_memory_op() -> None:
     DeepSpeed 0.19.8 does so on CPUs as it starts: half a minute of a C++ compiler at the first time, and 66 MiB of
     shared memory for each rank. Only its `inference_all_reduce` uses the op, and we do not call it.
     """
-    import deepspeed  # slow to import, as below
+    import deepspeed  # slow to import -> only stage 3's engine, which has imported it, calls this
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def confine_zero3_comparison(group: dist.ProcessGroup, device: torch.device) -> None:
-    """Confine ZeRO-3's comparison of parameter and module ids to `group`, which sends tensors of `device`.
-
-    DeepSpeed 0.19.8 compares the ids over the whole world, but pipeline stages hold different modules -> without this,
-    ZeRO-3 within a pipeline raises.
-    """
-    # DeepSpeed takes seconds to import -> only its engine, which has imported it, calls this.
-    from deepspeed.runtime.zero import partition_parameters, partitioned_param_coordinator, stage3
-
-    def compare(numbers: list[int]) -> None:
-        mine = torch.tensor(numbers, dtype=torch.int64, device=device)
-        if numbers:
-            # DeepSpeed numbers modules over the life of a process -> stages start at different numbers.
-            mine -= mine.min()
-        least, largest = mine.clone(), mine.clone()
-        dist.all_reduce(least, dist.ReduceOp.MIN, group=group)
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
-        if not torch.equal(least, largest):
-            raise RuntimeError(f"ranks of one pipeline stage run different modules: {numbers} here")
-
-    for module in (partition_parameters, partitioned_param_coordinator, stage3):
-        module.assert_ints_same_as_other_ranks = compare
 
 
 def set_secondary_group(group: dist.ProcessGroup) -> None:

@@ -38,15 +38,22 @@ class ParallelConfig:
     """Megatron's sequence parallelism: activations between tensor-parallel layers are divided by position. False by
     default; set it with `tensor`, as it saves memory at the same traffic."""
     zero_stage: int = 0
-    """What DeepSpeed ZeRO shards over the data-parallel ranks: 0 nothing, 1 optimizer state and fp32 weights, 2
-    gradients too, 3 parameters too. 0 by default: it needs one rank only."""
+    """What ZeRO shards over the data-parallel ranks: 0 nothing, 1 optimizer state and fp32 weights, 2 gradients too
+    (see `reduce`), 3 parameters too. 0 by default: it needs one rank only."""
     param_persistence_threshold: int = 100_000
-    """Elements: under ZeRO-3 tensors with fewer stay gathered. DeepSpeed's default."""
+    """Elements: under ZeRO-3 parameters with at most so many are not sharded. DeepSpeed's default."""
     micro_batch_size: int = 8
     """Rows of one forward pass on a rank. The default suits toys; lower it where memory runs out."""
     gather: str = "micro_batch"
-    """When ZeRO-3's parameters are gathered: anew for every `micro_batch`, or once for all micro-batches of a `step`
-    (whatever `param_persistence_threshold` is). By micro-batch by default: it takes the least memory."""
+    """When ZeRO-3's parameters are gathered: unit by unit in every `micro_batch`, or once for all micro-batches of a
+    `step`. By micro-batch by default: it takes the least memory."""
+    reduce: str = "step"
+    """When ZeRO sums gradients over data-parallel ranks: once a `step`, in its last backward pass, or in every
+    `micro_batch` (stages 2 and 3). By step by default: it sends the least. By micro-batch, no rank keeps whole
+    gradients: 4 bytes a trained parameter less where a step has several micro-batches."""
+    shard_frozen: bool = False
+    """Whether ZeRO-3 shards frozen parameters too. False by default: they have no gradient and no state, and whole ones
+    are never gathered. True where the frozen part does not fit."""
     reduce_dtype: str = "fp32"
     """Precision in which gradients are sent and summed over data-parallel ranks: `fp32` or `bf16`. Micro-batches are
     added up in fp32 anyway. Fp32 by default: bf16 halves the bytes, and rounds every sum to 8 bits."""
@@ -54,7 +61,7 @@ class ParallelConfig:
     """Where fp32 weights, their gradients and the optimizer's state live and are updated: `none`, `cpu`, or `nvme`
     (weights and state also in files of `offload_folder`). None by default: it is the fastest. Tested on CPUs only."""
     offload_parameters: str = "none"
-    """Where ZeRO-3's shards of parameters live, frozen ones too: `none`, `cpu` or `nvme`. None by default. Tested on
+    """Where ZeRO-3's shards of parameters live: `none`, `cpu` or `nvme`. None by default. Tested on
     CPUs only."""
     offload_folder: str | None = field(default=None, metadata=PATH)
     """Folder of the files of `nvme`, on a fast local disk. They are filled from host memory, which must hold a rank's
@@ -115,11 +122,14 @@ class ParallelConfig:
 
     def _check_zero(self) -> None:
         one_of("parallel.gather", self.gather, ("micro_batch", "step"))
+        one_of("parallel.reduce", self.reduce, ("step", "micro_batch"))
         one_of("parallel.reduce_dtype", self.reduce_dtype, ("fp32", "bf16"))
         one_of("parallel.offload_optimizer", self.offload_optimizer, ("none", "cpu", "nvme"))
         one_of("parallel.offload_parameters", self.offload_parameters, ("none", "cpu", "nvme"))
         least_stage = {
             "gather": 3 if self.gather == "step" else 0,
+            "reduce": 2 if self.reduce == "micro_batch" else 0,
+            "shard_frozen": 3 if self.shard_frozen else 0,
             "offload_optimizer": 1 if self.offload_optimizer != "none" else 0,
             "offload_parameters": 3 if self.offload_parameters != "none" else 0,
             "hpz_partition_size": 3 if self.hpz_partition_size > 1 else 0,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model.layers import Part, parameter_info
+from parallel.config import ParallelConfig
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ def rectangles(parts: Iterable[Part], first: int, count: int, start: int, counte
             )
             at += found[-1].size.numel()
     return found
+
+
+def is_sharded(elements: int, trained: bool, config: ParallelConfig) -> bool:
+    """Return whether ZeRO-3 shards a parameter of a rank: a large one, and a frozen one with `shard_frozen` only."""
+    return elements > config.param_persistence_threshold and (trained or config.shard_frozen)
 
 
 def is_counted(parameter: nn.Parameter, tensor_parallel_rank: int) -> bool:

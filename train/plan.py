@@ -87,6 +87,7 @@ def layout_name(choice: Choice) -> str:
     own = [
         f"mb{x.parallel.micro_batch_size}"
         + (" gather=step" if x.parallel.gather == "step" else "")
+        + (" reduce=micro_batch" if x.parallel.reduce == "micro_batch" and p.zero_stage == 3 else "")
         + ("" if x.parallel.recompute == "none" else f" re:{x.parallel.recompute}")
         for x in choice.phases.values()
     ]

@@ -65,30 +65,36 @@ def expected_bytes(engine: Engine, vit: ViTConfig, mt5: MT5Config, batch: MicroB
 def gradients(engine: Engine, own_micro_batches: int) -> Bytes:
     """Compute the data-parallel group's bytes: gradients, and weights that other ranks updated.
 
-    Gradients are summed once a step; by DeepSpeed's stage 2, in every micro-batch. ZeRO-3 reduce-scatters them, and
-    gathers weights, in every micro-batch: once where the backward pass follows at once (without a pipeline, and on the
-    rank of its last stage), as DeepSpeed keeps up to 1e9 elements until then, else once more for the backward pass.
+    Gradients are summed once a step, or in every micro-batch (`reduce`). ZeRO-3 gathers weights once a step, or in
+    every micro-batch (`gather`): once where the backward pass follows at once, which is so for the units of the last
+    pipeline stage, else once more for the backward pass.
     """
     layout = engine.layout
-    data, stage = layout.data_parallel_size, layout.config.zero_stage
+    config, data = layout.config, layout.data_parallel_size
     ring = elements(engine.model.parameters()) * FLOAT * (data - 1) / data
-    summed = ring / 2 if layout.config.reduce_dtype == "bf16" else ring
-    again = engine.pipeline is not None and len(engine.pipeline.stages) - 1 not in engine.pipeline.local_stages
+    summed = ring / 2 if config.reduce_dtype == "bf16" else ring
     sent = Bytes()
-    if stage < 3:
-        sent["data", "all-reduce"] = 2 * summed * (own_micro_batches if stage == 2 else 1)
-        sent["data", "all-gather"] = ring * (stage > 0)
-    else:
-        sent["data", "reduce-scatter"] = summed * own_micro_batches
-        sent["data", "all-gather"] = ring * own_micro_batches * (1 + again)
+    if config.zero_stage == 0:
+        sent["data", "all-reduce"] = 2 * summed
+        return +sent
+    sent["data", "reduce-scatter"] = summed * (own_micro_batches if config.reduce == "micro_batch" else 1)
+    sent["data", "all-gather"] = ring
+    if config.zero_stage == 3 and config.gather == "micro_batch":
+        last = (
+            engine.blueprint.stages[-1].units
+            if len(engine.blueprint.stages) - 1 in engine.blueprint.local_stages
+            else []
+        )
+        kept = elements(p for name, unit in engine.model.units() if name in last for p in unit.parameters())
+        again = ring - kept * FLOAT * (data - 1) / data
+        sent["data", "all-gather"] = own_micro_batches * (ring + again)
     return +sent
 
 
 def residuals(engine: Engine, streams: Streams, own_micro_batches: int) -> Bytes:
     """Compute the tensor-parallel group's bytes, forward and backward.
 
-    They are `residual` of every unit, and gradients of weights that every rank holds whole: once a step without ZeRO,
-    else in every micro-batch, of those that are applied to a part of each sequence (sequence parallelism).
+    They are `residual` of every unit, and gradients of weights that every rank holds whole, when they are summed.
     """
     layout = engine.layout
     tensor, sequence = layout.config.tensor, layout.config.sequence
@@ -101,11 +107,8 @@ def residuals(engine: Engine, streams: Streams, own_micro_batches: int) -> Bytes
     for found in between:
         for kind, size in found.items():
             sent["tensor", kind] += size * own_micro_batches * (tensor - 1) / tensor
-    infos = [(p, parameter_info(p)) for p in engine.model.parameters()]
-    if layout.config.zero_stage:
-        joined = own_micro_batches * elements(p for p, info in infos if info.partial_gradient)
-    else:
-        joined = elements(p for p, info in infos if not info.split)
+    joined = elements(p for p in engine.model.parameters() if not parameter_info(p).split)
+    joined *= own_micro_batches if layout.config.reduce == "micro_batch" else 1
     sent["tensor", "all-reduce"] += 2 * FLOAT * joined * (tensor - 1) / tensor
     return +sent
 

@@ -30,7 +30,8 @@ from benchmarks.parallel.traffic import counted
 from parallel.engine.base import Engine
 
 LAYOUTS: dict[int, list[dict[str, Any]]] = {
-    2: [{}, {"zero_stage": 1}, {"zero_stage": 2}, {"zero_stage": 3}, {"tensor": 2}, {"tensor": 2, "sequence": True},
+    2: [{}, {"zero_stage": 1}, {"zero_stage": 2}, {"zero_stage": 3},
+        {"zero_stage": 3, "gather": "step"}, {"tensor": 2}, {"tensor": 2, "sequence": True},
         {"pipeline": 2}, {"pipeline": 2, "schedule": "gpipe"}, {"pipeline": 2, "virtual_stages": 2}],
     4: [{"zero_stage": 1}, {"zero_stage": 3}, {"tensor": 2, "zero_stage": 1}, {"tensor": 4, "sequence": True},
         {"pipeline": 4}, {"pipeline": 2, "zero_stage": 1}, {"pipeline": 2, "zero_stage": 2},

@@ -10,17 +10,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.progress import beat
 from model.batch import MicroBatch
 from model.generation import Decoder, generate, score
-from model.layers import parameter_info, parameter_parts
+from model.layers import parameter_parts
 from model.loss import LossTotals
 from model.pali import PaLI
 from model.weights.big_vision import flax_layouts
 from parallel.copy_stream import CopyStream
-from parallel.layout import Layout
 from parallel.optimizer.base import Shard, ShardedOptimizer
 from parallel.pipeline.decoder import PipelineDecoder
 from parallel.pipeline.schedule import Pipeline
@@ -37,7 +36,6 @@ class Engine(ABC):
 
     optimizer: ShardedOptimizer
     sharing_group: dist.ProcessGroup
-    gradient_scale = 1.0  # factor on the loss that undoes an averaging of gradients over data-parallel ranks
 
     def __init__(self, blueprint: Blueprint, model: PaLI) -> None:
         """Take this rank's filled units; the optimizer has no state until `bind_optimizer`."""
@@ -77,8 +75,8 @@ class Engine(ABC):
         """Copy the fp32 weights, after they were loaded, into the parameters that the model computes with."""
 
     @abstractmethod
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradients of one micro-batch."""
+    def backward(self, loss: Tensor, last: bool = True) -> None:
+        """Accumulate the gradients of one micro-batch; `last`: of this step, in this pipeline stage."""
 
     @abstractmethod
     def apply_update(self) -> float:
@@ -91,15 +89,15 @@ class Engine(ABC):
         them.
         """
         mean = self.blueprint.config.model.loss_reduction == "mean"
-        scale = self.gradient_scale / (max(num_targets, 1) if mean else 1)
+        scale = 1 / max(num_targets, 1) if mean else 1.0
         batches = self._on_device(micro_batches)
         self.model.train()
         if self.pipeline is not None:
             return self._reduce(self.pipeline.run(batches, train=True, loss_scale=scale))
         totals = []
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
             output = self.model((), batch, loss_scale=scale)
-            self.backward(output.loss)
+            self.backward(output.loss, number == len(batches))
             totals.append(output.totals)
             beat()  # a step of many micro-batches may take minutes
         return self._reduce(totals)
@@ -220,19 +218,3 @@ def bits_sum(x: Tensor) -> Tensor:
     """Return the sum of a tensor's bit patterns as int64, which any changed bit changes; NaN counts as any other."""
     integer = {2: torch.int16, 4: torch.int32}[x.element_size()]
     return x.contiguous().view(integer).sum(dtype=torch.int64)
-
-
-def reduce_partial_gradients(model: nn.Module, layout: Layout) -> None:
-    """Add hooks that sum a gradient over the tensor group, if it covers this rank's part of the sequence only.
-
-    These are norms, and everything else that is applied to sequence shards, under sequence parallelism.
-    """
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter_info(parameter).partial_gradient:
-            parameter.register_hook(lambda gradient: _sum_over(gradient, layout.tensor_group))
-
-
-def _sum_over(gradient: Tensor, group: dist.ProcessGroup) -> Tensor:
-    gradient = gradient.contiguous()
-    dist.all_reduce(gradient, group=group)
-    return gradient

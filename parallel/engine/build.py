@@ -7,8 +7,9 @@ import torch
 from model.config import PaLIConfig
 from model.layers import join_group
 from parallel.config import OptimizerConfig
-from parallel.engine.base import Engine, reduce_partial_gradients
+from parallel.engine.base import Engine
 from parallel.engine.replicated import ReplicatedEngine
+from parallel.engine.zero import ZeroEngine
 from parallel.layout import Layout
 from parallel.plan.blueprint import Blueprint, Plan, materialize, plan_stages
 from parallel.plan.memory import MemoryModel, StepShape
@@ -31,7 +32,7 @@ def build_engine(
     """Build a trainable model for a layout that is started; a collective of all ranks.
 
     Steps: plan on `meta` -> freeze -> mark recomputed blocks -> cut into stages -> start the engine's library -> fill
-    unit by unit -> gradient hooks -> data-parallel engine -> optimizer state. The caller loads a checkpoint afterwards.
+    unit by unit -> data-parallel engine -> optimizer state. The caller loads a checkpoint afterwards.
 
     `precision="bf16"` computes in bf16 and keeps fp32 weights in the optimizer. `seed=None` leaves parameters
     uninitialized; the caller must load every one. The caller loads the logical tensors of `given` too,
@@ -43,7 +44,7 @@ def build_engine(
     step = step or StepShape.from_one_example(config, layout.config, dtype)
     # 1. Plan all units on `meta`, in the shapes of this rank's tensor-parallel blocks: every rank has the whole list
     #    and none has its memory, so all ranks cut alike without a message. No group is needed: the checks do it.
-    # 2. Freeze: costs (4) and ZeRO (8) depend on it; only trained parameters get fp32 copies and optimizer state.
+    # 2. Freeze: costs (4) and ZeRO (7) depend on it; only trained parameters get fp32 copies and optimizer state.
     # 3. Mark recomputed blocks: costs (4) depend on what a unit keeps for its backward pass.
     # 4. Cut the list into pipeline stages.
     memory = MemoryModel(layout.config, optimizer, step, layout.data_parallel_size)
@@ -51,24 +52,12 @@ def build_engine(
     join_group(units, layout.tensor_group)
     blueprint = Blueprint(config, optimizer, layout, dtype, units, stages)
     # 5. Start the engine's library: ZeRO-3 must be ready to shard before the first parameter has memory.
-    kind = _engine_class(layout.config.zero_stage)
+    kind = ZeroEngine if layout.config.zero_stage else ReplicatedEngine
     shard = kind.prepare(blueprint)
     # 6. Fill this rank's units, each sharded before the next is filled: no rank ever holds the whole model.
     model = materialize(blueprint, seed, shard, given)
-    # 7. Sum partial gradients over the tensor-parallel group in hooks that run before ZeRO's own, which reduce them
-    #    further; the engine without ZeRO sums them once a step.
-    if layout.config.zero_stage:
-        reduce_partial_gradients(model, layout)
-    # 8. Make the data-parallel engine, and the pipeline around the stages.
+    # 7. Make the data-parallel engine, and the pipeline around the stages.
     engine = kind(blueprint, model)
-    # 9. Make optimizer state last: it lies where the engine has put the shards.
+    # 8. Make optimizer state last: it lies where the engine has put the shards.
     engine.bind_optimizer()
     return engine
-
-
-def _engine_class(zero_stage: int) -> type[Engine]:
-    if zero_stage == 0:
-        return ReplicatedEngine
-    from parallel.engine.zero import ZeroEngine  # DeepSpeed takes seconds to import -> only a ZeRO stage pays for it
-
-    return ZeroEngine

@@ -70,7 +70,7 @@ class ReplicatedEngine(Engine):
             if p.dtype != w.dtype:
                 p.copy_(w.view_as(p))
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, last: bool = True) -> None:
         """See Engine.backward."""
         if any(p.grad is not None for p in self.trained) and self.trained[0].dtype != torch.float32:
             self._accumulate_in_fp32()

@@ -27,7 +27,7 @@ class Places:
 
 @dataclass
 class Batch:
-    """Hold K chunks [m, n] of different matrices. A place is a slice for one chunk, else one number for each element."""
+    """Hold K chunks [m, n] of different matrices; a place is a slice for one chunk, else numbers of elements."""
 
     numbers: list[int]
     """Of the updates that the chunks are part of."""

@@ -22,7 +22,7 @@ from model.vit import Patches
 from parallel.config import ParallelConfig
 from parallel.plan.blueprint import Blueprint
 
-Backward = Callable[[Tensor], None]
+Backward = Callable[[Tensor, bool], None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,10 @@ class Pipeline:
     """This rank's stages, and the schedule that runs micro-batches through them."""
 
     def __init__(self, blueprint: Blueprint, model: PaLI, backward: Backward) -> None:
-        """Take a model of the units of this rank's stages; `backward` is called with a scalar."""
+        """Take a model of the units of this rank's stages.
+
+        `backward` is called with a scalar, and whether it is the last one of a step in its stage.
+        """
         self.model, self.layout, self.backward = model, blueprint.layout, backward
         self.stages, self.local_stages = [stage.units for stage in blueprint.stages], blueprint.local_stages
         self.carry_plan, self.dtype = CarryPlan(blueprint.plan, blueprint.layout.config), blueprint.dtype
@@ -108,7 +111,6 @@ class _Forward(nn.Module):
     def __init__(self, pipeline: Pipeline, names: Sequence[str]) -> None:
         super().__init__()
         self.pipeline, self.names = pipeline, names
-        self.trained = any(unit.trained for name, unit in pipeline.model.units() if name in names)
 
     def forward(self, *carry: Tensor, number: Tensor) -> tuple[Tensor, ...]:
         """Run the stage's units: carry -> carry, or (loss, totals) of the last stage."""
@@ -119,17 +121,6 @@ class _Forward(nn.Module):
             output = output.loss, output.totals
         beat()
         return tuple(x.contiguous() for x in output)  # only contiguous tensors can be sent
-
-    def backward(self, output: Tensor) -> None:
-        """Run the backward pass through the engine, or through autograd alone if the stage is frozen.
-
-        A frozen stage passes gradients on and has none to reduce: DeepSpeed's ZeRO-1 and 2 reduce after every backward
-        pass, and fail if it has reached none of their parameters.
-        """
-        if self.trained:
-            self.pipeline.backward(output)
-        else:
-            output.backward()
 
 
 class _Stage(PipelineStage):
@@ -152,7 +143,7 @@ class _Stage(PipelineStage):
             for x in inputs:
                 if x.requires_grad:
                     x.retain_grad()
-            cast(_Forward, self.submod).backward(output)
+            cast(_Forward, self.submod).pipeline.backward(output, last_backward)
         return tuple(_gradient(x) for x in inputs), None
 
 

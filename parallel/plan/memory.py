@@ -58,34 +58,52 @@ class MemoryModel:
 
         Every weight takes the bytes of the compute dtype. A trained one also takes an fp32 gradient, AdamW's two
         moments (Adafactor's take next to nothing, its momentum 2 bytes), and an fp32 copy, unless it is fp32 itself and
-        ZeRO does not shard it. ZeRO shards copy and moments from stage 1 on, gradients from 2, weights from 3.
-        Offloaded tensors take nothing.
+        ZeRO does not shard it. ZeRO shards copy and moments from stage 1 on, weights in stage 3, frozen ones only if
+        `shard_frozen` is set. Offloaded tensors take nothing.
         """
         parameters = [(part.shape.numel(), p.requires_grad) for p, part in parameter_parts(unit.unit)]
         trained = sum(number for number, is_trained in parameters if is_trained)
-        total = sum(number for number, _ in parameters)
-        return (total * self.weight_bytes() + trained * self.update_bytes()) / self.parallel.tensor
+        return self.stored_bytes(sum(number for number, _ in parameters), trained) / self.parallel.tensor
 
-    def weight_bytes(self) -> float:
+    def stored_bytes(self, total: float, trained: float) -> float:
+        """Return the bytes of `total` elements; `trained` of them are trained."""
+        weights = trained * self.weight_bytes(True) + (total - trained) * self.weight_bytes(False)
+        return weights + trained * self.update_bytes()
+
+    def is_sharded(self, trained: bool) -> bool:
+        """Return whether ZeRO-3 shards such parameters; smaller ones than its threshold are left out."""
+        return self.parallel.zero_stage == 3 and (trained or self.parallel.shard_frozen)
+
+    def weight_bytes(self, trained: bool) -> float:
         """Return the bytes of a parameter in the compute dtype."""
         config, each = self.parallel, self.step.micro_batch.element_bytes
-        found = 0.0 if config.offload_parameters != "none" else each * self._share(from_stage=3)
+        if not self.is_sharded(trained):
+            return each
+        found = 0.0 if config.offload_parameters != "none" else each / self.data_parallel_size
         if config.hpz_partition_size > 1:
             found += each / config.hpz_partition_size
         return found + (each if config.gather == "step" else 0.0)
 
     def update_bytes(self) -> float:
-        """Return the bytes of a trained parameter's gradient, fp32 copy and optimizer state."""
+        """Return the bytes of a trained parameter's gradient, fp32 copy and optimizer state.
+
+        ZeRO keeps a whole fp32 gradient only to add up micro-batches that are not summed over ranks one by one.
+        """
         config = self.parallel
+        gradient = float(FP32 if config.zero_stage == 0 or self.adds_up_whole else 0)
         if config.offload_optimizer != "none":
-            return 0.0
+            return gradient
+        if config.zero_stage and (self.data_parallel_size > 1 or not gradient):
+            gradient += FP32 / self.data_parallel_size
         moments = optimizer_class(self.optimizer).bytes_per_element(self.optimizer)
         moments += FP32 if self.optimizer.average_decay else 0
         copy = FP32 if config.zero_stage or self.step.micro_batch.element_bytes < FP32 else 0
-        return FP32 * self._share(from_stage=2) + (copy + moments) * self._share(from_stage=1)
+        return gradient + (copy + moments) / (self.data_parallel_size if config.zero_stage else 1)
 
-    def _share(self, from_stage: int) -> float:
-        return 1 / self.data_parallel_size if self.parallel.zero_stage >= from_stage else 1.0
+    @property
+    def adds_up_whole(self) -> bool:
+        """Return whether ZeRO adds up whole gradients of several micro-batches, and sums over ranks once a step."""
+        return self.parallel.zero_stage > 0 and self.parallel.reduce == "step" and self.step.num_micro_batches > 1
 
     def kept_once(self, unit: UnitCost) -> float:
         """Return the bytes of activations that one micro-batch keeps for its backward pass."""

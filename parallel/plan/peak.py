@@ -1,8 +1,8 @@
 """Predict the most memory that a rank holds at any moment of a step, term by term, over the played schedule.
 
 `MemoryModel` counts what a rank stores, and what micro-batches in flight keep. This adds what lives for a moment:
-gradients before they are added up, DeepSpeed's buckets and gathered parameters, temporary tensors of a pass, logits,
-and the process's own overhead. Sizes of DeepSpeed 0.19.8 are its defaults (`runtime/zero/config.py`).
+gradients before they are added up, buckets of gradients, gathered parameters, temporary tensors of a pass, logits, and
+the process's own overhead.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,16 +10,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model.costs import UnitCost
+from model.mt5 import DecoderBlock, EncoderBlock
 from parallel.plan.actions import BACKWARD, FORWARD, Pipeline
+from parallel.plan.gathered import num_kept
 from parallel.plan.hardware import GIB, Hardware
 from parallel.plan.memory import FP32, MemoryModel
 from parallel.plan.operators import Operators, operators
 from parallel.plan.play import Moments, kept_counts
 from parallel.plan.step_time import UnitInfo
 
-REDUCE_BUCKET = 5e8  # elements: `reduce_bucket_size`, and the buffer of stage 1's sums (engine.allreduce_no_retain)
-MAX_LIVE = 1e9  # elements: `stage3_max_live_parameters`; gathered parameters stay until so many live
-PREFETCH = 5e7  # elements: `stage3_prefetch_bucket_size`
+BUCKET = 2**22  # elements: BUCKET_ELEMENTS of parallel/engine/buckets.py
+IN_FLIGHT = 2  # buckets: of parallel/engine/reducer.py
 REPLICATED_BUCKET = 2**24  # elements: BUCKET_ELEMENTS of parallel/engine/replicated.py
 
 
@@ -77,18 +78,18 @@ class PeakModel:
     def _rank(self, stages: list[tuple[int, int]], moments: Moments) -> Peak:
         memory = self.memory
         units = [i for first, end in stages for i in range(first, end)]
-        weights, updates = memory.weight_bytes(), memory.update_bytes()
         infos = [self.infos[i] for i in units]
-        stored = self._local(sum(weights * info.elements + updates * info.trained_elements for info in infos))
+        stored = self._local(sum(memory.stored_bytes(info.elements, info.trained_elements) for info in infos))
+        sums = self._sums(infos)
         kept = [sum(self._kept(i) for i in range(*s)) + memory.encoder_bytes(self.costs[slice(*s)]) for s in stages]
         buffers, overhead = self._buffers(infos), self._overhead()
         extra = {(FORWARD, s): self._in_forward(*stage) for s, stage in enumerate(stages)}
         extra |= {(BACKWARD, s): self._in_backward(*stage) for s, stage in enumerate(stages)}
-        found = [self._update(infos, stored, buffers, overhead)]
+        found = [self._update(infos, stored, overhead)]
         for moment in dict.fromkeys(moments):
             kind, _, own = moment[0].partition(" ")
             held = sum(number * size for number, size in zip(moment[1], kept, strict=True))
-            found.append(Peak(stored, held, extra[kind, int(own)], buffers, overhead, moment[0]))
+            found.append(Peak(stored - sums, held, extra[kind, int(own)], buffers, overhead, moment[0]))
         return max(found, key=lambda peak: peak.total)
 
     @property
@@ -105,84 +106,98 @@ class PeakModel:
     def _local(self, elements: float) -> float:
         return elements / self.memory.parallel.tensor
 
-    def _buffers(self, infos: Sequence[UnitInfo]) -> float:
-        """Return what DeepSpeed holds besides shards: a flat bucket of gradients (stages 2, 3).
-
-        Stage 2 has two buckets where sums overlap, and the trained 16-bit weights a second time, flat.
-        """
-        stage = self.memory.parallel.zero_stage
-        if stage < 2:
+    def _sums(self, infos: Sequence[UnitInfo]) -> float:
+        """Return the bytes of summed gradients that exist from the end of a step's last backward pass on only."""
+        memory, data = self.memory, self.memory.data_parallel_size
+        if not memory.adds_up_whole or data == 1 or memory.parallel.offload_optimizer != "none":
             return 0.0
-        bucket = REDUCE_BUCKET * (2 if self.memory.parallel.reduce_dtype == "bf16" else FP32)
-        if stage == 3:
-            return bucket
-        flat = self._element * self._local(sum(info.trained_elements for info in infos))
-        return bucket * (2 if self.on_gpu else 1) + flat
+        return FP32 * self._local(sum(info.trained_elements for info in infos)) / data
 
-    def _update(self, infos: Sequence[UnitInfo], stored: float, buffers: float, overhead: float) -> Peak:
-        """Return the moment after the passes: nothing is kept, and sums of gradients take copies."""
+    def _buffers(self, infos: Sequence[UnitInfo]) -> float:
+        """Return the bytes of ZeRO's buckets: one that is being filled, and those that are being sent.
+
+        Where whole gradients are kept these are the buckets, and only copies in 16 bits are sent beside them.
+        """
+        parallel, data = self.memory.parallel, self.memory.data_parallel_size
+        if parallel.zero_stage == 0 or data == 1:
+            return 0.0
+        trained = self._local(sum(info.trained_elements for info in infos))
+        largest = self._local(max((info.trained_elements for info in infos), default=0))
+        filled = min(trained, max(BUCKET, largest))
+        sent = min(trained - filled, IN_FLIGHT * filled)
+        narrow = parallel.reduce_dtype == "bf16"
+        if self.memory.adds_up_whole:
+            return 2 * min(trained, IN_FLIGHT * filled) if narrow else 0.0
+        return FP32 * filled + (2 if narrow else FP32) * sent
+
+    def _update(self, infos: Sequence[UnitInfo], stored: float, overhead: float) -> Peak:
+        """Return the moment after the passes: nothing is kept, and sums of gradients or new weights take copies."""
         stage, data = self.memory.parallel.zero_stage, self.memory.data_parallel_size
         trained = self._local(sum(info.trained_elements for info in infos))
         largest = self._local(max((info.trained_elements for info in infos), default=0))
-        copies = self._element * trained if self._element < FP32 or stage in (1, 2) else 0.0
+        narrow = self._element < FP32
+        copies = self._element * trained if narrow and stage == 0 else 0.0
         if stage == 0 and data > 1:
             copies = max(copies, FP32 * min(trained, max(REPLICATED_BUCKET, largest)))
-        return Peak(stored, 0.0, copies if stage < 3 else 0.0, buffers if stage > 1 else 0.0, overhead, "update")
+        elif stage in (1, 2) and narrow:
+            copies = self._element * trained / data
+        return Peak(stored, 0.0, copies, 0.0, overhead, "update")
 
     def _kept(self, i: int) -> float:
-        """Return what a unit keeps of a micro-batch; the head keeps its weights' gradient too."""
-        head = self._work(i).vocabulary
-        gradient = self._element * self._local(head.size) * head.d_model if head and self.infos[i].trained else 0.0
-        return self.memory.kept_once(self.costs[i]) + gradient
+        """Return what a unit keeps of a micro-batch; the head keeps its weights' gradient too.
 
-    def _gathered(self, first: int, end: int) -> float:
-        """Return the parameters of units that ZeRO-3 holds gathered at once, of those that the pass needs."""
+        T5's norms compute in fp32: each keeps two fp32 tensors; under 16 bits its cost counts a quarter of them.
+        """
+        unit, head = self.costs[i].unit, self._work(i).vocabulary
+        in_fp32 = isinstance(unit, (EncoderBlock, DecoderBlock)) and self._element < FP32 and self.infos[i].trained
+        wide = (
+            3 * self.costs[i].cost.norm_bytes
+            if in_fp32 and unit.recompute not in ("block", "norm", "elementwise")
+            else 0
+        )
+        gradient = self._element * self._local(head.size) * head.d_model if head and self.infos[i].trained else 0.0
+        return self.memory.kept_once(self.costs[i]) + self._local(wide) + gradient
+
+    def _gathered(self, first: int, end: int, i: int, step: int) -> float:
+        """Return the parameters that ZeRO-3 holds gathered in the pass of unit i: its own, and those that it keeps.
+
+        The next unit, `step` further, is on its way. Of the model's last stage the last units stay gathered.
+        """
         p = self.memory.parallel
         if p.zero_stage < 3 or p.gather == "step":
             return 0.0
-        sizes = [self._local(self.infos[i].elements) for i in range(first, end)]
-        return self._element * min(sum(sizes), max(MAX_LIVE, max(sizes, default=0.0)) + PREFETCH)
+        sizes = [info.elements if p.shard_frozen else info.trained_elements for info in self.infos[first:end]]
+        local = [self._local(size) for size in sizes]
+        kept = num_kept(local) if end == len(self.infos) else 0
+        held = {i - first, *range(len(local) - kept, i - first + 1)} | {i - first + step}
+        return self._element * sum(local[n] for n in held if 0 <= n < len(local))
 
     def _in_forward(self, first: int, end: int) -> float:
         """Return the most bytes of a forward pass beyond what is kept."""
-        return max(self._forward(i) + self._gathered(first, i + 1) for i in range(first, end))
+        return max(self._forward(i) + self._gathered(first, end, i, 1) for i in range(first, end))
 
     def _in_backward(self, first: int, end: int) -> float:
         """Return the most bytes of a backward pass beyond what is kept; units free what they kept, last one first.
 
-        Stages 0 to 2 leave the gradients of weights in 16 bits until the pass ends (0 and 2 until the next one begins,
-        as measured); stage 3 copies them into its bucket, and sums a full one from a flat copy.
+        Without ZeRO, gradients of weights stay in 16 bits until the next pass begins; ZeRO moves each into its bucket.
         """
         stage, step = self.memory.parallel.zero_stage, self.memory.step
         trained = [self._local(info.trained_elements) for info in self.infos]
-        freed = grads = bucket = most = 0.0
-        lowest = next((i for i, info in enumerate(self.infos) if info.trained), first)  # units below have no backward
+        freed = grads = most = 0.0
         narrow = self._element < FP32
-        if stage in (0, 2) and narrow and step.num_micro_batches > 1:
+        if stage == 0 and narrow and step.num_micro_batches > 1:
             most = self._element * sum(trained[first:end])
         for i in range(end - 1, first - 1, -1):
             info = self.infos[i]
             if not (info.trained or info.below_trained):
                 continue
-            own = self._backward(i)
             is_head = self._work(i).vocabulary is not None
-            if stage < 3 and narrow and not is_head:
+            if stage == 0 and narrow and not is_head:
                 grads += self._element * trained[i]
-            gathered = self._gathered(max(first, lowest), i + 1)
-            most = max(most, own + grads + gathered - freed)
-            if is_head and stage < 3 and narrow:
+            most = max(most, self._backward(i) + grads + self._gathered(first, end, i, -1) - freed)
+            if is_head and stage == 0 and narrow:
                 grads += self._element * trained[i]
-            if stage == 3 and bucket + trained[i] > REDUCE_BUCKET and bucket:
-                most = max(most, FP32 * bucket + gathered + self._element * trained[i] - freed)
-                bucket = 0.0
-            bucket += trained[i]
             freed += self._kept(i)
-        if stage == 3:  # the lowest trained unit is gathered still when the last bucket is summed
-            last = max(first, lowest)
-            most = max(most, FP32 * bucket + self._gathered(last, min(last + 1, end)) - freed)
-        elif stage and narrow:
-            summed = FP32 if stage == 1 else self._element  # stage 1 casts to fp32, stage 2 fills its bucket
-            most = max(most, grads + summed * max(trained[first:end]) - freed)
         return most
 
     def _work(self, i: int) -> Operators:

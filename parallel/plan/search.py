@@ -7,6 +7,7 @@ played schedule for those whose bound is below the best found. The result is tha
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 from common.errors import ConfigurationError
@@ -139,7 +140,7 @@ class Search:
         for stage in (0, 1, 2, 3):
             made = replace(
                 self.base, tensor=tensor, pipeline=pipeline, virtual_stages=virtual, sequence=sequence,
-                zero_stage=stage, gather="micro_batch", cut=[], memory_gib=None, recompute="none",
+                zero_stage=stage, gather="micro_batch", reduce="step", cut=[], memory_gib=None, recompute="none",
             )  # fmt: skip
             if stage and self.gpus <= tensor * pipeline:
                 continue  # one replica: nothing to divide
@@ -166,12 +167,14 @@ class Search:
         data = degrees.data_parallel_size(self.gpus)
         rows = -(-phase.rows.global_batch_size // (data * max(1, phase.rows.images_per_row)))
         gathers = ("micro_batch", "step") if degrees.zero_stage == 3 else ("micro_batch",)
+        # Stage 2 that sums once a step is stage 1.
+        sums = (("step",), ("step",), ("micro_batch",), ("step", "micro_batch"))[degrees.zero_stage]
         for micro in MICRO_BATCHES:
             if micro > rows:
                 return
             for recompute in RECOMPUTE:
-                for gather in gathers:
-                    yield replace(degrees, micro_batch_size=micro, recompute=recompute, gather=gather)
+                for gather, reduce in product(gathers, sums if micro < rows else sums[:1]):
+                    yield replace(degrees, micro_batch_size=micro, recompute=recompute, gather=gather, reduce=reduce)
 
     def _best(self, phase: PhasePlan, degrees: ParallelConfig, exhaustive: bool, worst: float) -> PhaseChoice | None:
         """Return the fastest options of a phase under these degrees that fit, None if none fits or all are slower."""

@@ -14,6 +14,7 @@ from model.mt5 import Bridge, DecoderBlock, EncoderBlock, EncoderNorm, Head
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.plan.actions import Pipeline
 from parallel.plan.collectives import Group, Placement, all_gather_s, all_reduce_s, message_s, reduce_scatter_s
+from parallel.plan.gathered import num_kept
 from parallel.plan.hardware import Hardware
 from parallel.plan.memory import StepShape
 from parallel.plan.play import StageTime, Timeline, play, step_s
@@ -190,26 +191,26 @@ class StepModel:
     def _passes(self, first: int, end: int, last: bool) -> tuple[tuple[float, float], float]:
         """Return ZeRO's seconds in every micro-batch: gathers (forward, backward) and sums of gradients.
 
-        Stage 3 gathers anew in the backward pass unless that follows at once, as DeepSpeed keeps up to 1e9 elements
-        until then; stage 2 and 3 sum gradients in every micro-batch.
+        Stage 3 gathers a unit anew for its backward pass, but for the last units where that follows at once.
         """
-        stage, infos = self.parallel.zero_stage, self.infos[first:end]
-        group, t = self.placement.data, self.parallel.tensor
-        if stage < 2 or group.size == 1:
+        p, infos = self.parallel, self.infos[first:end]
+        group, t = self.placement.data, p.tensor
+        if p.zero_stage < 2 or group.size == 1:
             return (0.0, 0.0), 0.0
         trained = [self._summed_bytes * info.trained_elements / t for info in infos if info.trained]
-        if stage == 2:
-            return (0.0, 0.0), self._sum(all_reduce_s, trained)
-        reduce = self._sum(reduce_scatter_s, trained)
-        if self.parallel.gather == "step":
+        reduce = self._sum(reduce_scatter_s, trained) if p.reduce == "micro_batch" else 0.0
+        if p.zero_stage == 2 or p.gather == "step":
             return (0.0, 0.0), reduce
         element = self.step.micro_batch.element_bytes
-        sizes = [element * info.elements / t for info in infos]
-        gather = self._sum(all_gather_s, sizes)
-        if last and sum(sizes) <= 1e9 * element:
-            return (gather, 0.0), reduce
-        again = [size for size, info in zip(sizes, infos, strict=True) if info.trained or info.below_trained]
-        return (gather, self._sum(all_gather_s, again)), reduce
+        sharded = [(self._sharded(info) / t, info) for info in infos if self._sharded(info)]
+        kept = num_kept([size for size, _ in sharded]) if last else 0
+        again = [size for size, info in sharded[: len(sharded) - kept] if info.trained or info.below_trained]
+        forward, backward = ([element * size for size in sizes] for sizes in ([size for size, _ in sharded], again))
+        return (self._sum(all_gather_s, forward), self._sum(all_gather_s, backward)), reduce
+
+    def _sharded(self, info: UnitInfo) -> int:
+        """Return the elements of a unit that ZeRO-3 shards; small ones, which it does not, count too."""
+        return info.elements if self.parallel.shard_frozen else info.trained_elements
 
     def _sum(self, seconds: Callable[[float, Group, Hardware], float], sizes: Sequence[float]) -> float:
         """Return the seconds of a data-parallel collective for each of these bytes; most units are equal."""
@@ -244,15 +245,17 @@ class StepModel:
             own = [i for s in range(rank, len(starts), p.pipeline) for i in range(starts[s], ends[s])]
             infos = [self.infos[i] for i in own]
             trained = sum(info.trained_elements for info in infos) / p.tensor
-            total = sum(info.elements for info in infos) / p.tensor
+            sharded = sum(self._sharded(info) for info in infos) / p.tensor
             element = self.step.micro_batch.element_bytes
             gather = reduce = 0.0
-            if p.zero_stage in (0, 1):
+            if p.zero_stage == 0:
                 reduce = all_reduce_s(self._summed_bytes * trained, group, self.hardware)
+            elif p.reduce == "step":
+                reduce = reduce_scatter_s(self._summed_bytes * trained, group, self.hardware)
             if p.zero_stage in (1, 2):
                 gather = all_gather_s(element * trained, group, self.hardware)
             elif p.zero_stage == 3 and p.gather == "step":
-                gather = all_gather_s(element * total, group, self.hardware)
+                gather = all_gather_s(element * sharded, group, self.hardware)
             share = self.data_parallel_size if p.zero_stage else 1
             launches = UPDATE_LAUNCHES[self.optimizer.name] * sum(info.parameters for info in infos if info.trained)
             moved = UPDATE_BYTES[self.optimizer.name] * trained / share

@@ -13,6 +13,8 @@ from benchmarks.world import results_file, run_world
 RANKS = 4
 CASES: list[dict[str, Any]] = [
     {"zero_stage": 2},
+    {"zero_stage": 3, "gather": "step", "reduce": "micro_batch"},
+    {"pipeline": 2, "zero_stage": 3},
     {"tensor": 2, "zero_stage": 3, "sequence": True},
     {"tensor": 2, "pipeline": 2, "virtual_stages": 2},
 ]
@@ -21,7 +23,7 @@ CASES: list[dict[str, Any]] = [
 def count_all(folder: Path) -> None:
     for number, settings in enumerate(CASES):
         engine = build_toy(settings)
-        step(engine)  # in its first step ZeRO-3 learns the order of gathers, and gathers more
+        step(engine)
         torch.save(traffic(engine), results_file(folder, f"{number} {engine.layout.rank}"))
 
 

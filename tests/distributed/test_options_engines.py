@@ -19,6 +19,7 @@ from parallel.config import OptimizerConfig, ParallelConfig, ParameterGroup
 from parallel.distributed import launch
 from parallel.engine.base import Engine
 from parallel.engine.build import build_engine
+from parallel.engine.gathers import sharded_parameters
 from parallel.layout import Layout
 from parallel.optimizer.base import Update
 from tests.distributed.problem import (
@@ -103,10 +104,20 @@ CASES = {
     "zero3_step_whatever_persists": Options(
         {"zero_stage": 3, "param_persistence_threshold": 10**6, "gather": "step"}, same_as="zero3"
     ),
+    "zero2_each": Options({"zero_stage": 2, "reduce": "micro_batch"}, same_as="zero3"),
+    "zero3_each_frozen": Options(
+        {**ZERO3, "reduce": "micro_batch", "shard_frozen": True, "pipeline": 2},
+        same_as="data_frozen",
+        freeze=FROZEN_VIT,
+    ),
+    "zero3_frozen_from_file": Options(ZERO3, same_as="data_frozen", freeze=FROZEN_VIT, from_file=True),
     "zero3_nearby": Options({**ZERO3, "hpz_partition_size": 2}, same_as="zero3"),
     "data_frozen": Options(freeze=FROZEN_VIT),
     "zero3_nearby_frozen_from_file": Options(
-        {**ZERO3, "hpz_partition_size": 2, "gather": "step"}, same_as="data_frozen", freeze=FROZEN_VIT, from_file=True
+        {**ZERO3, "hpz_partition_size": 2, "gather": "step", "shard_frozen": True},
+        same_as="data_frozen",
+        freeze=FROZEN_VIT,
+        from_file=True,
     ),
     "data_bf16_sums": Options({"reduce_dtype": "bf16"}),
     "zero1_bf16_sums": Options({"zero_stage": 1, "reduce_dtype": "bf16"}),
@@ -117,6 +128,12 @@ CASES = {
     "data_sum": Options(loss_reduction="sum"),
     "zero2_sum": Options({"zero_stage": 2}, same_as="data_sum", loss_reduction="sum"),
     "zero3_sum": Options(ZERO3, same_as="data_sum", loss_reduction="sum"),
+    "sequence_data_zero2_each": Options(
+        {**SEQUENCE, "zero_stage": 2, "reduce": "micro_batch"}, same_as="zero3", ranks=4
+    ),
+    "interleaved_data_zero3_each": Options(
+        {"pipeline": 2, "virtual_stages": 2, **ZERO3, "reduce": "micro_batch"}, same_as="zero3", ranks=4
+    ),
     "pipeline_data_zero3_step": Options({"pipeline": 2, **ZERO3, "gather": "step"}, same_as="zero3", ranks=4),
     "pipeline_data_zero3_on_the_cpu": Options({"pipeline": 2, **ZERO3, **CPU}, GROUPS, "data_groups", ranks=4),
     "sequence_data_zero2_on_disk": Options({**SEQUENCE, "zero_stage": 2, **DISK}, ADAMW, "data_adamw", ranks=4),
@@ -125,6 +142,7 @@ CASES = {
 
 
 SUMS = [{"zero_stage": stage} for stage in range(4)]
+SUMS += [{"zero_stage": stage, "reduce": "micro_batch"} for stage in (2, 3)]
 SUMS += [{"zero_stage": stage, "offload_optimizer": "cpu"} for stage in (1, 2, 3)]
 BF16_SUMS = [name for name in CASES if name.endswith("bf16_sums")]
 ONCE_A_STEP = [n for n, options in CASES.items() if options.parallel.get("gather") == "step" and not options.freeze]
@@ -152,9 +170,11 @@ def train_all(folder: Path, ranks: int) -> None:
         if name == "sequence":
             result["lengths"] = [evaluated_and_trained(engine, multiple) for multiple in (1, 17)]
         if name == "zero3_on_disk":
-            shards = [p.ds_tensor for p in engine.model.parameters()]
+            shards = sharded_parameters(engine.model)
+            assert shards
             result["in files"] = [
-                in_file(x, folder / "offloaded") for x in [*shards, *engine.optimizer.momenta.values()]
+                in_file(x, folder / "offloaded")
+                for x in [*(p.ds_tensor for p in shards), *engine.optimizer.momenta.values()]
             ]
         if engine.layout.rank == 0:
             torch.save(result, results_file(folder, name))
@@ -278,7 +298,7 @@ def test_sums_in_bf16_send_half_the_bytes_and_round_to_8_bits(results: Path, nam
     elements = sum(p.numel() for p in build(PALI).parameters())
     fp32, bf16 = (torch.load(results_file(results, n)) for n in ("zero3", name))
     gradients = sum(size for (_, kind), size in bf16["sent"].items() if kind != "all-gather")
-    of_all_reduce = 1 if name == "zero3_bf16_sums" else 2
+    of_all_reduce = 2 if name == "data_bf16_sums" else 1
     assert gradients == pytest.approx(of_all_reduce * 2 * elements / 2, rel=0.05)
     for (loss, norm), (expected_loss, expected_norm) in zip(bf16["curve"], fp32["curve"], strict=True):
         assert loss == pytest.approx(expected_loss, rel=2**-8) and norm == pytest.approx(expected_norm, rel=2**-7)

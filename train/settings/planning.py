@@ -21,7 +21,7 @@ from train.phases import for_phase, spans
 
 KEPT = "layout.json"  # in the run's folder
 OF_ALL_PHASES = ("tensor", "pipeline", "virtual_stages", "sequence", "zero_stage")
-OF_A_PHASE = ("micro_batch_size", "recompute", "gather")
+OF_A_PHASE = ("micro_batch_size", "recompute", "gather", "reduce")
 
 
 def make_search(config: RunConfig, hardware: Hardware, gpus: int, keep_streams: bool = False) -> Search:
@@ -48,8 +48,8 @@ def make_search(config: RunConfig, hardware: Hardware, gpus: int, keep_streams: 
 
 
 def _without_auto(parallel: ParallelConfig) -> ParallelConfig:
-    return replace(parallel, auto=False, cut=[], tensor=1, pipeline=1, virtual_stages=1, sequence=False,
-                   zero_stage=0, gather="micro_batch", hpz_partition_size=1, memory_gib=None)  # fmt: skip
+    return replace(parallel, auto=False, cut=[], tensor=1, pipeline=1, virtual_stages=1, sequence=False, zero_stage=0,
+                   gather="micro_batch", reduce="step", hpz_partition_size=1, memory_gib=None)  # fmt: skip
 
 
 def overrides(choice: Choice, config: RunConfig, gpus: int) -> list[str]:

@@ -2,20 +2,15 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import deepspeed
 import megatron.core
 import pytest
 import torch
-import torch.distributed as dist
 from deepspeed.comm.torch import build_shm_op
-from deepspeed.runtime.zero import partition_parameters, partitioned_param_coordinator, stage3
 from deepspeed.utils import groups
 
 from common.library_patches import (
-    confine_zero3_comparison,
     set_secondary_group,
     skip_shared_memory_op,
     without_compilers_and_loggers,
@@ -63,30 +58,6 @@ def test_deepspeed_would_compile_an_unused_op(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm", True)
     skip_shared_memory_op()
     assert build_shm_op() is None
-
-
-def comparison(monkeypatch: pytest.MonkeyPatch, others: list[int]) -> Callable[[list[int]], None]:
-    """ZeRO-3's comparison, as patched, in a group with one other rank."""
-    for module in (partition_parameters, partitioned_param_coordinator, stage3):
-        monkeypatch.setattr(module, "assert_ints_same_as_other_ranks", None)
-
-    def all_reduce(x: torch.Tensor, op: Any, group: str) -> None:
-        assert group == "stage"
-        both = torch.stack([x, torch.tensor(others) - min(others)])
-        x.copy_(both.amin(0) if op == dist.ReduceOp.MIN else both.amax(0))
-
-    monkeypatch.setattr(dist, "all_reduce", all_reduce)
-    confine_zero3_comparison("stage", torch.device("cpu"))  # type: ignore[arg-type]
-    patched = {m.assert_ints_same_as_other_ranks for m in (partition_parameters, partitioned_param_coordinator, stage3)}
-    (compare,) = patched
-    return compare  # type: ignore[no-any-return]
-
-
-def test_ids_are_compared_within_a_stage_from_where_they_begin(monkeypatch: pytest.MonkeyPatch) -> None:
-    compare = comparison(monkeypatch, others=[9, 10, 12])
-    compare([5, 6, 8])
-    with pytest.raises(RuntimeError, match="ranks of one pipeline stage run different modules"):
-        compare([5, 6, 7])
 
 
 def test_the_secondary_group_is_where_deepspeed_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:

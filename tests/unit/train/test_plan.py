@@ -40,6 +40,8 @@ def choice(*phases: PhaseChoice) -> Choice:
         ({"pipeline": 2, "recompute": "block"}, "pp2 zero0; mb8 re:block"),
         ({"tensor": 2, "pipeline": 4, "virtual_stages": 2}, "tp2 pp4x2 zero0; mb8"),
         ({"zero_stage": 3, "gather": "step", "recompute": "attention"}, "zero3; mb8 gather=step re:attention"),
+        ({"zero_stage": 3, "reduce": "micro_batch"}, "zero3; mb8 reduce=micro_batch"),
+        ({"zero_stage": 2, "reduce": "micro_batch"}, "zero2; mb8"),
     ],
 )
 def test_a_layout_in_few_words(settings: dict[str, Any], name: str) -> None:
@@ -88,12 +90,12 @@ def test_the_whole_run_in_a_sentence() -> None:
 
 def test_what_would_help_is_a_search_with_twice_of_it() -> None:
     own = search(2)
-    limit = (1.0 + 1e5 / GIB) / 0.97  # 100 kB beside a process: micro-batches of 2
+    limit = (1.0 + 1e5 / GIB) / 0.97  # 100 kB beside a process: micro-batches of 2, recomputed
     own.hardware = replace(H100, overhead_gib=1.0, communicator_mib=0.0, memory_gib=limit)
     best = own.run(most=1)[0]
     lines = would_help(best, read_config(["vit=nano", "mt5=nano"]), own)
     larger = replace(own, hardware=replace(own.hardware, memory_gib=2 * own.hardware.memory_gib), _times={}).run(1)[0]
-    assert layout_name(best) == "pp2 zero0; mb2" and layout_name(larger) == "pp2 zero0; mb8"
+    assert layout_name(best) == "pp2 zero0; mb2 re:attention" and layout_name(larger) == "pp2 zero0; mb8"
     assert lines[0] == (f"twice the memory: {1 - larger.seconds / best.seconds:.1%} less time ({layout_name(larger)})")
     assert lines[1:] == ["twice the network between nodes: no gain", "twice the links within a node: no gain"]
 

@@ -55,6 +55,6 @@ def test_patterns_that_match_nothing_or_all(layout: Layout, freeze: list[str], g
         build_engine(PALI, replace(OptimizerConfig(), groups=groups), layout, freeze=freeze)
 
 
-def test_only_a_zero_stage_imports_deepspeed() -> None:
+def test_only_zero_3_imports_deepspeed() -> None:
     assert "deepspeed" not in imported_at_once("parallel.engine.build", set())
-    assert "deepspeed" in imported_at_once("parallel.engine.zero", set())
+    assert "deepspeed" in imported_at_once("parallel.engine.zero3", set())

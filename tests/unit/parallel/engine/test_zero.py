@@ -14,7 +14,7 @@ from torch import Tensor
 
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import launch
-from parallel.engine import zero
+from parallel.engine import zero3
 from parallel.engine.base import Engine
 from parallel.engine.build import build_engine
 from parallel.layout import Layout
@@ -66,9 +66,9 @@ def replicated() -> dict[str, Any]:
     ("parallel", "freeze"),
     [
         ({"zero_stage": 1}, []),
-        ({"zero_stage": 2}, FROZEN_VIT),
+        ({"zero_stage": 2, "reduce": "micro_batch"}, FROZEN_VIT),
         ({"zero_stage": 3, "param_persistence_threshold": 0, "recompute": "elementwise"}, FROZEN_VIT),
-        ({"zero_stage": 3, "gather": "step"}, []),
+        ({"zero_stage": 3, "param_persistence_threshold": 100, "gather": "step"}, []),
     ],
 )
 def test_every_stage_is_the_replicated_engine(
@@ -103,7 +103,7 @@ def test_nearby_ranks_are_those_next_to_each_other_among_the_data_parallel_ones(
     def nearby(rank: int, size: int) -> Any:
         config = ParallelConfig(tensor=2, zero_stage=3, hpz_partition_size=size)
         layout: Any = SimpleNamespace(config=config, data_group=[0, 2, 4, 6], data_parallel_rank=rank)
-        return zero._start_nearby_group(layout)
+        return zero3._start_nearby_group(layout)
 
     assert [nearby(rank, 1) for rank in range(4)] == [None] * 4
     assert groups._ZERO_PARAM_INTRA_PARALLEL_GROUP is None

@@ -28,6 +28,7 @@ STEP = StepShape(
     BatchShape(images=8, vision_tokens=256, rows=8, encoder_tokens=320, decoder_tokens=64), num_micro_batches=16
 )
 GIB = 2**30
+CPU = {"offload_optimizer": "cpu", "offload_parameters": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +57,15 @@ def stages_of(
         ("bf16", ADAFACTOR, {}, 2 + 4 + 4, 2),
         ("bf16", ADAMW, {}, 2 + 4 + 4 + 8, 2),
         ("bf16", OptimizerConfig(momentum=0.9), {}, 2 + 4 + 4 + 2, 2),
-        ("bf16", ADAMW, {"zero_stage": 1}, 2 + 4 + (4 + 8) / 4, 2),
-        ("bf16", ADAMW, {"zero_stage": 2}, 2 + (4 + 4 + 8) / 4, 2),
-        ("bf16", ADAMW, {"zero_stage": 3}, (2 + 4 + 4 + 8) / 4, 2 / 4),
-        ("bf16", ADAMW, {"zero_stage": 3, "tensor": 2}, (2 + 4 + 4 + 8) / 8, 2 / 8),
-        ("bf16", ADAMW, {"zero_stage": 3, "gather": "step"}, 2 + (2 + 4 + 4 + 8) / 4, 2 + 2 / 4),
-        ("bf16", ADAMW, {"zero_stage": 3, "hpz_partition_size": 2}, 2 / 2 + (2 + 4 + 4 + 8) / 4, 2 / 2 + 2 / 4),
+        ("bf16", ADAMW, {"zero_stage": 1}, 2 + (4 + 4 + 8) / 4, 2),
+        ("bf16", ADAMW, {"zero_stage": 2, "reduce": "micro_batch"}, 2 + (4 + 4 + 8) / 4, 2),
+        ("bf16", ADAMW, {"zero_stage": 3}, (2 + 4 + 4 + 8) / 4, 2),
+        ("bf16", ADAMW, {"zero_stage": 3, "shard_frozen": True}, (2 + 4 + 4 + 8) / 4, 2 / 4),
+        ("bf16", ADAMW, {"zero_stage": 3, "tensor": 2}, (2 + 4 + 4 + 8) / 8, 2 / 2),
+        ("bf16", ADAMW, {"zero_stage": 3, "gather": "step"}, 2 + (2 + 4 + 4 + 8) / 4, 2),
+        ("bf16", ADAMW, {"zero_stage": 3, "hpz_partition_size": 2}, 2 / 2 + (2 + 4 + 4 + 8) / 4, 2),
         ("bf16", ADAMW, {"zero_stage": 1, "offload_optimizer": "cpu"}, 2, 2),
-        ("bf16", ADAMW, {"zero_stage": 3, "offload_optimizer": "cpu", "offload_parameters": "cpu"}, 0, 0),
+        ("bf16", ADAMW, {"zero_stage": 3, "shard_frozen": True, **CPU}, 0, 0),
     ],
 )
 def test_bytes_of_a_parameter(
@@ -79,6 +81,25 @@ def test_bytes_of_a_parameter(
     vit, mt5 = stages_of(pali_3b, optimizer, nothing, precision, **cut_at, **options)
     assert vit.memory_bytes == pytest.approx(frozen * vit.parameters)
     assert mt5.memory_bytes == pytest.approx(trained * mt5.parameters)
+
+
+@pytest.mark.parametrize(
+    ("number", "options", "whole"),
+    [  # whole fp32 gradients beside 2 + (4 + 4 + 8) / 4 bytes: those of several micro-batches, summed once a step
+        (1, {"zero_stage": 1}, 0),
+        (2, {"zero_stage": 1}, 4),
+        (2, {"zero_stage": 2}, 4),
+        (2, {"zero_stage": 2, "reduce": "micro_batch"}, 0),
+        (2, {"zero_stage": 1, "offload_optimizer": "cpu"}, 4 - (4 + 4 + 8) / 4),
+    ],
+)
+def test_micro_batches_are_added_up_whole_or_summed_over_ranks_one_by_one(
+    number: int, options: dict[str, Any], whole: float
+) -> None:
+    memory = MemoryModel(ParallelConfig(**options), ADAMW, replace(STEP, num_micro_batches=number), 4)
+    assert memory.stored_bytes(2.0, 1.0) == 2 * STEP.micro_batch.element_bytes + (4 + 4 + 8) / 4 + whole
+    alone = MemoryModel(ParallelConfig(zero_stage=1), ADAMW, replace(STEP, num_micro_batches=number), 1)
+    assert alone.update_bytes() == 4 + 4 + 8  # the only rank's sum is what it has added up
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -82,7 +82,8 @@ def test_overrides_choose_the_layout_that_was_found() -> None:
     words = overrides(choice, config, 8)
     again = read_config([*WORDS, *words])
     (phase,) = choice.phases.values()
-    for name in ("tensor", "pipeline", "virtual_stages", "zero_stage", "micro_batch_size", "recompute", "gather"):
+    for name in ("tensor", "pipeline", "virtual_stages", "zero_stage", "micro_batch_size", "recompute", "gather",
+                 "reduce"):  # fmt: skip
         assert getattr(again.parallel, name) == getattr(phase.parallel, name)
     assert again.parallel.cut == list(phase.cut)
 

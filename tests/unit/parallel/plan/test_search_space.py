@@ -51,10 +51,18 @@ def test_replicas_divide_the_batch_and_the_streams() -> None:
 
 
 def test_degrees_replace_those_of_the_settings() -> None:
-    base = ParallelConfig(zero_stage=3, gather="step", cut=["bridge"], memory_gib=3.0, recompute="mlp", timeout_s=9.0)
+    base = ParallelConfig(
+        zero_stage=3,
+        gather="step",
+        reduce="micro_batch",
+        cut=["bridge"],
+        memory_gib=3.0,
+        recompute="mlp",
+        timeout_s=9.0,
+    )
     for config in search(2, base=base).degrees():
-        rest = (config.gather, config.cut, config.memory_gib, config.recompute, config.timeout_s)
-        assert rest == ("micro_batch", [], None, "none", 9.0)
+        rest = (config.gather, config.reduce, config.cut, config.memory_gib, config.recompute, config.timeout_s)
+        assert rest == ("micro_batch", "step", [], None, "none", 9.0)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +71,7 @@ def test_degrees_replace_those_of_the_settings() -> None:
         (1, 2, 4 * 3),  # 12 rows: micro-batches of 1, 2, 4, 8
         (1, 1, 5 * 3),  # 24 rows: 16 too
         (1, 5, 3 * 3),  # 4.8 rows, so 5
-        (2, 2, 3 * 3 * 3 + 3 * 3 * 2 + 4 * 4 * 3),  # two replicas have 6 rows; ZeRO-3 gathers in two ways
+        (2, 2, 3 * 3 * 3 + 3 * 3 * 2 * 2 + 4 * 4 * 3),  # two replicas have 6 rows; ZeRO-3 gathers and sums in two ways
     ],
 )
 def test_every_option_is_played_once_where_all_fit(gpus: int, images: int, count: int) -> None:
