@@ -141,9 +141,10 @@ def gather_objects(items: list[Item], group: dist.ProcessGroup | None = None) ->
 
     Items are pickled. Without a process group, they are those of this process alone.
     """
-    if not dist.is_initialized():
+    size = 1 if not dist.is_initialized() else group.size() if group is not None else dist.get_world_size()
+    if size == 1:
         return items
-    everywhere: list[list[Item]] = [[] for _ in range(dist.get_world_size(group))]
+    everywhere: list[list[Item]] = [[] for _ in range(size)]
     dist.all_gather_object(everywhere, items, group)
     return [item for own in everywhere for item in own]
 

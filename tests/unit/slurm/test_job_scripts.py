@@ -73,7 +73,7 @@ def test_only_quick_ends_are_counted(script: Script, tmp_path: Path) -> None:
 def rank(code: int, sentence: str, peers: int) -> str:
     """A step in which one rank leaves a note, and its peers end with another code."""
     path = f"import sys; sys.path.insert(0, {str(ROOT)!r})"
-    python = f"{path}; from train import exit_note; exit_note.leave({code}, {sentence!r})"
+    python = f"{path}; from train.health import exit_note; exit_note.leave({code}, {sentence!r})"
     return (
         f"SLURM_PROCID=5 SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=8 {sys.executable} -c {python!r}\nexit {peers}".replace(
             "\\'", "'"
