@@ -14,7 +14,7 @@ from train.settings.planning import make_search
 
 ROOT = Path(__file__).resolve().parents[4]
 PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
-MEASURED = ("z0", "z1", "z3")  # in the order of the page
+MEASURED = ("z0", "z1", "z3", "z2", "z3step", "tp2seq", "z3tp2", "pp2b")  # in the order of the page
 
 
 def cells(title: str) -> Iterator[list[str]]:
