@@ -92,11 +92,10 @@ def test_missing_splits_name_the_ways_out(tmp_path):
 
 
 def test_a_folder_without_tars_is_described(tmp_path):
-    images = [
-        f"files/00000/{name}" for name in ("0.jpg", "1.jpg", "2.jpg", "0.json", "1.json", "0.txt", "1.txt", "LIST")
-    ]
-    made(tmp_path, *images, "tables/0.parquet", "webli/0.tar")
-    held = r"; it holds images in files (3 x .jpg, 2 x .json, 2 x .txt), which img2dataset"
+    numbers = {".jpg": 4, ".json": 3, ".txt": 2, "": 1}
+    names = [f"files/00000/{n}{ending}" for ending, number in numbers.items() for n in range(number)]
+    made(tmp_path, *names, "tables/0.parquet", "webli/0.tar")
+    held = "; it holds images in files (4 x .jpg, 3 x .json, 2 x .txt), which img2dataset"
     assert held in refusal(tmp_path, "train", "files")
     assert "; it holds 1 x .parquet, and no tar; make shards of tables by" in refusal(tmp_path, "train", "tables")
     assert refusal(tmp_path, "train", "weblii").endswith("; there is no such folder, did you mean webli.")
