@@ -109,8 +109,6 @@ class TensorParallel:
 
         No collective: each rank takes its part of x and of the gradient, or rank 0 the gradient where x is not split.
         """
-        if self.size == 1:
-            return x
         if self.sequence:
             return x.chunk(self.size)[self.rank]
         x = x.view_as(x)
