@@ -12,6 +12,8 @@ from parallel.layout import Layout
 from parallel.plan.blueprint import plan_stages
 from parallel.plan.memory import MemoryModel, StepShape
 from tests.distributed.problem import FROZEN_VIT, PALI
+from tests.unit.model.examples import PALI as SMALL
+from tests.unit.model.examples import example, micro_batch
 from tests.unit.test_imports import imported_at_once
 
 
@@ -53,6 +55,17 @@ def test_patterns_that_match_nothing_or_all(layout: Layout, freeze: list[str], g
     groups = [ParameterGroup(group)] if group else []
     with pytest.raises(ConfigurationError, match=message):
         build_engine(PALI, replace(OptimizerConfig(), groups=groups), layout, freeze=freeze)
+
+
+def test_the_gradient_of_a_sum_is_that_of_the_mean_times_the_targets(layout: Layout) -> None:
+    batch, norms = micro_batch([[example(1), example(2, images=0)]], 60, 20), []
+    targets = int((batch.decoder_targets > 0).sum())
+    for reduction in ("mean", "sum"):
+        config = replace(SMALL, model=replace(SMALL.model, loss_reduction=reduction))
+        engine = build_engine(config, OptimizerConfig(), layout, precision="fp32", seed=0)
+        engine.forward_backward([batch], targets)
+        norms.append(engine.update(0.0))
+    assert norms[1] == pytest.approx(targets * norms[0], rel=1e-5) and norms[0] > 0
 
 
 def test_only_zero_3_imports_deepspeed() -> None:
