@@ -3,10 +3,10 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from types import NoneType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from common.errors import ConfigurationError
+from common.values import type_at
 
 INTEGERS = (-(2**31), 2**31 - 1)  # common.values.typed takes these
 NUMBERS = (-1e30, 1e30)
@@ -36,19 +36,14 @@ def allowed(settings: Any, name: str, check: Check) -> str:
             return False
         return True
 
-    kind = get_type_hints(type(settings))[name]
-    kinds = [each for each in get_args(kind) if each is not NoneType] if _is_union(kind) else [kind]
-    if kinds == [int]:
+    kind = type_at(type(settings), [name])
+    if kind is int:
         return _range(accepts, getattr(settings, name), INTEGERS, _bisect_integers)
-    if kinds == [float]:
+    if kind is float:
         return _range(accepts, getattr(settings, name), NUMBERS, _bisect_numbers)
-    if kinds in ([str], [list[str]]):
-        return _choices(change, NO_CHOICE if kinds == [str] else [NO_CHOICE])
+    if kind in (str, list[str]):
+        return _choices(change, NO_CHOICE if kind is str else [NO_CHOICE])
     return ""
-
-
-def _is_union(kind: Any) -> bool:
-    return get_origin(kind) in (Union, type(int | None))
 
 
 Accepts = Callable[[float], bool]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from common.errors import ConfigurationError
-from common.values import PATH, at_least, at_most, one_of
+from common.values import PATH, above, at_least, at_most, one_of
 
 STACKS = ("vit", "encoder", "decoder")
 FACTORINGS = ("t5x", "big_vision")
@@ -101,8 +101,7 @@ class ParallelConfig:
                 f"parallel.virtual_stages={self.virtual_stages} interleaves the stages of a 1f1b pipeline; set "
                 "parallel.pipeline to 2 or more and parallel.schedule to 1f1b."
             )
-        if self.timeout_s <= 0:
-            raise ConfigurationError(f"parallel.timeout_s={self.timeout_s} must be greater than 0.")
+        above("parallel.", 0, timeout_s=self.timeout_s)
         if self.memory_gib is not None and self.memory_gib <= 0:
             raise ConfigurationError(
                 f"parallel.memory_gib={self.memory_gib} must be greater than 0, or null for no bound."
@@ -219,9 +218,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         one_of("optimizer.name", self.name, tuple(OPTIMIZERS))
         one_of("optimizer.factoring", self.factoring, FACTORINGS)
-        for name in ("decay_exponent", "epsilon", "epsilon_scale"):
-            if getattr(self, name) <= 0:
-                raise ConfigurationError(f"optimizer.{name}={getattr(self, name)} must be greater than 0.")
+        above("optimizer.", 0, decay_exponent=self.decay_exponent)
+        above("optimizer.", 0, epsilon=self.epsilon, epsilon_scale=self.epsilon_scale)
         if not 0 < self.beta2_cap <= 1:
             raise ConfigurationError(f"optimizer.beta2_cap={self.beta2_cap} must lie in (0, 1].")
         for name in ("beta1", "beta2", "momentum", "average_decay"):
