@@ -21,6 +21,7 @@ from common.errors import ConfigurationError, ReadingStopped
 from common.files import write_bytes, writes
 from common.values import PATH, at_least, at_most, one_of
 from data.objectives.base import SENTINEL
+from data.shards.paths import SPLITS
 from data.storage import not_permitted, read_file
 from data.tokenizer_files import as_model
 
@@ -236,7 +237,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.vocab_size <= SMALLEST:
             raise ConfigurationError(f"vocab_size={self.vocab_size} leaves no piece to learn; set it above {SMALLEST}.")
-        one_of("split", self.split, ("train", "validation", "test"))
+        one_of("split", self.split, SPLITS)
         at_least("", 0, error_budget=self.error_budget, error_budget_minimum=self.error_budget_minimum)
         at_most("", 1, error_budget=self.error_budget)
         if self.records is not None:

@@ -20,6 +20,7 @@ from common.command_line import parse as parse_words
 from common.errors import ConfigurationError
 from common.values import PATH, above, at_least, at_most, one_of
 from data import languages
+from data.shards.paths import SPLITS
 
 WEB_FORMATS = ("img2dataset", "table", "text", "mc4", "cc3m", "cc12m")
 ENGINES = ("fasttext", "lingua")
@@ -58,7 +59,7 @@ class InputConfig:
     """Absent labels drawn for a record of objects that names none. 0 by default: training draws them."""
 
     def __post_init__(self) -> None:
-        one_of("split", self.split, ("train", "validation", "test"))
+        one_of("split", self.split, SPLITS)
         at_least("", 0, negatives=self.negatives)
         if self.language and languages.canonical(self.language) is None:
             raise ConfigurationError(f"language={self.language!r} is no code of a language, such as en.")
