@@ -24,7 +24,7 @@ def summary(source: ShardSource) -> list[str]:
     """
     names = held_names(source)
     with_language = "language" in names or "language" in source.options.fields
-    lines = [*_of_fields(source.index, with_language), _of_images(source.index), *_of_shards(source)]
+    lines = [*_field_lines(source.index, with_language), _image_line(source.index), *_shard_lines(source)]
     if left := unread(names, source.options.fields):
         lines.append(f"names in the JSON that no field reads: {listed(left)}")
     wrapper = textwrap.TextWrapper(WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
@@ -32,7 +32,7 @@ def summary(source: ShardSource) -> list[str]:
     return [part.replace(NO_BREAK, " ") for parts in wrapped for part in parts]
 
 
-def _of_fields(index: SourceIndex, with_language: bool) -> list[str]:
+def _field_lines(index: SourceIndex, with_language: bool) -> list[str]:
     """Return a line about each field: its records, and the number of its texts in each language."""
     numbers = _numbers(index)
     records: Counter[str] = Counter()
@@ -63,7 +63,7 @@ def _of_fields(index: SourceIndex, with_language: bool) -> list[str]:
     return lines or ["no field that an objective reads"]
 
 
-def _of_images(index: SourceIndex) -> str:
+def _image_line(index: SourceIndex) -> str:
     sizes, number = index.sections["image_sizes"], 0
     for first in range(0, len(sizes), AT_ONCE):
         beat()
@@ -80,7 +80,7 @@ def _numbers(index: SourceIndex) -> "np.ndarray[tuple[int], np.dtype[np.int64]]"
     return numbers
 
 
-def _of_shards(source: ShardSource) -> list[str]:
+def _shard_lines(source: ShardSource) -> list[str]:
     broken = {source.paths[number]: note["defect"] for number, note in source.index.notes.items() if note["defect"]}
     lines = [f"{path}: {defect}" for path, defect in list(broken.items())[:MOST_SHARDS]]
     if len(broken) > MOST_SHARDS:

@@ -224,7 +224,7 @@ class Adafactor(ShardedOptimizer):
     ) -> None:  # fmt: skip
         names = [matrices[number].rectangle.name for number in batch.numbers]
         weights = batch.chunks([update.weights for update in matrices])
-        rows, columns = batch.rows_of(row_factors).unsqueeze(2), batch.columns_of(column_factors).unsqueeze(1)
+        rows, columns = batch.take_rows(row_factors).unsqueeze(2), batch.take_columns(column_factors).unsqueeze(1)
         if len(names) == 1:
             update = batch.stack(gradients).float() * (rows * clips[names[0]])
             if not self.momenta:
@@ -310,8 +310,8 @@ def _spread(values: Sequence[float], numbers: Sequence[int]) -> Tensor:
 
 def _squared_updates(batch: Batch, gradients: list[Tensor], row_factors: Tensor, column_factors: Tensor) -> Tensor:
     """Return [k], the sum of the squared update of each chunk; factors are squared."""
-    squared, rows = batch.stack(gradients).float().square(), batch.rows_of(row_factors)
-    columns = batch.columns_of(column_factors)
+    squared, rows = batch.stack(gradients).float().square(), batch.take_rows(row_factors)
+    columns = batch.take_columns(column_factors)
     if len(squared) == 1:
         return (squared[0] @ columns[0]) @ rows[0]
     return (rows.unsqueeze(1) @ (squared @ columns.unsqueeze(2))).flatten()

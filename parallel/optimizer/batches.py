@@ -49,11 +49,11 @@ class Batch:
         """Return the chunks of these rectangles, as views."""
         return [values[number][self.first : self.first + self.size[0]] for number in self.numbers]
 
-    def columns_of(self, values: Tensor) -> Tensor:
+    def take_columns(self, values: Tensor) -> Tensor:
         """Return [k, n] of a flat tensor of all columns."""
         return values[self.columns].view(-1, self.size[1])
 
-    def rows_of(self, values: Tensor) -> Tensor:
+    def take_rows(self, values: Tensor) -> Tensor:
         """Return [k, m] of a flat tensor of all rows."""
         return values[self.rows].view(-1, self.size[0])
 
