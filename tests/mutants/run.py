@@ -3,6 +3,7 @@
 Modules of this project are removed after the fork, so the fork imports the mutant.
 """
 
+import gc
 import os
 import re
 import resource
@@ -172,6 +173,7 @@ def _become_pytest(copy: Path, log: Path, current: Path, arguments: Sequence[str
     code = 70
     try:
         os.setsid()
+        gc.freeze()  # pytest collects garbage five times as it ends: seconds for each where the parent holds much
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, resource.getrlimit(resource.RLIMIT_CPU)[1]))  # for imports
         os.chdir(copy)
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

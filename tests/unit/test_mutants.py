@@ -132,7 +132,7 @@ def test_only_a_test_that_fails_twice_on_the_mutant_detects_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run, "SLOW_IMPORTS", ())
-    monkeypatch.setattr(run, "CPU_S", 2)
+    monkeypatch.setattr(run, "CPU_S", 3)
     root = tmp_path / "root"
     source = b"def number():\n    return 1\ndef endless():\n    return 0\ndef unused():\n    return 2\n"
     files = {"model/__init__.py": "", "model/a.py": source.decode()}
