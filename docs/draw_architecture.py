@@ -24,8 +24,9 @@ from common.files import beside
 from common.values import PATH as IS_PATH
 from model.costs import UnitCost, unit_costs
 from model.describe import read_model
-from model.layers import Part, PlannedGroup, TensorParallel, parameter_info
+from model.layers import Part, parameter_info
 from model.mt5 import Carry, EncoderBlock
+from model.tensor_parallel import PlannedGroup, TensorParallel
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.pipeline.schedule import CarryPlan, CarrySizes
 from parallel.plan.blueprint import plan_stages

@@ -18,10 +18,11 @@ from model.batch import MicroBatch
 from model.config import ClassifierConfig, ViTConfig
 from model.costs import BatchShape, Cost, Unit, attention_flops, linear_flops
 from model.initializers import Initializer, constant, fan_in_truncated, normal, xavier_uniform, zeros
-from model.layers import Linear, TensorParallel, describe_replicated
+from model.layers import Linear, describe_replicated
 from model.loss import logits_fp32, totals_by_objective
 from model.mt5 import HeadOutput
 from model.norms import LayerNorm
+from model.tensor_parallel import TensorParallel
 
 FIRST = 3  # ids before it are pad, EOS and unknown
 COORDINATES = 1000  # a coordinate is a number below it (data/objectives/detection.py)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.layers import TensorParallel
+from model.tensor_parallel import TensorParallel
 
 
 def seed_unit(seed: int, name: str) -> None:

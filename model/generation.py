@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from common.errors import ConfigurationError
 from model.batch import MicroBatch
 from model.cache import Cache
-from model.layers import whole_sequences
 from model.mt5 import Bridge, Carry, DecoderBlock, Head
 from model.pali import PaLI
 from model.search import EOS, PAD, Beams, Choice, Search, choice_for
+from model.tensor_parallel import whole_sequences
 
 SCORED_AT_ONCE = 2**12  # decoder positions; their caches exist at once
 

@@ -15,17 +15,11 @@ from model.config import ModelConfig, MT5Config, ViTConfig
 from model.costs import BatchShape, Cost, Unit, attention_flops, linear_flops
 from model.dropout import dropout, masked, split_mask, value_dropout
 from model.initializers import fan_in_normal, fan_in_truncated, normal, xavier_uniform
-from model.layers import (
-    ColumnLinear,
-    Embedding,
-    Linear,
-    RowLinear,
-    TensorParallel,
-    split_parameter,
-)
+from model.layers import ColumnLinear, Embedding, Linear, RowLinear, split_parameter
 from model.loss import VocabularyLoss, next_logits, totals_by_objective
 from model.norms import LayerNorm, RMSNorm
 from model.recompute import GatedGELU, gated_gelu, recomputed
+from model.tensor_parallel import TensorParallel
 
 Tensors = tuple[Tensor, ...]
 

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.initializers import ones, zeros
-from model.layers import TensorParallel, describe_replicated
+from model.layers import describe_replicated
+from model.tensor_parallel import TensorParallel
 
 
 class LayerNorm(nn.LayerNorm):

@@ -19,8 +19,9 @@ from model.config import PaLIConfig
 from model.costs import Unit
 from model.dropout import seed_unit
 from model.initializers import draw_block
-from model.layers import Part, TensorParallel, parameter_parts
+from model.layers import Part, parameter_parts
 from model.mt5 import Bridge, DecoderBlock, EncoderBlock, EncoderNorm, Head
+from model.tensor_parallel import TensorParallel
 from model.vit import Patches, ViTBlock, ViTNorm
 
 Units = dict[str, Unit]

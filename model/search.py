@@ -9,7 +9,7 @@ from torch import Tensor
 
 from common.errors import ConfigurationError
 from common.values import one_of
-from model.layers import TensorParallel
+from model.tensor_parallel import TensorParallel
 
 PAD, EOS = 0, 1
 NEVER = -1e9  # score of a hypothesis that does not exist

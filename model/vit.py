@@ -10,15 +10,10 @@ from model.batch import MicroBatch
 from model.config import ModelConfig, ViTConfig
 from model.costs import BatchShape, Cost, Unit, attention_flops, linear_flops
 from model.initializers import fan_in_truncated, normal, xavier_uniform
-from model.layers import (
-    ColumnLinear,
-    Linear,
-    RowLinear,
-    TensorParallel,
-    describe_replicated,
-)
+from model.layers import ColumnLinear, Linear, RowLinear, describe_replicated
 from model.norms import LayerNorm
 from model.recompute import recomputed
+from model.tensor_parallel import TensorParallel
 
 
 class Patches(Unit):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.errors import ConfigurationError
 from model.config import PaLIConfig
-from model.layers import PlannedGroup, TensorParallel
+from model.tensor_parallel import PlannedGroup, TensorParallel
 from parallel.config import ParallelConfig
 from parallel.distributed import Launch, gather_objects, start
 from parallel.process_groups import (

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import torch
 
 from model.config import PaLIConfig
-from model.layers import join_group
+from model.tensor_parallel import join_group
 from parallel.config import OptimizerConfig
 from parallel.engine.base import Engine
 from parallel.engine.replicated import ReplicatedEngine

@@ -10,8 +10,9 @@ from common.errors import ConfigurationError
 from common.progress import beat
 from model.config import PaLIConfig
 from model.costs import unit_costs
-from model.layers import ParameterInfo, TensorParallel, describe_parameter, parameter_parts
+from model.layers import ParameterInfo, describe_parameter, parameter_parts
 from model.pali import PaLI, initialize, plan_on_meta
+from model.tensor_parallel import TensorParallel
 from parallel.config import OptimizerConfig
 from parallel.layout import Layout
 from parallel.optimizer.parameter_groups import check_groups

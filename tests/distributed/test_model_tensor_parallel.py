@@ -10,8 +10,9 @@ from torch import Tensor
 from benchmarks.world import run_world
 from model.batch import MicroBatch
 from model.generation import generate, score
-from model.layers import TensorParallel, parameter_info, parameter_parts
+from model.layers import parameter_info, parameter_parts
 from model.pali import PaLI, freeze, local_block, units
+from model.tensor_parallel import TensorParallel
 from model.weights import load, logical_tensors
 from parallel.config import ParallelConfig
 from parallel.distributed import launch

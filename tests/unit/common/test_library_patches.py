@@ -73,7 +73,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 original = layers.get_tensor_model_parallel_group_if_none, layers.get_pg_size
 from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
-from model.layers import PlannedGroup, TensorParallel, join_group, parameter_info
+from model.layers import parameter_info
+from model.tensor_parallel import PlannedGroup, TensorParallel, join_group
 from model.pali import plan_on_meta
 
 group = PlannedGroup(num_ranks=2, rank=1)

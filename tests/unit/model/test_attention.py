@@ -15,7 +15,7 @@ from model.attention.kernels import KERNELS
 from model.attention.masks import Mask
 from model.config import ModelConfig
 from model.dropout import dropout, masked, split_mask, value_dropout
-from model.layers import PlannedGroup, TensorParallel
+from model.tensor_parallel import PlannedGroup, TensorParallel
 from model.vit import patchify, resample_position
 from tests.unit.model.examples import MODEL, MT5, example, micro_batch, small_model
 

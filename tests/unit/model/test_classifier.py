@@ -14,8 +14,8 @@ from model.batch import MicroBatch
 from model.classifier import BINS, BOX_WEIGHT, FIRST, Classifier, MapHead, PatchHead
 from model.config import ClassifierConfig, ViTConfig
 from model.costs import BatchShape
-from model.layers import TensorParallel
 from model.pali import initialize
+from model.tensor_parallel import TensorParallel
 
 VIT = ViTConfig(width=32, depth=1, mlp_dim=48, num_heads=4, patch_size=14)
 CLASSES, OBJECTIVES = 5, 3

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from common.errors import ConfigurationError
 from model.generation import Decoder, generate, score
-from model.layers import TensorParallel
 from model.pali import PaLI
 from model.search import EOS, Choice, Greedy, Sampled, Search
+from model.tensor_parallel import TensorParallel
 from tests.unit.model.examples import example, micro_batch, small_model
 
 REDUCE = {dist.ReduceOp.MAX: torch.maximum, dist.ReduceOp.MIN: torch.minimum, dist.ReduceOp.SUM: torch.add}

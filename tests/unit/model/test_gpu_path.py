@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.layers import TensorParallel
 from model.pali import PaLI, freeze, units
+from model.tensor_parallel import TensorParallel
 from tests.unit.gpu_on_meta import META, Waits, fake_group
 from tests.unit.model.examples import MODEL, PALI, example, micro_batch
 

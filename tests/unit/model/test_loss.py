@@ -12,8 +12,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.layers import PlannedGroup
 from model.loss import FEW_ROWS, VocabularyLoss, logits_fp32, next_logits, totals_by_objective
+from model.tensor_parallel import PlannedGroup
 
 GROUP = PlannedGroup()
 
@@ -141,7 +141,7 @@ def test_totals_by_objective() -> None:
 PEAK = """
 import re, torch
 from pathlib import Path
-from model.layers import PlannedGroup
+from model.tensor_parallel import PlannedGroup
 from model.loss import VocabularyLoss
 
 weight, group = torch.randn(100_000, 8, requires_grad=True), PlannedGroup()

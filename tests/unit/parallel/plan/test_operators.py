@@ -10,9 +10,9 @@ import torch
 from model.config import ClassifierConfig
 from model.costs import BatchShape
 from model.describe import read_model
-from model.layers import TensorParallel
 from model.mt5 import EncoderBlock
 from model.pali import plan_on_meta
+from model.tensor_parallel import TensorParallel
 from parallel.config import ParallelConfig
 from parallel.plan.collectives import Group
 from parallel.plan.hardware import read_hardware
