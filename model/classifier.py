@@ -106,7 +106,7 @@ class MapHead(Classifier):
         self.probe = nn.Parameter(empty(1, d))
         describe_replicated(self.probe, "probe", xavier_uniform)
         self.query, self.key, self.value, self.out = (self.linear(d, d) for _ in range(4))
-        self.mlp_norm = LayerNorm(d, TensorParallel())
+        self.mlp_norm = LayerNorm(d, partial_gradient=False)
         self.mlp_in, self.mlp_out = self.linear(d, vit.mlp_dim), self.linear(vit.mlp_dim, d)
         for layer in (self.mlp_in, self.mlp_out):
             describe_replicated(layer.bias, "bias", normal(1e-6))

@@ -120,7 +120,7 @@ def describe_split(
     offset = [0] * len(shape)
     offset[dim] = parallel.rank * parameter.shape[dim]
     part = Part(name, torch.Size(shape), initialize, tuple(offset), parameter.shape)
-    describe_parameter(parameter, ParameterInfo((part,), split=True))
+    describe_parameter(parameter, ParameterInfo((part,), split=parallel.size > 1))
 
 
 def parameter_parts(module: nn.Module, name: str = "") -> Iterator[tuple[nn.Parameter, Part]]:
@@ -190,7 +190,7 @@ class ColumnLinear(ColumnParallelLinear):
             )
             for (name, size), local, start in zip(outputs.items(), self.sizes, starts, strict=False)
         ]
-        describe_parameter(parameter, ParameterInfo(tuple(parts), split=True))
+        describe_parameter(parameter, ParameterInfo(tuple(parts), split=parallel.size > 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """[S, B, d_in] (under sequence parallelism [S / tensor, B, d_in]) -> one [S, B, d_out / tensor] per output."""

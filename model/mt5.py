@@ -64,10 +64,9 @@ class Bridge(Unit):
         self.vit, self.mt5, self.dropout_rate, self.parallel = vit, mt5, model.dropout_rate, parallel
         if vit is not None:
             self.tokens = vit.num_tokens(model.image_size)
-            self.vit_norm = LayerNorm(vit.width, parallel)
-            self.projection = Linear(
-                vit.width, mt5.d_model, weight_init=fan_in_truncated, partial_gradient=parallel.sequence
-            )
+            partial = parallel.sequence or parallel.whole_vit  # each rank has a part of the positions, or of the images
+            self.vit_norm = LayerNorm(vit.width, partial_gradient=partial)
+            self.projection = Linear(vit.width, mt5.d_model, weight_init=fan_in_truncated, partial_gradient=partial)
         self.embedding = Embedding(mt5.vocab_size, mt5.d_model, parallel, weight_init=normal(1.0))
         shared = not mt5.bias_per_layer
         self.encoder_bias = RelativeBias(mt5, parallel, bidirectional=True) if shared else None
@@ -80,8 +79,8 @@ class Bridge(Unit):
         encoder, decoder = words.split([batch.encoder_tokens.shape[1], batch.decoder_tokens.shape[1]])
         decoder = decoder.clone()  # a view would keep the encoder's look-ups until the backward pass
         if self.vit is not None:
-            visual = self.parallel.gather(self.projection(self.vit_norm(carry[0])), partial_gradient=False)
-            visual = visual[: self.tokens].transpose(0, 1).flatten(0, 1)  # [I * tokens, d]
+            visual = self.parallel.gather_images(self.projection(self.vit_norm(carry[0])))
+            visual = visual[:, : self.tokens].flatten(0, 1)  # [I * tokens, d]
             index = batch.visual_index.t().contiguous()
             encoder = torch.where((index >= 0).unsqueeze(-1), visual[index.clamp(min=0)], encoder)
         encoder, decoder = (self.parallel.scatter(dropout(x, self.dropout_rate, self)) for x in (encoder, decoder))

@@ -12,12 +12,12 @@ from model.tensor_parallel import TensorParallel
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer normalization with eps 1e-6 (flax default, big_vision ViT)."""
+    """Layer normalization with eps 1e-6 (flax default, big_vision ViT); `partial_gradient`: see ParameterInfo."""
 
-    def __init__(self, width: int, parallel: TensorParallel) -> None:
+    def __init__(self, width: int, partial_gradient: bool) -> None:
         super().__init__(width, eps=1e-6)
-        describe_replicated(self.weight, "weight", ones, parallel.sequence)
-        describe_replicated(self.bias, "bias", zeros, parallel.sequence)
+        describe_replicated(self.weight, "weight", ones, partial_gradient)
+        describe_replicated(self.bias, "bias", zeros, partial_gradient)
 
     def snapshot(self) -> Callable[[Tensor], Tensor]:
         """Return the function with the weights of now, which do not follow the parameters' memory."""

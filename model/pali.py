@@ -38,7 +38,7 @@ def units(config: PaLIConfig, parallel: TensorParallel | None = None) -> Units:
     if config.tower != "mt5":
         made = {
             "patches": Patches(vit, model, parallel),
-            **{f"vit_block_{i}": ViTBlock(vit, model.image_size, parallel) for i in range(vit.depth)},
+            **{f"vit_block_{i}": ViTBlock(vit, model.image_size, parallel.for_vit()) for i in range(vit.depth)},
         }
     if config.tower == "vit":
         classifier = CLASSIFIERS[config.classifier.head]

@@ -40,10 +40,12 @@ class TensorParallel:
     """The tensor-parallel group that layers are built for.
 
     `sequence`: Megatron's sequence parallelism splits activations between the layers along the sequence.
+    `whole_vit`: every rank holds the ViT whole, and runs it on its share of the images.
     """
 
     group: Any = field(default_factory=PlannedGroup)
     sequence: bool = False
+    whole_vit: bool = False
 
     @property
     def size(self) -> int:
@@ -87,6 +89,33 @@ class TensorParallel:
             return copy_to_tensor_model_parallel_region(x, group=self.group) if partial_gradient else x
         return gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=partial_gradient, group=self.group)
 
+    def for_vit(self) -> "TensorParallel":
+        """Return the group that divides the ViT's tensors: one rank alone where each holds them whole."""
+        return TensorParallel() if self.whole_vit else self
+
+    def share_images(self, images: Tensor) -> Tensor:
+        """Take this rank's [ceil(I / tensor), ...] of [I, ...] where the ViT is whole; else return `images`.
+
+        Zeros follow the last image, so that all shares are equal.
+        """
+        if not self.whole_vit:
+            return images
+        share = num_shared(len(images), self.size)
+        own = images[self.rank * share : (self.rank + 1) * share]
+        missing = share - len(own)
+        return torch.cat([own, own.new_zeros(missing, *images.shape[1:])]) if missing else own
+
+    def gather_images(self, x: Tensor) -> Tensor:
+        """Return [I, N, d] of all images on every rank, of a sequence [N, I, d] or of this rank's share of it.
+
+        Under `whole_vit` zero images follow. A rank has [N / tensor, I, d] under sequence parallelism, else [N, I /
+        tensor, d]. No collective in the backward pass, as all ranks have the same gradient: each takes its share.
+        """
+        if not self.whole_vit:
+            return self.gather(x, partial_gradient=False).transpose(0, 1)
+        x = x.transpose(0, 1).contiguous()
+        return gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=False, group=self.group)
+
     def ungather(self, x: Tensor) -> Tensor:
         """Undo `gather(x, partial_gradient=True)`: return x as before, whose whole gradient counts once over the ranks.
 
@@ -100,10 +129,16 @@ class TensorParallel:
         return x
 
 
+def num_shared(images: int, ranks: int) -> int:
+    """Return the images of each rank's share, the same on all ranks; the last shares may hold zeros."""
+    return -(-images // ranks)
+
+
 def join_group(module: nn.Module, group: Any) -> None:
     """Replace the planned group of a module's layers by the group that has started, of the same size and rank."""
     for layer in module.modules():
-        if hasattr(layer, "tp_group"):  # Megatron's layers
+        planned: Any = getattr(layer, "tp_group", None)  # of Megatron's layers; of one rank in a whole ViT
+        if planned is not None and planned.size() == group.size():
             layer.tp_group = group
         if isinstance(parallel := getattr(layer, "parallel", None), TensorParallel):
             parallel.group = group

@@ -22,6 +22,7 @@ class Patches(Unit):
     def __init__(self, config: ViTConfig, model: ModelConfig, parallel: TensorParallel) -> None:
         super().__init__()
         self.config, self.parallel, self.tokens = config, parallel, config.num_tokens(model.image_size)
+        self.inner = parallel.for_vit()
         pixels = config.patch_size**2 * 3
         self.embedding = Linear(pixels, config.width, weight_init=fan_in_truncated, partial_gradient=False)
         self.position = nn.Parameter(empty(self.tokens, config.width))
@@ -32,16 +33,18 @@ class Patches(Unit):
         """() -> (vision,): [N, I, width] of N patch tokens per image and I image slots.
 
         Under sequence parallelism zeros follow the tokens, up to a multiple of the ranks, and each rank has its share
-        of N. No token attends to the zeros, and the bridge drops them.
+        of N. No token attends to the zeros, and the bridge drops them. Where every rank holds the ViT whole, it has its
+        share of I instead.
         """
         weight = self.embedding.weight
-        pixels = batch.images.to(weight.dtype) / 127.5 - 1.0  # [0, 255] -> [-1, 1]
+        images = self.parallel.share_images(batch.images)
+        pixels = images.to(weight.dtype) / 127.5 - 1.0  # [0, 255] -> [-1, 1]
         vision = self.embedding(patchify(pixels, self.config.patch_size)) + self.position
         # Contiguous, or every block would keep the transposed order and copy before each matrix product.
         vision = vision.transpose(0, 1).contiguous()
-        if padding := self.parallel.padding(self.tokens):
+        if padding := self.inner.padding(self.tokens):
             vision = F.pad(vision, (0, 0, 0, 0, 0, padding))
-        return (self.parallel.scatter(vision),)
+        return (self.inner.scatter(vision),)
 
     def cost(self, shape: BatchShape) -> Cost:
         """See Unit.cost. Kept: the pixels of the patches."""
@@ -58,12 +61,12 @@ class ViTBlock(Unit):
         super().__init__()
         d = config.width
         self.config, self.tokens = config, config.num_tokens(image_size)
-        self.attention_norm = LayerNorm(d, parallel)
+        self.attention_norm = LayerNorm(d, partial_gradient=parallel.sequence)
         self.attention_in = ColumnLinear(
             d, {"query": d, "key": d, "value": d}, parallel, bias=True, weight_init=xavier_uniform
         )
         self.attention_out = RowLinear(d, d, "out", parallel, bias=True, weight_init=xavier_uniform)
-        self.mlp_norm = LayerNorm(d, parallel)
+        self.mlp_norm = LayerNorm(d, partial_gradient=parallel.sequence)
         self.mlp_in = ColumnLinear(
             d, {"hidden": config.mlp_dim}, parallel, bias=True, weight_init=xavier_uniform, bias_init=normal(1e-6)
         )
@@ -114,7 +117,7 @@ class ViTNorm(Unit):
     def __init__(self, config: ViTConfig, parallel: TensorParallel) -> None:
         super().__init__()
         self.config = config
-        self.vit_norm = LayerNorm(config.width, parallel)
+        self.vit_norm = LayerNorm(config.width, partial_gradient=parallel.sequence)
 
     def forward(self, carry: tuple[Tensor, ...], batch: MicroBatch) -> tuple[Tensor, ...]:
         """(vision,) -> (vision,): [N, I, width]."""
@@ -124,6 +127,9 @@ class ViTNorm(Unit):
         """See Unit.cost. Kept: the norm's input."""
         d = self.config.width
         return Cost(2 * d, 0.0, shape.element_bytes * shape.images * shape.vision_tokens * d)
+
+
+VIT_UNITS = (Patches, ViTBlock)  # the units that `TensorParallel.whole_vit` keeps whole
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:

@@ -37,6 +37,9 @@ class ParallelConfig:
     sequence: bool = False
     """Megatron's sequence parallelism: activations between tensor-parallel layers are divided by position. False by
     default; set it with `tensor`, as it saves memory at the same traffic."""
+    replicate_frozen_vit: bool = False
+    """Whether each tensor-parallel rank holds the frozen ViT whole, and runs it on its share of a micro-batch's images:
+    the ViT then sends one message, at the bridge. False by default: it takes the memory of the whole ViT on each."""
     zero_stage: int = 0
     """What ZeRO shards over the data-parallel ranks: 0 nothing, 1 optimizer state and fp32 weights, 2 gradients too
     (see `reduce`), 3 parameters too. 0 by default: it needs one rank only."""

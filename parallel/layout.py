@@ -41,9 +41,9 @@ def check(parallel: ParallelConfig, model: PaLIConfig, world_size: int) -> None:
             f"parallel.hpz_partition_size={parallel.hpz_partition_size} does not divide the data-parallel size {data}; "
             "choose a divisor."
         )
+    vit_sizes = {"vit.num_heads": vit.num_heads, "vit.mlp_dim": vit.mlp_dim}
     divided = {
-        "vit.num_heads": vit.num_heads,
-        "vit.mlp_dim": vit.mlp_dim,
+        **({} if parallel.replicate_frozen_vit else vit_sizes),
         "mt5.num_heads": mt5.num_heads,
         "mt5.d_ff": mt5.d_ff,
         "mt5.vocab_size": mt5.vocab_size,
@@ -58,11 +58,18 @@ def check(parallel: ParallelConfig, model: PaLIConfig, world_size: int) -> None:
         raise ConfigurationError(
             "parallel.sequence=true splits sequences over tensor-parallel ranks; set parallel.tensor to 2 or more."
         )
+    if parallel.replicate_frozen_vit and (tensor == 1 or model.tower is not None):
+        found = "there is one" if tensor == 1 else f"the {model.tower} is trained alone"
+        raise ConfigurationError(
+            "parallel.replicate_frozen_vit=true divides images of a frozen ViT over tensor-parallel ranks, but "
+            f"{found}; set it to false."
+        )
 
 
 def planned_tensor_parallel(parallel: ParallelConfig, rank: int) -> TensorParallel:
     """Return the tensor-parallel group of a rank of the world before it starts."""
-    return TensorParallel(PlannedGroup(parallel.tensor, rank % parallel.tensor), parallel.sequence)
+    group = PlannedGroup(parallel.tensor, rank % parallel.tensor)
+    return TensorParallel(group, parallel.sequence, parallel.replicate_frozen_vit)
 
 
 def check_device(parallel: ParallelConfig, device: torch.device) -> None:
@@ -166,7 +173,7 @@ class Layout:
     @property
     def tensor_parallel(self) -> TensorParallel:
         """Return the tensor-parallel group in the form that layers are built with."""
-        return TensorParallel(self.tensor_group, self.config.sequence)
+        return TensorParallel(self.tensor_group, self.config.sequence, self.config.replicate_frozen_vit)
 
     def all_reduce_data(self, x: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
         """Reduce `x` in place over the ranks that read different rows, and return it; a collective of those ranks."""

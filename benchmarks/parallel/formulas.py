@@ -16,7 +16,7 @@ from model.config import MT5Config, ViTConfig
 from model.costs import Unit
 from model.layers import parameter_info
 from model.mt5 import Bridge, DecoderBlock, EncoderBlock, EncoderNorm, Head
-from model.vit import Patches, ViTBlock
+from model.vit import VIT_UNITS, Patches, ViTBlock
 from parallel.engine.base import Engine
 from parallel.optimizer.adafactor import means
 from parallel.pipeline.schedule import CarrySizes
@@ -49,8 +49,9 @@ class Streams:
 def expected_bytes(engine: Engine, vit: ViTConfig, mt5: MT5Config, batch: MicroBatch, micro_batches: int) -> Bytes:
     """Compute the bytes that this rank sends in a step of `micro_batches` (over all replicas) as large as `batch`.
 
-    In fp32, with nothing recomputed, frozen or padded (lengths that sequence parallelism divides, as many micro-batches
-    as interleaved stages take), and ZeRO-3 gathering all of the model anew for every micro-batch.
+    In fp32, with nothing recomputed or padded (lengths that sequence parallelism divides, as many micro-batches as
+    interleaved stages take), nothing frozen but a ViT that each tensor-parallel rank holds whole, and ZeRO-3 gathering
+    all of the model anew for every micro-batch.
     """
     own_micro_batches = micro_batches // engine.layout.data_parallel_size
     between = residuals(engine, Streams.from_batch(vit, mt5, batch), own_micro_batches)
@@ -71,7 +72,7 @@ def gradients(engine: Engine, own_micro_batches: int) -> Bytes:
     """
     layout = engine.layout
     config, data = layout.config, layout.data_parallel_size
-    ring = elements(engine.model.parameters()) * FLOAT * (data - 1) / data
+    ring = elements(p for p in engine.model.parameters() if p.requires_grad) * FLOAT * (data - 1) / data
     summed = ring / 2 if config.reduce_dtype == "bf16" else ring
     sent = Bytes()
     if config.zero_stage == 0:
@@ -99,7 +100,8 @@ def residuals(engine: Engine, streams: Streams, own_micro_batches: int) -> Bytes
     layout = engine.layout
     tensor, sequence = layout.config.tensor, layout.config.sequence
     sent = Bytes()
-    between = [residual(unit, streams, sequence) for _, unit in engine.model.units()]
+    whole_vit = layout.config.replicate_frozen_vit
+    between = [residual(unit, streams, sequence, whole_vit) for _, unit in engine.model.units()]
     stages = engine.pipeline.stages if engine.pipeline else [[name for name, _ in engine.model.units()]]
     numbers = engine.pipeline.local_stages if engine.pipeline else [0]
     decoding = [i for i in numbers if any(name.startswith("decoder_block") for name in stages[i])]
@@ -107,21 +109,24 @@ def residuals(engine: Engine, streams: Streams, own_micro_batches: int) -> Bytes
     for found in between:
         for kind, size in found.items():
             sent["tensor", kind] += size * own_micro_batches * (tensor - 1) / tensor
-    joined = elements(p for p in engine.model.parameters() if not parameter_info(p).split)
+    joined = elements(p for p in engine.model.parameters() if p.requires_grad and not parameter_info(p).split)
     joined *= own_micro_batches if layout.config.reduce == "micro_batch" else 1
     sent["tensor", "all-reduce"] += 2 * FLOAT * joined * (tensor - 1) / tensor
     return +sent
 
 
-def residual(unit: Unit, streams: Streams, sequence: bool) -> Counter[str]:
+def residual(unit: Unit, streams: Streams, sequence: bool, whole_vit: bool = False) -> Counter[str]:
     """Compute the bytes of the residual stream that a unit sums, gathers or scatters, by kind.
 
     An all-reduce sends twice its bytes.
 
     Plain: one all-reduce after and, in the backward pass, one before each attention and MLP. Under sequence
     parallelism, of each attention and MLP: the input is gathered twice and its gradient scattered, the output scattered
-    and its gradient gathered. Besides: the embedding, the visual tokens, the head.
+    and its gradient gathered. Besides: the embedding, the visual tokens, the head. A frozen ViT that each rank holds
+    whole (`whole_vit`) sends nothing; its visual tokens are gathered after the projection.
     """
+    if whole_vit and isinstance(unit, VIT_UNITS):
+        return Counter()
     vision, encoder, decoder = streams.vision, streams.encoder, streams.decoder
     reduce, gather, scatter = {
         Patches: (0, vision, 0),
@@ -133,7 +138,8 @@ def residual(unit: Unit, streams: Streams, sequence: bool) -> Counter[str]:
         Head: (decoder, decoder, decoder),
     }[type(unit)]
     if not sequence:
-        return Counter({"all-reduce": 2 * reduce})
+        gathered = streams.placed if whole_vit and isinstance(unit, Bridge) else 0
+        return Counter({"all-reduce": 2 * reduce, "all-gather": gathered})
     summed = 2 * reduce if isinstance(unit, Bridge) else 0  # vocabulary-parallel look-ups, of whole sequences
     return Counter({"all-reduce": summed, "all-gather": gather, "reduce-scatter": scatter})
 

@@ -36,7 +36,8 @@ def layout_name(settings: dict[str, Any]) -> str:
 def build_toy(settings: dict[str, Any], vit: ViTConfig = VIT, mt5: MT5Config = MT5) -> Engine:
     """Build the benchmark's model for a layout. ZeRO-3 gathers all of it, so the byte formulas are exact."""
     layout = Layout.start(ParallelConfig(param_persistence_threshold=0, timeout_s=300, **settings), launch())
-    return build_engine(PaLIConfig(vit, mt5, MODEL), OptimizerConfig(), layout)
+    freeze = ["patches.*", "vit_block_*"] if layout.config.replicate_frozen_vit else []
+    return build_engine(PaLIConfig(vit, mt5, MODEL), OptimizerConfig(), layout, freeze=freeze)
 
 
 def micro_batch(seed: int) -> MicroBatch:

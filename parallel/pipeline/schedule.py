@@ -18,6 +18,7 @@ from model.attention.bias import reach
 from model.batch import MicroBatch
 from model.mt5 import Bridge, Carry, DecoderBlock, EncoderBlock, HeadOutput
 from model.pali import PaLI
+from model.tensor_parallel import num_shared
 from model.vit import Patches
 from parallel.config import ParallelConfig
 from parallel.plan.blueprint import Blueprint
@@ -168,6 +169,7 @@ class CarryPlan:
         self.num_objectives: int = last.num_objectives
         self.last, self.tensor = list(units)[-1], parallel.tensor
         self.split_sequence = parallel.tensor if parallel.sequence else 1
+        self.split_images = parallel.tensor if parallel.replicate_frozen_vit else 1
         self.trained: dict[str, dict[str, bool]] = {}
         self.carries: dict[str, tuple[str, ...]] = {}  # the names of the tensors after each unit
         names: tuple[str, ...] = ("vision",)
@@ -213,8 +215,10 @@ class CarryPlan:
             trained["vision"] |= own
 
     def _shapes(self, sizes: CarrySizes, split: int) -> dict[str, tuple[int, ...]]:
+        padded = -(-self.vision_tokens // split)  # to a multiple of `split`
+        tokens = self.vision_tokens if self.split_images > 1 else padded
         shapes: dict[str, tuple[int, ...]] = {
-            "vision": (-(-self.vision_tokens // split), sizes.images, self.width),  # padded to a multiple of `split`
+            "vision": (tokens, num_shared(sizes.images, self.split_images), self.width)
         }
         if self.mt5 is not None:
             lengths = {"encoder": sizes.encoder_length, "decoder": sizes.decoder_length}

@@ -13,6 +13,7 @@ from model.costs import unit_costs
 from model.layers import ParameterInfo, describe_parameter, parameter_parts
 from model.pali import PaLI, initialize, plan_on_meta
 from model.tensor_parallel import TensorParallel
+from model.vit import VIT_UNITS
 from parallel.config import OptimizerConfig
 from parallel.layout import Layout
 from parallel.optimizer.parameter_groups import check_groups
@@ -58,7 +59,18 @@ def plan_stages(
     check_groups(memory.optimizer.groups, [part.name for _, part in parameter_parts(plan)])
     if not any(p.requires_grad for p in plan.parameters()):
         raise ConfigurationError(f"The freeze patterns {list(frozen)} leave nothing to train; remove one.")
+    if memory.parallel.replicate_frozen_vit:
+        _check_frozen_vit(plan)
     return plan, cut(list(unit_costs(plan.units(), memory.step.micro_batch)), memory)
+
+
+def _check_frozen_vit(plan: PaLI) -> None:
+    trained = (name for name, unit in plan.units() if isinstance(unit, VIT_UNITS) and unit.trained)
+    if (name := next(trained, None)) is not None:
+        raise ConfigurationError(
+            f"parallel.replicate_frozen_vit=true keeps a frozen ViT whole on each rank, but {name} is trained; set it "
+            "to false where the ViT is trained (phases.NAME.replicate_frozen_vit=false for one phase)."
+        )
 
 
 def materialize(

@@ -7,15 +7,17 @@ sequence parallelism, a block's norms stay whole.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
 
 from model.config import PaLIConfig
-from model.costs import BatchShape, UnitCost
+from model.costs import BatchShape, Unit, UnitCost
 from model.layers import parameter_parts
 from model.mt5 import DecoderBlock
+from model.tensor_parallel import num_shared
+from model.vit import VIT_UNITS
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.optimizer.base import optimizer_class
 
@@ -36,6 +38,16 @@ class StepShape:
         rows, vision = parallel.micro_batch_size, config.tokens_per_image
         shape = BatchShape(rows, vision, rows, vision + TEXT_TOKENS, TEXT_TOKENS, dtype.itemsize)
         return cls(shape, parallel.pipeline * parallel.virtual_stages)
+
+
+def alone(parallel: ParallelConfig) -> ParallelConfig:
+    """Return the layout as a ViT that each tensor-parallel rank holds whole sees it: one such rank."""
+    return replace(parallel, tensor=1, sequence=False, replicate_frozen_vit=False)
+
+
+def with_own_images(shape: BatchShape, parallel: ParallelConfig) -> BatchShape:
+    """Return a micro-batch with a tensor-parallel rank's share of the images."""
+    return replace(shape, images=num_shared(shape.images, parallel.tensor))
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,21 @@ class MemoryModel:
         """
         parameters = [(part.shape.numel(), p.requires_grad) for p, part in parameter_parts(unit.unit)]
         trained = sum(number for number, is_trained in parameters if is_trained)
-        return self.stored_bytes(sum(number for number, _ in parameters), trained) / self.parallel.tensor
+        return self.stored_bytes(sum(number for number, _ in parameters), trained) / self.tensor_ranks(unit.unit)
+
+    def tensor_ranks(self, unit: Unit) -> int:
+        """Return the ranks that a unit's tensors are divided over: 1 where each holds the ViT whole."""
+        return 1 if self.parallel.replicate_frozen_vit and isinstance(unit, VIT_UNITS) else self.parallel.tensor
+
+    def for_unit(self, unit: Unit) -> "MemoryModel":
+        """Return the model of a unit by itself: one rank with its share of the images, where each has the ViT whole."""
+        if self.tensor_ranks(unit) == self.parallel.tensor:
+            return self
+        return replace(
+            self,
+            parallel=alone(self.parallel),
+            step=replace(self.step, micro_batch=with_own_images(self.step.micro_batch, self.parallel)),
+        )
 
     def stored_bytes(self, total: float, trained: float) -> float:
         """Return the bytes of `total` elements; `trained` of them are trained."""

@@ -6,7 +6,7 @@ the process's own overhead.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from model.costs import UnitCost
@@ -79,7 +79,11 @@ class PeakModel:
         memory = self.memory
         units = [i for first, end in stages for i in range(first, end)]
         infos = [self.infos[i] for i in units]
-        stored = self._local(sum(memory.stored_bytes(info.elements, info.trained_elements) for info in infos))
+        stored = sum(
+            memory.stored_bytes(self.infos[i].elements, self.infos[i].trained_elements)
+            / memory.tensor_ranks(self.costs[i].unit)
+            for i in units
+        )
         sums = self._sums(infos)
         kept = [sum(self._kept(i) for i in range(*s)) + memory.encoder_bytes(self.costs[slice(*s)]) for s in stages]
         buffers, overhead = self._buffers(infos), self._overhead()
@@ -167,7 +171,8 @@ class PeakModel:
         if p.zero_stage < 3 or p.gather == "step":
             return 0.0
         sizes = [info.elements if p.shard_frozen else info.trained_elements for info in self.infos[first:end]]
-        local = [self._local(size) for size in sizes]
+        units = self.costs[first:end]
+        local = [size / self.memory.tensor_ranks(cost.unit) for size, cost in zip(sizes, units, strict=True)]
         kept = num_kept(local) if end == len(self.infos) else 0
         held = {i - first, *range(len(local) - kept, i - first + 1)} | {i - first + step}
         return self._element * sum(local[n] for n in held if 0 <= n < len(local))
@@ -233,6 +238,9 @@ class PeakModel:
         return self.counted[key]
 
     def _unit_forward(self, i: int) -> float:
+        memory = self.memory.for_unit(self.costs[i].unit)
+        if memory is not self.memory:
+            return replace(self, memory=memory)._unit_forward(i)
         work, element = self._work(i), self.memory.step.micro_batch.element_bytes
         if work.vocabulary:
             return self._loss(i)

@@ -11,6 +11,7 @@ from typing import Any
 from model.costs import Unit, UnitCost
 from model.layers import parameter_parts
 from model.mt5 import Bridge, DecoderBlock, EncoderBlock, EncoderNorm, Head
+from model.vit import VIT_UNITS
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.plan.actions import Pipeline
 from parallel.plan.collectives import Group, Placement, all_gather_s, all_reduce_s, message_s, reduce_scatter_s
@@ -135,7 +136,7 @@ class StepModel:
             for cost, info in zip(self.costs, self.infos, strict=True):
                 kind = (type(cost.unit), cost.unit.recompute, info.trained, info.below_trained)
                 if kind not in known:
-                    known[kind] = clock.time(cost.unit, info.trained, info.below_trained)
+                    known[kind] = clock.for_unit(cost.unit).time(cost.unit, info.trained, info.below_trained)
                 found.append(known[kind])
             self.times[self._key] = found
         return self.times[self._key]
@@ -155,7 +156,7 @@ class StepModel:
     def _key(self) -> tuple[object, ...]:
         """Return all that the times of the units of one model depend on, besides the hardware."""
         p = self.parallel
-        return (p.tensor, p.sequence, self.step.micro_batch, p.recompute)
+        return (p.tensor, p.sequence, p.replicate_frozen_vit, self.step.micro_batch, p.recompute)
 
     @property
     def pipeline(self) -> Pipeline:
@@ -209,8 +210,13 @@ class StepModel:
         return (self._sum(all_gather_s, forward), self._sum(all_gather_s, backward)), reduce
 
     def _sharded(self, info: UnitInfo) -> int:
-        """Return the elements of a unit that ZeRO-3 shards; small ones, which it does not, count too."""
-        return info.elements if self.parallel.shard_frozen else info.trained_elements
+        """Return the elements of a unit that ZeRO-3 shards; small ones, which it does not, count too.
+
+        Those of a ViT that each tensor-parallel rank holds whole count once for each of them.
+        """
+        p = self.parallel
+        copies = p.tensor if p.replicate_frozen_vit and info.stack == "vit" else 1
+        return copies * info.elements if p.shard_frozen else info.trained_elements
 
     def _sum(self, seconds: Callable[[float, Group, Hardware], float], sizes: Sequence[float]) -> float:
         """Return the seconds of a data-parallel collective for each of these bytes; most units are equal."""
@@ -233,7 +239,8 @@ class StepModel:
             elements: float = shape.rows * (shape.encoder_tokens + shape.decoder_tokens) * d
         else:
             elements = shape.images * shape.vision_tokens * unit.config.width
-        size = shape.element_bytes * elements / (p.tensor if p.sequence else 1)
+        divided = p.sequence or (p.replicate_frozen_vit and isinstance(unit, VIT_UNITS))
+        size = shape.element_bytes * elements / (p.tensor if divided else 1)
         return message_s(size, self.placement.pipeline, self.hardware)
 
     def after_passes(self, starts: Sequence[int]) -> tuple[float, float, float]:

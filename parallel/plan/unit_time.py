@@ -4,12 +4,14 @@ Overlap is that of the code today: Megatron-Core's column-parallel maps run the 
 inputs' gradient beside the weights' gradient, and gather the inputs beside the inputs' gradient; all else is exposed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.costs import BatchShape, Unit
+from model.vit import VIT_UNITS
 from parallel.config import ParallelConfig
 from parallel.plan.collectives import Group, all_gather_s, all_reduce_s, reduce_scatter_s
 from parallel.plan.hardware import Hardware
+from parallel.plan.memory import alone, with_own_images
 from parallel.plan.operators import Attention, Linear, Operators, Vocabulary, operators
 
 FLASH_BACKWARD = 2.5  # FLOPs of a fused backward pass over the forward pass: scores again (Dao 2023, section 3.1)
@@ -56,6 +58,13 @@ class UnitClock:
     tensor_group: Group
     shape: BatchShape
     fused: bool
+
+    def for_unit(self, unit: Unit) -> "UnitClock":
+        """Return the clock of a unit by itself: that of one rank, where each holds the ViT whole."""
+        if not (self.parallel.replicate_frozen_vit and isinstance(unit, VIT_UNITS)):
+            return self
+        shape = with_own_images(self.shape, self.parallel)
+        return replace(self, parallel=alone(self.parallel), tensor_group=Group(1, 1), shape=shape)
 
     def time(self, unit: Unit, trained: bool, below_trained: bool) -> UnitTime:
         """Return the seconds of a unit; a frozen unit below everything trained has no backward pass."""
@@ -128,10 +137,15 @@ class UnitClock:
             return linear.tokens, linear.d_out / t, linear.d_in
         if linear.split == "row":
             return linear.tokens, linear.d_out, linear.d_in / t
-        return linear.tokens / (t if self.parallel.sequence else 1), linear.d_out, linear.d_in
+        return linear.tokens / (t if self._divides_visual else 1), linear.d_out, linear.d_in
 
     def _bytes(self, tokens: int, width: int) -> float:
         return float(self.shape.element_bytes * tokens * width)
+
+    @property
+    def _divides_visual(self) -> bool:
+        """Return whether a rank projects a part of the visual tokens: of their positions, or of the images."""
+        return self.parallel.sequence or self.parallel.replicate_frozen_vit
 
     def _gathered_s(self, tokens: int, width: int) -> float:
         """Return the seconds in which sequence shards become whole sequences; nothing without such shards."""
@@ -186,8 +200,9 @@ class UnitClock:
         if not work.embedded_tokens:
             return 0.0
         whole = self._bytes(work.embedded_tokens, work.embedded_width)
-        visual = sum(self._gathered_s(projection.tokens, projection.d_out) for projection in work.linears)
-        return all_reduce_s(whole, self.tensor_group, self.hardware) + visual
+        sizes = [self._bytes(projection.tokens, projection.d_out) for projection in work.linears]
+        visual = sum(all_gather_s(size, self.tensor_group, self.hardware) for size in sizes)
+        return all_reduce_s(whole, self.tensor_group, self.hardware) + (visual if self._divides_visual else 0.0)
 
     def _vocabulary_s(self, head: Vocabulary) -> float:
         """Return the loss with its gradients: three products a chunk, passes over fp32 logits, sums over chunks."""

@@ -59,6 +59,7 @@ class Case:
     tower: str | None = None  # the only one: "mt5" of text, or "vit"
     head: str = "none"  # of the vit
     dropout_rate: float = 0.0
+    replicate_frozen_vit: bool = False  # without a pipeline, of the images that are used alone: 4, 1 or none (a blank)
 
     @property
     def world_size(self) -> int:
@@ -77,7 +78,7 @@ class Case:
         words += ["persistent"] * (self.param_persistence_threshold > 0)
         words += ["joined"] * self.joined + ["bias-per-layer"] * self.bias_per_layer
         words += [self.tower] * (self.tower is not None) + [self.head] * (self.head != "none")
-        words += ["dropout"] * (self.dropout_rate > 0)
+        words += ["dropout"] * (self.dropout_rate > 0) + ["whole-vit"] * self.replicate_frozen_vit
         words += [f"image{self.image_size}"] * (self.image_size != MODEL.image_size)
         return " ".join(words) or "one process"
 
@@ -110,6 +111,7 @@ class Case:
             zero_stage=self.zero_stage,
             param_persistence_threshold=self.param_persistence_threshold,
             recompute=self.recompute,
+            replicate_frozen_vit=self.replicate_frozen_vit,
             timeout_s=120,
         )
         return Layout.start(parallel, launch())
@@ -237,11 +239,15 @@ def share(engine: Engine, batches: list[MicroBatch]) -> list[MicroBatch]:
     return batches[first : first + size]
 
 
-def train(engine: Engine, steps: range = range(STEPS), joined: bool = False) -> list[tuple[float, float]]:
+def train(
+    engine: Engine, steps: range = range(STEPS), joined: bool = False, trimmed: bool = False
+) -> list[tuple[float, float]]:
     """(loss, gradient norm) of each step."""
     curve = []
+    tokens = engine.blueprint.config.tokens_per_image
     for step in steps:
         batches = [batch.joined() if joined else batch for batch in global_batch(engine, step)]
+        batches = [batch.trimmed(tokens) if trimmed else batch for batch in batches]
         images = engine.blueprint.config.tower == "vit"
         num_targets = sum(batch.num_examples if images else batch.num_targets for batch in batches)
         totals = engine.forward_backward(share(engine, batches), num_targets)

@@ -17,6 +17,7 @@ CASES: list[dict[str, Any]] = [
     {"pipeline": 2, "zero_stage": 3},
     {"tensor": 2, "zero_stage": 3, "sequence": True},
     {"tensor": 2, "pipeline": 2, "virtual_stages": 2},
+    {"tensor": 2, "zero_stage": 2, "replicate_frozen_vit": True},
 ]
 
 

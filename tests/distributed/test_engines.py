@@ -119,7 +119,11 @@ LAYOUTS: list[Case] = [
     # tables of the blocks (umT5): none of the bridge's travels
     Case(tensor=2, pipeline=2, zero_stage=1, sequence=True, recompute="block", bias_per_layer=True),
     Case(data=2, zero_stage=3, bias_per_layer=True),
-]
+    # each tensor-parallel rank runs the whole ViT on its share of the images
+    Case(tensor=4, zero_stage=3, sequence=True, freeze=FROZEN_VIT, replicate_frozen_vit=True),
+    Case(tensor=2, pipeline=2, schedule="interleaved", zero_stage=1, freeze=FROZEN_VIT, replicate_frozen_vit=True,
+         image_size=42),
+]  # fmt: skip
 LAYOUTS = [case for case in LAYOUTS if case.world_size <= MOST_RANKS]
 TOWERS = [  # pretrained alone
     Case(tensor=2, zero_stage=1, sequence=True, tower="vit", head="map"),
@@ -159,7 +163,8 @@ def train_all(folder: Path, cases: dict[str, Case]) -> None:
     for name, case in cases.items():
         layout = case.layout()
         engine = case.engine(layout)
-        result = {"curve": train(engine, joined=case.joined), "weights": weights(engine)}
+        trimmed = case.replicate_frozen_vit and case.pipeline == 1
+        result = {"curve": train(engine, joined=case.joined, trimmed=trimmed), "weights": weights(engine)}
         if case.tower is not None:
             result["validation"] = validate(engine)
             if layout.rank == 0:

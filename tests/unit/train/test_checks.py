@@ -82,6 +82,14 @@ def test_a_good_configuration_passes_and_survives_its_file(config: RunConfig) ->
         ),
         ({"parallel": ParallelConfig(tensor=3)}, "parallel.tensor=3"),
         ({"parallel": ParallelConfig(sequence=True)}, "sequence=true splits sequences over tensor-parallel ranks"),
+        ({"parallel": ParallelConfig(replicate_frozen_vit=True)}, "tensor-parallel ranks, but there is one; set it to"),
+        (
+            {
+                "parallel": ParallelConfig(tensor=2, replicate_frozen_vit=True),
+                "phases": {"a": Phase(image_size=112, freeze=["patches.*"])},
+            },
+            "keeps a frozen ViT whole on each rank, but vit_block_0 is trained; set it to false where",
+        ),
         (
             {"parallel": ParallelConfig(pipeline=2, cut=["vit_blok_1"])},
             "'vit_blok_1', which is no unit; units are patches,",

@@ -62,6 +62,7 @@ def stages_of(
         ("bf16", ADAMW, {"zero_stage": 3}, (2 + 4 + 4 + 8) / 4, 2),
         ("bf16", ADAMW, {"zero_stage": 3, "shard_frozen": True}, (2 + 4 + 4 + 8) / 4, 2 / 4),
         ("bf16", ADAMW, {"zero_stage": 3, "tensor": 2}, (2 + 4 + 4 + 8) / 8, 2 / 2),
+        ("bf16", ADAMW, {"zero_stage": 3, "tensor": 2, "replicate_frozen_vit": True}, (2 + 4 + 4 + 8) / 8, 2),
         ("bf16", ADAMW, {"zero_stage": 3, "gather": "step"}, 2 + (2 + 4 + 4 + 8) / 4, 2),
         ("bf16", ADAMW, {"zero_stage": 3, "hpz_partition_size": 2}, 2 / 2 + (2 + 4 + 4 + 8) / 4, 2),
         ("bf16", ADAMW, {"zero_stage": 1, "offload_optimizer": "cpu"}, 2, 2),

@@ -113,6 +113,13 @@ def test_tensor_parallel_ranks_divide_the_widest_tensor_and_sequence_shards_the_
     assert found["decoder_block_0"].passing == pytest.approx(2 * (3 * 528 + 2 * 840 / 2) + 2 * 2544 / 2)
 
 
+def test_a_rank_that_holds_the_vit_whole_has_its_share_of_the_images() -> None:
+    found, divided = alone(tensor=2, replicate_frozen_vit=True), alone(tensor=2)
+    assert found["vit_block_0"].passing == pytest.approx(2 * (2 * 64 / 2 + 192 / 2))
+    assert found["vit_block_0"].stored == pytest.approx(2 * divided["vit_block_0"].stored) == 2 * 736
+    assert found["encoder_block_0"] == divided["encoder_block_0"]
+
+
 def test_scores_are_kept_twice_where_attention_is_not_fused() -> None:
     fused, plain = alone(), alone(fused=False)
     more = {name: plain[name].passing - fused[name].passing for name in UNITS}

@@ -33,7 +33,7 @@ def seconds(
     unit.recompute = recompute
     parallel = ParallelConfig(**(options or {}))  # type: ignore[arg-type]
     clock = UnitClock(hardware, parallel, Group(parallel.tensor, parallel.tensor), shape, fused)
-    time = clock.time(unit, trained, below)
+    time = clock.for_unit(unit).time(unit, trained, below)
     assert time.total_s == time.forward.total_s + time.backward.total_s
     return time.forward.compute_s, time.forward.tensor_s, time.backward.compute_s, time.backward.tensor_s
 
@@ -199,6 +199,18 @@ def test_messages_between_tensor_parallel_ranks(
     frozen = seconds(name, links, SEQUENCE, trained=False)[3]  # inputs are gathered again for gradients of weights only
     again = {"vit_block_0": 2 * 64, "encoder_block_0": 2 * 528, "decoder_block_0": 3 * 336}.get(name, 0)
     assert frozen == pytest.approx(sequence[1] - again)
+
+
+def test_a_vit_that_each_rank_holds_whole_runs_on_its_images_and_sends_one_message() -> None:
+    """One of two images on each rank; the bridge gathers their 8 projected tokens, as under sequence parallelism."""
+    whole, links = {"tensor": 2, "replicate_frozen_vit": True}, only(node=1.0)
+    for name in ("patches", "vit_block_0"):
+        found = seconds(name, only(flops=1.0), whole, trained=False, below=False)
+        assert found == pytest.approx((units()[name].cost(SHAPE).flops / 2, 0, 0, 0))
+        assert seconds(name, links, whole, trained=False, below=False) == (0, 0, 0, 0)
+    assert seconds("bridge", links, whole)[1::2] == seconds("bridge", links, SEQUENCE)[1::2]
+    assert seconds("bridge", only(flops=1.0), whole) == seconds("bridge", only(flops=1.0), SEQUENCE)
+    assert seconds("encoder_block_0", links, whole) == seconds("encoder_block_0", links, PAIR)
 
 
 def test_gradients_of_inputs_are_sent_beside_those_of_weights() -> None:
