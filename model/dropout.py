@@ -17,10 +17,16 @@ from model.tensor_parallel import TensorParallel
 def seed_unit(seed: int, name: str) -> None:
     """Seed torch's generators for one unit on one micro-batch, so that no cut into stages changes its masks.
 
-    The stages of a pipeline would otherwise start from one state, and their masks would be the same.
+    The stages of a pipeline would otherwise start from one state, and their masks would be the same. It seeds the CPU's
+    generator and that of the current GPU. `torch.manual_seed` seeds every kind of device: for kinds that this process
+    does not use, it keeps the seed with the text of its call stack (torch/cuda/__init__.py `_lazy_call`, torch 2.13),
+    which takes milliseconds and memory for every unit of every micro-batch.
     """
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:7], "big"))
+    number = int.from_bytes(digest[:7], "big")
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(number)
 
 
 def dropout(x: Tensor, dropout_rate: float, module: nn.Module) -> Tensor:

@@ -14,7 +14,7 @@ from model.attention.bias import bias_by_distance, relative_bias, relative_bucke
 from model.attention.kernels import KERNELS
 from model.attention.masks import Mask
 from model.config import ModelConfig
-from model.dropout import dropout, masked, split_mask, value_dropout
+from model.dropout import dropout, masked, seed_unit, split_mask, value_dropout
 from model.tensor_parallel import PlannedGroup, TensorParallel
 from model.vit import patchify, resample_position
 from tests.unit.model.examples import MODEL, MT5, example, micro_batch, small_model
@@ -178,6 +178,18 @@ def test_dropout_has_one_mask_for_a_whole_sequence() -> None:
     assert (kept > 0).float().mean() == pytest.approx(0.8, abs=0.05)
     x = torch.randn(6, 50, 40)
     assert dropout(x, 0.0, module) is x and dropout(x, 0.2, module.eval()) is x
+
+
+def test_seeding_a_unit_keeps_nothing_for_devices_that_are_not_used() -> None:
+    """`torch.manual_seed` would keep a call stack for each of them, in every unit of every micro-batch."""
+    kept = [len(kind._queued_calls) for kind in (torch.cuda, torch.xpu, torch.mtia)]
+    drawn = []
+    for seed, name in [(1, "encoder_block_0"), (1, "encoder_block_0"), (1, "encoder_block_1"), (2, "encoder_block_0")]:
+        seed_unit(seed, name)
+        drawn.append(torch.rand(3))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[3])
+    assert [len(kind._queued_calls) for kind in (torch.cuda, torch.xpu, torch.mtia)] == kept
 
 
 def test_dropout_of_attention_has_one_mask_for_all_queries() -> None:
