@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 
 from common.errors import ConfigurationError
-from parallel.checkpoint.checkpointer import Checkpointer, checksum
+from parallel.checkpoint.checkpointer import Checkpointer
 from parallel.checkpoint.dcp_tensor import LogicalTensor
 from parallel.checkpoint.folder import write_json
+from parallel.checkpoint.manifest import checksum
 from parallel.checkpoint.stored_weights import PREFIX, Reader, StoredWeights, stored_weights
 from parallel.shards import Rectangle
 

@@ -6,18 +6,19 @@ communicate over a process group of their own (`Layout.background_group`).
 checkpoints/
     latest                  the name of the newest whole checkpoint, for people and scripts; loading lists the folders
     step_00000100/          PyTorch DCP files, manifest.json (size and SHA-256 of each), state.json (step, ages, ...)
+        frozen/             the same of weights that are not trained; links to the files of the checkpoint before
     step_00000200.partial/  being written, or left by a crash
 """
 
-import hashlib
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Collection
+import weakref
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,30 +27,26 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from common.errors import STORAGE_ERRNOS, ConfigurationError, Notice, StorageFailed
+from common.errors import ConfigurationError, Notice, StorageFailed
 from common.progress import beat
 from model.finite import first_not_finite
 from model.layers import parameter_parts
 from parallel.checkpoint.dcp_tensor import average_names, logical_tensors
-from parallel.checkpoint.folder import CheckpointFolder, raise_if_storage_failed, write_json
+from parallel.checkpoint.folder import CheckpointFolder, write_json
+from parallel.checkpoint.frozen_files import FOLDER as FROZEN
+from parallel.checkpoint.frozen_files import FrozenFiles
+from parallel.checkpoint.global_plan import METADATA
 from parallel.checkpoint.host_buffer import HostBuffer
+from parallel.checkpoint.manifest import broken_file, checksum
+from parallel.checkpoint.state_writer import StateWriter
+from parallel.checkpoint.together import SaveFailed, anywhere, nothing, together
 from parallel.engine.base import Engine
 from parallel.layout import Layout
 from parallel.optimizer.base import AVERAGE, StatePiece
 from parallel.shards import Rectangle
 
-T = TypeVar("T")
-
 BEAT_EVERY_S = 1.0  # how often waiting for a save reports progress to the watchdog
 LISTINGS = 5  # how often to list the folder again if its run removes the checkpoint that is being read
-
-
-class SaveFailed(RuntimeError):
-    """A checkpoint could not be written; every rank raises the same error, whose message is one sentence."""
-
-
-class SaveStalled(SaveFailed):
-    """A checkpoint could not be written because its storage failed, which often passes."""
 
 
 class NotFinite(SaveFailed):
@@ -70,6 +67,8 @@ class Checkpointer(CheckpointFolder):
         super().__init__(folder, keep_last, keep_every, keep_best)
         self.buffer, self.thread = HostBuffer(), ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.writing: Future[None] | None = None
+        self.state_writer, self.frozen_writer = StateWriter(), StateWriter()
+        self.frozen_files: FrozenFiles | None = None
 
     def save(self, engine: Engine, step: int, extra: dict[str, Any], trusted: bool = True) -> None:
         """Copy the state of `step`, and write it while training continues; `extra` is anything JSON can hold.
@@ -78,13 +77,19 @@ class Checkpointer(CheckpointFolder):
         before it, and raises SaveFailed if that one failed. A collective of all ranks.
         """
         self.wait()
-        pieces = _pieces(engine, optimizer=True)
-        copies = self.buffer.copy([piece.values for piece in pieces])
-        copied = [piece._replace(values=copy) for piece, copy in zip(pieces, copies, strict=True)]
-        frozen = [part.name for p, part in parameter_parts(engine.blueprint.plan) if not p.requires_grad]
-        content = {"step": step, "extra": extra, "frozen": frozen, "ages": dict(engine.optimizer.ages)}
+        names = _frozen_names(engine)
+        content = {"step": step, "extra": extra, "frozen": names, "ages": dict(engine.optimizer.ages)}
         content["trusted"] = trusted
-        self.writing = self.thread.submit(self._write, copied, content, engine.layout.background_group)
+        pieces = _pieces(engine, optimizer=True)
+        kept = {f"weights/{name}" for name in names}
+        frozen = [piece for piece in pieces if piece.name in kept]  # not copied: nothing changes them
+        changing = [piece for piece in pieces if piece.name not in kept]
+        copies = self.buffer.copy([piece.values for piece in changing])
+        copied = [piece._replace(values=copy) for piece, copy in zip(changing, copies, strict=True)]
+        if self.frozen_files is not None and self.frozen_files.engine() is not engine:
+            self.frozen_files = None
+        group, owner = engine.layout.background_group, weakref.ref(engine)
+        self.writing = self.thread.submit(self._write, copied, frozen, content, group, owner)
 
     @property
     def failed(self) -> bool:
@@ -102,33 +107,46 @@ class Checkpointer(CheckpointFolder):
                 beat(f"waiting for a checkpoint in {self.folder}")
             writing.result()
 
-    def _write(self, pieces: list[StatePiece], content: dict[str, Any], group: dist.ProcessGroup) -> None:
-        not_finite = first_not_finite((piece.name, piece.values) for piece in pieces)
-        if (found := _anywhere(not_finite, group)) is not None:
+    def _write(
+        self,
+        pieces: list[StatePiece],
+        frozen: list[StatePiece],
+        content: dict[str, Any],
+        group: dist.ProcessGroup,
+        engine: "weakref.ref[Engine]",
+    ) -> None:
+        checked = pieces if self.frozen_files is not None else pieces + frozen
+        not_finite = first_not_finite((piece.name, piece.values) for piece in checked)
+        if (found := anywhere(not_finite, group)) is not None:
             raise NotFinite(self._not_finite(content["step"], found))
         name, rank = f"step_{content['step']:08d}", group.rank()
         partial = self.folder / f"{name}.partial"
+        linked: dict[str, Any] = {}  # on the main rank: entries of the manifest
 
-        def prepare() -> None:
+        def prepare() -> bool:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
+            linked.update(self.frozen_files.link(partial) if self.frozen_files is not None else {})
+            return bool(linked)
 
-        def write() -> None:
-            # Nothing to copy ahead: the state is on the host already.
-            writer = dcp.FileSystemWriter(partial, sync_files=True, per_thread_copy_ahead=0)
-            dcp.save(_state(pieces), storage_writer=writer, process_group=group)
-            files = {f.name: checksum(f) for f in partial.glob(f"__{rank}_*")}
+        def finish(own: list[str]) -> None:
+            files = {f.relative_to(partial).as_posix(): checksum(f) for pattern in own for f in partial.glob(pattern)}
             write_json(partial / f"rank_{rank}.json", {"files": files, "ages": content["ages"]})
 
         def publish() -> None:
-            self.publish(partial, name, content, group.size())
+            self.publish(partial, name, content, group.size(), linked)
             if content["trusted"]:
                 self.prune()
 
         try:
-            _together(group, prepare if rank == 0 else _nothing)
-            _together(group, write)
-            _together(group, publish if rank == 0 else _nothing)
+            is_linked = together(group, prepare if rank == 0 else nothing)[0]
+            own, part = [f"__{rank}_*"], FROZEN if content["frozen"] else ""
+            if part and not is_linked:
+                self.frozen_writer.write(_state(frozen), partial / FROZEN, group)
+                own += [f"{FROZEN}/__{rank}_*"] + [f"{FROZEN}/{METADATA}"] * (rank == 0)
+            self.state_writer.write(_state(pieces), partial, group, part)
+            together(group, lambda: finish(own))
+            together(group, publish if rank == 0 else nothing)
         except SaveFailed as error:  # but not the group's error: a dead peer ends the run as everywhere else
             shutil.rmtree(partial, ignore_errors=True)
             raise type(error)(
@@ -136,10 +154,21 @@ class Checkpointer(CheckpointFolder):
                 f"{_free_space(self.folder)}); remove that cause and start the same command again: it continues from "
                 "the checkpoint before."
             ) from error
+        self.frozen_files = FrozenFiles(engine, self.folder / name) if part else None
 
-    def publish(self, partial: Path, name: str, content: dict[str, Any], world_size: int) -> None:
-        """Merge `rank_<r>.json` of the ranks, which have the ages of their tensors; move `partial`, and `latest`."""
-        manifest, ages = {".metadata": checksum(partial / ".metadata")}, {}
+    def publish(
+        self,
+        partial: Path,
+        name: str,
+        content: dict[str, Any],
+        world_size: int,
+        linked: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Merge `rank_<r>.json` of the ranks, which have the ages of their tensors; move `partial`, and `latest`.
+
+        `linked`: entries of the manifest for files that another checkpoint has too.
+        """
+        manifest, ages = {METADATA: checksum(partial / METADATA), **(linked or {})}, {}
         for rank in range(world_size):
             file = partial / f"rank_{rank}.json"
             written = json.loads(file.read_text(encoding="utf-8"))
@@ -229,7 +258,7 @@ class Checkpointer(CheckpointFolder):
         optimizer = engine.optimizer
         lost = {name.removeprefix("optimizer/").rpartition("/")[0] for name in missing if name.startswith("optimizer/")}
         optimizer.ages.update({name: 0 if name in lost else ages.get(name, 0) for name in optimizer.ages})
-        begins_anew = _anywhere(min((name for name in lost if ages.get(name, 0)), default=None))
+        begins_anew = anywhere(min((name for name in lost if ages.get(name, 0)), default=None))
         if begins_anew is not None and engine.layout.rank == 0:
             warnings.warn(
                 f"checkpoint {path} has no optimizer state for {begins_anew}, or has it in another shape; its state "
@@ -251,7 +280,7 @@ class Checkpointer(CheckpointFolder):
 
     def _raise_if_unreadable(self, mistake: str | None, path: Path, layout: Layout) -> None:
         """Raise StorageFailed on every rank if the disk of one has failed."""
-        if (found := _anywhere(mistake)) is not None:
+        if (found := anywhere(mistake)) is not None:
             self._raise_if_pruned(path, layout)
             failed = StorageFailed(found)
             failed.alone = False
@@ -290,11 +319,24 @@ class Checkpointer(CheckpointFolder):
                 values.copy_(parts[f"weights/{r.name}"].resampled(stored)[r.slices])
         engine.publish()
         if not weights_only:
+            self._keep_frozen_files(engine, path, saved, content)
             missing = {name for name in state if name not in wanted}
             self._load_ages(engine, path, content["ages"], {name for name in missing if not name.endswith(AVERAGE)})
             found = (name for name in wanted if name.endswith(AVERAGE))
             engine.optimizer.averaged = {name.removeprefix("optimizer/").removesuffix(AVERAGE) for name in found}
         return content["step"], content["extra"]
+
+    def _keep_frozen_files(self, engine: Engine, path: Path, saved: Metadata, content: dict[str, Any]) -> None:
+        """Link later checkpoints to the frozen weights of one, if it holds those of the engine as they are."""
+        parts = {part.name: part for _, part in parameter_parts(engine.blueprint.plan)}
+        names, stored = _frozen_names(engine), saved.state_dict_metadata
+        found = {name: stored.get(f"weights/{name}") for name in names}
+        same = set(names) == set(content["frozen"]) and all(
+            isinstance(each, TensorStorageMetadata)
+            and (each.size, each.properties.dtype) == (parts[name].shape, engine.blueprint.dtype)
+            for name, each in found.items()
+        )
+        self.frozen_files = FrozenFiles(weakref.ref(engine), path) if names and same else None
 
 
 class _Planner(dcp.DefaultLoadPlanner):
@@ -321,30 +363,9 @@ def _state(pieces: list[StatePiece]) -> dict[str, Tensor]:
     return {**logical_tensors(divided), **whole}
 
 
-def _together(group: dist.ProcessGroup, work: Callable[[], None]) -> None:
-    """Do `work` on every rank, and wait for all; an error on one rank is raised on every rank."""
-    mistake: tuple[str, bool] | None = None
-    try:
-        work()
-    except CheckpointException as error:  # DCP raises the failures of all ranks on every rank
-        rank, (cause, _) = min(error.failures.items(), key=lambda failure: failure[0])
-        mistake = f"rank {rank}: {cause}", _is_storage_error(cause)
-    except Exception as error:  # any error: the other ranks must not wait for this one
-        mistake = f"rank {group.rank()}: {error}", _is_storage_error(error)
-    if (found := _anywhere(mistake, group)) is not None:
-        text, may_pass = found
-        raise (SaveStalled if may_pass else SaveFailed)(text)
-
-
-def _is_storage_error(error: BaseException) -> bool:
-    return isinstance(error, StorageFailed) or (isinstance(error, OSError) and error.errno in STORAGE_ERRNOS)
-
-
-def _anywhere(mistake: T | None, group: dist.ProcessGroup | None = None) -> T | None:
-    """Return on every rank the mistake of the lowest rank that has one; a collective of the group, or of all ranks."""
-    everywhere: list[T | None] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(everywhere, mistake, group=group)
-    return next(filter(None, everywhere), None)
+def _frozen_names(engine: Engine) -> list[str]:
+    """Return the logical tensors that are not trained, on any rank."""
+    return [part.name for p, part in parameter_parts(engine.blueprint.plan) if not p.requires_grad]
 
 
 def _free_space(folder: Path) -> str:
@@ -355,40 +376,10 @@ def _free_space(folder: Path) -> str:
     return f"{free / 2**30:.2f} GiB are free there"
 
 
-def _nothing() -> None:
-    pass
-
-
 def _raise_anywhere(mistake: str | None) -> None:
     """Raise on every rank the ConfigurationError of the lowest rank that has one: stages hold different tensors."""
-    if (found := _anywhere(mistake)) is not None:
+    if (found := anywhere(mistake)) is not None:
         raise ConfigurationError(found)
-
-
-def broken_file(path: Path, rank: int = 0, world_size: int = 1) -> str | None:
-    """Return a file of a rank's share that is missing, cut short or altered; raises StorageFailed."""
-    try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise_if_storage_failed(error, path)
-        return "manifest.json"
-    if not isinstance(manifest, dict) or not {".metadata", "state.json"} <= manifest.keys():
-        return "manifest.json"
-    for name in sorted(manifest)[rank::world_size]:
-        beat(f"checking {path / name}")
-        try:
-            if checksum(path / name) != manifest[name]:
-                return name
-        except OSError as error:
-            raise_if_storage_failed(error, path)
-            return name
-    return None
-
-
-def checksum(file: Path) -> dict[str, Any]:
-    """Return a file's size and SHA-256, as a manifest has them."""
-    with file.open("rb") as opened:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
 
 
 def _one_line(error: BaseException) -> str:

@@ -14,8 +14,8 @@ from common.errors import ConfigurationError, Notice
 from common.progress import beat
 from model.layers import Part, parameter_parts
 from model.weights.stored import Stored
-from parallel.checkpoint.checkpointer import broken_file
 from parallel.checkpoint.dcp_tensor import logical_tensors
+from parallel.checkpoint.manifest import broken_file
 from parallel.checkpoint.stored_weights import PREFIX, Reader, stored_weights
 from parallel.engine.base import Engine
 from parallel.layout import Layout

@@ -15,9 +15,9 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from common.errors import ConfigurationError
 from model.weights.stored import Stored, StoredTensor
-from parallel.checkpoint.checkpointer import broken_file
 from parallel.checkpoint.dcp_tensor import average_names
 from parallel.checkpoint.folder import CheckpointFolder
+from parallel.checkpoint.manifest import broken_file
 
 PREFIX = "weights/"  # of a checkpoint's tensors that are weights
 

@@ -22,8 +22,9 @@ from common.errors import ConfigurationError
 from model.config import ModelConfig
 from model.vit import resample_position
 from parallel.checkpoint import checkpointer as checkpoint
-from parallel.checkpoint.checkpointer import Checkpointer, SaveFailed
+from parallel.checkpoint.checkpointer import Checkpointer
 from parallel.checkpoint.stored_weights import StoredWeights
+from parallel.checkpoint.together import SaveFailed
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import launch
 from parallel.engine.base import Engine
@@ -177,6 +178,32 @@ def through_a_pipeline(folder: Path) -> None:
     )
     with pytest.raises(ConfigurationError, match=r"another model: vit_block_2.* is missing there"):
         checkpointer.load_latest(deeper)
+    frozen_weights_are_written_once(folder / "frozen")
+
+
+def frozen_weights_are_written_once(folder: Path) -> None:
+    """Two layouts save three times; the last checkpoint is whole though the first one is removed."""
+    first, other = (Case(freeze=FROZEN_VIT, **sizes) for sizes in ({"pipeline": 2}, {"tensor": 2, "zero_stage": 1}))
+    engine, checkpointer = first.engine(first.layout()), Checkpointer(folder, keep_last=2)
+    for step in (1, 2):
+        train(engine, range(step - 1, step))
+        checkpointer.save(engine, step, {})
+    checkpointer.wait()
+    expected = weights(engine)
+    engine = other.engine(other.layout())
+    checkpointer = Checkpointer(folder, keep_last=2)
+    assert checkpointer.load_latest(engine) == (2, {})
+    checkpointer.save(engine, 3, {})
+    checkpointer.wait()
+    assert checkpointer.steps() == [2, 3]
+    one, two = ({file.name: file.stat() for file in (checkpointer.path(step) / "frozen").iterdir()} for step in (2, 3))
+    assert len(one) > 1 and {name: file.st_ino for name, file in one.items()} == {
+        name: file.st_ino for name, file in two.items()
+    }
+    again = first.engine(first.layout())
+    assert Checkpointer(folder).load_latest(again) == (3, {})
+    for name, values in weights(again).items():
+        assert torch.equal(values, expected[name]), name
 
 
 def test_a_stage_alone_does_not_decide(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from typing import Any, NoReturn
 from common.errors import ConfigurationError, RunStopped, StorageFailed
 from data.tokenizer import checksum
 from model.finite import first_not_finite
-from parallel.checkpoint.checkpointer import Checkpointer, NotFinite, SaveFailed, SaveStalled
+from parallel.checkpoint.checkpointer import Checkpointer, NotFinite
 from parallel.checkpoint.initial_weights import load_first_weights, thaw
+from parallel.checkpoint.together import SaveFailed, SaveStalled
 from parallel.engine.base import Engine
 from parallel.layout import Layout
 from train.config import RunConfig, to_dict

@@ -2,9 +2,11 @@
 
 import errno
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint import FileSystemWriter
 
 from common import progress
 from common.errors import ConfigurationError, Notice, StorageFailed
 from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from model.vit import resample_position
 from parallel.checkpoint import checkpointer as checkpoint
-from parallel.checkpoint.checkpointer import Checkpointer, SaveFailed, SaveStalled
+from parallel.checkpoint import global_plan
+from parallel.checkpoint.checkpointer import Checkpointer
+from parallel.checkpoint.manifest import broken_file
+from parallel.checkpoint.together import SaveFailed, SaveStalled
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import Launch
 from parallel.engine.base import Engine
@@ -240,7 +246,7 @@ def test_a_save_that_the_disk_fails_may_pass_and_a_full_disk_not(
     def fails(*_: object, **__: object) -> None:
         raise OSError(code, "it fails")
 
-    monkeypatch.setattr("parallel.checkpoint.checkpointer.dcp.save", fails)
+    monkeypatch.setattr(FileSystemWriter, "write_data", fails)
     if may_pass:
         monkeypatch.setattr("shutil.disk_usage", fails)
     saver = Checkpointer(saved.folder)
@@ -248,6 +254,96 @@ def test_a_save_that_the_disk_fails_may_pass_and_a_full_disk_not(
     with pytest.raises(SaveFailed, match=r"step 3 could not be written to .* \(rank 0: .*it fails") as failed:
         saver.wait()
     assert isinstance(failed.value, SaveStalled) == may_pass and saver.steps() == [1, 2]
+
+
+def inodes(checkpoint: Path) -> set[int]:
+    return {file.stat().st_ino for file in (checkpoint / "frozen").iterdir()}
+
+
+def test_frozen_weights_are_written_once_and_each_checkpoint_is_whole(
+    written: Saved, layout: Layout, tmp_path: Path
+) -> None:
+    first, second = written.folder / "step_00000001", written.folder / "step_00000002"
+    assert inodes(first) == inodes(second) and len(inodes(first)) == 2
+    manifest = json.loads((second / "manifest.json").read_text(encoding="utf-8"))
+    assert {name for name in manifest if "/" in name} == {"frozen/.metadata", "frozen/__0_0.distcp"}
+    shutil.copytree(second, tmp_path / "copy" / second.name)
+    other = build(layout, 2)
+    assert Checkpointer(tmp_path / "copy").load_latest(other) == (2, {"seen": 20})
+    assert same(state(other), written.state)
+    shutil.rmtree(tmp_path / "copy" / second.name / "frozen")
+    with (
+        pytest.warns(Notice, match=r"step_00000002 is damaged \(frozen/"),
+        pytest.raises(ConfigurationError, match=r"All checkpoints in .* are damaged \(steps 2\); bring one back"),
+    ):
+        Checkpointer(tmp_path / "copy").load_latest(other)
+
+
+def test_a_run_that_continues_links_to_the_weights_that_it_has_loaded(saved: Saved, layout: Layout) -> None:
+    other, saver = build(layout, 2), Checkpointer(saved.folder)
+    saver.load_latest(other)
+    shutil.copytree(saver.path(2), saver.path(3).with_suffix(".partial"), copy_function=os.link)  # of a killed save
+    saver.save(other, 3, {})
+    saver.wait()
+    assert saver.steps() == [2, 3] and inodes(saver.path(3)) == inodes(saver.path(2))
+    assert broken_file(saver.path(2)) is broken_file(saver.path(3)) is None
+    saver.remove(2)
+    again = build(layout, 3)
+    assert Checkpointer(saved.folder).load_latest(again) == (3, {}) and same(state(again), saved.state)
+
+
+def test_other_frozen_weights_are_written_anew(saved: Saved, layout: Layout) -> None:
+    loaded, fresh, saver = build(layout, 2), build(layout, 2), Checkpointer(saved.folder)
+    saver.load_latest(loaded)
+    saver.save(fresh, 3, {})
+    saver.wait()
+    assert not inodes(saver.path(3)) & inodes(saver.path(2))
+    saver.load_latest(loaded)
+    assert same(state(loaded), state(fresh))
+
+
+@pytest.mark.parametrize("damage", [None, "frozen/__0_0.distcp"])
+def test_without_links_or_whole_files_frozen_weights_are_written_again(
+    saved: Saved, layout: Layout, damage: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    other, saver = build(layout, 2), Checkpointer(saved.folder)
+    saver.load_latest(other)
+    if damage is None:
+        monkeypatch.setattr(os, "link", refuses)
+    else:
+        (saver.path(2) / damage).write_bytes(b"cut short")
+    with pytest.warns(Notice, match="has no hard links") if damage is None else nullcontext():
+        saver.save(other, 3, {})
+        saver.wait()
+    assert not inodes(saver.path(3)) & inodes(saver.path(2))
+    again = build(layout, 3)
+    assert Checkpointer(saved.folder).load_latest(again) == (3, {}) and same(state(again), saved.state)
+
+
+def test_a_plan_is_made_once_and_in_a_process_of_its_own_where_it_is_large(
+    saved: Saved, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[str] = []
+    run = global_plan._run
+
+    def counting(job: Any, arguments: list[Any], size: int) -> Any:
+        jobs.append(job.__name__)
+        return run(job, arguments, size)
+
+    monkeypatch.setattr(global_plan, "AWAY_BYTES", 0)
+    monkeypatch.setattr(global_plan, "_run", counting)
+    other, saver = build(layout, 2), Checkpointer(saved.folder, keep_last=4)
+    saver.load_latest(other)
+    for number in (3, 4):
+        step(other)
+        saver.save(other, number, {})
+    saver.wait()
+    assert jobs == ["_join_plans", "_describe"] and saver.steps() == [1, 2, 3, 4]
+    again = build(layout, 3)
+    assert Checkpointer(saved.folder).load_latest(again) == (4, {}) and same(state(again), state(other))
 
 
 def test_waiting_for_a_save_reports_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from common.errors import RunStopped, StorageFailed
-from parallel.checkpoint.checkpointer import Checkpointer, SaveFailed, SaveStalled
+from parallel.checkpoint.checkpointer import Checkpointer
+from parallel.checkpoint.together import SaveFailed, SaveStalled
 from train.run.checkpoints import RunCheckpoints
 
 

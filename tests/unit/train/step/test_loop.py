@@ -19,7 +19,8 @@ from data.stream import StepData
 from model.batch import MicroBatch
 from model.loss import LossTotals
 from model.pali import plan_on_meta
-from parallel.checkpoint.checkpointer import Checkpointer, NotFinite, SaveFailed, SaveStalled
+from parallel.checkpoint.checkpointer import Checkpointer, NotFinite
+from parallel.checkpoint.together import SaveFailed, SaveStalled
 from tests.unit.train.ranks import layout
 from train.config import CheckpointConfig, GuardConfig, Phase, RunConfig, RunSettings, ScheduleConfig
 from train.phases import Span
