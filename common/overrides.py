@@ -8,10 +8,12 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from antlr4 import InputStream
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from hydra.errors import HydraException
+from hydra.grammar.gen.OverrideLexer import OverrideLexer
 
 from common.errors import ConfigurationError
 from common.values import type_at
@@ -59,6 +61,37 @@ def check_renamed(words: Sequence[str]) -> None:
             )
 
 
+def check_duplicates(words: Sequence[str]) -> None:
+    """Raise ConfigurationError for a mapping that has a key twice: Hydra would silently take its last value."""
+    for word in words:
+        open_keys: list[set[str] | None] = []  # of each open bracket: the keys so far of a mapping, None of another
+        name: str | None = ""  # the key that is being read, None after its colon
+        for token in _tokens(word) if "{" in word else ():
+            if token.type in (OverrideLexer.BRACE_OPEN, OverrideLexer.BRACKET_OPEN, OverrideLexer.POPEN):
+                open_keys.append(set() if token.type == OverrideLexer.BRACE_OPEN else None)
+                name = ""
+            elif token.type in (OverrideLexer.BRACE_CLOSE, OverrideLexer.BRACKET_CLOSE, OverrideLexer.PCLOSE):
+                open_keys = open_keys[:-1]
+                name = None
+            elif token.type == OverrideLexer.COMMA:
+                name = ""
+            elif token.type == OverrideLexer.COLON and name is not None:
+                keys, key, name = open_keys[-1] if open_keys else None, name.strip().strip("'\""), None
+                if keys is not None and key in keys:
+                    raise ConfigurationError(f"{_key(word)} has {key} twice in {word}; leave one of them out.")
+                if keys is not None:
+                    keys.add(key)
+            elif name is not None:
+                name += token.text
+
+
+def _tokens(word: str) -> list[Any]:
+    lexer = OverrideLexer(InputStream(word))
+    lexer.removeErrorListeners()  # Hydra reports what it cannot read
+    tokens: list[Any] = lexer.getAllTokens()
+    return tokens
+
+
 def as_typed(words: Sequence[str], kinds: dict[str, Any]) -> list[str]:
     """Quote text that looks like a number, a bool or a home folder, so that Hydra keeps the typed characters.
 
@@ -71,9 +104,10 @@ def as_typed(words: Sequence[str], kinds: dict[str, Any]) -> list[str]:
 def check_choices(words: Sequence[str], folder: Path) -> None:
     """Raise ConfigurationError for an old key, and for a group's choice that is not text, on which Hydra crashes.
 
-    `folder` holds a folder of YAML files for each group.
+    And for a mapping with a key twice. `folder` holds a folder of YAML files for each group.
     """
     check_renamed(words)
+    check_duplicates(words)
     parser = OverridesParser.create()
     for word in words:
         group = folder / _key(word)

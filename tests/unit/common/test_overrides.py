@@ -1,14 +1,15 @@
 """Settings that map a user's names to values accept every form that Hydra has for a key."""
 
+import re
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
-from common.command_line import CONF
+from common.command_line import CONF, compose_groups
 from common.errors import ConfigurationError
-from common.overrides import as_typed, check_for_saved_run, open_names
+from common.overrides import as_typed, check_duplicates, check_for_saved_run, open_names
 from train.entry import TEXT, register
 
 
@@ -58,3 +59,34 @@ def test_words_that_cannot_change_a_saved_run(word: str) -> None:
 def test_words_that_change_a_saved_run() -> None:
     words = ["-m", "parallel=tp2", "mixture.ocr.weight=0", "mixture={mine: {weight: 1}}", "hydra/launcher=slurm"]
     check_for_saved_run(words, CONF)
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("data.sources={webli: a, webli: b}", "webli"),
+        ("++mixture={x: {source: a, objective: ocr}, x: {source: b}}", "x"),
+        ("mixture={x: {weight: 1, weight: 2}}", "weight"),
+        ("data.sources={'a b': 1, c: [{d: 1}, 2], \"a b\": s3://u:1}", "a b"),
+    ],
+)
+def test_a_key_that_a_mapping_has_twice_is_refused(word: str, key: str) -> None:
+    name = word.partition("=")[0].lstrip("+")
+    with pytest.raises(ConfigurationError, match=re.escape(f"{name} has {key} twice in {word}; leave one of them out")):
+        check_duplicates(["data.root=x", word])
+    with pytest.raises(ConfigurationError, match="twice"):
+        compose_groups([word], {})
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "data.sources={a: s3://a:1/x, b: {a: 1}, c: [{a: 1}, {a: 2}]}",
+        "data.sources={a: 1}",
+        "x={broken: ",
+        "data.sources.webli=train-{a,a}.tar",
+        "~data.sources",
+    ],
+)
+def test_other_words_have_no_key_twice(word: str) -> None:
+    check_duplicates([word, word])
