@@ -16,9 +16,10 @@ from data.tokenizer import train_tokenizer
 from model.vit import resample_position
 from model.weights.source import is_of_tower
 from parallel.checkpoint.stored_weights import StoredWeights
-from train import pretrain, pretrain_vit
+from train import evaluate, pretrain, pretrain_vit
 from train.average import average
 from train.entry import entry
+from train.export import export
 from train.weights.tower_weights import open_tower
 
 SMALL = (
@@ -59,10 +60,13 @@ def test_an_mt5_of_text_alone_gives_a_run_of_both_its_weights(folder: Path) -> N
     check_taken("mt5", "mt5@2")
 
 
-def test_a_vit_gives_a_run_of_both_its_weights_and_is_tuned_at_a_higher_resolution(folder: Path) -> None:
+def test_a_vit_gives_a_run_of_both_its_weights_and_is_tuned_at_a_higher_resolution(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = train("vit", "run.steps=2", "evaluation.every_steps=2", command="pretrain_vit")
     assert lines[1]["loss/labels"] == lines[1]["loss"] and lines[1]["validation/loss"] > 0
     assert 0 <= lines[1]["validation/accuracy/labels"] <= 1 and lines[1]["examples/labels"] == 4
+    check_predicts_no_text("vit", capsys)
     check_taken("vit", "vit")
     settings = ("run.initial=vit@2", "run.steps=1", "phases.mini.image_size=84", "evaluation.every_steps=0")
     train("high", *settings, "schedule.peak=1e-30", command="pretrain_vit")
@@ -71,6 +75,21 @@ def test_a_vit_gives_a_run_of_both_its_weights_and_is_tuned_at_a_higher_resoluti
     torch.testing.assert_close(high["patches.position"].read(), position)
     for name in low.keys() - {"patches.position"}:
         torch.testing.assert_close(high[name].read(), low[name].read(), rtol=0, atol=1e-25)
+
+
+def check_predicts_no_text(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Assert that the commands that need text refuse the run of a ViT alone in a sentence, and leave nothing there."""
+    before = sorted(Path(run).rglob("*"))
+    with pytest.raises(ConfigurationError, match=rf"checkpoint={run} trained the ViT alone, which is for weights.vit"):
+        export(run)
+    capsys.readouterr()
+    sys.argv = ["program", f"run.folder={run}"]
+    with pytest.raises(SystemExit) as end:
+        entry("evaluate", evaluate.main)
+    printed = capsys.readouterr().err
+    assert end.value.code == 2 and len(printed.splitlines()) == 1
+    assert f"{run} trained the ViT alone, which predicts no text; its validation losses are in its" in printed
+    assert sorted(Path(run).rglob("*")) == before
 
 
 def check_taken(tower: str, run: str) -> None:
