@@ -52,6 +52,7 @@ class Setting:
 
 
 FIRST = Setting(4096, 256, 256, (4688, 400, 17), 320, tuple(LENGTHS), False)
+WEB = Setting(4096, 64, 256, (1152, 128, 4), 128, tuple(LENGTHS), False)  # conf/data/web.yaml
 SECOND = Setting(1024, 256, 1764, (3648, 128, 2), 128, STAGE_2, True)
 
 
@@ -125,6 +126,7 @@ def main(options: Options, overrides: Sequence[str]) -> None:
     whole = replace(FIRST, longest_target=FIRST.capacity[1])
     measure(console, "the same, with targets as long as a row", whole, options, [(1024, 1.0)])
     measure(console, "other lengths", FIRST, options, [(1024, scale) for scale in options.scales])
+    measure(console, "data=web", WEB, options, [(1024, 1.0)])
     measure(console, "second phase, 1,024 examples at 588 px", SECOND, options, [(128, 1.0), (1024, 1.0)])
 
 

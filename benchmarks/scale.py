@@ -27,7 +27,7 @@ from train.phases import for_phase, spans
 from train.plan import read_config
 from train.settings.planning import make_search
 
-SHORT = "data.encoder_length=320 data.decoder_length=64 parallel.micro_batch_size=1"
+SHORT = "data.encoder_length=320 data.decoder_length=64 data.images_per_row=1 parallel.micro_batch_size=1"
 CASES = {
     "z0": f"model=pali_700m {SHORT} micro_batches=2 world_size=2 rank=1",
     "z1": f"model=pali_700m {SHORT} micro_batches=2 world_size=16 rank=1 parallel=zero1",
