@@ -26,7 +26,7 @@ from model.tensor_parallel import TensorParallel
 
 FIRST = 3  # ids before it are pad, EOS and unknown
 COORDINATES = 1000  # a coordinate is a number below it (data/objectives/detection.py)
-BINS = 12  # of a coordinate that a patch predicts
+BINS = 24  # of a coordinate that a patch predicts: narrower than half the difference of two sizes of the demo's shapes
 BOX_WEIGHT = 0.25  # of a coordinate's loss beside a label's loss of 1
 
 

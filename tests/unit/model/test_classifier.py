@@ -106,15 +106,15 @@ def box(*coordinates: float) -> list[int]:
 
 
 def test_a_patch_names_words_and_box_of_its_object() -> None:
-    """Of two images; coordinates in their order, and those of 12 bins; the last object of a patch counts."""
+    """Of two images; coordinates in their order, and those of 24 bins; the last object of a patch counts."""
     star = [*box(0, 0.5, 0.49, 1), FIRST + 1, FIRST + 2]  # ymin, xmin, ymax, xmax: the upper right quarter
     whole = [*box(0, 0, 1, 1), FIRST]
     labels, bins, owned = patch_targets(star, [*whole, *star], [*star[:3], FIRST])
     (upper_left, upper_right, *lower), second = labels[0].tolist(), labels[1].tolist()
     assert not any(upper_left) and not any(map(any, lower)) and upper_right == [0, 1, 1, 0, 0]
-    assert owned[0].tolist() == [False, True, False, False] and bins[0, 1].tolist() == [0, 6, 5, BINS - 1]
+    assert owned[0].tolist() == [False, True, False, False] and bins[0, 1].tolist() == [0, 12, 11, BINS - 1]
     assert second == [[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 0, 0]] and owned[1].all()
-    assert bins[1].tolist() == [[0, 0, 11, 11], [0, 6, 5, 11], [0, 0, 11, 11], [0, 0, 11, 11]]
+    assert bins[1].tolist() == [[0, 0, 23, 23], [0, 12, 11, 23], [0, 0, 23, 23], [0, 0, 23, 23]]
     assert not labels[2].any() and not owned[2].any(), "three coordinates are no box, nor with another image's"
 
 
