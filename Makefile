@@ -26,13 +26,13 @@ demo: setup $(CORPUS)/tokenizer.model $(DEMO)_vit/done
 
 # Always asked for, but a corpus of the same settings stays as it is: then nothing that follows from it is made again.
 $(CORPUS)/corpus.json: setup
-	$(BIN)/python -m data.miniature folder=$(CORPUS)
+	$(BIN)/python -m data.miniature folder=$(CORPUS) aligned=true objects=16000 evaluation=330
 
 $(CORPUS)/tokenizer.model: $(CORPUS)/corpus.json
-	$(BIN)/python -m data.tokenizer root=$(CORPUS)
+	$(BIN)/python -m data.tokenizer root=$(CORPUS) records=1000
 
 $(CORPUS)/labels.txt: $(CORPUS)/corpus.json
-	$(BIN)/python -m data.labels root=$(CORPUS)
+	$(BIN)/python -m data.labels root=$(CORPUS) texts=objects,ocr
 
 # Of another corpus, a ViT is trained anew: its run would go on from its checkpoint.
 $(DEMO)_vit/done: $(CORPUS)/labels.txt
