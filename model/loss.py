@@ -25,6 +25,10 @@ class LossTotals:
         """Split the [4, num_objectives] tensor that the head returns, and that ranks add up."""
         return cls(*totals)
 
+    def stacked(self) -> Tensor:
+        """Return the tensor of `from_tensor`."""
+        return torch.stack([self.nll, self.z_loss, self.correct, self.tokens])
+
     @property
     def loss(self) -> Tensor:
         """The mean over all target tokens, z-loss included; scalar."""

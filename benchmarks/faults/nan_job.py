@@ -7,6 +7,7 @@ import math
 import os
 from typing import Any
 
+from model.loss import LossTotals
 from parallel.engine.base import Engine
 from train import pretrain
 from train.entry import entry
@@ -16,20 +17,20 @@ batch = 0
 
 
 def inject_nan() -> None:
-    """Wrap the reading of a batch and the update of the weights."""
-    wanted, read, update = int(os.environ["FAULT_NAN_BATCH"]), Loop.read, Engine.update
+    """Wrap the reading of a batch and the sum of the gradients."""
+    wanted, read, measure = int(os.environ["FAULT_NAN_BATCH"]), Loop.read, Engine.measure
 
     def reading(loop: Loop, step: int) -> Any:
         global batch
         batch = loop.run.skipped_batches.batch_number(step)
         return read(loop, step)
 
-    def updating(engine: Engine, rate: float) -> Any:
-        if batch == wanted and engine.layout.rank == 1 and not engine.optimizer.skip:
+    def measuring(engine: Engine, totals: LossTotals) -> Any:
+        if batch == wanted and engine.layout.rank == 1:
             next(p for p in engine.model.parameters() if p.grad is not None).grad.fill_(math.nan)  # type: ignore
-        return update(engine, rate)
+        return measure(engine, totals)
 
-    Loop.read, Engine.update = reading, updating  # type: ignore
+    Loop.read, Engine.measure = reading, measuring  # type: ignore
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 parallel/engine/build.py makes engines; its docstring gives the order.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,12 +31,15 @@ from parallel.shards import Rectangle
 class Engine(ABC):
     """Train and run a model, whatever ranks hold its parameters; every method is a collective.
 
-    A subclass accumulates and applies gradients, and maps the shards. Its constructor sets `optimizer`, and
-    `sharing_group`: the ranks over which the elements of each trained logical tensor are divided.
+    A step is `forward_backward`, then `measure`, which waits for the device once, then `update` or `discard`. A
+    subclass accumulates and sums gradients, and maps the shards. Its constructor sets `optimizer`, and `sharing_group`:
+    the ranks over which the elements of each trained logical tensor are divided.
     """
 
     optimizer: ShardedOptimizer
     sharing_group: dist.ProcessGroup
+    gradients: list[Tensor] | None = None  # summed over ranks, one for each of `flat_weights`, until the step ends
+    grad_norm: float | None = None  # of these; None until they are measured
 
     def __init__(self, blueprint: Blueprint, model: PaLI) -> None:
         """Take this rank's filled units; the optimizer has no state until `bind_optimizer`."""
@@ -79,8 +83,20 @@ class Engine(ABC):
         """Accumulate the gradients of one micro-batch; `last`: of this step, in this pipeline stage."""
 
     @abstractmethod
-    def apply_update(self) -> float:
-        """Clip gradients, update, and return the gradient norm before clipping; a norm not finite changes nothing."""
+    def sum_gradients(self) -> tuple[list[Tensor], Tensor]:
+        """Return the step's gradients, summed over ranks and one for each of `flat_weights`, and forget them.
+
+        Return their squared norm too, an fp64 scalar on the device: that of the whole model, in which each logical
+        element counts once over all ranks. Nothing here waits for the device.
+        """
+
+    @abstractmethod
+    def flat_weights(self) -> list[Tensor]:
+        """Return the flat fp32 weights that the optimizer updates on this rank."""
+
+    def publish_update(self) -> None:
+        """Copy the weights that an update has changed into the parameters that the model computes with."""
+        self.publish()
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch], num_targets: int) -> LossTotals:
         """Accumulate gradients of the micro-batches; return totals summed over the data-parallel ranks.
@@ -102,15 +118,60 @@ class Engine(ABC):
             beat()  # a step of many micro-batches may take minutes
         return self._reduce(totals)
 
+    @torch.no_grad()
+    def measure(self, totals: LossTotals) -> tuple[LossTotals, float]:
+        """Sum the gradients over ranks; return the step's totals and the gradient norm before clipping, on the host.
+
+        Both are read in one copy: the only wait of a step for the device.
+        """
+        squares = self._sum_once()
+        sums = totals.stacked()
+        message = torch.cat([sums.double().flatten(), squares.view(1)])
+        *values, squared = message.tolist()
+        self.grad_norm = math.sqrt(squared)
+        return LossTotals.from_tensor(torch.tensor(values).view_as(sums)), self.grad_norm
+
+    def _sum_once(self) -> Tensor:
+        """Sum the gradients of the step over ranks, and return their squared norm."""
+        if isinstance(ballast := getattr(self.model, "ballast", None), Ballast):
+            with torch.enable_grad():
+                self.backward(ballast())
+        self.gradients, squares = self.sum_gradients()
+        return squares
+
+    @torch.no_grad()
     def update(self, learning_rate: float) -> float:
         """Update every trained parameter; return the global gradient norm before clipping.
 
-        A norm that is not finite skips the update.
+        A norm that is not finite skips the update. Gradients that `measure` has not summed are summed first.
         """
+        if self.grad_norm is None:
+            self.grad_norm = math.sqrt(float(self._sum_once()))
+        norm, gradients = self.grad_norm, self.gradients or []
+        if math.isfinite(norm):
+            clipping = self.blueprint.optimizer.gradient_clipping
+            if clipping is not None and norm > clipping:
+                torch._foreach_mul_(gradients, clipping / norm)
+            self._apply(gradients, learning_rate)
+        self.gradients = self.grad_norm = None
+        return norm
+
+    def _apply(self, gradients: list[Tensor], learning_rate: float) -> None:
+        weights = self.flat_weights()
+        for flat, gradient in zip(weights, gradients, strict=True):
+            flat.grad = gradient
         self.optimizer.set_learning_rate(learning_rate)
-        if isinstance(ballast := getattr(self.model, "ballast", None), Ballast):
-            self.backward(ballast())
-        return self.apply_update()
+        self.optimizer.step()
+        for flat in weights:
+            flat.grad = None
+        self.publish_update()
+
+    @torch.no_grad()
+    def discard(self) -> None:
+        """End a step without an update: drop its gradients. Ranks sum them all the same, unless `measure` has."""
+        if self.gradients is None:
+            self._sum_once()
+        self.gradients = self.grad_norm = None
 
     @torch.no_grad()
     def parted_parameter(self) -> str | None:
@@ -135,14 +196,6 @@ class Engine(ABC):
     def copied_weights(self) -> list[Tensor]:
         """Return the fp32 weights that every data-parallel rank holds whole, besides the model's parameters."""
         return []
-
-    def discard(self) -> None:
-        """Drop the accumulated gradients: a step in which the optimizer does nothing."""
-        self.optimizer.skip = True
-        try:
-            self.update(0.0)
-        finally:
-            self.optimizer.skip = False
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

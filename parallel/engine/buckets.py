@@ -110,9 +110,23 @@ class Bucket:
             ranges.append(slice(ranges.pop().start if joined else start, start + count))
         return ranges
 
-    def copies(self) -> list[int]:
-        """Return the numbers of parameters that every tensor-parallel rank holds whole."""
-        return [i for i, p in enumerate(self.parameters) if not parameter_info(p).split]
+    def copies(self) -> list[tuple[Tensor, bool]]:
+        """Return this rank's summed gradients of parameters that every tensor-parallel rank holds whole, as views.
+
+        The second value is whether each tensor-parallel rank has a part of the gradient's sum.
+        """
+        assert self.gradient is not None
+        infos = [(parameter_info(p), piece) for p, piece in self.placed()]
+        return [
+            (self.gradient[start : start + size], info.partial_gradient)
+            for info, (_, size, start) in infos
+            if size and not info.split
+        ]
+
+
+def is_divided(parameter: nn.Parameter) -> bool:
+    """Return whether ZeRO-3 has left a shard of the parameter on this rank."""
+    return hasattr(parameter, "ds_tensor")
 
 
 def num_elements(parameter: Any) -> int:
@@ -131,7 +145,7 @@ def make_buckets(units: Sequence[Sequence[nn.Parameter]], ranks: int, rank: int)
         joined: list[list[nn.Parameter]] = []
         size = 0
         for number in reversed(range(len(units))):
-            own = [p for p in units[number] if hasattr(p, "ds_tensor") == divided]
+            own = [p for p in units[number] if is_divided(p) == divided]
             own_size = sum(map(num_elements, own))
             if not own:
                 continue

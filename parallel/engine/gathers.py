@@ -16,12 +16,13 @@ from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor, nn
 
 from model.pali import PaLI
+from parallel.engine.buckets import is_divided
 from parallel.plan.gathered import num_kept
 
 
 def sharded_parameters(module: nn.Module) -> list[Any]:
     """Return the parameters that are shards on this rank."""
-    return [p for p in module.parameters() if hasattr(p, "ds_tensor")]
+    return [p for p in module.parameters() if is_divided(p)]
 
 
 class Gathering:
@@ -101,8 +102,6 @@ class UnitGathers:
         unit.register_forward_hook(lambda _, inputs, outputs: self._after_forward(own, stage, inputs, outputs))
 
     def _before_forward(self, own: Gathering) -> None:
-        if self.held:
-            return
         own.wait()
         if own in self.after and not _in_backward():  # recomputed units are followed by none
             self.after[own].start()
@@ -134,9 +133,13 @@ class UnitGathers:
             for own in self.active:
                 own.release()
 
-    def hold(self) -> None:
-        """Gather all units; they stay until `let_go`."""
+    def keep(self) -> None:
+        """Release no unit until `let_go`: each is gathered before its first forward pass."""
         self.held = True
+
+    def hold(self) -> None:
+        """Gather all units now; they stay until `let_go`."""
+        self.keep()
         every = list(self._every())
         for number, own in enumerate(every):
             own.start()

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from model.layers import parameter_info
 from parallel.engine.buckets import Bucket
 from parallel.layout import Layout
 
@@ -70,13 +69,14 @@ class Reducer:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """End a step: send what no backward pass has sent, and wait for every sum."""
+        """End a step: send what no backward pass has sent, wait for every sum, and join those of copies."""
         for stage in self.stages:
             for bucket in stage.buckets:
                 if bucket.gradient is None and all(bucket is not flying for _, flying, *_ in self.flying):
                     self._reduce(bucket)
         while self.flying:
             self._receive()
+        self._join_copies()
 
     def _take(self, stage: Stage, index: int, number: int, parameter: Tensor) -> None:
         """Move a new gradient into its bucket; send the buckets that are complete."""
@@ -111,7 +111,6 @@ class Reducer:
                 bucket.clear(buffer, number)
         else:
             self.buffers.pop(bucket, None)
-        self._join_copies(bucket, buffer)
         while len(self.flying) >= IN_FLIGHT and (bucket not in self.kept or self.wire != torch.float32):
             self._receive()
         sent = buffer.to(self.wire) if bucket.ranks > 1 else buffer
@@ -132,17 +131,17 @@ class Reducer:
         shard = shard.to(bucket.weights.device, torch.float32)
         bucket.gradient = shard if bucket.gradient is None else bucket.gradient.add_(shard)
 
-    def _join_copies(self, bucket: Bucket, buffer: Tensor) -> None:
+    def _join_copies(self) -> None:
         """Make gradients equal, to the last bit, where every tensor-parallel rank holds the parameter whole.
 
-        One message for all of a bucket: partial gradients are summed, and of whole ones that of rank 0 is taken.
+        One message a step, in fp32, for this rank's shards of all of them: partial gradients are summed, and of whole
+        ones that of rank 0 is taken.
         """
-        group, copies = self.layout.tensor_group, bucket.copies()
+        group, first = self.layout.tensor_group, self.layout.tensor_parallel_rank == 0
+        copies = [copy for stage in self.stages for bucket in stage.buckets for copy in bucket.copies()]
         if group.size() == 1 or not copies:
             return
-        first = self.layout.tensor_parallel_rank == 0
-        partly = [first or parameter_info(bucket.parameters[i]).partial_gradient for i in copies]
-        flat = torch.cat([bucket.whole(buffer, i) * counts for i, counts in zip(copies, partly, strict=True)])
+        flat = torch.cat([shard * (first or partial) for shard, partial in copies]).to(self.layout.device)
         dist.all_reduce(flat, group=group)
-        for i, joined in zip(copies, flat.split([bucket.sizes[i] for i in copies]), strict=True):
-            bucket.fill(buffer, i, joined, add=False)
+        shards = [shard for shard, _ in copies]
+        torch._foreach_copy_(shards, list(flat.to(shards[0].device).split([len(shard) for shard in shards])))

@@ -3,7 +3,6 @@
 It needs torch alone, so tests compare the sharded engines with it.
 """
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -36,7 +35,6 @@ class ReplicatedEngine(Engine):
         ]
         for weights in self.weights:
             weights.grad_dtype = None  # takes the 16-bit gradient of a step's only micro-batch as it is
-        self.clipping = blueprint.optimizer.gradient_clipping
         self.accumulated: list[Tensor] | None = None
         self.optimizer = optimizer_class(blueprint.optimizer)(self.trained, blueprint.optimizer)
         self.optimizer.param_groups[0]["params"] = self.weights
@@ -86,26 +84,21 @@ class ReplicatedEngine(Engine):
         for p in self.trained:
             p.grad = None
 
-    @torch.no_grad()
-    def apply_update(self) -> float:
-        """See Engine.apply_update."""
+    def flat_weights(self) -> list[Tensor]:
+        """See Engine.flat_weights."""
+        return self.weights
+
+    def sum_gradients(self) -> tuple[list[Tensor], Tensor]:
+        """See Engine.sum_gradients."""
         if self.accumulated is not None or self.layout.data_parallel_size > 1:
             self._accumulate_in_fp32()
         gradients = self.accumulated or [p.new_zeros(p.shape) if p.grad is None else p.grad for p in self.trained]
         self.accumulated = None
+        for p in self.trained:
+            p.grad = None
         self._join_copies(gradients)
         self._sum_over_data(gradients)
-        norm = self._norm(gradients)
-        if math.isfinite(norm):
-            if self.clipping is not None and norm > self.clipping:
-                torch._foreach_mul_(gradients, self.clipping / norm)
-            for weights, gradient in zip(self.weights, gradients, strict=True):
-                weights.grad = gradient.flatten()
-            self.optimizer.step()
-            self.publish()
-        for p, weights in zip(self.trained, self.weights, strict=True):
-            p.grad = weights.grad = None
-        return norm
+        return [gradient.flatten() for gradient in gradients], self._squares(gradients)
 
     def _join_copies(self, gradients: list[Tensor]) -> None:
         """Make gradients equal, to the last bit, where every tensor-parallel rank holds the parameter whole.
@@ -131,14 +124,13 @@ class ReplicatedEngine(Engine):
             for gradient, summed in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
                 gradient.copy_(summed.view_as(gradient))
 
-    def _norm(self, gradients: list[Tensor]) -> float:
-        """Return the norm of the whole model's gradient; each logical element counts once over tensor ranks."""
+    def _squares(self, gradients: list[Tensor]) -> Tensor:
         squares = torch.zeros((), dtype=torch.float64, device=self.layout.device)
         for p, gradient in zip(self.trained, gradients, strict=True):
             if is_counted(p, self.layout.tensor_parallel_rank):
                 squares += squared_norm(gradient)
         dist.all_reduce(squares, group=self.layout.model_group)
-        return float(squares.sqrt())
+        return squares
 
 
 def squared_norm(x: Tensor) -> Tensor:

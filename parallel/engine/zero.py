@@ -10,7 +10,6 @@ sums gradients in every micro-batch (stages 2 and 3), or all-reduces them after 
 or where bf16 gradients are added up in fp32.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from model.layers import parameter_parts
 from model.loss import LossTotals
 from model.pali import PaLI
 from parallel.engine.base import Engine
-from parallel.engine.buckets import Bucket, make_buckets
+from parallel.engine.buckets import Bucket, is_divided, make_buckets
 from parallel.engine.reducer import Reducer
 from parallel.engine.replicated import squared_norm
 from parallel.file_backed import Disk
@@ -39,7 +38,7 @@ class ZeroEngine(Engine):
         """Take the units; `prepare` has run, and has sharded those of stage 3."""
         super().__init__(blueprint, model)
         layout, config = self.layout, self.layout.config
-        self.sharing_group, self.clipping = layout.stage_group, blueprint.optimizer.gradient_clipping
+        self.sharing_group = layout.stage_group
         self.disk = Disk(config.offload_folder or "")
         stages = [self._stage_buckets(names) for names in self._stage_names()]
         self.buckets = [bucket for buckets in stages for bucket in buckets]
@@ -50,10 +49,9 @@ class ZeroEngine(Engine):
         if config.zero_stage == 3:
             send = self._start_gathers()
         self.reducer = Reducer(stages, layout, send)
-        weights = [bucket.weights for bucket in self.buckets]
         trained = [p for bucket in self.buckets for p in bucket.parameters]
         self.optimizer = optimizer_class(blueprint.optimizer)(trained, blueprint.optimizer)
-        self.optimizer.param_groups[0]["params"] = weights
+        self.optimizer.param_groups[0]["params"] = self.flat_weights()
         if config.offload_optimizer == "nvme":
             self.optimizer.disk = self.disk
 
@@ -134,7 +132,7 @@ class ZeroEngine(Engine):
             if p.requires_grad:
                 continue
             local: Any = p
-            divided = hasattr(p, "ds_tensor")
+            divided = is_divided(p)
             values = local.ds_tensor if divided else p.detach().flatten()
             first = self.layout.data_parallel_rank * values.numel() if divided else 0
             found += [(r, r.view(values)) for r in self._rectangles(p, part, first, values.numel(), 0)]
@@ -170,7 +168,7 @@ class ZeroEngine(Engine):
     def forward_backward(self, micro_batches: Sequence[MicroBatch], num_targets: int) -> LossTotals:
         """See Engine.forward_backward."""
         if self.gathers is not None and self.layout.config.gather == "step":
-            self.gathers.hold()  # until the update
+            self.gathers.keep()  # until the update
         return super().forward_backward(micro_batches, num_targets)
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossTotals:
@@ -200,33 +198,29 @@ class ZeroEngine(Engine):
         if self.gathers is not None:
             self.gathers.after_backward()
 
-    @torch.no_grad()
-    def apply_update(self) -> float:
-        """See Engine.apply_update."""
+    def flat_weights(self) -> list[Tensor]:
+        """See Engine.flat_weights."""
+        return [bucket.weights for bucket in self.buckets]
+
+    def sum_gradients(self) -> tuple[list[Tensor], Tensor]:
+        """See Engine.sum_gradients."""
         self.reducer.finish()
         if self.gathers is not None:
             self.gathers.let_go()
         gradients = [bucket.take_gradient() for bucket in self.buckets]
-        norm = self._norm(gradients)
-        if math.isfinite(norm) and not self.optimizer.skip:
-            if self.clipping is not None and norm > self.clipping:
-                torch._foreach_mul_(gradients, self.clipping / norm)
-            for bucket, gradient in zip(self.buckets, gradients, strict=True):
-                bucket.weights.grad = gradient
-            self.optimizer.step()
-            for bucket in self.buckets:
-                bucket.weights.grad = None
-            self._publish()
-            if self.gathers is not None:
-                self.gathers.drop_second_copies(trained=True)
-        return norm
+        return gradients, self._squares(gradients)
 
-    def _norm(self, gradients: Sequence[Tensor]) -> float:
-        """Return the norm of the whole model's gradient; each logical element counts once over all ranks."""
+    def publish_update(self) -> None:
+        """See Engine.publish_update. Frozen parameters keep their second copies."""
+        self._publish()
+        if self.gathers is not None:
+            self.gathers.drop_second_copies(trained=True)
+
+    def _squares(self, gradients: Sequence[Tensor]) -> Tensor:
         squares = torch.zeros((), dtype=torch.float64, device=self.layout.device)
         for bucket, gradient in zip(self.buckets, gradients, strict=True):
             for counted in bucket.counted_ranges(self.layout.tensor_parallel_rank):
                 squares += squared_norm(gradient[counted])
         if self.layout.world_size > 1:
             dist.all_reduce(squares)
-        return float(squares.sqrt())
+        return squares

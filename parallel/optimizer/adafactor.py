@@ -19,7 +19,16 @@ from torch import Tensor
 from model.weights.big_vision import Layout
 from parallel.config import OptimizerConfig
 from parallel.optimizer.base import ShardedOptimizer, StatePiece, Update
-from parallel.optimizer.batches import AT_ONCE, Batch, Places, add_at, make_batches
+from parallel.optimizer.batches import (
+    AT_ONCE,
+    Batch,
+    Listed,
+    Places,
+    add_at,
+    make_batches,
+    on_device,
+    to_device,
+)
 from parallel.optimizer.factoring import Grid
 from parallel.process_groups import sum_over
 from parallel.shards import Rectangle
@@ -56,7 +65,9 @@ class Adafactor(ShardedOptimizer):
         self.full = {r: self.zeros(r, like) for r in held if r.name not in self.moments}
         kept = held if self.config.momentum else []
         self.momenta = {r: self.zeros(r, like, torch.bfloat16) for r in kept}
+        self.counts = on_device([shape.numel() for shape in self.shapes.values()], like.device)
         self.batched: tuple[list[Rectangle], list[Batch]] = [], []
+        self.listed: tuple[list[Rectangle], Listed] = [], Listed([], [], self.index, like.device)
 
     def _make_moments(self, device: torch.device) -> None:
         """Make the moments of whole matrices as two flat tensors, in the order of their numbers of rows."""
@@ -81,10 +92,10 @@ class Adafactor(ShardedOptimizer):
         matrices = [update for update in updates if update.rectangle.name in self.places.rows]
         blocked = [u for u in updates if u.rectangle.name in self.moments and u.rectangle.name not in self.places.rows]
         others = [update for update in updates if update.rectangle.name not in self.moments]
-        batches = self._batches(matrices)
+        batches, listed = self._batches(matrices), self._listed(others)
         gradients = [update.gradient for update in matrices]
 
-        weight_sums, row_sums, column_sums, block_sums = self._sum(matrices, batches, blocked, others)
+        weight_sums, row_sums, column_sums, block_sums = self._sum(matrices, batches, blocked, listed, others)
         row_factors, column_factors = self._update_means(row_sums, column_sums)
         factors = {name: self._update_moments(name, *sums) for name, sums in block_sums.items()}
         scaled = self._scaled_gradients(others)
@@ -96,7 +107,7 @@ class Adafactor(ShardedOptimizer):
         for r, _, gradient in blocked:
             if r.counted:
                 update_sums[self.index[r.name]] += self._squared_update(r, gradient, factors[r.name])
-        self._add(update_sums, [(r, u) for (r, _, _), u in zip(others, scaled, strict=True)])
+        listed.add(update_sums, scaled)
         sum_over(update_sums, self.group)
 
         steps, clips = self._steps(weight_sums, update_sums)
@@ -104,8 +115,9 @@ class Adafactor(ShardedOptimizer):
         for batch in batches:
             self._apply_batch(batch, matrices, gradients, row_factors, column_factors, steps, clips)
         for r, weights, gradient in blocked:
-            self._apply(r, weights, gradient, factors[r.name], steps[r.name], clips[r.name])
-        self._apply_all(others, scaled, steps, clips)
+            number = self.index[r.name]
+            self._apply(r, weights, gradient, factors[r.name], steps[number], clips[number])
+        self._apply_all(others, scaled, listed, steps, clips)
 
     def _batches(self, matrices: list[Update]) -> list[Batch]:
         """Return the batches of these updates, made once for the same rectangles."""
@@ -114,9 +126,18 @@ class Adafactor(ShardedOptimizer):
             self.batched = rectangles, make_batches(matrices, self.places)
         return self.batched[1]
 
+    def _listed(self, others: list[Update]) -> Listed:
+        """Return the places of these updates, made once for the same rectangles."""
+        rectangles = [update.rectangle for update in others]
+        if self.listed[0] != rectangles:
+            sizes = [update.weights.numel() for update in others]
+            self.listed = rectangles, Listed(rectangles, sizes, self.index, self.counts.device)
+        return self.listed[1]
+
     def _sum(
-        self, matrices: list[Update], batches: list[Batch], blocked: list[Update], others: list[Update]
-    ) -> tuple[Tensor, Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        self, matrices: list[Update], batches: list[Batch], blocked: list[Update], listed: Listed,
+        others: list[Update],
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:  # fmt: skip
         """Sum over all ranks: squared weights of every tensor; squared gradients of matrices, by row and by column.
 
         Return those of whole matrices flat, and those of blocks by name.
@@ -139,7 +160,7 @@ class Adafactor(ShardedOptimizer):
                 for rows, part, g in _chunks(r, w, gradient):
                     self.grids[r.name].add(g.float().square(), rows, _columns(r), block_sums[r.name])
                     weight_sums[self.index[r.name]] += part.square().sum()
-        self._add(weight_sums, [(r, weights) for r, weights, _ in others])
+        listed.add(weight_sums, [weights for _, weights, _ in others])
         sum_over(buffer, self.group)
         return weight_sums, row_sums, column_sums, block_sums
 
@@ -152,7 +173,7 @@ class Adafactor(ShardedOptimizer):
         ):
             same = len(set(mixing)) <= 1  # as long as no tensor began later
             sizes = [self.shapes[name][side] for name in self.matrices]
-            weight = (mixing or [1.0])[0] if same else _spread(mixing, sizes).to(means.device)
+            weight = (mixing or [1.0])[0] if same else to_device(_spread(mixing, sizes), means.device)
             means.lerp_(sums / numbers + EPSILON, weight)
         groups = self.row_means.split([length * number for length, number in self.alike])
         scaled = [
@@ -160,13 +181,6 @@ class Adafactor(ShardedOptimizer):
             for own, (length, _) in zip(groups, self.alike, strict=True)
         ]
         return (torch.cat(scaled) if scaled else self.row_means).rsqrt(), self.column_means.rsqrt()
-
-    def _add(self, sums: Tensor, values: list[tuple[Rectangle, Tensor]]) -> None:
-        """Add to each tensor's sum the squares of the values that this rank counts."""
-        counted = [(self.index[r.name], x) for r, x in values if r.counted]
-        if counted:
-            index, tensors = zip(*counted, strict=True)
-            sums.index_put_((torch.tensor(index, device=sums.device),), _squared_sums(tensors), accumulate=True)
 
     def _mixing(self, name: str) -> float:
         """Return 1 - beta2 of this step."""
@@ -193,20 +207,18 @@ class Adafactor(ShardedOptimizer):
         torch._foreach_mul_(scaled, gradients)
         return list(scaled)
 
-    def _steps(self, weight_sums: Tensor, update_sums: Tensor) -> tuple[dict[str, float], dict[str, float]]:
-        """Return two factors of every logical tensor's update.
+    def _steps(self, weight_sums: Tensor, update_sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Return two factors of every logical tensor's update, on the device: a step waits for it once, before.
 
         The step is learning rate x max(RMS(weights), epsilon), the clip 1 / max(1, RMS(update) / clipping).
         """
-        counts = weight_sums.new_tensor([shape.numel() for shape in self.shapes.values()])
-        steps = weight_sums.new_tensor([self.learning_rate(name) for name in self.shapes])
+        steps = on_device([self.learning_rate(name) for name in self.shapes], self.counts.device)
         clips = torch.ones_like(steps)
         if self.config.multiply_by_parameter_scale:
-            steps *= (weight_sums / counts).sqrt().clamp(min=self.config.epsilon_scale)
+            steps *= (weight_sums / self.counts).sqrt().clamp(min=self.config.epsilon_scale)
         if self.config.update_clipping is not None:
-            clips /= ((update_sums / counts).sqrt() / self.config.update_clipping).clamp(min=1.0)
-        both = torch.stack([steps, clips]).tolist()
-        return dict(zip(self.shapes, both[0], strict=True)), dict(zip(self.shapes, both[1], strict=True))
+            clips /= ((update_sums / self.counts).sqrt() / self.config.update_clipping).clamp(min=1.0)
+        return steps, clips
 
     def _squared_update(self, r: Rectangle, gradient: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
         grid, columns = self.grids[r.name], _columns(r)
@@ -220,59 +232,57 @@ class Adafactor(ShardedOptimizer):
 
     def _apply_batch(
         self, batch: Batch, matrices: list[Update], gradients: list[Tensor], row_factors: Tensor,
-        column_factors: Tensor, steps: dict[str, float], clips: dict[str, float],
+        column_factors: Tensor, steps: Tensor, clips: Tensor,
     ) -> None:  # fmt: skip
-        names = [matrices[number].rectangle.name for number in batch.numbers]
         weights = batch.chunks([update.weights for update in matrices])
-        rows, columns = batch.take_rows(row_factors).unsqueeze(2), batch.take_columns(column_factors).unsqueeze(1)
-        if len(names) == 1:
-            update = batch.stack(gradients).float() * (rows * clips[names[0]])
-            if not self.momenta:
-                weights[0].addcmul_(update[0], columns[0], value=-steps[names[0]])
+        own_steps, own_clips = steps[batch.names].view(-1, 1, 1), clips[batch.names].view(-1, 1, 1)
+        rows = batch.take_rows(row_factors).unsqueeze(2) * own_clips
+        columns = batch.take_columns(column_factors).unsqueeze(1)
+        if not self.momenta:
+            rows *= own_steps
+            if len(weights) == 1:
+                weights[0].addcmul_((batch.stack(gradients).float() * rows)[0], columns[0], value=-1.0)
                 return
-            updates = [(update * columns)[0]]
-        else:
-            updates = list((batch.stack(gradients).float() * rows).mul_(columns))
-            torch._foreach_mul_(updates, [clips[name] for name in names])
+        updates = (batch.stack(gradients).float() * rows).mul_(columns)
         if self.momenta:
-            momenta = batch.chunks([self.momenta[update.rectangle] for update in matrices])
-            updates = [self._averaged(kept, update) for kept, update in zip(momenta, updates, strict=True)]
-        torch._foreach_mul_(updates, [-steps[name] for name in names])
-        torch._foreach_add_(weights, updates)
+            memories = batch.chunks([self.momenta[update.rectangle] for update in matrices])
+            updates = self._averaged(memories, updates).mul_(own_steps)
+        torch._foreach_sub_(weights, list(updates))
 
     def _apply(
-        self,
-        r: Rectangle,
-        weights: Tensor,
-        gradient: Tensor,
-        factors: tuple[Tensor, Tensor],
-        step: float,
-        clip: float,
-    ) -> None:
+        self, r: Rectangle, weights: Tensor, gradient: Tensor, factors: tuple[Tensor, Tensor], step: Tensor,
+        clip: Tensor,
+    ) -> None:  # fmt: skip
         for rows, w, g in _chunks(r, weights, gradient):
-            update, factor = g.float() * clip, self.grids[r.name].scale(rows, _columns(r), factors)
+            factor = self.grids[r.name].scale(rows, _columns(r), factors)
             if not self.momenta:
-                w.addcmul_(update, factor, value=-step)
+                w.addcmul_(g.float() * (clip * step), factor, value=-1.0)
                 continue
             at = rows.start - r.offset[0]
-            w.sub_(self._averaged(self.momenta[r][at : at + len(w)], update * factor), alpha=step)
+            (update,) = self._averaged([self.momenta[r][at : at + len(w)]], (g.float() * clip * factor).unsqueeze(0))
+            w.sub_(update * step)
 
     def _apply_all(
-        self, others: list[Update], scaled: list[Tensor], steps: dict[str, float], clips: dict[str, float]
+        self, others: list[Update], scaled: list[Tensor], listed: Listed, steps: Tensor, clips: Tensor
     ) -> None:
         if not others:
             return
-        names = [update.rectangle.name for update in others]
-        torch._foreach_mul_(scaled, [clips[name] for name in names])
+        flat = torch.cat([update.flatten() for update in scaled]).mul_(listed.spread(clips))
         if self.momenta:
-            scaled = [self._averaged(self.momenta[r], s) for (r, _, _), s in zip(others, scaled, strict=True)]
-        torch._foreach_mul_(scaled, [-steps[name] for name in names])
-        torch._foreach_add_([update.weights for update in others], scaled)
+            flat = self._averaged([self.momenta[r] for r, _, _ in others], flat)
+        updates = flat.mul_(listed.spread(steps)).split(listed.sizes)
+        weights = [update.weights for update in others]
+        torch._foreach_sub_(weights, [u.view_as(w) for u, w in zip(updates, weights, strict=True)])
 
-    def _averaged(self, memory: Tensor, update: Tensor) -> Tensor:
-        """Average an update with those before (optax `ema` without debiasing); `memory` keeps the mean in bf16."""
-        mean = update.lerp(memory.float(), self.config.momentum)
-        memory.copy_(mean)
+    def _averaged(self, memories: Sequence[Tensor], update: Tensor) -> Tensor:
+        """Average an update with those before (optax `ema` without debiasing).
+
+        `memories` keep the mean in bf16; they are the pieces of the flattened update, in its order.
+        """
+        pieces = [memory.view(-1) for memory in memories]
+        kept = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        mean = update.lerp(kept.view_as(update).float(), self.config.momentum)
+        torch._foreach_copy_(pieces, list(mean.view(-1).split([len(piece) for piece in pieces])))
         return mean
 
     def state_pieces(self) -> Iterator[StatePiece]:
@@ -315,12 +325,6 @@ def _squared_updates(batch: Batch, gradients: list[Tensor], row_factors: Tensor,
     if len(squared) == 1:
         return (squared[0] @ columns[0]) @ rows[0]
     return (rows.unsqueeze(1) @ (squared @ columns.unsqueeze(2))).flatten()
-
-
-def _squared_sums(tensors: tuple[Tensor, ...]) -> Tensor:
-    if tensors[0].is_cuda:
-        return torch.stack(torch._foreach_norm(tensors)).square()
-    return torch.stack([x.square().sum() for x in tensors])  # a CPU's norm sums one by one, with an error of 1e-5
 
 
 def _columns(r: Rectangle) -> slice:

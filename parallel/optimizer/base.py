@@ -51,8 +51,8 @@ def optimizer_class(config: OptimizerConfig) -> "type[ShardedOptimizer]":
 class ShardedOptimizer(torch.optim.Optimizer):
     """An optimizer over flat shards of logical tensors.
 
-    An engine makes the shards, passes them to `bind`, sets `.grad` on them and calls `step`. `skip` makes steps do
-    nothing. `ages` counts the updates of each logical tensor.
+    An engine makes the shards, passes them to `bind`, sets `.grad` on them and calls `step`. `ages` counts the
+    updates of each logical tensor.
     """
 
     @staticmethod
@@ -63,7 +63,6 @@ class ShardedOptimizer(torch.optim.Optimizer):
     def __init__(self, parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> None:
         super().__init__(list(parameters), {"lr": 0.0})
         self.config = config
-        self.skip = False
         self.disk: Disk | None = None  # holds state that is as large as the weights, under NVMe offload
         self.ages: dict[str, int] = {}
         self.averages: dict[Rectangle, Tensor] = {}  # of the weights, where `average_decay` is set
@@ -107,8 +106,6 @@ class ShardedOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every shard that has a gradient; a collective of the group."""
-        if self.skip:
-            return
         given = {id(flat) for group in self.param_groups for flat in group["params"]}
         updates = [
             Update(r, r.view(shard.weights), r.view(shard.weights.grad))

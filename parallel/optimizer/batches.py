@@ -58,6 +58,46 @@ class Batch:
         return values[self.rows].view(-1, self.size[0])
 
 
+class Listed:
+    """The tensors that are updated as a list, because they are not factored: `sizes` are their elements."""
+
+    def __init__(
+        self, rectangles: Sequence[Rectangle], sizes: list[int], names: dict[str, int], device: torch.device
+    ) -> None:
+        """`names`: the number of each logical tensor."""
+        numbers, self.sizes = [names[r.name] for r in rectangles], sizes
+        self.counted = [i for i, r in enumerate(rectangles) if r.counted]
+        self.numbers, self.repeats, self.counted_numbers = (
+            on_device(values, device, torch.long) for values in (numbers, sizes, [numbers[i] for i in self.counted])
+        )
+
+    def add(self, sums: Tensor, values: Sequence[Tensor]) -> None:
+        """Add to each logical tensor's sum the squares of the values that this rank counts."""
+        if self.counted:
+            squares = _squared_sums([values[i] for i in self.counted])
+            sums.index_put_((self.counted_numbers,), squares, accumulate=True)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Return the value of its logical tensor for every element of the list."""
+        return values[self.numbers].repeat_interleave(self.repeats, output_size=sum(self.sizes))
+
+
+def on_device(numbers: Sequence[float], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return numbers of the host on a device, without a wait for it."""
+    return to_device(torch.tensor(numbers, dtype=dtype), device)
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the host to a device; the host waits for no GPU, because the source is page-locked."""
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+
+
+def _squared_sums(tensors: list[Tensor]) -> Tensor:
+    if tensors[0].is_cuda:
+        return torch.stack(torch._foreach_norm(tensors)).square()
+    return torch.stack([x.square().sum() for x in tensors])  # a CPU's norm sums one by one, with an error of 1e-5
+
+
 def add_at(sums: Tensor, places: Tensor | slice, values: Tensor) -> None:
     """Add values to different places of a flat tensor; each takes one, so that the order of sums is fixed."""
     if isinstance(places, slice):

@@ -57,6 +57,7 @@ class Pipeline:
         self.totals: list[Tensor] = []
         self.loss_scale = 1.0
         self.schedules: dict[bool, tuple[tuple[CarrySizes, int], Any]] = {}
+        self.voted = False
         self.interleaved = len(self.stages) > self.layout.pipeline_group.size()
 
     def run(self, batches: Sequence[MicroBatch], train: bool, loss_scale: float = 1.0) -> list[Tensor]:
@@ -73,6 +74,7 @@ class Pipeline:
         last = len(self.stages) - 1 in self.local_stages
         loss = {"target": numbers, "losses": []} if last else {}  # the schedule computes the loss in evaluation too
         (schedule.step if train else schedule.eval)(number=numbers, return_outputs=False, **loss)
+        self.voted = True
         return self.totals
 
     def _schedule(self, sizes: CarrySizes, number: int, train: bool) -> Any:
@@ -131,6 +133,26 @@ class _Stage(PipelineStage):
     gradient of that scalar is the stage's vector-Jacobian product.
     """
 
+    def _warmup_forward_vote(self, has_backward: bool, received_acc: Tensor | None = None) -> Tensor:
+        """Vote for shapes that are given, with messages in the first schedule only.
+
+        These start the communicators of neighbors. torch 2.13 votes for every schedule, which waits for the device and
+        for all stages, and lengths that change make new schedules; but ours always have the shapes.
+        """
+        if self._pipeline.voted:
+            return torch.ones(1, dtype=torch.int32)
+        return super()._warmup_forward_vote(has_backward, received_acc)
+
+    def _warmup_backward_result(self, received_result: Tensor | None = None) -> Tensor:
+        """Return the result of the vote; see `_warmup_forward_vote`."""
+        if self._pipeline.voted:
+            return torch.ones(1, dtype=torch.int32)
+        return super()._warmup_backward_result(received_result)
+
+    @property
+    def _pipeline(self) -> Pipeline:
+        return cast(_Forward, self.submod).pipeline
+
     def backward_maybe_with_nosync(  # type: ignore[no-untyped-def]
         self, backward_type, bwd_kwargs, last_backward=False
     ):
@@ -144,7 +166,7 @@ class _Stage(PipelineStage):
             for x in inputs:
                 if x.requires_grad:
                     x.retain_grad()
-            cast(_Forward, self.submod).pipeline.backward(output, last_backward)
+            self._pipeline.backward(output, last_backward)
         return tuple(_gradient(x) for x in inputs), None
 
 

@@ -22,7 +22,9 @@ from model.layers import parameter_parts
 from model.pali import local_block
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import launch
+from parallel.engine.buckets import is_divided
 from parallel.engine.build import build_engine
+from parallel.engine.gathers import sharded_parameters
 from parallel.engine.zero import ZeroEngine
 from parallel.engine.zero3 import DEFAULTS
 from parallel.layout import Layout
@@ -57,8 +59,7 @@ def gradients_of_losses(engine: ZeroEngine, at_once: bool) -> list[Tensor]:
 
 def gathered(engine: ZeroEngine) -> list[bool]:
     """Whether each sharded parameter is whole on this rank."""
-    sharded: list[Any] = [p for p in engine.model.parameters() if hasattr(p, "ds_tensor")]
-    return [p.ds_status == ZeroParamStatus.AVAILABLE for p in sharded]
+    return [p.ds_status == ZeroParamStatus.AVAILABLE for p in sharded_parameters(engine.model)]
 
 
 def kept_until_the_update(engine: ZeroEngine) -> tuple[bool, bool]:
@@ -121,7 +122,7 @@ def observe(folder: Path) -> None:
     seen["found"] = [shards_are_where_we_think(make(zero_stage=stage)) for stage in (1, 2, 3)]
     for shard_frozen in (False, True):
         engine = make((*FROZEN_VIT,), zero_stage=3, shard_frozen=shard_frozen)
-        frozen = [hasattr(p, "ds_tensor") for p in engine.model.parameters() if not p.requires_grad]
+        frozen = [is_divided(p) for p in engine.model.parameters() if not p.requires_grad]
         seen["frozen", shard_frozen] = set(frozen), all_gathers(lambda: engine.evaluate([batch]))  # noqa: B023
     groups._create_zero_param_parallel_group(2)
     with pytest.raises(AssertionError):

@@ -7,7 +7,7 @@ waits for the device is recorded.
 import linecache
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import FakeProcessGroup
 from torch._higher_order_ops.flex_attention import flex_attention as flex_operator
 from torch._higher_order_ops.flex_attention import flex_attention_backward as flex_backward_operator
+from torch.distributed.distributed_c10d import _world as world
 from torch.nn.attention import flex_attention as flex
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -119,13 +120,13 @@ def meta_as_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
     monkeypatch.setattr("model.recompute._compiled", lambda function: function)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: META)
     monkeypatch.setattr(parallel_state, "_GLOBAL_MEMORY_BUFFER", GlobalMemoryBuffer())
-    world = dist.group.WORLD
+    before = dist.group.WORLD
     dist.group.WORLD = fake_group(0, 2)  # Megatron looks whether a world has started
     try:
         with mode:
             yield mode
     finally:
-        dist.group.WORLD = world
+        dist.group.WORLD = before
 
 
 def flex_as_operators(*args: Any, **kwargs: Any) -> Tensor:
@@ -134,12 +135,19 @@ def flex_as_operators(*args: Any, **kwargs: Any) -> Tensor:
         return flex.flex_attention(*args, **kwargs)
 
 
-def fake_group(rank: int, size: int) -> dist.ProcessGroup:
-    """Make a process group of `size` ranks whose collectives do nothing; it needs no world."""
+def fake_group(rank: int, size: int, name: str = "", ranks: Sequence[int] = ()) -> dist.ProcessGroup:
+    """Make a process group of `size` ranks whose collectives do nothing; it needs no world.
+
+    `ranks`: its numbers in the world, for callers that look them up (torch's pipelines, DeepSpeed).
+    """
     group = dist.ProcessGroup(FakeStore(), rank, size)
     backend = FakeProcessGroup._create_internal(rank, size)
     kind = dist.ProcessGroup.BackendType.CUSTOM
     group._set_default_backend(kind)
     for device in (META, torch.device("cpu")):
         group._register_backend(device, kind, backend)
+    if name:
+        group._set_group_name(name)
+        world.pg_map[group] = "fake", FakeStore()
+        world.pg_group_ranks[group] = {number: i for i, number in enumerate(ranks)}
     return group

@@ -8,8 +8,6 @@ import time
 from contextlib import closing
 from dataclasses import replace
 
-import torch
-
 from common.errors import Interrupted, RunStopped
 from common.progress import beat
 from model.loss import LossTotals
@@ -153,7 +151,7 @@ class Loop:
         totals = self.forward_backward(step, read)
         rate = phase_learning_rate(self.config, self.span, step)
         beat(f"step {step}, update")
-        cause, grad_norm = self.update(totals, rate)
+        totals, grad_norm, cause = self.update(totals, rate)
         stats = reports.add_to(read.stats)
         waited_s = self.waiting.seconds() + read.ranks_wait_s
         self.times = RankTimes(time.perf_counter() - began, waited_s, read.data.data_wait_s)
@@ -182,22 +180,26 @@ class Loop:
         beat(f"step {step}, reading")
         return self.read_before.pop(step, None) or self.reader.read(self.run.skipped_batches.batch_number(step))
 
-    def update(self, totals: LossTotals, rate: float) -> tuple[str | None, float | None]:
-        """Update the weights unless the loss or gradient is bad; return (why it was skipped, norm of the gradient)."""
-        of_step = totals.loss
-        tokens, loss = torch.stack([totals.tokens.sum().to(of_step.dtype), of_step]).tolist()  # waits for the GPU once
-        if not tokens:  # the loss would be 0, and an update would decay moments and weights
-            self.engine.discard()
-            return NO_TARGET, None
-        cause = self.skipped.guard.verdict(loss)
+    def update(self, totals: LossTotals, rate: float) -> tuple[LossTotals, float | None, str | None]:
+        """Update the weights unless the loss or the gradient is bad.
+
+        Return the totals on the host, the norm of the gradient, and why the step was skipped (then without a norm).
+        """
+        totals, norm = self.engine.measure(totals)  # waits for the device; nothing else of a step does
+        cause = self.verdict(totals, norm)
         if cause is not None:
             self.engine.discard()
-            return cause, None
-        norm = self.engine.update(rate)
-        if not math.isfinite(norm):
-            return "gradient is not finite", None
-        self.skipped.accept(loss)
-        return None, norm
+            return totals, None, cause
+        self.engine.update(rate)
+        self.skipped.accept(float(totals.loss))
+        return totals, norm, None
+
+    def verdict(self, totals: LossTotals, norm: float) -> str | None:
+        """Return why the step must change nothing, None where it can be trusted."""
+        if not totals.tokens.sum():  # the loss would be 0, and an update would decay moments and weights
+            return NO_TARGET
+        cause = self.skipped.guard.verdict(float(totals.loss))
+        return "gradient is not finite" if cause is None and not math.isfinite(norm) else cause
 
     def count(self, stats: StepStats, cause: str | None) -> Line:
         """Count the step's examples, and the step if it has none; return the metrics of both."""

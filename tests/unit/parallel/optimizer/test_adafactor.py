@@ -164,20 +164,6 @@ def test_small_sides_are_not_factored() -> None:
     assert numbers == 128 + 200 + 127 * 400 + 300
 
 
-def test_skipped_steps_change_nothing() -> None:
-    optimizer, (shard,) = make({"matrix": torch.ones(130, 130)}, [], OptimizerConfig())
-    shard.weights.grad = torch.ones_like(shard.weights)
-    optimizer.set_learning_rate(1.0)
-    optimizer.skip = True
-    optimizer.step()
-    assert optimizer.ages == {"matrix": 0}
-    assert torch.equal(shard.weights, torch.ones(130 * 130))
-    optimizer.skip = False
-    optimizer.step()
-    assert optimizer.ages == {"matrix": 1}
-    assert not torch.equal(shard.weights, torch.ones(130 * 130))
-
-
 def test_big_visions_variant_equals_the_plain_one() -> None:
     """No scaling by the weights, no update clipping, beta2 at most 0.999, a momentum kept in bf16, decoupled decay."""
     config = OptimizerConfig(

@@ -4,6 +4,7 @@ import gc
 import math
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,12 @@ from model.loss import LossTotals
 from model.pali import plan_on_meta
 from parallel.checkpoint.checkpointer import Checkpointer, NotFinite
 from parallel.checkpoint.together import SaveFailed, SaveStalled
+from parallel.config import OptimizerConfig, ParallelConfig
+from parallel.engine.base import Engine
+from parallel.engine.build import build_engine
+from parallel.layout import Layout
+from tests.unit.gpu_on_meta import META, Waits, fake_group
+from tests.unit.model.examples import MODEL, PALI
 from tests.unit.train.ranks import layout
 from train.config import CheckpointConfig, GuardConfig, Phase, RunConfig, RunSettings, ScheduleConfig
 from train.phases import Span
@@ -47,6 +54,9 @@ class FakeEngine:
         tokens[0, 0] = next(self.losses)
         return LossTotals(*tokens)
 
+    def measure(self, totals: LossTotals) -> tuple[LossTotals, float]:
+        return totals, self.norm
+
     def update(self, rate: float) -> float:
         self.calls.append(("update", rate))
         self.frozen = gc.get_freeze_count()
@@ -69,7 +79,7 @@ class FakeReader:
 
 
 def loop(
-    engine: FakeEngine, folder: Path, steps: int, extra: dict[str, Any] | None = None, **guard: Any
+    engine: FakeEngine | Engine, folder: Path, steps: int, extra: dict[str, Any] | None = None, **guard: Any
 ) -> tuple[Loop, SimpleNamespace]:
     config = RunConfig(
         run=RunSettings(folder=str(folder), steps=steps, guard=GuardConfig(**guard)),
@@ -77,7 +87,8 @@ def loop(
         checkpoint=CheckpointConfig(every_steps=4),
     )
     config.model.image_size = 112
-    engine.blueprint.plan = plan_on_meta(config.pali)
+    if isinstance(engine, FakeEngine):
+        engine.blueprint.plan = plan_on_meta(config.pali)
     run = SimpleNamespace(
         lines=[], saved=[], alerts=[], folder=folder, is_main_rank=True,
         checkpoints=SimpleNamespace(save_due=lambda: False, settle=lambda: None, not_finite=lambda engine: None),
@@ -200,6 +211,21 @@ def test_objects_of_the_start_are_not_searched_for_garbage(tmp_path: Path) -> No
     before = gc.get_freeze_count()
     trained.train(0)
     assert engine.frozen > 10_000 and gc.get_freeze_count() <= before
+
+
+def test_a_step_on_a_gpu_waits_once_and_nothing_else_of_it_does(tmp_path: Path, waits: Waits) -> None:
+    """From its data to its line of metrics, with `meta` in the place of the GPU."""
+    one = fake_group(0, 1)
+    model = replace(PALI, model=replace(MODEL, image_size=112), num_objectives=len(NAMES))
+    gpu = Layout(ParallelConfig(), META, 0, 1, one, one, one, one, one)
+    trained, run = loop(build_engine(model, OptimizerConfig(), gpu, precision="bf16", seed=None), tmp_path, steps=2)
+    trained.warn_of_rare_components()
+    trained.dry_run(1)
+    for step in (1, 2):
+        waits.lines.clear()
+        trained.step(step)
+        assert waits.lines == {"parallel/engine/base.py: *values, squared = message.tolist()": 1}
+    assert [line["grad_norm"] for line in run.lines] == [1.0, 1.0], "a value of `meta` is read as 1"
 
 
 def test_left_out_batches_are_passed_over(tmp_path: Path) -> None:
