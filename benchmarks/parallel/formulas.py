@@ -18,6 +18,7 @@ from model.layers import parameter_info
 from model.mt5 import Bridge, DecoderBlock, EncoderBlock, EncoderNorm, Head
 from model.vit import VIT_UNITS, Patches, ViTBlock
 from parallel.engine.base import Engine
+from parallel.engine.zero import ZeroEngine
 from parallel.optimizer.adafactor import means
 from parallel.pipeline.schedule import CarrySizes
 
@@ -95,7 +96,7 @@ def gradients(engine: Engine, own_micro_batches: int) -> Bytes:
 def residuals(engine: Engine, streams: Streams, own_micro_batches: int) -> Bytes:
     """Compute the tensor-parallel group's bytes, forward and backward.
 
-    They are `residual` of every unit, and gradients of weights that every rank holds whole, when they are summed.
+    They are `residual` of every unit, and gradients of weights that every rank holds whole.
     """
     layout = engine.layout
     tensor, sequence = layout.config.tensor, layout.config.sequence
@@ -109,10 +110,20 @@ def residuals(engine: Engine, streams: Streams, own_micro_batches: int) -> Bytes
     for found in between:
         for kind, size in found.items():
             sent["tensor", kind] += size * own_micro_batches * (tensor - 1) / tensor
-    joined = elements(p for p in engine.model.parameters() if p.requires_grad and not parameter_info(p).split)
-    joined *= own_micro_batches if layout.config.reduce == "micro_batch" else 1
-    sent["tensor", "all-reduce"] += 2 * FLOAT * joined * (tensor - 1) / tensor
+    sent["tensor", "all-reduce"] += 2 * FLOAT * joined(engine) * (tensor - 1) / tensor
     return +sent
+
+
+def joined(engine: Engine) -> int:
+    """Count the elements that tensor-parallel ranks hold whole, of this rank's shard under ZeRO.
+
+    Their gradients are joined once a step.
+    """
+    if not isinstance(engine, ZeroEngine):
+        whole = (p for p in engine.model.parameters() if p.requires_grad and not parameter_info(p).split)
+        return elements(whole)
+    placed = [each for bucket in engine.buckets for each in bucket.placed()]
+    return sum(piece.size for p, piece in placed if not parameter_info(p).split)
 
 
 def residual(unit: Unit, streams: Streams, sequence: bool, whole_vit: bool = False) -> Counter[str]:
