@@ -24,7 +24,7 @@ ZERO3 = {"zero_stage": 3, "param_persistence_threshold": 0}
 
 
 def layout(**settings: Any) -> Layout:
-    """Make the first rank of a stage, with two data-parallel ranks; collectives do nothing."""
+    """Make the layout of rank 0 in a stage, with two data-parallel ranks; collectives do nothing."""
     parallel = ParallelConfig(recompute="block", **{k: v for k, v in settings.items() if k != "stage"})
     tensor, stage, pipeline = parallel.tensor, settings.get("stage", 0), parallel.pipeline
     rank, width, size = 2 * tensor * stage, 2 * tensor, 2 * tensor * pipeline
