@@ -1,27 +1,26 @@
-# make setup | demo | test: each does all that it needs on a fresh machine (Python 3.11 or newer) and nothing twice.
+# make setup | demo | study | test: each does all that it needs on a fresh machine (Python 3.11 or newer) and nothing twice.
 PYTHON ?= python3
 BIN := .venv/bin
 RANKS = $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count() or 2; print(max(r for r in (1, 2, 4) if r <= n))")
 CORPUS := runs/corpus
 DEMO := runs/demo
+seeds := 1
+STUDY = seeds=$(seeds) $(if $(filter 1,$(seeds)),folder=runs/study,full=true folder=runs/study_full)
+PROCESSES = $(shell $(BIN)/python -c "import torch; print('ranks=$(RANKS)' if torch.cuda.is_available() else 'jobs=2')")
 OCR := tesseract-ocr+tesseract-ocr-rus+tesseract-ocr-ara+tesseract-ocr-ell+tesseract-ocr-hin+tesseract-ocr-chi-sim
 TOOLS := java=default-jre-headless chromium=chromium tesseract=$(OCR)
 SLURM := slurmctld slurmd slurm-client munge iproute2
 export OMP_NUM_THREADS ?= 1
-# Images of containers often set it; every process would then compile what it imports.
-export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: setup demo slurm tools test lint unit clean
+.PHONY: setup demo study slurm tools test lint unit clean
 
 setup: .venv/ready
 
 # torch comes first and by exactly one version: anything looser, or a package that asks for it, may bring another build.
-# pip would compile 19,000 files -> the last line compiles the 3,700 that a run imports.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable ".[wandb,mpi,slurm,corpus,ocr,test]"
-	$(BIN)/python -c "import train.pretrain, train.evaluate, train.submit, parallel.engine.zero3, transformers, wandb"
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[wandb,mpi,slurm,corpus,ocr,test]"
 	touch $@
 
 demo: setup $(CORPUS)/tokenizer.model $(DEMO)_vit/done
@@ -43,6 +42,11 @@ $(DEMO)_vit/done: $(CORPUS)/labels.txt
 	rm -rf $(DEMO)_vit
 	$(BIN)/torchrun --nproc_per_node $(RANKS) -m train.pretrain_vit experiment=demo_vit run.folder=$(DEMO)_vit
 	touch $@
+
+# A first pass, or with seeds=3 runs of full length; the same command goes on. On CPUs two sweeps side by side.
+study: setup $(CORPUS)/tokenizer.model $(CORPUS)/labels.txt
+	$(BIN)/python -m train.study $(STUDY) $(PROCESSES)
+	$(BIN)/python -m train.study_report $(STUDY)
 
 # tests/slurm starts a real Slurm on this machine; where it cannot be installed, those tests are skipped.
 slurm:

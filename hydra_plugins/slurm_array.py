@@ -141,7 +141,7 @@ class SlurmArrayLauncher(SlurmLauncher):
             runs.append(composed)
         names = []
         for composed in runs:
-            name = composed.hydra.job.override_dirname
+            name = composed.hydra.job.override_dirname or composed.run.folder
             if composed.hydra.job.config_name in TRAINING:  # an evaluation reads its settings from its run's folder
                 with open_dict(composed):
                     del composed["hydra"]

@@ -24,7 +24,7 @@ from data.miniature.config import MiniatureConfig
 from data.tasks.config import TaskConfig
 from model.describe import DescribeConfig
 from slurm.cluster import SubmitConfig
-from train import average, export, plan, scaling_report
+from train import average, export, plan, scaling_report, study, study_report
 from train.config import Phase, RunConfig
 
 # Commands with options of their own, beside the groups that some of them read.
@@ -42,6 +42,8 @@ COMMANDS: Mapping[str, Any] = {
     "train.export": export.Options(),
     "train.plan": plan.PlanOptions(nodes=1),
     "train.scaling_report": scaling_report.Options(),
+    "train.study": study.Options(),
+    "train.study_report": study_report.Options(),
 }
 # Checks beside `__post_init__`, of settings that come from several files.
 CHECKS: Mapping[type, Check] = {

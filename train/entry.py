@@ -51,6 +51,7 @@ from train.health import exit_note as note
 from train.health.memory import is_lack_of_memory
 from train.settings.compose import COMPOSED
 from train.settings.from_task import score_name
+from train.settings.option_name import option_name
 from train.sweep import FailedRuns, Sweep, check_lists, folder_name, join_sweep
 
 TEXT = {"": RunConfig, "cluster.": ClusterConfig, "hydra.launcher.cluster.": ClusterConfig}
@@ -80,7 +81,9 @@ def entry(config_name: str, main: Callable[[DictConfig], None], reads: Sequence[
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             overrides = HydraConfig.get().job.override_dirname
             join_sweep(composed, overrides)
-            return sweep.run(overrides, lambda: in_one_sentence(lambda: main(sweep.claim(composed))))
+            return sweep.run(
+                overrides or composed.run.folder, lambda: in_one_sentence(lambda: main(sweep.claim(composed)))
+            )
         in_one_sentence(lambda: main(composed))
         return 0
 
@@ -161,6 +164,7 @@ def register() -> None:
     ConfigStore.instance().store(name="submit_schema", node=submission)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("expand_home", expand_home, replace=True)
+    OmegaConf.register_new_resolver("option_name", option_name, replace=True)
     OmegaConf.register_new_resolver("either", lambda value, other: value or other, replace=True)
     OmegaConf.register_new_resolver("score_name", lambda task: score_name(task.name, task.metrics), replace=True)
 

@@ -36,7 +36,7 @@ from train.step.reader import ReplicaReader
 from train.step.spike_guard import check_end
 from train.step.validation import Validation
 
-READS = (*(group.name for group in fields(RunConfig) if group.name != "classifier"), "experiment=")
+READS = (*(group.name for group in fields(RunConfig) if group.name != "classifier"), "experiment=", "cell=")
 
 
 def main(composed: DictConfig) -> None:

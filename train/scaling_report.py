@@ -2,7 +2,7 @@
 
     python -m train.scaling_report folder=runs/scaling
     python -m train.scaling_report folder=runs/scaling score=evaluation/vqa/exact_match
-    python -m train.scaling_report folder=runs/scaling output=docs/scaling
+    python -m train.scaling_report folder=runs/study/scaling output=docs/scaling
 
 Runs that have not ended, or that differ in more than their towers, are left out and named.
 """

@@ -23,6 +23,7 @@ LEFT_OUT = (
     "evaluation/text_drawing.py",
     "evaluation/sample_sheet.py",
     "train/scaling",
+    "train/studies/figures.py",
 )
 SILENT = {"print", "warn", "warning", "info", "debug", "beat", "add_row", "add_column", "Table", "cast", "TypeVar"}
 

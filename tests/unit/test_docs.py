@@ -146,7 +146,7 @@ def check_command(words: list[str]) -> None:
     program = words[0]
     if program == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-        assert all(re.search(rf"^{word}:", makefile, re.M) for word in words[1:]), words
+        assert all(re.search(rf"^{word}:", makefile, re.M) for word in words[1:] if "=" not in word), words
     elif program == "bash":
         assert (ROOT / words[1]).is_file(), words
     elif "-m" in words:

@@ -19,20 +19,42 @@ esac
 """
 
 
+def commands(folder: Path, *words: str) -> list[str]:
+    """Return the modules that one `make` of these words runs, each with its words."""
+    (folder / "printed").unlink(missing_ok=True)
+    subprocess.run(["make", "BIN=./bin", *words], cwd=folder, check=True, capture_output=True)
+    return [line.split("-m ")[1] for line in (folder / "printed").read_text(encoding="utf-8").splitlines()]
+
+
 def executed(folder: Path) -> list[str]:
     """Return the modules that one `make demo` runs."""
-    (folder / "printed").unlink(missing_ok=True)
-    subprocess.run(["make", "BIN=./bin", "demo"], cwd=folder, check=True, capture_output=True)
-    return [line.split("-m ")[1].split()[0] for line in (folder / "printed").read_text(encoding="utf-8").splitlines()]
+    return [command.split()[0] for command in commands(folder, "demo")]
+
+
+def prepare(folder: Path) -> None:
+    """Copy the Makefile, and put the fakes in the places of its programs."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    for file in (".venv/ready", "bin/python", "bin/torchrun"):
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text(PROGRAM, encoding="utf-8")
+        (folder / file).chmod(0o755)
+
+
+def test_a_first_pass_of_the_study_and_one_of_several_seeds_have_their_own_folders(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    assert commands(tmp_path, "study")[-2:] == [
+        "train.study seeds=1 folder=runs/study 2",
+        "train.study_report seeds=1 folder=runs/study",
+    ]
+    assert commands(tmp_path, "study", "seeds=3")[-2:] == [
+        "train.study seeds=3 full=true folder=runs/study_full 2",
+        "train.study_report seeds=3 full=true folder=runs/study_full",
+    ]
 
 
 def test_demo_repeats_no_finished_step(tmp_path: Path) -> None:
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
-        shutil.copy(ROOT / name, tmp_path)
-    for file in (".venv/ready", "bin/python", "bin/torchrun"):
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).write_text(PROGRAM, encoding="utf-8")
-        (tmp_path / file).chmod(0o755)
+    prepare(tmp_path)
     rest = ["train.pretrain", "train.evaluate"]
     all_steps = ["data.miniature", "data.tokenizer", "data.labels", "train.pretrain_vit", *rest]
     assert executed(tmp_path) == all_steps

@@ -15,9 +15,9 @@ from common.errors import ConfigurationError
 from common.values import flat
 from model.config import ModelConfig, MT5Config, PaLIConfig, ViTConfig
 from model.pali import plan_on_meta
+from train.settings.option_name import option_name
 from train.settings.saved_run import read_settings
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 VIT_PARAMETERS = ("patches.", "vit_block_", "bridge.vit_norm.")
 OWN_TO_A_RUN = (
     "run.name", "run.folder", "run.seed", "run.allow_changes", "run.initial",
@@ -171,16 +171,6 @@ def count_parameters(vit: ViTConfig, mt5: MT5Config, image_size: int) -> tuple[i
     counts = {name: parameter.numel() for name, parameter in plan.named_parameters()}
     in_vit = sum(count for name, count in counts.items() if name.startswith(VIT_PARAMETERS))
     return in_vit, sum(counts.values()) - in_vit
-
-
-def option_name(group: str, tower: dict[str, Any]) -> str:
-    """Return the name of the option of `conf/<group>` with these values, else its width and depth."""
-    for option in sorted((CONF / group).glob("*.yaml")):
-        values = OmegaConf.to_container(OmegaConf.load(option))
-        if isinstance(values, dict) and all(tower.get(str(key)) == value for key, value in values.items()):
-            return option.stem
-    keys = ("width", "depth") if group == "vit" else ("d_model", "num_encoder_layers")
-    return "x".join(str(tower[key]) for key in keys)
 
 
 def returns(runs: Iterable[Trained], lower_is_better: bool) -> list[Return]:

@@ -31,6 +31,7 @@ OTHERS = (
     "cluster",
     "hardware",
     "hydra",
+    "study",
     "task",
 )  # overlays, and groups of other commands and of Hydra itself
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in OTHERS)
@@ -79,14 +80,15 @@ def test_every_experiment_fits_together(experiment: str, tokenizer_path: Path, t
         assert config.classifier.num_classes == 2
         return
     config = composed(f"experiment={experiment}", f"data.tokenizer={tokenizer_path}", *stage2)
-    pretrained = tmp_path / "vit.safetensors"  # an earlier command makes the real one
-    parts = [part for _, part in parameter_parts(plan_on_meta(config.pali)) if is_of_tower(part.name, "vit")]
-    if config.weights.vit:
-        save_file({part.name: torch.empty(part.shape) for part in parts}, pretrained)
-    config.weights.vit = config.weights.vit and str(pretrained)
+    towers = [tower for tower in ("vit", "mt5") if getattr(config.weights, tower)]
+    for tower in towers if experiment != "study_web" else ():  # an earlier command makes the real ones
+        parts = [part for _, part in parameter_parts(plan_on_meta(config.pali)) if is_of_tower(part.name, tower)]
+        save_file({part.name: torch.empty(part.shape) for part in parts}, tmp_path / f"{tower}.safetensors")
+        setattr(config.weights, tower, str(tmp_path / f"{tower}.safetensors"))
     assert config.run.folder == f"runs/{config.run.name}"
     config.run.folder = str(tmp_path / "run")  # the demo may have been run in this checkout
-    check(config, world_size=2 if experiment in ("demo", "scaling") else 8)
+    small = experiment == "demo" or experiment.startswith("study")
+    check(config, world_size=2 if small else 8, weights=experiment != "study_web")
 
 
 @pytest.mark.parametrize(

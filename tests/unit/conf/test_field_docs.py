@@ -12,8 +12,9 @@ from data.miniature.config import MiniatureConfig
 from data.show import ShowConfig
 from model.describe import DescribeConfig
 from slurm.cluster import SubmitConfig
-from train import scaling_report
+from train import scaling_report, study, study_report
 from train.config import Phase, RunConfig
+from train.studies.plan import SweepConfig
 
 
 def dataclasses_below(kind: Any) -> set[type]:
@@ -23,7 +24,8 @@ def dataclasses_below(kind: Any) -> set[type]:
     return {kind}.union(*(dataclasses_below(each) for each in get_type_hints(kind).values()))
 
 
-OTHERS = (DigestConfig, ShowConfig, DescribeConfig, MiniatureConfig, tokenizer.Options, scaling_report.Options)
+OTHERS = (DigestConfig, ShowConfig, DescribeConfig, MiniatureConfig, tokenizer.Options, scaling_report.Options,
+          study.Options, study_report.Options, SweepConfig)  # fmt: skip
 OPTIONS = [objectives.load(name).Options for name in objectives.NAMES]
 KINDS = sorted(
     {*dataclasses_below(RunConfig), *dataclasses_below(SubmitConfig), *OTHERS, *OPTIONS},

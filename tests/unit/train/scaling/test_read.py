@@ -25,7 +25,15 @@ def write_run(sweep: Path, vit: str, mt5: str, loss: float | None, *settings: st
     """A run of 4 steps that has done `steps`, 0.25 TFLOP each."""
     register()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        overrides = ["experiment=scaling", f"vit={vit}", f"mt5={mt5}", "run.steps=4", "data.root=corpus", *settings]
+        overrides = [
+            "experiment=study",
+            "cell=scaling",
+            f"vit={vit}",
+            f"mt5={mt5}",
+            "run.steps=4",
+            "data.root=corpus",
+            *settings,
+        ]
         config = to_run_config(compose("pretrain", overrides=overrides))
     folder = sweep / ",".join([f"vit={vit}", f"mt5={mt5}", *settings])
     folder.mkdir(parents=True)
@@ -49,7 +57,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def parameters(vit: str, mt5: str) -> int:
     """By the cost formulas."""
-    config, _ = read_model(["experiment=scaling", f"vit={vit}", f"mt5={mt5}"])
+    config, _ = read_model(["experiment=study", "cell=scaling", f"vit={vit}", f"mt5={mt5}"])
     return sum(unit.cost.parameters for unit in unit_costs(plan_on_meta(config).units(), one_example(config, 1, 1)))
 
 
