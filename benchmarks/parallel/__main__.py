@@ -2,7 +2,7 @@
 
     python -m benchmarks.parallel                                  # all sections but the last two: a few minutes
     python -m benchmarks.parallel sections=[layouts] ranks=[2,4]   # step time, bytes and memory
-    python -m benchmarks.parallel sections=[bubble,gathers,checkpoints]
+    python -m benchmarks.parallel sections=[bubble,gathers,checkpoints,save_plans]
     python -m benchmarks.parallel sections=[materialize]           # a 1.5 B model over 4 ranks: needs 12 GiB
     python -m benchmarks.parallel sections=[first_weights]         # the same read from files: needs 20 GiB
 
@@ -19,10 +19,11 @@ from benchmarks.parallel.checkpoints import checkpoints
 from benchmarks.parallel.first_weights import first_weights
 from benchmarks.parallel.layouts import LAYOUTS, gathers, layouts
 from benchmarks.parallel.materialize import materialize
+from benchmarks.parallel.save_plans import save_plans
 from common.command_line import parse, run_command
 from common.errors import ConfigurationError
 
-SECTIONS = ("layouts", "bubble", "gathers", "checkpoints", "materialize", "first_weights")
+SECTIONS = ("layouts", "bubble", "gathers", "checkpoints", "save_plans", "materialize", "first_weights")
 
 
 @dataclass
@@ -30,8 +31,8 @@ class Options:
     """Measure layouts over CPU processes: time, bytes sent, memory, the pipeline's bubble, and checkpoints."""
 
     sections: list[str] = field(default_factory=lambda: list(SECTIONS[:-2]))
-    """Sections to run, of layouts, bubble, gathers, checkpoints, materialize and first_weights (the last two are off by
-    default: they need 12 and 20 GiB)."""
+    """Sections to run, of layouts, bubble, gathers, checkpoints, save_plans, materialize and first_weights (the last
+    two are off by default: they need 12 and 20 GiB)."""
     ranks: list[int] = field(default_factory=lambda: list(LAYOUTS))
     """World sizes of the layouts section: 2, 4 and 8."""
     repeats: int = 5
@@ -57,6 +58,8 @@ def main(options: Options) -> None:
         gathers(console, options.repeats)
     if "checkpoints" in options.sections:
         checkpoints(console)
+    if "save_plans" in options.sections:
+        save_plans(console)
     if "materialize" in options.sections:
         materialize(console)
     if "first_weights" in options.sections:

@@ -39,6 +39,7 @@ from parallel.checkpoint.global_plan import METADATA
 from parallel.checkpoint.host_buffer import HostBuffer
 from parallel.checkpoint.manifest import broken_file, checksum
 from parallel.checkpoint.state_writer import StateWriter
+from parallel.checkpoint.stored_weights import Reader
 from parallel.checkpoint.together import SaveFailed, anywhere, nothing, together
 from parallel.engine.base import Engine
 from parallel.layout import Layout
@@ -267,16 +268,17 @@ class Checkpointer(CheckpointFolder):
                 stacklevel=2,
             )
 
-    def _read(self, path: Path, layout: Layout) -> tuple[Metadata, dict[str, Any]]:
+    def _read(self, path: Path, layout: Layout) -> tuple[Reader, dict[str, Any]]:
         """Read the metadata and `state.json` of a checkpoint; raises on every rank if it fails on one."""
+        reader = Reader(path)
         mistake: str | None = None
         try:
-            saved: Metadata = dcp.FileSystemReader(path).read_metadata()
+            reader.metadata  # noqa: B018 (read here, and kept)
             content: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
         except OSError as error:
             mistake = f"{path} could not be read ({error})."
         self._raise_if_unreadable(mistake, path, layout)
-        return saved, content
+        return reader, content
 
     def _raise_if_unreadable(self, mistake: str | None, path: Path, layout: Layout) -> None:
         """Raise StorageFailed on every rank if the disk of one has failed."""
@@ -291,7 +293,8 @@ class Checkpointer(CheckpointFolder):
             raise _Pruned(path)
 
     def _load(self, engine: Engine, path: Path, weights_only: bool, average: bool) -> tuple[int, dict[str, Any]]:
-        saved, content = self._read(path, engine.layout)
+        reader, content = self._read(path, engine.layout)
+        saved = reader.metadata
         shapes = {name: v.size for name, v in saved.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
         averages = average_names(shapes, path) if average else {}
         state = _state(_pieces(engine, optimizer=not weights_only, every=True))
@@ -313,7 +316,7 @@ class Checkpointer(CheckpointFolder):
                 "the same vit and mt5, or another run.folder."
             )
         tensors = {averages.get(name, name): tensor for name, tensor in (wanted | resampled).items()}
-        dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), planner=_Planner())
+        dcp.load(tensors, storage_reader=reader, planner=_Planner())
         for r, values in engine.held_weights():
             if (stored := resampled.get(f"weights/{r.name}")) is not None:
                 values.copy_(parts[f"weights/{r.name}"].resampled(stored)[r.slices])

@@ -24,6 +24,7 @@ from parallel.checkpoint import checkpointer as checkpoint
 from parallel.checkpoint import global_plan
 from parallel.checkpoint.checkpointer import Checkpointer
 from parallel.checkpoint.manifest import broken_file
+from parallel.checkpoint.stored_weights import StoredWeights
 from parallel.checkpoint.together import SaveFailed, SaveStalled
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.distributed import Launch
@@ -267,16 +268,18 @@ def test_frozen_weights_are_written_once_and_each_checkpoint_is_whole(
     assert inodes(first) == inodes(second) and len(inodes(first)) == 2
     manifest = json.loads((second / "manifest.json").read_text(encoding="utf-8"))
     assert {name for name in manifest if "/" in name} == {"frozen/.metadata", "frozen/__0_0.distcp"}
-    shutil.copytree(second, tmp_path / "copy" / second.name)
+    copied = Checkpointer.from_run(tmp_path)
+    shutil.copytree(second, copied.path(2))
     other = build(layout, 2)
-    assert Checkpointer(tmp_path / "copy").load_latest(other) == (2, {"seen": 20})
-    assert same(state(other), written.state)
-    shutil.rmtree(tmp_path / "copy" / second.name / "frozen")
+    assert copied.load_latest(other) == (2, {"seen": 20}) and same(state(other), written.state)
+    read = {f"weights/{name}": tensor.read() for name, tensor in StoredWeights(tmp_path, 2).tensors.items()}
+    assert "weights/patches.position" in read and same({k: v for k, v in state(other).items() if k in read}, read)
+    shutil.rmtree(copied.path(2) / "frozen")
     with (
         pytest.warns(Notice, match=r"step_00000002 is damaged \(frozen/"),
         pytest.raises(ConfigurationError, match=r"All checkpoints in .* are damaged \(steps 2\); bring one back"),
     ):
-        Checkpointer(tmp_path / "copy").load_latest(other)
+        copied.load_latest(other)
 
 
 def test_a_run_that_continues_links_to_the_weights_that_it_has_loaded(saved: Saved, layout: Layout) -> None:
