@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.dry_run:
         check_study(chosen)
         return
-    interrupt_on([signal.SIGTERM])
+    interrupt_on([signal.SIGTERM, signal.SIGINT])
     try:
         for sweep in chosen:
             run_sweep(sweep, options)

@@ -1,12 +1,12 @@
 """Run the sweeps of a study, some side by side, each with a log of its own."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 
 from common.errors import EXIT_INTERRUPTED, Interrupted, RunStopped
 
@@ -51,6 +51,13 @@ def launcher(ranks: int) -> list[str]:
 
 
 def interrupt_on(numbers: Sequence[int]) -> None:
-    """Raise KeyboardInterrupt for these signals too, so that the sweeps are interrupted too, and save."""
+    """Raise KeyboardInterrupt for these signals, so that the sweeps are interrupted too, and save.
+
+    SIGINT too: a shell starts a job in the background with SIGINT ignored.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
     for number in numbers:
-        signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        signal.signal(number, interrupt)

@@ -1,7 +1,9 @@
 """A study: its runs pass the checks, lie in the folders of the plan, and are neither trained nor evaluated twice."""
 
 import json
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from data.miniature.corpus import make_corpus
 from train import evaluate, pretrain
 from train.entry import entry
 from train.studies.plan import FOLDER_VARIABLE, Cell, StudySweep, read_study
-from train.studies.processes import run_side_by_side
+from train.studies.processes import interrupt_on, run_side_by_side
 from train.study import main, run_sweep, split
 
 
@@ -152,6 +154,33 @@ def test_a_sweep_that_fails_or_is_interrupted_names_its_log(monkeypatch: pytest.
     for code, error in ((75, Interrupted), (2, RunStopped)):
         with pytest.raises(error, match=f"{tmp_path}/{code}/trained_1.log"):
             run(code)
+
+
+def test_a_signal_interrupts_the_sweeps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also SIGINT, which a job in the background of a shell ignores."""
+    (tmp_path / "waits.py").write_text(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(75)))\n"
+        "print('ready', flush=True)\ntime.sleep(60)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr("train.studies.processes.POLL_S", 0.01)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        log = tmp_path / f"{number}.log"
+
+        def look(log: Path = log, number: int = number) -> None:
+            if "ready" in log.read_text(encoding="utf-8"):
+                os.kill(os.getpid(), number)
+
+        before = signal.signal(number, signal.SIG_IGN)
+        try:
+            interrupt_on([number])
+            with pytest.raises(KeyboardInterrupt):
+                run_side_by_side([["waits"]], [log], 1, look)
+        finally:
+            signal.signal(number, before)
+        assert log.read_text(encoding="utf-8") == "ready\nsaved\n"
 
 
 @pytest.mark.parametrize(
