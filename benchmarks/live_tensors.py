@@ -28,6 +28,7 @@ COLLECTIVES = {
     "broadcast_": ("broadcast", 0),
     "send": ("message", 0),
 }
+RECEIVED = ("recv_", "recv_any_source_")  # the other half of a message
 MADE_EMPTY = ("aten::empty", "aten::new_empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty_strided")
 
 
@@ -91,6 +92,8 @@ class LiveTensors(TorchDispatchMode):
         return result
 
     def _count(self, name: str, args: Any) -> None:
+        if name in RECEIVED:
+            return
         kind, whole = COLLECTIVES.get(name, (name, -1))
         boxed = [x for x in args if isinstance(x, torch.ScriptObject)]
         groups = [x for x in map(_unboxed, boxed) if x is not None]

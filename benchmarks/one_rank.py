@@ -168,8 +168,8 @@ def show(console: Console, found: Measured) -> None:
     console.print(table)
 
 
-def main(words: Sequence[str]) -> None:
-    """Run the rank and print what it took."""
+def run(words: Sequence[str]) -> tuple[OneRank, Measured]:
+    """Run the rank that the words describe; return its options and what it took."""
     own, rest = split_own(words, OneRank)
     config = read_config(rest)
     laid_out = spans(config)
@@ -178,7 +178,12 @@ def main(words: Sequence[str]) -> None:
     span = laid_out[own.phase]
     config = for_phase(config, span)
     check(config.parallel, config.pali, own.world_size)
-    found = measure(config, span.phase, own)
+    return own, measure(config, span.phase, own)
+
+
+def main(words: Sequence[str]) -> None:
+    """Run the rank and print what it took."""
+    own, found = run(words)
     show(Console(width=120), found)
     if own.output:
         write_text(Path(own.output), json.dumps(found.to_dict()))

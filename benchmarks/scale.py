@@ -11,38 +11,73 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from typing import Any, NamedTuple
 
 from benchmarks.one_rank import OneRank
+from benchmarks.step_times import planned_step
 from common.command_line import parse, run_command, split_own
 from common.values import PATH
+from model.pali import plan_on_meta
+from parallel.layout import planned_tensor_parallel
 from parallel.plan.hardware import GIB, read_hardware
-from parallel.plan.memory import MemoryModel
-from parallel.plan.peak import Peak, PeakModel
-from train.build import expected_step_shape
+from parallel.plan.peak import Peak
+from parallel.traffic import Kind, RankTraffic, Traffic
 from train.phases import for_phase, spans
 from train.plan import read_config
-from train.settings.planning import make_search
 
 SHORT = "data.encoder_length=320 data.decoder_length=64 data.images_per_row=1 parallel.micro_batch_size=1"
+MANY = "world_size=16 micro_batches=2"  # of pali_700m
+
+
+class Case(NamedTuple):
+    """One rank: its model, its layout in a few words, and the other words of `benchmarks.one_rank`."""
+
+    model: str
+    layout: str
+    words: str
+
+    @property
+    def command(self) -> list[str]:
+        """Return the words of `benchmarks.one_rank`."""
+        return [f"model={self.model}", *SHORT.split(), *self.words.split()]
+
+
 CASES = {
-    "z0": f"model=pali_700m {SHORT} micro_batches=2 world_size=2 rank=1",
-    "z1": f"model=pali_700m {SHORT} micro_batches=2 world_size=16 rank=1 parallel=zero1",
-    "z2": f"model=pali_700m {SHORT} micro_batches=2 world_size=16 rank=1 parallel=zero2",
-    "z3": f"model=pali_700m {SHORT} micro_batches=2 world_size=16 rank=1 parallel=zero3",
-    "tp2seq": f"model=pali_700m {SHORT} micro_batches=2 world_size=16 rank=1 parallel=tp2",
-    "pp2a": f"model=pali_700m {SHORT} world_size=16 rank=1 parallel=zero1 parallel.pipeline=2 micro_batches=4",
-    "pp2b": f"model=pali_700m {SHORT} world_size=16 rank=9 parallel=zero1 parallel.pipeline=2 micro_batches=4",
-    "z3tp2": f"model=pali_700m {SHORT} micro_batches=2 world_size=16 rank=1 parallel=tp2 parallel.zero_stage=3",
-    "17b_pp": f"model=pali_17b {SHORT} micro_batches=4 steps=1 world_size=1024 rank=1016 parallel=tp8_pp4_zero1",
-    "3b_z3": f"model=pali_3b {SHORT} micro_batches=1 world_size=64 rank=3 parallel=zero3",
-    "15_tp4": f"model=pali_1_5b {SHORT} micro_batches=1 world_size=64 rank=3 parallel=tp4_zero1",
-    "17b_z3": f"model=pali_17b {SHORT} micro_batches=1 world_size=1024 rank=0 parallel=tp4_zero3",
-    "z3step": f"model=pali_700m {SHORT} micro_batches=2 world_size=16 rank=1 parallel=zero3 parallel.gather=step",
-}
+    "z0": Case("pali_700m", "2 ranks, ZeRO-0", "micro_batches=2 world_size=2 rank=1"),
+    "z1": Case("pali_700m", "16 ranks, ZeRO-1", f"{MANY} rank=1 parallel=zero1"),
+    "z2": Case("pali_700m", "16 ranks, ZeRO-2", f"{MANY} rank=1 parallel=zero2"),
+    "z3": Case("pali_700m", "16 ranks, ZeRO-3", f"{MANY} rank=1 parallel=zero3"),
+    "z3step": Case(
+        "pali_700m", "16 ranks, ZeRO-3, `gather=step`", f"{MANY} rank=1 parallel=zero3 parallel.gather=step"
+    ),
+    "tp2seq": Case("pali_700m", "16 ranks, tensor 2 with sequence, ZeRO-1", f"{MANY} rank=1 parallel=tp2"),
+    "z3tp2": Case(
+        "pali_700m", "16 ranks, tensor 2 with sequence, ZeRO-3", f"{MANY} rank=1 parallel=tp2 parallel.zero_stage=3"
+    ),
+    "pp2a": Case(
+        "pali_700m", "16 ranks, pipeline 2, ZeRO-1, first stage",
+        "world_size=16 micro_batches=4 rank=1 parallel=zero1 parallel.pipeline=2",
+    ),
+    "pp2b": Case(
+        "pali_700m", "16 ranks, pipeline 2, ZeRO-1, last stage",
+        "world_size=16 micro_batches=4 rank=9 parallel=zero1 parallel.pipeline=2",
+    ),
+    "15_tp4": Case(
+        "pali_1_5b", "64 ranks, tensor 4, ZeRO-1, one micro-batch",
+        "micro_batches=1 world_size=64 rank=3 parallel=tp4_zero1",
+    ),
+    "3b_z3": Case(
+        "pali_3b", "64 ranks, ZeRO-3, one micro-batch", "micro_batches=1 world_size=64 rank=3 parallel=zero3"
+    ),
+    "17b_z3": Case(
+        "pali_17b", "1,024 ranks, tensor 4, ZeRO-3, one micro-batch",
+        "micro_batches=1 world_size=1024 rank=0 parallel=tp4_zero3",
+    ),
+    "17b_pp": Case(
+        "pali_17b", "1,024 ranks, tensor 8, pipeline 4, ZeRO-1, last stage",
+        "micro_batches=4 steps=1 world_size=1024 rank=1016 parallel=tp8_pp4_zero1",
+    ),
+}  # fmt: skip
 
 
 @dataclass
@@ -57,29 +92,18 @@ class Options:
     """Run the cases that have no result yet. False prints those that have one."""
 
 
-def predicted(words: Sequence[str]) -> Peak:
-    """Predict the memory of the rank that `benchmarks.one_rank` would run: as on a CPU."""
+def predicted(words: Sequence[str]) -> tuple[Peak, Traffic]:
+    """Predict the memory and the collectives of the rank that `benchmarks.one_rank` would run: as on a CPU."""
     own, rest = split_own(words, OneRank)
     config = read_config(rest)
     span = spans(config)[own.phase]
-    config = for_phase(config, span)
-    hardware = read_hardware("cpu")
-    search = make_search(config, hardware, own.world_size)
-    phase = search.phases[own.phase]
-    data = config.parallel.data_parallel_size(own.world_size)
-    step = expected_step_shape(config, data)
-    if own.micro_batches:
-        step = type(step)(step.micro_batch, own.micro_batches)
-    costs, infos = search.costs(phase, config.parallel, step.micro_batch)
-    memory = MemoryModel(config.parallel, config.optimizer, step, data)
-    starts = [0]
-    if config.parallel.pipeline > 1:
-        from parallel.plan.cut import cut
-
-        names = [info.name for info in infos]
-        starts = [names.index(stage.units[0]) for stage in cut(costs, memory)]
-    pipeline_rank = own.rank // (own.world_size // config.parallel.pipeline)
-    return PeakModel(memory, hardware, costs, infos, fused=False, on_gpu=False).peaks(starts)[pipeline_rank]
+    config, hardware = for_phase(config, span), read_hardware("cpu")
+    search, model, starts = planned_step(config, hardware, own.world_size, own.phase, own.micro_batches)
+    stage = own.rank // (own.world_size // config.parallel.pipeline)
+    units = plan_on_meta(
+        search.phases[own.phase].config, span.phase.freeze, planned_tensor_parallel(config.parallel, own.rank)
+    )
+    return search.peaks(model, starts)[stage], RankTraffic(model, starts, units, own.rank).count()
 
 
 def measured(name: str, folder: Path, run: bool) -> dict[str, Any] | None:
@@ -87,30 +111,41 @@ def measured(name: str, folder: Path, run: bool) -> dict[str, Any] | None:
     file = folder / f"{name}.json"
     if not file.exists() and run:
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "benchmarks.one_rank", *CASES[name].split(), f"output={file}"]
+        command = [sys.executable, "-m", "benchmarks.one_rank", *CASES[name].command, f"output={file}"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
+def differences(collectives: Sequence[tuple[str, int, int, int]], planned: Traffic) -> str:
+    """Return the collectives whose calls or bytes differ from the plan, "equal" where none does."""
+    found: dict[Kind, tuple[int, int]] = {(kind, ranks): (calls, size) for kind, ranks, calls, size in collectives}
+    wrong = [
+        f"{kind} of {ranks}: {found.get((kind, ranks), (0, 0))}, planned {planned.amount((kind, ranks))}"
+        for kind, ranks in sorted({*found, *planned.calls})
+        if found.get((kind, ranks), (0, 0)) != planned.amount((kind, ranks))
+    ]
+    return "; ".join(wrong) or "equal"
+
+
+def row(case: Case, found: dict[str, Any]) -> str:
+    """Return a line of the Markdown table: memory and collectives, measured beside predicted."""
+    peak, planned = predicted(case.command)
+    calls, size = (sum(each[column] for each in found["collectives"]) for column in (2, 3))
+    return (
+        f"| {case.model} | {case.layout} | {found['peak'] / GIB:.3f} GiB | {peak.tensors / GIB:.3f} GiB | "
+        f"{peak.tensors / found['peak'] - 1:+.1%} | {calls:,} | {size / 1e9:.3f} GB | "
+        f"{differences(found['collectives'], planned)} |"
+    ).replace("%", " %")
+
+
 def main(options: Options) -> None:
-    """Print the table."""
-    table = Table(title="memory of one rank: most bytes of live tensors in a step")
-    for column in ("case", "words of benchmarks.one_rank", "measured", "predicted", "deviation", "at"):
-        table.add_column(column, justify="right" if column in ("measured", "predicted", "deviation") else "left")
+    """Print the table as Markdown."""
+    print("| model | layout | measured | predicted | deviation | collectives | bytes | planned |")
+    print("|---|---|---:|---:|---:|---:|---:|---|")
     for name in options.cases:
         found = measured(name, Path(options.folder), options.measure)
-        if found is None:
-            continue
-        peak = predicted(CASES[name].split())
-        table.add_row(
-            name,
-            CASES[name],
-            f"{found['peak'] / GIB:.3f} GiB",
-            f"{peak.tensors / GIB:.3f} GiB",
-            f"{peak.tensors / found['peak'] - 1:+.1%}",
-            peak.moment,
-        )
-    Console(width=180).print(table)
+        if found is not None:
+            print(row(CASES[name], found), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ step. One rank is timed by its CPU time; two ranks by the clock, so other proces
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -111,10 +111,17 @@ def timed(folder: Path, words: str, steps: int) -> None:
     torch.save({"wall": wall[1:], "cpu": cpu[1:]}, folder / f"{layout.rank}.pt")
 
 
-def planned_step(config: RunConfig, hardware: Hardware, ranks: int) -> tuple[Search, StepModel, list[int]]:
-    """Return the search, the model of a step and the cut of the engine that `config` (of a phase) would build."""
+def planned_step(
+    config: RunConfig, hardware: Hardware, ranks: int, phase: int = 0, micro_batches: int = 0
+) -> tuple[Search, StepModel, list[int]]:
+    """Return the search, the model of a step and the cut of the engine that `config` (of a phase) would build.
+
+    `micro_batches`: of a rank's step; 0 by default: as many as the global batch gives it.
+    """
     search = make_search(config, hardware, ranks)
-    model, _ = search.step_model(search.phases[0], config.parallel)
+    model, _ = search.step_model(search.phases[phase], config.parallel)
+    if micro_batches:
+        model = replace(model, step=replace(model.step, num_micro_batches=micro_batches))
     starts = [0]
     if config.parallel.pipeline > 1:
         memory = MemoryModel(config.parallel, config.optimizer, model.step, model.data_parallel_size)

@@ -69,13 +69,14 @@ class Part:
 class ParameterInfo:
     """The logical tensors that a parameter holds, and its relation to the tensor-parallel group.
 
-    `split`: tensor-parallel ranks hold different elements. `partial_gradient`: under sequence parallelism each rank
-    computes from a part of the sequence, so gradients must be summed over the tensor-parallel group.
+    `split`: tensor-parallel ranks hold different elements; `divisible`: several ranks would. `partial_gradient`: under
+    sequence parallelism each rank computes from a part of the sequence, so gradients must be summed over the group.
     """
 
     parts: tuple[Part, ...]
     split: bool
     partial_gradient: bool = False
+    divisible: bool = False
 
 
 def describe_parameter(parameter: Tensor, info: ParameterInfo) -> None:
@@ -120,7 +121,7 @@ def describe_split(
     offset = [0] * len(shape)
     offset[dim] = parallel.rank * parameter.shape[dim]
     part = Part(name, torch.Size(shape), initialize, tuple(offset), parameter.shape)
-    describe_parameter(parameter, ParameterInfo((part,), split=parallel.size > 1))
+    describe_parameter(parameter, ParameterInfo((part,), split=parallel.size > 1, divisible=True))
 
 
 def parameter_parts(module: nn.Module, name: str = "") -> Iterator[tuple[nn.Parameter, Part]]:
@@ -190,7 +191,7 @@ class ColumnLinear(ColumnParallelLinear):
             )
             for (name, size), local, start in zip(outputs.items(), self.sizes, starts, strict=False)
         ]
-        describe_parameter(parameter, ParameterInfo(tuple(parts), split=parallel.size > 1))
+        describe_parameter(parameter, ParameterInfo(tuple(parts), split=parallel.size > 1, divisible=True))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """[S, B, d_in] (under sequence parallelism [S / tensor, B, d_in]) -> one [S, B, d_out / tensor] per output."""

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from model.layers import parameter_info
+from parallel.plan.buckets import joined
 from parallel.shards import is_counted
-
-BUCKET_ELEMENTS = 2**22  # consecutive units share a bucket of at most so many elements; a larger unit has its own
 
 
 class Piece(NamedTuple):
@@ -141,19 +140,7 @@ def make_buckets(units: Sequence[Sequence[nn.Parameter]], ranks: int, rank: int)
     """
     found: list[tuple[int, Bucket]] = []
     for divided in (False, True):
-        numbers: list[int] = []
-        joined: list[list[nn.Parameter]] = []
-        size = 0
-        for number in reversed(range(len(units))):
-            own = [p for p in units[number] if is_divided(p) == divided]
-            own_size = sum(map(num_elements, own))
-            if not own:
-                continue
-            if not joined or size + own_size > BUCKET_ELEMENTS:
-                joined.append([])
-                numbers.append(number)
-                size = 0
-            joined[-1] += own
-            numbers[-1], size = number, size + own_size
-        found += [(n, Bucket(p, ranks, rank, divided)) for n, p in zip(numbers, joined, strict=True)]
+        chosen = [[p for p in unit if is_divided(p) == divided] for unit in units]
+        for numbers in joined([sum(map(num_elements, own)) for own in chosen]):
+            found.append((numbers[-1], Bucket([p for n in numbers for p in chosen[n]], ranks, rank, divided)))
     return [bucket for _, bucket in sorted(found, key=lambda each: -each[0])]

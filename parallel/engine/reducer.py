@@ -15,8 +15,7 @@ from torch import Tensor
 
 from parallel.engine.buckets import Bucket
 from parallel.layout import Layout
-
-IN_FLIGHT = 2  # buckets that are sent at a time where whole gradients are not kept
+from parallel.plan.buckets import IN_FLIGHT
 
 Send = Callable[[Bucket, Tensor], tuple[dist.Work | None, Tensor]]
 

@@ -49,8 +49,18 @@ class Adafactor(ShardedOptimizer):
 
     @staticmethod
     def bytes_per_element(config: OptimizerConfig) -> float:
-        """See ShardedOptimizer.bytes_per_element: momentum in bf16; row and column means are negligible."""
+        """See ShardedOptimizer.bytes_per_element: momentum in bf16; `state_bytes` has the means."""
         return 2.0 * bool(config.momentum)
+
+    @staticmethod
+    def state_bytes(shape: torch.Size, config: OptimizerConfig) -> int:
+        """See ShardedOptimizer.state_bytes: of each row and column a mean, its count (fp32) and its block (int64)."""
+        return 16 * means(shape, config)
+
+    @staticmethod
+    def summed(shape: torch.Size, config: OptimizerConfig) -> tuple[int, ...]:
+        """See ShardedOptimizer.summed: squared weights, rows and columns of gradients; squared updates."""
+        return 1 + means(shape, config), 1
 
     def make_state(self) -> None:
         """See ShardedOptimizer.make_state."""

@@ -60,6 +60,16 @@ class ShardedOptimizer(torch.optim.Optimizer):
         """Return the bytes of state for each trained element, for the memory model; 0 where they are negligible."""
         raise NotImplementedError
 
+    @staticmethod
+    def state_bytes(shape: torch.Size, config: OptimizerConfig) -> int:
+        """Return the bytes of state of a logical tensor that every rank holds whole; none by default."""
+        return 0
+
+    @staticmethod
+    def summed(shape: torch.Size, config: OptimizerConfig) -> tuple[int, ...]:
+        """Return the fp32 numbers of a logical tensor in each all-reduce of an update; there is none by default."""
+        return ()
+
     def __init__(self, parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> None:
         super().__init__(list(parameters), {"lr": 0.0})
         self.config = config

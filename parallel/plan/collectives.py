@@ -7,6 +7,7 @@ all-reduce). Between nodes, as many rings run side by side as the group has rank
 
 from dataclasses import dataclass
 from math import ceil, log2
+from typing import NamedTuple
 
 from parallel.plan.hardware import Hardware
 
@@ -47,6 +48,23 @@ class Placement:
             stage=Group.from_stride(tensor * data, 1, devices_per_node),
             pipeline=Group.from_stride(pipeline, tensor * data, devices_per_node),
         )
+
+
+ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER = "all-gather", "all-reduce", "reduce-scatter"
+
+
+class Exchange(NamedTuple):
+    """A collective of a group: its kind, the bytes of its whole tensor, and seconds of work that run beside it."""
+
+    kind: str
+    whole_bytes: float
+    beside_s: float = 0.0
+
+
+def exposed_s(exchange: Exchange, group: Group, hardware: Hardware) -> float:
+    """Return the seconds of a collective that no work hides."""
+    seconds = {ALL_GATHER: all_gather_s, ALL_REDUCE: all_reduce_s, REDUCE_SCATTER: reduce_scatter_s}[exchange.kind]
+    return max(0.0, seconds(exchange.whole_bytes, group, hardware) - exchange.beside_s)
 
 
 def all_gather_s(whole_bytes: float, group: Group, hardware: Hardware) -> float:

@@ -93,6 +93,8 @@ class Operators:
     norms: int = 0
     norm_elements: float = 0.0
     mlp_elements: float = 0.0
+    scattered: tuple[float, ...] = ()
+    gathered: tuple[float, ...] = ()
 
     @property
     def flops(self) -> float:
@@ -112,7 +114,8 @@ def _patches(unit: Patches, shape: BatchShape, _: bool) -> Operators:
     config, tokens = unit.config, shape.images * shape.vision_tokens
     pixels = config.patch_size**2 * 3
     moved = tokens * (6 * pixels + 6 * config.width)  # to the type, scale, shift, cut; position, transpose
-    return Operators((Linear(tokens, pixels, config.width, "whole"),), (), moved, 0.0, 8)
+    stream = (float(tokens * config.width),)
+    return Operators((Linear(tokens, pixels, config.width, "whole"),), (), moved, 0.0, 8, scattered=stream)
 
 
 def _vit_block(unit: ViTBlock, shape: BatchShape, _: bool) -> Operators:
@@ -134,11 +137,15 @@ def _vit_block(unit: ViTBlock, shape: BatchShape, _: bool) -> Operators:
 
 def _bridge(unit: Bridge, shape: BatchShape, _: bool) -> Operators:
     d, words = unit.mt5.d_model, shape.rows * (shape.encoder_tokens + shape.decoder_tokens)
+    rows = tuple(float(shape.rows * length * d) for length in (shape.encoder_tokens, shape.decoder_tokens))
     if unit.vit is None:
-        return Operators((), (), words * 8.0 * d, 0.0, 8, embedded_tokens=words, embedded_width=d)
+        return Operators((), (), words * 8.0 * d, 0.0, 8, embedded_tokens=words, embedded_width=d, scattered=rows)
     w, visual = unit.vit.width, shape.images * shape.vision_tokens
     moved = visual * (2.0 * w + 2.0 * d) + words * 8.0 * d  # norm, transpose; look up, split, place
-    return Operators((Linear(visual, w, d, "whole"),), (), moved, 0.0, 16, embedded_tokens=words, embedded_width=d)
+    return Operators(
+        (Linear(visual, w, d, "whole"),), (), moved, 0.0, 16, embedded_tokens=words, embedded_width=d, scattered=rows,
+        gathered=(float(visual * d),),
+    )  # fmt: skip
 
 
 def _t5(block: Block, tokens: int) -> tuple[Linear, ...]:

@@ -7,20 +7,20 @@ the process's own overhead.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 from model.costs import UnitCost
 from model.mt5 import DecoderBlock, EncoderBlock
 from parallel.plan.actions import BACKWARD, FORWARD, Pipeline
+from parallel.plan.buckets import Sending, held_in_backward
 from parallel.plan.gathered import num_kept
 from parallel.plan.hardware import GIB, Hardware
 from parallel.plan.memory import FP32, MemoryModel
 from parallel.plan.operators import Operators, operators
 from parallel.plan.play import Moments, kept_counts
-from parallel.plan.step_time import UnitInfo
+from parallel.plan.unit_info import UnitInfo
 
-BUCKET = 2**22  # elements: BUCKET_ELEMENTS of parallel/engine/buckets.py
-IN_FLIGHT = 2  # buckets: of parallel/engine/reducer.py
 REPLICATED_BUCKET = 2**24  # elements: BUCKET_ELEMENTS of parallel/engine/replicated.py
 
 
@@ -63,6 +63,7 @@ class PeakModel:
     fused: bool = True
     on_gpu: bool = True
     counted: dict[tuple[Any, ...], float] = field(default_factory=dict)
+    works: dict[type, Operators] = field(default_factory=dict)
 
     def peaks(self, starts: Sequence[int]) -> list[Peak]:
         """Return the peak of every pipeline rank, for stages that start at these units."""
@@ -79,21 +80,22 @@ class PeakModel:
         memory = self.memory
         units = [i for first, end in stages for i in range(first, end)]
         infos = [self.infos[i] for i in units]
-        stored = sum(
-            memory.stored_bytes(self.infos[i].elements, self.infos[i].trained_elements)
-            / memory.tensor_ranks(self.costs[i].unit)
-            for i in units
-        )
+        parallel = memory.parallel
+        stored = sum(memory.stored_bytes(info.local(parallel), info.local_trained(parallel)) for info in infos)
+        stored += sum(info.state_bytes for info in infos)
         sums = self._sums(infos)
         kept = [sum(self._kept(i) for i in range(*s)) + memory.encoder_bytes(self.costs[slice(*s)]) for s in stages]
-        buffers, overhead = self._buffers(infos), self._overhead()
-        extra = {(FORWARD, s): self._in_forward(*stage) for s, stage in enumerate(stages)}
-        extra |= {(BACKWARD, s): self._in_backward(*stage) for s, stage in enumerate(stages)}
+        overhead = self._overhead()
+        extra = {f"{FORWARD} {s}": (self._in_forward(*stage),) * 2 for s, stage in enumerate(stages)}
+        for s, stage in enumerate(stages):
+            in_last = self._in_backward(*stage, last=True)
+            differ = self._sending is not None and self._sums_once
+            extra[f"{BACKWARD} {s}"] = self._in_backward(*stage, last=False) if differ else in_last, in_last
         found = [self._update(infos, stored, overhead)]
-        for moment in dict.fromkeys(moments):
-            kind, _, own = moment[0].partition(" ")
-            held = sum(number * size for number, size in zip(moment[1], kept, strict=True))
-            found.append(Peak(stored - sums, held, extra[kind, int(own)], buffers, overhead, moment[0]))
+        ends = {name: number for number, (name, _) in enumerate(moments)}
+        for (name, counts), last in dict.fromkeys((moment, ends[moment[0]] == n) for n, moment in enumerate(moments)):
+            held = sum(number * size for number, size in zip(counts, kept, strict=True))
+            found.append(Peak(stored - sums, held, *extra[name][last], overhead, name))
         return max(found, key=lambda peak: peak.total)
 
     @property
@@ -110,35 +112,46 @@ class PeakModel:
     def _local(self, elements: float) -> float:
         return elements / self.memory.parallel.tensor
 
+    def _trained(self, info: UnitInfo) -> float:
+        return info.local_trained(self.memory.parallel)
+
     def _sums(self, infos: Sequence[UnitInfo]) -> float:
-        """Return the bytes of summed gradients that exist from the end of a step's last backward pass on only."""
-        memory, data = self.memory, self.memory.data_parallel_size
-        if not memory.adds_up_whole or data == 1 or memory.parallel.offload_optimizer != "none":
+        """Return the bytes of summed gradients, where none exist before a step's last backward pass."""
+        sending = self._sending
+        if sending is None or not (self._sums_once and sending.keeps_sums):
             return 0.0
-        return FP32 * self._local(sum(info.trained_elements for info in infos)) / data
+        return FP32 * sum(map(self._trained, infos)) / sending.ranks
 
-    def _buffers(self, infos: Sequence[UnitInfo]) -> float:
-        """Return the bytes of ZeRO's buckets: one that is being filled, and those that are being sent.
+    @property
+    def _sums_once(self) -> bool:
+        return self.memory.adds_up_whole or self.memory.step.num_micro_batches == 1
 
-        Where whole gradients are kept these are the buckets, and only copies in 16 bits are sent beside them.
-        """
+    @property
+    def _sending(self) -> Sending | None:
+        """Return how ZeRO sends gradients; None where nothing is sent, or without ZeRO."""
         parallel, data = self.memory.parallel, self.memory.data_parallel_size
         if parallel.zero_stage == 0 or data == 1:
-            return 0.0
-        trained = self._local(sum(info.trained_elements for info in infos))
-        largest = self._local(max((info.trained_elements for info in infos), default=0))
-        filled = min(trained, max(BUCKET, largest))
-        sent = min(trained - filled, IN_FLIGHT * filled)
+            return None
         narrow = parallel.reduce_dtype == "bf16"
-        if self.memory.adds_up_whole:
-            return 2 * min(trained, IN_FLIGHT * filled) if narrow else 0.0
-        return FP32 * filled + (2 if narrow else FP32) * sent
+        keeps_sums = parallel.offload_optimizer == "none"
+        return Sending(data, 2 if narrow else FP32, self.memory.adds_up_whole, keeps_sums)
+
+    def _buckets(self, first: int, end: int) -> tuple[list[float], float]:
+        """Return the bytes of buckets at most in each unit's backward pass, and in a later forward pass."""
+        sending = self._sending
+        if sending is None:
+            return [0.0] * (end - first), 0.0
+        if not self._sums_once:
+            sending = replace(sending, keeps_sums=False)  # stored already
+        sizes = [self._trained(info) for info in self.infos[first:end]]
+        found, after = held_in_backward(sizes, sending)
+        return found, 0.0 if self._sums_once else after
 
     def _update(self, infos: Sequence[UnitInfo], stored: float, overhead: float) -> Peak:
         """Return the moment after the passes: nothing is kept, and sums of gradients or new weights take copies."""
         stage, data = self.memory.parallel.zero_stage, self.memory.data_parallel_size
-        trained = self._local(sum(info.trained_elements for info in infos))
-        largest = self._local(max((info.trained_elements for info in infos), default=0))
+        trained = sum(map(self._trained, infos))
+        largest = max(map(self._trained, infos), default=0.0)
         narrow = self._element < FP32
         copies = self._element * trained if narrow and stage == 0 else 0.0
         if stage == 0 and data > 1:
@@ -148,6 +161,9 @@ class PeakModel:
         return Peak(stored, 0.0, copies, 0.0, overhead, "update")
 
     def _kept(self, i: int) -> float:
+        return self._once(i, "kept", self._unit_kept)
+
+    def _unit_kept(self, i: int) -> float:
         """Return what a unit keeps of a micro-batch; the head keeps its weights' gradient too.
 
         T5's norms compute in fp32: each keeps two fp32 tensors; under 16 bits its cost counts a quarter of them.
@@ -162,36 +178,45 @@ class PeakModel:
         gradient = self._element * self._local(head.size) * head.d_model if head and self.infos[i].trained else 0.0
         return self.memory.kept_once(self.costs[i]) + self._local(wide) + gradient
 
-    def _gathered(self, first: int, end: int, i: int, step: int) -> float:
-        """Return the parameters that ZeRO-3 holds gathered in the pass of unit i: its own, and those that it keeps.
+    def _gathered(self, first: int, end: int, step: int) -> list[float]:
+        """Return the parameters that ZeRO-3 holds gathered in the pass of every unit: its own, and those that it keeps.
 
         The next unit, `step` further, is on its way. Of the model's last stage the last units stay gathered.
         """
-        p = self.memory.parallel
+        p, number = self.memory.parallel, end - first
         if p.zero_stage < 3 or p.gather == "step":
-            return 0.0
-        sizes = [info.elements if p.shard_frozen else info.trained_elements for info in self.infos[first:end]]
-        units = self.costs[first:end]
-        local = [size / self.memory.tensor_ranks(cost.unit) for size, cost in zip(sizes, units, strict=True)]
-        kept = num_kept(local) if end == len(self.infos) else 0
-        held = {i - first, *range(len(local) - kept, i - first + 1)} | {i - first + step}
-        return self._element * sum(local[n] for n in held if 0 <= n < len(local))
+            return [0.0] * number
+        local = [info.local(p) if p.shard_frozen else self._trained(info) for info in self.infos[first:end]]
+        kept = number - num_kept(local) if end == len(self.infos) else number
+        before = list(accumulate(local[kept:], initial=0.0))  # kept ones up to each unit
+        found = []
+        for i, own in enumerate(local):
+            coming = local[i + step] if 0 <= i + step < number and not kept <= i + step <= i else 0.0
+            found.append(self._element * (before[i - kept + 1] if i >= kept else own) + self._element * coming)
+        return found
 
-    def _in_forward(self, first: int, end: int) -> float:
-        """Return the most bytes of a forward pass beyond what is kept."""
-        return max(self._forward(i) + self._gathered(first, end, i, 1) for i in range(first, end))
+    def _in_forward(self, first: int, end: int) -> tuple[float, float]:
+        """Return the most bytes of a forward pass beyond what is kept, and those of buckets on their way."""
+        gathered = self._gathered(first, end, 1)
+        passing = max(self._forward(i) + gathered[i - first] for i in range(first, end))
+        return passing, self._buckets(first, end)[1]
 
-    def _in_backward(self, first: int, end: int) -> float:
-        """Return the most bytes of a backward pass beyond what is kept; units free what they kept, last one first.
+    def _in_backward(self, first: int, end: int, last: bool) -> tuple[float, float]:
+        """Return the most bytes of a backward pass beyond what is kept, and those of buckets at that moment.
 
-        Without ZeRO, gradients of weights stay in 16 bits until the next pass begins; ZeRO moves each into its bucket.
+        `last`: of the stage's passes in a step, in which gradients that are added up are sent.
+        Units free what they kept, last one first. Without ZeRO, gradients of weights stay in 16 bits until the next
+        pass begins; ZeRO moves each into its bucket as soon as it is complete.
         """
         stage, step = self.memory.parallel.zero_stage, self.memory.step
-        trained = [self._local(info.trained_elements) for info in self.infos]
-        freed = grads = most = 0.0
+        trained = {i: self._trained(self.infos[i]) for i in range(first, end)}
+        buckets = self._buckets(first, end)[0] if last or not self._sums_once else [0.0] * (end - first)
+        gathered = self._gathered(first, end, -1)
+        freed = grads = 0.0
         narrow = self._element < FP32
+        most = (0.0, 0.0)
         if stage == 0 and narrow and step.num_micro_batches > 1:
-            most = self._element * sum(trained[first:end])
+            most = self._element * sum(trained.values()), 0.0
         for i in range(end - 1, first - 1, -1):
             info = self.infos[i]
             if not (info.trained or info.below_trained):
@@ -199,14 +224,19 @@ class PeakModel:
             is_head = self._work(i).vocabulary is not None
             if stage == 0 and narrow and not is_head:
                 grads += self._element * trained[i]
-            most = max(most, self._backward(i) + grads + self._gathered(first, end, i, -1) - freed)
+            new = self._element * self._local(info.largest) if stage and not is_head else 0.0
+            passing = self._backward(i) + grads + new + gathered[i - first] - freed
+            most = max(most, (passing, buckets[i - first]), key=sum)
             if is_head and stage == 0 and narrow:
                 grads += self._element * trained[i]
             freed += self._kept(i)
         return most
 
     def _work(self, i: int) -> Operators:
-        return operators(self.costs[i].unit, self.memory.step.micro_batch, self.fused)
+        kind = type(self.costs[i].unit)
+        if kind not in self.works:
+            self.works[kind] = operators(self.costs[i].unit, self.memory.step.micro_batch, self.fused)
+        return self.works[kind]
 
     def _widest(self, work: Operators) -> float:
         """Return the elements of the widest tensor between column and row maps, on this rank."""
@@ -232,7 +262,7 @@ class PeakModel:
     def _once(self, i: int, kind: str, count: Callable[[int], float]) -> float:
         """Return count(i), computed once for equal units."""
         unit = self.costs[i].unit
-        key = (kind, type(unit), unit.recompute, self.infos[i].trained)
+        key = (kind, type(unit), unit.recompute, self.infos[i].trained, self.infos[i].below_trained)
         if key not in self.counted:
             self.counted[key] = count(i)
         return self.counted[key]
@@ -240,7 +270,7 @@ class PeakModel:
     def _unit_forward(self, i: int) -> float:
         memory = self.memory.for_unit(self.costs[i].unit)
         if memory is not self.memory:
-            return replace(self, memory=memory)._unit_forward(i)
+            return replace(self, memory=memory, works={})._unit_forward(i)
         work, element = self._work(i), self.memory.step.micro_batch.element_bytes
         if work.vocabulary:
             return self._loss(i)

@@ -20,7 +20,8 @@ from parallel.plan.hardware import GIB, Hardware
 from parallel.plan.memory import MemoryModel, StepShape
 from parallel.plan.peak import Peak, PeakModel
 from parallel.plan.recompute import mark_recomputed
-from parallel.plan.step_time import StepModel, StepTime, UnitInfo, unit_infos
+from parallel.plan.step_time import StepModel, StepTime
+from parallel.plan.unit_info import UnitInfo, unit_infos
 
 TENSORS, VIRTUAL = (1, 2, 4, 8), (1, 2)
 PIPELINES = (1, 2, 4, 8, 16)
@@ -101,7 +102,7 @@ class Search:
     _plans: dict[str, list[tuple[str, Unit]]] = field(default_factory=dict)
     _infos: dict[str, list[UnitInfo]] = field(default_factory=dict)
     _costs: dict[Any, list[UnitCost]] = field(default_factory=dict)
-    _times: dict[Any, tuple[dict[Any, Any], dict[Any, Any]]] = field(default_factory=dict)
+    _times: dict[Any, tuple[dict[Any, Any], dict[Any, Any], dict[Any, Any]]] = field(default_factory=dict)
     _flops: dict[str, float] = field(default_factory=dict)
 
     def run(self, most: int = 10, exhaustive: bool = False, below_s: float = float("inf")) -> list[Choice]:
@@ -138,10 +139,13 @@ class Search:
 
     def _zero(self, pipeline: int, virtual: int, tensor: int, sequence: bool) -> Iterator[ParallelConfig]:
         for stage in (0, 1, 2, 3):
-            made = replace(
-                self.base, tensor=tensor, pipeline=pipeline, virtual_stages=virtual, sequence=sequence,
-                zero_stage=stage, gather="micro_batch", reduce="step", cut=[], memory_gib=None, recompute="none",
-            )  # fmt: skip
+            try:
+                made = replace(
+                    self.base, tensor=tensor, pipeline=pipeline, virtual_stages=virtual, sequence=sequence,
+                    zero_stage=stage, gather="micro_batch", reduce="step", cut=[], memory_gib=None, recompute="none",
+                )  # fmt: skip
+            except ConfigurationError:
+                continue  # an option of the settings needs a higher stage
             if stage and self.gpus <= tensor * pipeline:
                 continue  # one replica: nothing to divide
             if tensor <= self.hardware.devices_per_node and self._is_possible(made):
@@ -215,8 +219,10 @@ class Search:
         )  # fmt: skip
         step = StepShape(shape, -(-rows.global_batch_size // (data * micro * max(1, rows.images_per_row))))
         costs, infos = self.costs(phase, parallel, shape)
-        times, cuts = self._times.setdefault(phase.name, ({}, {}))
-        model = StepModel(self.hardware, parallel, self.optimizer, step, data, costs, infos, self.fused, times, cuts)
+        times, cuts, messages = self._times.setdefault(phase.name, ({}, {}, {}))
+        model = StepModel(
+            self.hardware, parallel, self.optimizer, step, data, costs, infos, self.fused, times, cuts, messages
+        )
         starts = model.starts() if parallel.pipeline > 1 else [0]
         return model, starts
 
@@ -232,7 +238,7 @@ class Search:
         if phase.name not in self._plans:
             plan = plan_on_meta(phase.config, phase.frozen)
             self._plans[phase.name] = list(plan.units())
-            self._infos[phase.name] = unit_infos(plan.units())
+            self._infos[phase.name] = unit_infos(plan.units(), self.optimizer)
         infos, key = self._infos[phase.name], (phase.name, parallel.recompute, shape)
         if key not in self._costs:
             marked = [(name, copy(unit)) for name, unit in self._plans[phase.name]]

@@ -1,60 +1,32 @@
 """Predict the seconds of one layout's training step by cause, from units, collectives and a played schedule."""
 
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-from model.costs import Unit, UnitCost
-from model.layers import parameter_parts
+from model.costs import UnitCost
 from model.mt5 import Bridge, DecoderBlock, EncoderBlock, EncoderNorm, Head
 from model.vit import VIT_UNITS
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.plan.actions import Pipeline
-from parallel.plan.collectives import Group, Placement, all_gather_s, all_reduce_s, message_s, reduce_scatter_s
-from parallel.plan.gathered import num_kept
+from parallel.plan.collectives import Placement, all_reduce_s, message_s
+from parallel.plan.data_parallel import DataParallel, Messages, Stage
 from parallel.plan.hardware import Hardware
 from parallel.plan.memory import StepShape
 from parallel.plan.play import StageTime, Timeline, play, step_s
+from parallel.plan.unit_info import UnitInfo
 from parallel.plan.unit_time import Pass, UnitClock, UnitTime
 
-FP32, BF16 = 4, 2  # bytes
-# Bytes that an update moves for each element: fp32 gradients, weights and state, read and written in several passes.
-UPDATE_BYTES = {"adafactor": 36, "adamw": 32}
-UPDATE_LAUNCHES = {"adafactor": 14, "adamw": 1}  # kernels for each parameter
+FP32 = 4  # bytes
+# Bytes that the kernels of an update read and write for each element, and kernels for each parameter: counted on `meta`
+# for ranks of pali_3b and pali_17b, as tests/unit/parallel/optimizer/test_launches.py counts.
+UPDATE_BYTES = {"adafactor": 100, "adamw": 72}
+UPDATE_LAUNCHES = {"adafactor": 1, "adamw": 2}
+OTHER_BYTES = 26  # the gradient's norm (12), clipping (8), and new weights in 16 bits (6)
 STACKS = ("vit", "bridge", "encoder", "decoder", "head", "classifier")
-
-
-@dataclass(frozen=True)
-class UnitInfo:
-    """Hold what a plan needs of a unit besides its cost: whole sizes of its parameters."""
-
-    name: str
-    elements: int
-    trained_elements: int
-    trained: bool
-    below_trained: bool
-    parameters: int
-
-    @property
-    def stack(self) -> str:
-        """Return the stack of `STACKS` that the unit belongs to."""
-        first = self.name.partition("_")[0]
-        return {"patches": "vit"}.get(first, first)
-
-
-def unit_infos(units: Iterable[tuple[str, Unit]]) -> list[UnitInfo]:
-    """Count the parameters of units, in their order."""
-    found, below = [], False
-    for name, unit in units:
-        parts = [(part.shape.numel(), p.requires_grad) for p, part in parameter_parts(unit)]
-        trained = sum(number for number, is_trained in parts if is_trained)
-        found.append(UnitInfo(name, sum(number for number, _ in parts), trained, trained > 0, below, len(parts)))
-        below |= trained > 0
-    return found
 
 
 @dataclass(frozen=True)
@@ -119,6 +91,9 @@ class StepModel:
     fused: bool
     times: dict[tuple[object, ...], list[UnitTime]] = field(default_factory=dict)
     cuts: dict[tuple[object, ...], list[int]] = field(default_factory=dict)
+    messages: dict[Any, Messages] = field(default_factory=dict)
+    overlaps: bool = True
+    """Whether sums of gradients run beside the last backward pass, as in our engine."""
 
     @cached_property
     def placement(self) -> Placement:
@@ -145,12 +120,24 @@ class StepModel:
     def _clock(self) -> UnitClock:
         return UnitClock(self.hardware, self.parallel, self.placement.tensor, self.step.micro_batch, self.fused)
 
-    def _encoder_output(self, first: int, end: int) -> UnitTime:
-        """Return the messages of the encoder's output, which the decoder blocks of a stage share."""
-        for cost, info in zip(self.costs[first:end], self.infos[first:end], strict=True):
+    @cached_property
+    def _outputs(self) -> dict[int, UnitTime]:
+        """Return the messages of the encoder's output by decoder block: those of the first block of a stage count."""
+        found: dict[int, UnitTime] = {}
+        by_gradient: dict[bool, UnitTime] = {}
+        for i, (cost, info) in enumerate(zip(self.costs, self.infos, strict=True)):
             if isinstance(cost.unit, DecoderBlock):
-                return self._clock.encoder_output(cost.unit.mt5.d_model, info.below_trained)
-        return UnitTime(Pass(), Pass())
+                if info.below_trained not in by_gradient:
+                    by_gradient[info.below_trained] = self._clock.encoder_output(
+                        cost.unit.mt5.d_model, info.below_trained
+                    )
+                found[i] = by_gradient[info.below_trained]
+        return found
+
+    def encoder_output(self, first: int, end: int) -> UnitTime:
+        """Return the messages of the encoder's output, which the decoder blocks of a stage share."""
+        block = next((i for i in self._outputs if i >= first), end)
+        return self._outputs[block] if block < end else UnitTime(Pass(), Pass())
 
     @property
     def _key(self) -> tuple[object, ...]:
@@ -172,61 +159,39 @@ class StepModel:
             self.cuts[key] = balanced([time.total_s for time in self.unit_times], number)
         return self.cuts[key]
 
-    def stage_times(self, starts: Sequence[int]) -> list[StageTime]:
-        """Return what the played schedule needs of each stage."""
+    def stage_times(self, starts: Sequence[int], least: bool = False) -> list[StageTime]:
+        """Return what the played schedule needs of each stage; `least`: what it takes at least."""
         found = []
-        ends = [*starts[1:], len(self.costs)]
-        for index, (first, end) in enumerate(zip(starts, ends, strict=True)):
-            times = [*self.unit_times[first:end], self._encoder_output(first, end)]
-            gather, reduce = self._passes(first, end, last=index == len(starts) - 1)
+        for index, stage in enumerate(self.stages(starts)):
+            first, end, _ = stage
+            times = [*self.unit_times[first:end], self.encoder_output(first, end)]
+            forward = sum(time.forward.total_s for time in times)
+            backward = sum(time.backward.total_s for time in times)
+            replicas = self.between_replicas
+            gather, reduce = replicas.least(stage, forward, backward) if least else replicas.in_passes(stage)
             found.append(
                 StageTime(
-                    sum(time.forward.total_s for time in times) + gather[0],
-                    sum(time.backward.total_s for time in times) + gather[1] + reduce,
+                    forward + gather[0],
+                    backward + gather[1] + reduce,
                     self._message_s(first - 1, gradient=False) if index else 0.0,
                     self._message_s(end - 1, gradient=True) if end < len(self.costs) else 0.0,
                 )
             )
         return found
 
-    def _passes(self, first: int, end: int, last: bool) -> tuple[tuple[float, float], float]:
-        """Return ZeRO's seconds in every micro-batch: gathers (forward, backward) and sums of gradients.
-
-        Stage 3 gathers a unit anew for its backward pass, but for the last units where that follows at once.
-        """
-        p, infos = self.parallel, self.infos[first:end]
-        group, t = self.placement.data, p.tensor
-        if p.zero_stage < 2 or group.size == 1:
-            return (0.0, 0.0), 0.0
-        trained = [self._summed_bytes * info.trained_elements / t for info in infos if info.trained]
-        reduce = self._sum(reduce_scatter_s, trained) if p.reduce == "micro_batch" else 0.0
-        if p.zero_stage == 2 or p.gather == "step":
-            return (0.0, 0.0), reduce
+    @cached_property
+    def between_replicas(self) -> DataParallel:
+        """Return the exchange between data-parallel ranks."""
         element = self.step.micro_batch.element_bytes
-        sharded = [(self._sharded(info) / t, info) for info in infos if self._sharded(info)]
-        kept = num_kept([size for size, _ in sharded]) if last else 0
-        again = [size for size, info in sharded[: len(sharded) - kept] if info.trained or info.below_trained]
-        forward, backward = ([element * size for size in sizes] for sizes in ([size for size, _ in sharded], again))
-        return (self._sum(all_gather_s, forward), self._sum(all_gather_s, backward)), reduce
+        return DataParallel(
+            self.hardware, self.parallel, self.placement.data, element, self.infos, self.unit_times, self.messages,
+            self.overlaps,
+        )  # fmt: skip
 
-    def _sharded(self, info: UnitInfo) -> int:
-        """Return the elements of a unit that ZeRO-3 shards; small ones, which it does not, count too.
-
-        Those of a ViT that each tensor-parallel rank holds whole count once for each of them.
-        """
-        p = self.parallel
-        copies = p.tensor if p.replicate_frozen_vit and info.stack == "vit" else 1
-        return copies * info.elements if p.shard_frozen else info.trained_elements
-
-    def _sum(self, seconds: Callable[[float, Group, Hardware], float], sizes: Sequence[float]) -> float:
-        """Return the seconds of a data-parallel collective for each of these bytes; most units are equal."""
-        counts = Counter(sizes)
-        return sum(number * seconds(size, self.placement.data, self.hardware) for size, number in counts.items())
-
-    @property
-    def _summed_bytes(self) -> int:
-        """Return the bytes of an element of gradients that data-parallel ranks sum."""
-        return BF16 if self.parallel.reduce_dtype == "bf16" else FP32
+    def stages(self, starts: Sequence[int]) -> list[Stage]:
+        """Return the stages that start at these units."""
+        ends = [*starts[1:], len(self.costs)]
+        return [(first, end, end == len(self.costs)) for first, end in zip(starts, ends, strict=True)]
 
     def _message_s(self, after: int, gradient: bool) -> float:
         """Return the seconds of the carry after a unit, or of its gradient."""
@@ -243,34 +208,32 @@ class StepModel:
         size = shape.element_bytes * elements / (p.tensor if divided else 1)
         return message_s(size, self.placement.pipeline, self.hardware)
 
-    def after_passes(self, starts: Sequence[int]) -> tuple[float, float, float]:
-        """Return the slowest rank's seconds after the passes: gathering, sum of gradients, update."""
+    def after_passes(self, starts: Sequence[int], least: bool = False) -> tuple[float, float, float]:
+        """Return the slowest rank's seconds besides the passes: gathering, sum of gradients, update.
+
+        `least`: as if work hid all sums of ZeRO.
+        """
+        stages, number = self.stages(starts), self.parallel.pipeline
         found = [(0.0, 0.0, 0.0)]
-        ends = [*starts[1:], len(self.costs)]
-        p, group = self.parallel, self.placement.data
-        for rank in range(p.pipeline):
-            own = [i for s in range(rank, len(starts), p.pipeline) for i in range(starts[s], ends[s])]
-            infos = [self.infos[i] for i in own]
-            trained = sum(info.trained_elements for info in infos) / p.tensor
-            sharded = sum(self._sharded(info) for info in infos) / p.tensor
-            element = self.step.micro_batch.element_bytes
-            gather = reduce = 0.0
-            if p.zero_stage == 0:
-                reduce = all_reduce_s(self._summed_bytes * trained, group, self.hardware)
-            elif p.reduce == "step":
-                reduce = reduce_scatter_s(self._summed_bytes * trained, group, self.hardware)
-            if p.zero_stage in (1, 2):
-                gather = all_gather_s(element * trained, group, self.hardware)
-            elif p.zero_stage == 3 and p.gather == "step":
-                gather = all_gather_s(element * sharded, group, self.hardware)
-            share = self.data_parallel_size if p.zero_stage else 1
-            launches = UPDATE_LAUNCHES[self.optimizer.name] * sum(info.parameters for info in infos if info.trained)
-            moved = UPDATE_BYTES[self.optimizer.name] * trained / share
-            update = self.hardware.elementwise_s(moved, launches)
-            if self.optimizer.name == "adafactor":
-                update += 2 * all_reduce_s(FP32 * 1e4 * len(infos), self.placement.stage, self.hardware)
-            found.append((gather, reduce, update))
+        for own in (stages[rank::number] for rank in range(number)):
+            infos = [info for first, end, _ in own for info in self.infos[first:end]]
+            found.append((*self.between_replicas.after_passes(own, least), self._update_s(infos)))
         return max(found, key=sum)
+
+    def _update_s(self, infos: Sequence[UnitInfo]) -> float:
+        """Return the seconds of an update of these units, its norm and the new weights included."""
+        name, p = self.optimizer.name, self.parallel
+        trained = sum(info.local_trained(p) for info in infos)
+        share = self.data_parallel_size if p.zero_stage else 1
+        launches = UPDATE_LAUNCHES[name] * sum(info.parameters for info in infos if info.trained)
+        update = self.hardware.elementwise_s((UPDATE_BYTES[name] + OTHER_BYTES) * trained / share, launches)
+        group = self.placement.stage if p.zero_stage else self.placement.tensor
+        return update + sum(all_reduce_s(FP32 * number, group, self.hardware) for number in self.summed(infos))
+
+    @staticmethod
+    def summed(infos: Sequence[UnitInfo]) -> list[int]:
+        """Return the fp32 numbers of each all-reduce of an update of these units."""
+        return [sum(numbers) for numbers in zip(*(info.summed for info in infos if info.summed), strict=True)]
 
     def lower_bound_s(self, starts: Sequence[int]) -> float:
         """Return seconds that no schedule of this cut can beat.
@@ -278,21 +241,20 @@ class StepModel:
         A rank computes all of its passes, after the first micro-batch has come through the stages before its first one,
         and before the last one's gradients have gone back through them.
         """
-        stages, p = self.stage_times(starts), self.parallel.pipeline
+        stages, p = self.stage_times(starts, least=True), self.parallel.pipeline
         number, before, most = self.pipeline.run_micro_batches, 0.0, 0.0
         for rank in range(p):
             most = max(most, before + number * sum(stage.total_s for stage in stages[rank::p]))
             before += stages[rank].total_s + stages[rank].gradients_s
             before += stages[rank + 1].activations_s if rank + 1 < p else 0.0
-        return most + sum(self.after_passes(starts)) + self.hardware.host_ms / 1e3
+        return most + sum(self.after_passes(starts, least=True)) + self.hardware.host_ms / 1e3
 
     def time(self, starts: Sequence[int]) -> StepTime:
         """Play the schedule of a cut and return the seconds of a step by cause."""
         stages, p, number = self.stage_times(starts), self.parallel.pipeline, self.pipeline.run_micro_batches
         passes = step_s(self.pipeline, stages)
         busiest = max(range(p), key=lambda rank: sum(stage.total_s for stage in stages[rank::p]))
-        ends = [*starts[1:], len(self.costs)]
-        own = [(starts[s], ends[s], s == len(starts) - 1) for s in range(busiest, len(starts), p)]
+        own = self.stages(starts)[busiest::p]
         compute = dict.fromkeys(STACKS, 0.0)
         tensor = gather = reduce = recompute = 0.0
         for first, end, last in own:
@@ -302,8 +264,8 @@ class StepModel:
                 compute[info.stack] += number * (time.forward.compute_s + time.backward.compute_s)
                 tensor += number * (time.forward.tensor_s + time.backward.tensor_s)
                 recompute += number * time.forward.compute_s * (cost.unit.recompute == "block" and info.trained)
-            tensor += number * self._encoder_output(first, end).total_s
-            gathers, reduced = self._passes(first, end, last)
+            tensor += number * self.encoder_output(first, end).total_s
+            gathers, reduced = self.between_replicas.in_passes((first, end, last))
             gather, reduce = gather + number * sum(gathers), reduce + number * reduced
         bubble = passes - sum(compute.values()) - tensor - gather - reduce
         after = self.after_passes(starts)

@@ -4,12 +4,13 @@ Overlap is that of the code today: Megatron-Core's column-parallel maps run the 
 inputs' gradient beside the weights' gradient, and gather the inputs beside the inputs' gradient; all else is exposed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from model.costs import BatchShape, Unit
 from model.vit import VIT_UNITS
 from parallel.config import ParallelConfig
-from parallel.plan.collectives import Group, all_gather_s, all_reduce_s, reduce_scatter_s
+from parallel.plan.collectives import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER, Exchange, Group, exposed_s
 from parallel.plan.hardware import Hardware
 from parallel.plan.memory import alone, with_own_images
 from parallel.plan.operators import Attention, Linear, Operators, Vocabulary, operators
@@ -22,13 +23,18 @@ FP32 = 4  # bytes
 
 @dataclass(frozen=True)
 class Pass:
-    """Seconds of one pass of a unit: its own work, and tensor-parallel collectives that no work hides."""
+    """Seconds of one pass of a unit: its own work, and tensor-parallel collectives that no work hides.
+
+    `exchanges` are all of its tensor-parallel collectives; they may run beside its work.
+    """
 
     compute_s: float = 0.0
     tensor_s: float = 0.0
+    exchanges: tuple[Exchange, ...] = ()
 
     def __add__(self, other: "Pass") -> "Pass":
-        return Pass(self.compute_s + other.compute_s, self.tensor_s + other.tensor_s)
+        both = self.compute_s + other.compute_s, self.tensor_s + other.tensor_s
+        return Pass(*both, self.exchanges + other.exchanges)
 
     @property
     def total_s(self) -> float:
@@ -74,7 +80,7 @@ class UnitClock:
             return UnitTime(forward, Pass())
         backward = self._backward(work, trained, below_trained)
         if unit.recompute == "block":
-            backward += forward
+            backward += self._pass(forward.compute_s, list(forward.exchanges[:-1]))
         elif unit.recompute == "attention":
             backward += Pass(sum(self._attention_s(each) for each in work.attentions if not each.fused))
         else:
@@ -83,11 +89,23 @@ class UnitClock:
 
     def encoder_output(self, d_model: int, with_gradient: bool) -> UnitTime:
         """Return the seconds in which the encoder's output is gathered for decoder blocks, and its gradient summed."""
-        whole = self._bytes(self.shape.rows * self.shape.encoder_tokens, d_model)
-        gathered = self._gathered_s(self.shape.rows * self.shape.encoder_tokens, d_model)
-        reduce = reduce_scatter_s if self.parallel.sequence else all_reduce_s
-        summed = reduce(whole, self.tensor_group, self.hardware) if with_gradient else 0.0
-        return UnitTime(Pass(0.0, gathered), Pass(0.0, summed))
+        size = self._bytes(self.shape.rows * self.shape.encoder_tokens, d_model)
+        summed = [self._reduced(size)] if with_gradient else []
+        return UnitTime(self._pass(0.0, self._gathered(size)), self._pass(0.0, summed))
+
+    def _pass(self, compute_s: float, exchanges: Sequence[Exchange]) -> Pass:
+        if self.parallel.tensor == 1:
+            return Pass(compute_s)
+        exposed = sum(exposed_s(each, self.tensor_group, self.hardware) for each in exchanges)
+        return Pass(compute_s, exposed, tuple(exchanges))
+
+    def _reduced(self, whole_bytes: float, beside_s: float = 0.0) -> Exchange:
+        """Return the sum of a tensor over the ranks; each keeps its sequence shard or the whole."""
+        return Exchange(REDUCE_SCATTER if self.parallel.sequence else ALL_REDUCE, whole_bytes, beside_s)
+
+    def _gathered(self, whole_bytes: float, beside_s: float = 0.0) -> list[Exchange]:
+        """Return the collective in which sequence shards become whole sequences; none without such shards."""
+        return [Exchange(ALL_GATHER, whole_bytes, beside_s)] if self.parallel.sequence else []
 
     def _elementwise_again_s(self, work: Operators, recompute: str) -> float:
         """Return the seconds of the norms and of the MLP's activation that the backward pass runs again."""
@@ -102,23 +120,34 @@ class UnitClock:
     def _forward(self, work: Operators) -> Pass:
         compute = self._elementwise_s(work, 1.0) + sum(self._attention_s(each) for each in work.attentions)
         compute += sum(self._product_s(each) for each in work.linears)
-        messages = sum(self._forward_message_s(each) for each in work.linears) + self._embedding_s(work)
-        if work.vocabulary:
-            compute += self._vocabulary_s(work.vocabulary)
-            messages += self._gathered_s(work.vocabulary.tokens, work.vocabulary.d_model)
-        return Pass(compute, messages)
+        size, sent = self.shape.element_bytes, []
+        if work.embedded_tokens:  # ranks look up the words of their own part of the table
+            sent.append(Exchange(ALL_REDUCE, self._bytes(work.embedded_tokens, work.embedded_width)))
+        for linear in work.linears:
+            if linear.split == "column":
+                sent += self._gathered(self._bytes(linear.tokens, linear.d_in))
+            elif linear.split == "row":
+                sent.append(self._reduced(self._bytes(linear.tokens, linear.d_out)))
+        if self._divides_visual:
+            sent += [Exchange(ALL_GATHER, size * elements) for elements in work.gathered]
+        if head := work.vocabulary:
+            compute += self._vocabulary_s(head)
+            sent += self._gathered(self._bytes(head.tokens, head.d_model))
+            for tokens in _chunks(head):  # the largest logit; the sum of exponents and the target's logit
+                sent += [Exchange(ALL_REDUCE, FP32 * tokens), Exchange(ALL_REDUCE, 2 * FP32 * tokens)]
+        return self._pass(compute, sent)
 
     def _backward(self, work: Operators, trained: bool, below_trained: bool) -> Pass:
         compute = self._elementwise_s(work, 2.0)
         compute += sum(self._attention_s(each, backward=True) for each in work.attentions)
-        total = Pass(compute)
+        sent = [each for elements in work.scattered for each in self._gathered(self.shape.element_bytes * elements)]
+        total = self._pass(compute, sent)
         for linear in work.linears:
             total += self._linear_backward(linear, trained)
         if head := work.vocabulary:
             scaled = FP32 * head.d_model * (head.tokens + head.size / self.parallel.tensor)
-            whole = self.shape.element_bytes * head.tokens * head.d_model
-            reduce = reduce_scatter_s if self.parallel.sequence else all_reduce_s
-            total += Pass(self.hardware.elementwise_s(scaled, 2), reduce(whole, self.tensor_group, self.hardware))
+            summed = self._reduced(self._bytes(head.tokens, head.d_model))
+            total += self._pass(self.hardware.elementwise_s(scaled, 2), [summed])
         if work.embedded_tokens and trained:  # a dense gradient of the table: zeros, then one row for every token
             total += Pass(self._table_s(work.embedded_width, work.embedded_tokens))
         return total
@@ -147,36 +176,20 @@ class UnitClock:
         """Return whether a rank projects a part of the visual tokens: of their positions, or of the images."""
         return self.parallel.sequence or self.parallel.replicate_frozen_vit
 
-    def _gathered_s(self, tokens: int, width: int) -> float:
-        """Return the seconds in which sequence shards become whole sequences; nothing without such shards."""
-        if not self.parallel.sequence:
-            return 0.0
-        return all_gather_s(self._bytes(tokens, width), self.tensor_group, self.hardware)
-
-    def _forward_message_s(self, linear: Linear) -> float:
-        if linear.split == "column":
-            return self._gathered_s(linear.tokens, linear.d_in)
-        if linear.split in ("whole", "memory"):
-            return 0.0
-        reduce = reduce_scatter_s if self.parallel.sequence else all_reduce_s
-        return reduce(self._bytes(linear.tokens, linear.d_out), self.tensor_group, self.hardware)
-
     def _linear_backward(self, linear: Linear, trained: bool) -> Pass:
         """Return both gradients of a map; a frozen one has none of its weights."""
         rows, columns, inner = self._local(linear)
         size = self.shape.element_bytes
         inputs = self.hardware.product_s(rows, inner, columns, size)
         weights = self.hardware.product_s(inner, columns, rows, size) if trained else 0.0
-        if linear.split != "column":
-            gathered = self._gathered_s(linear.tokens, linear.d_out) if linear.split == "row" else 0.0
-            return Pass(inputs + weights, gathered)
         whole = self._bytes(linear.tokens, linear.d_in)
-        if not self.parallel.sequence:
-            reduced = all_reduce_s(whole, self.tensor_group, self.hardware)
-            return Pass(inputs + weights, max(0.0, reduced - weights))
-        gathered = all_gather_s(whole, self.tensor_group, self.hardware) if trained else 0.0
-        scattered = reduce_scatter_s(whole, self.tensor_group, self.hardware)
-        return Pass(inputs + weights, max(0.0, gathered - inputs) + max(0.0, scattered - weights))
+        sent: list[Exchange] = []
+        if linear.split == "row":
+            sent += self._gathered(self._bytes(linear.tokens, linear.d_out))
+        elif linear.split == "column":
+            sent += self._gathered(whole, inputs) if trained else []
+            sent.append(self._reduced(whole, weights))
+        return self._pass(inputs + weights, sent)
 
     def _attention_s(self, attention: Attention, backward: bool = False) -> float:
         t, size = self.parallel.tensor, self.shape.element_bytes
@@ -195,27 +208,21 @@ class UnitClock:
         moved = passes * self.shape.element_bytes * (stream + work.inner_elements / t)
         return self.hardware.elementwise_s(moved, passes * work.launches)
 
-    def _embedding_s(self, work: Operators) -> float:
-        """Return the sum of looked-up embeddings, and the gathering of visual tokens under sequence parallelism."""
-        if not work.embedded_tokens:
-            return 0.0
-        whole = self._bytes(work.embedded_tokens, work.embedded_width)
-        sizes = [self._bytes(projection.tokens, projection.d_out) for projection in work.linears]
-        visual = sum(all_gather_s(size, self.tensor_group, self.hardware) for size in sizes)
-        return all_reduce_s(whole, self.tensor_group, self.hardware) + (visual if self._divides_visual else 0.0)
-
     def _vocabulary_s(self, head: Vocabulary) -> float:
         """Return the loss with its gradients: three products a chunk, passes over fp32 logits, sums over chunks."""
         columns, size = head.size / self.parallel.tensor, self.shape.element_bytes
-        full, rest = divmod(head.tokens, head.chunk)
         total = 0.0
-        for tokens, times in ((head.chunk, full), (rest, 1)):
-            if tokens and times:
-                once = self.hardware.product_s(tokens, columns, head.d_model, size)
-                once += self.hardware.product_s(tokens, head.d_model, columns, size)
-                once += self.hardware.product_s(columns, head.d_model, tokens, size)
-                once += self.hardware.elementwise_s(LOGIT_PASSES * FP32 * tokens * columns, 16)
-                if head.tokens > head.chunk:  # the gradient's sum over chunks, in fp32
-                    once += self.hardware.elementwise_s(3 * FP32 * columns * head.d_model, 8)
-                total += times * once
+        for tokens in _chunks(head):
+            total += self.hardware.product_s(tokens, columns, head.d_model, size)
+            total += self.hardware.product_s(tokens, head.d_model, columns, size)
+            total += self.hardware.product_s(columns, head.d_model, tokens, size)
+            total += self.hardware.elementwise_s(LOGIT_PASSES * FP32 * tokens * columns, 16)
+            if head.tokens > head.chunk:  # the gradient's sum over chunks, in fp32
+                total += self.hardware.elementwise_s(3 * FP32 * columns * head.d_model, 8)
         return total
+
+
+def _chunks(head: Vocabulary) -> list[int]:
+    """Return the targets of every chunk of the loss."""
+    full, rest = divmod(head.tokens, head.chunk)
+    return [head.chunk] * full + [rest] * (rest > 0)

@@ -48,7 +48,8 @@ def make_search(config: RunConfig, hardware: Hardware, gpus: int, keep_streams: 
 
 
 def _without_auto(parallel: ParallelConfig) -> ParallelConfig:
-    return replace(parallel, auto=False, cut=[], tensor=1, pipeline=1, virtual_stages=1, sequence=False, zero_stage=0,
+    """Return the settings that are not searched; ZeRO's options may need a stage that the search then keeps to."""
+    return replace(parallel, auto=False, cut=[], tensor=1, pipeline=1, virtual_stages=1, sequence=False, zero_stage=3,
                    gather="micro_batch", reduce="step", hpz_partition_size=1, memory_gib=None)  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def test_operators_have_the_flops_of_the_cost(shape: BatchShape) -> None:
 def test_operators_of_every_unit(fused: bool) -> None:
     """Elements are reads and writes: 8 visual, 33 encoder and 21 decoder tokens; widths 8, 16, 12 (heads), 24, 20."""
     expected = {
-        "patches": Operators((Linear(8, 12, 8, "whole"),), (), 8 * (6 * 12 + 6 * 8), 0.0, 8),
+        "patches": Operators((Linear(8, 12, 8, "whole"),), (), 8 * (6 * 12 + 6 * 8), 0.0, 8, scattered=(8 * 8,)),
         "vit_block_0": Operators(
             (Linear(8, 8, 24, "column"), Linear(8, 8, 8, "row"), Linear(8, 8, 24, "column"), Linear(8, 24, 8, "row")),
             (Attention(2, 2, 4, 4, 4, True),), 8 * 80, 8 * (64 + 96), 14,
@@ -46,7 +46,7 @@ def test_operators_of_every_unit(fused: bool) -> None:
         ),
         "bridge": Operators(
             (Linear(8, 8, 16, "whole"),), (), 8 * (16 + 32) + 54 * 8 * 16, 0.0, 16,
-            embedded_tokens=54, embedded_width=16
+            embedded_tokens=54, embedded_width=16, scattered=(33 * 16, 21 * 16), gathered=(8 * 16,),
         ),
         "encoder_block_0": Operators(
             (Linear(33, 16, 36, "column"), Linear(33, 12, 16, "row"), Linear(33, 16, 40, "column"),

@@ -1,6 +1,6 @@
 """The fullest moment of a rank, counted by hand on a tiny model: which moment it is, and every term of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
 from itertools import pairwise
@@ -11,12 +11,13 @@ import pytest
 from model.costs import UnitCost, unit_costs
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.plan.actions import Pipeline
+from parallel.plan.buckets import Sending, held_in_backward
 from parallel.plan.hardware import GIB
 from parallel.plan.memory import MemoryModel, StepShape
 from parallel.plan.peak import Peak, PeakModel
 from parallel.plan.play import kept_counts
 from parallel.plan.recompute import mark_recomputed
-from parallel.plan.step_time import UnitInfo, unit_infos
+from parallel.plan.unit_info import UnitInfo, unit_infos
 from tests.unit.parallel.plan.tiny import SHAPE, UNITS, VIT, only, units
 
 FORWARD_OF = {"patches": 2 * 64, "vit_block_0": 2 * 64 + 192, "encoder_block_0": 2 * 528 + 1320}
@@ -24,26 +25,32 @@ FORWARD_OF = {"patches": 2 * 64, "vit_block_0": 2 * 64 + 192, "encoder_block_0":
 # are two of its stream.
 BACKWARD_OF = {"bridge": 3 * 128, "encoder_block_0": 3 * 528 + 2 * 1320, "encoder_norm": 0,
                "decoder_block_0": 3 * 528 + 2 * 840, "head": 2 * 21 * 16}  # fmt: skip
+LARGEST = {"bridge": 1024, "encoder_block_0": 640, "encoder_norm": 16, "decoder_block_0": 640, "head": 0}  # a parameter
 TRAINED = {"bridge": 1296, "encoder_block_0": 1760, "encoder_norm": 16, "decoder_block_0": 2544, "head": 1040}
 LOSS = 10 * 64 * (4 + 2) + 64 * 16 * 4  # bytes: logits of a chunk with their gradients, the fp32 sum over chunks
 EVERY = tuple(range(7))  # each unit a stage
+ADAMW = OptimizerConfig("adamw")
+PAIR = ParallelConfig(tensor=2)
 
 
 def model(
     *, number: int = 64, data: int = 1, element: int = 2, scale: float = 1, given: Mapping[str, UnitInfo] | None = None,
     fused: bool = True, on_gpu: bool = True, frozen: tuple[str, ...] = VIT, decoder_tokens: int = 7, **options: Any,
 ) -> PeakModel:  # fmt: skip
-    """`scale`: times the parameters that the model has; `given`: other facts of units."""
+    """`scale`: times the parameters that the model has, all divided by tensor ranks; `given`: facts of units."""
     parallel = ParallelConfig(**options)
     marked = [(name, copy(unit)) for name, unit in units(frozen).items()]
     mark_recomputed(marked, parallel)
     shape = replace(SHAPE, element_bytes=element, decoder_tokens=decoder_tokens)
     infos = [
-        replace(info, elements=int(scale * info.elements), trained_elements=int(scale * info.trained_elements))
-        for info in unit_infos(marked)
-    ]
+        replace(
+            info, elements=int(scale * info.elements), trained_elements=int(scale * info.trained_elements),
+            largest=int(scale * info.largest), copied=0, copied_trained=0,
+        )
+        for info in unit_infos(marked, ADAMW)
+    ]  # fmt: skip
     infos = [(given or {}).get(info.name, info) for info in infos]
-    memory = MemoryModel(parallel, OptimizerConfig("adamw"), StepShape(shape, number), data)
+    memory = MemoryModel(parallel, ADAMW, StepShape(shape, number), data)
     return PeakModel(memory, only(), list(unit_costs(marked, shape)), infos, fused, on_gpu)
 
 
@@ -147,7 +154,7 @@ def test_a_block_that_recomputes_holds_its_activations_once_more() -> None:
 def test_chunks_of_the_loss() -> None:
     head, unit = alone(on_gpu=False)["head"], units(VIT)["head"]
     assert head.passing == 10 * 64 * 6 + 2 * 64 * 16 * 4  # a CPU multiplies fp32 copies
-    given = {"head": replace(unit_infos(units(VIT).items())[-1], trained=False, trained_elements=0)}
+    given = {"head": replace(unit_infos(units(VIT).items(), ADAMW)[-1], trained=False, trained_elements=0)}
     frozen = alone(given=given, on_gpu=False)["head"]
     assert frozen.passing == 10 * 64 * 6
     assert frozen.kept == costs(model())["head"].kept_bytes
@@ -176,37 +183,23 @@ def test_overhead_counts_the_groups_of_ranks(options: dict[str, int], groups: in
     assert {peak.overhead for peak in own.peaks(starts)} == {GIB + groups * 2**20}
 
 
-BUCKET = 2**22  # elements, as parallel/engine/buckets.py makes them
-
-
 def of_sizes(*sizes: float) -> dict[str, UnitInfo]:
     """Facts of the first units, in their order: all elements are trained."""
-    infos = {info.name: info for info in unit_infos(units().items())}
-    given = zip(UNITS, sizes, strict=False)
-    return {name: replace(infos[name], elements=int(size), trained_elements=int(size)) for name, size in given}
+    infos = {info.name: info for info in unit_infos(units().items(), ADAMW)}
+    given = zip(UNITS, map(int, sizes), strict=False)
+    return {
+        name: replace(infos[name], elements=size, trained_elements=size, copied=0, copied_trained=0)
+        for name, size in given
+    }
 
 
-@pytest.mark.parametrize("tensor", [1, 2])
-def test_buckets_of_gradients(tensor: int) -> None:
-    """One is being filled and two are on their way, where no whole gradient is kept."""
-
-    def buffers(stage: int, sizes: Sequence[float] = [BUCKET / 2] * 7, **options: Any) -> float:
-        given = of_sizes(*(tensor * size for size in sizes))
-        own = model(given=given, zero_stage=stage, tensor=tensor, **{"data": 2, "number": 1, **options})
-        return own._buffers(own.infos)
-
-    assert buffers(0) == 0
-    for stage in (1, 2, 3):
-        assert buffers(stage) == 4 * 3 * BUCKET
-        assert buffers(stage, [BUCKET / 8] * 7) == 4 * 7 / 8 * BUCKET  # all in one
-        assert buffers(stage, [BUCKET / 4] * 7) == 4 * 7 / 4 * BUCKET
-        assert buffers(stage, [3 * BUCKET] * 7) == 4 * 9 * BUCKET  # a large unit has its own
-        assert buffers(stage, data=1) == 0  # what is added up is the sum
-        assert buffers(stage, reduce_dtype="bf16") == (4 + 2 * 2) * BUCKET
-        assert buffers(stage, number=2) == buffers(stage, number=2, reduce_dtype="bf16", data=1) == 0
-        assert buffers(stage, number=2, reduce_dtype="bf16") == 2 * 2 * BUCKET  # copies of whole gradients
-    for stage in (2, 3):
-        assert buffers(stage, number=2, reduce="micro_batch") == 4 * 3 * BUCKET
+def test_what_tensor_ranks_hold_whole_is_not_divided() -> None:
+    """Half of a block's matrices and all of its norms; one of two ranks stores 2 bytes of frozen elements."""
+    (info,) = [info for info in unit_infos(units(("encoder_block_0.*",)).items(), ADAMW) if not info.trained]
+    assert (info.elements, info.copied, info.copied_trained, info.largest) == (1760, 32, 0, 0)
+    assert info.local(PAIR) == 1728 / 2 + 32 and info.local_trained(PAIR) == 0
+    frozen = model(tensor=2, pipeline=7, given={"encoder_block_0": info}, frozen=())
+    assert frozen.peaks(EVERY)[3].stored == 2 * info.local(PAIR)
 
 
 LARGE = 2**24  # elements of a bucket of parallel/engine/replicated.py
@@ -232,8 +225,8 @@ def test_sums_of_gradients_take_copies_after_the_passes(scale: float, options: d
 def test_new_weights_are_sent_from_a_copy_in_16_bits(stage: int, tensor: int) -> None:
     (peak,) = model(scale=1e4, number=2, zero_stage=stage, data=4, tensor=tensor).peaks([0])
     assert (peak.moment, peak.passing) == ("update", pytest.approx(2 * 66_560_000 / 4 / tensor))
-    (peak,) = model(scale=1e4, number=2, zero_stage=stage, data=4, element=4).peaks([0])
-    assert (peak.moment, peak.passing) == ("update", 0)  # fp32 weights are sent as they are
+    own = model(scale=1e4, number=2, zero_stage=stage, data=4, element=4)
+    assert own._update(own.infos, 0.0, 0.0).passing == 0  # fp32 weights are sent as they are
 
 
 def test_one_replica_sums_nothing_and_zero_3_has_no_copies() -> None:
@@ -241,14 +234,17 @@ def test_one_replica_sums_nothing_and_zero_3_has_no_copies() -> None:
     assert model(scale=1e6, data=2, zero_stage=3, reduce="micro_batch").peaks([0])[0].moment != "update"
 
 
-def backward(own: PeakModel, grads: bool) -> list[float]:
-    """Return the bytes beyond what is kept during each unit's backward pass, last unit first."""
+def backward(own: PeakModel, grads: bool, scale: float = 0) -> list[float]:
+    """Return the bytes beyond what is kept during each unit's backward pass, last unit first.
+
+    `scale`: of the parameter whose gradient is made before ZeRO moves it.
+    """
     priced, element = costs(own), own.memory.step.micro_batch.element_bytes
     found, held, freed = [], 0.0, 0.0
     for name in reversed(list(TRAINED)):
         own_grads = element * own.infos[UNITS.index(name)].trained_elements if grads else 0
         held += own_grads if name != "head" else 0  # the head's exist since the forward pass, as something it keeps
-        found.append(element * BACKWARD_OF[name] + held - freed)
+        found.append(element * (BACKWARD_OF[name] + scale * LARGEST[name]) + held - freed)
         held += own_grads if name == "head" else 0
         freed += priced[name].kept_bytes + (element * 64 * 16 if name == "head" else 0)
     return [*found, held - freed]
@@ -265,13 +261,17 @@ def test_a_whole_model_in_bf16(scale: int, stage: int, number: int) -> None:
     """ZeRO moves each gradient into its bucket at once."""
     own = model(scale=scale, number=number, zero_stage=stage, data=8 if stage else 1)
     peak = max(own.peaks([0]), key=lambda each: each.total)
-    if peak.moment == "update":
-        assert stage and number == 2 and peak.passing == pytest.approx(2 * 6656 * scale / 8)
-        return
-    *passes, _ = backward(own, grads=stage == 0)
+    *passes, _ = backward(own, grads=stage == 0, scale=scale if stage else 0)
     before = [2 * 6656 * scale] if stage == 0 and number > 1 else []  # those of the micro-batch before
-    expected = max([*passes, *before, LOSS])
-    assert peak.passing == pytest.approx(expected)
+    buckets = [0.0] * 5
+    if stage:
+        sizes = [scale * size for size in TRAINED.values()]
+        buckets = held_in_backward(sizes, Sending(8, 4, whole=number > 1, keeps_sums=True))[0][::-1]
+    expected = max([*map(sum, zip(passes, buckets, strict=True)), *before, LOSS])
+    if peak.moment == "update":
+        assert stage and peak.passing == pytest.approx(2 * 6656 * scale / 8)
+        return
+    assert peak.passing + peak.buffers == pytest.approx(expected)
     assert peak.moment == ("forward 0" if expected == LOSS else "backward 0")
     assert peak.kept == pytest.approx(everything_kept(own))
 
@@ -288,9 +288,8 @@ def test_zero_3_gathers_units(tensor: int) -> None:
     """The unit of a pass, the next one, and those that stay gathered because their backward pass follows at once."""
 
     def passing(scale: float, **options: Any) -> float:
-        options |= {"zero_stage": 3, "reduce": "micro_batch"}  # else an update, with whole gradients, takes most
-        (peak,) = model(scale=scale * tensor, data=2, tensor=tensor, **options).peaks([0])
-        return peak.passing
+        own = model(scale=scale * tensor, data=2, tensor=tensor, zero_stage=3, **options)
+        return own._in_forward(0, 7)[0]
 
     loss = pytest.approx(2 * 6656e4 + LOSS / tensor, rel=1e-9)  # of at most 1e9 elements all stay
     assert passing(1e4) == loss
@@ -307,7 +306,8 @@ def test_zero_3_moves_gradients_into_its_bucket_at_once() -> None:
     """Gathered parameters are beside a pass, gradients of units above are not."""
     found = alone(zero_stage=3, data=2)
     encoder = found["encoder_block_0"]
-    assert (encoder.moment, encoder.passing) == ("backward 0", 2 * BACKWARD_OF["encoder_block_0"] + 2 * 1760)
+    assert encoder.moment == "backward 0"
+    assert encoder.passing == 2 * (BACKWARD_OF["encoder_block_0"] + 1760 + LARGEST["encoder_block_0"])
     assert found["head"].passing == LOSS + 2 * 1040 and found["head"].moment == "forward 0"
     assert alone(decoder_tokens=70)["head"].passing == 2 * 2 * 210 * 16  # more than a chunk of logits
     own = model(zero_stage=3, data=2, pipeline=2, decoder_tokens=70)
@@ -315,15 +315,14 @@ def test_zero_3_moves_gradients_into_its_bucket_at_once() -> None:
     freed = costs(own)["head"].kept_bytes + 2 * 64 * 16
     last = own.peaks([0, 5])[1]
     assert last.moment == "backward 0"
-    assert last.passing == pytest.approx(2 * (3 * stream + 2 * widest) + 2 * 2544 - freed)
+    assert last.passing == pytest.approx(2 * (3 * stream + 2 * widest) + 2 * (2544 + 640) - freed)
 
 
 @pytest.mark.parametrize("sizes", [(3e8, 4e8, 1e8), (1e8, 8e8, 9e8), (1.2e9, 8e8, 1e7)])
 def test_a_forward_pass_gathers_the_next_unit_too(sizes: tuple[float, float, float]) -> None:
     own = model(given=of_sizes(*sizes), zero_stage=3, data=2, pipeline=2, reduce="micro_batch")
-    first = own.peaks([0, 3])[0]
     pairs = [2 * (a + b) for a, b in pairwise(sizes)]
-    assert first.passing == pytest.approx(max(pairs), rel=1e-5)
+    assert own._in_forward(0, 3)[0] == pytest.approx(max(pairs), rel=1e-5)
 
 
 def test_a_schedule_that_begins_with_all_forward_passes_keeps_them_all() -> None:

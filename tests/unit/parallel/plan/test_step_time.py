@@ -14,10 +14,10 @@ from parallel.plan.hardware import Hardware
 from parallel.plan.memory import StepShape
 from parallel.plan.play import StageTime
 from parallel.plan.recompute import mark_recomputed
-from parallel.plan.step_time import STACKS, StepModel, StepTime, UnitInfo, balanced, unit_infos
-from tests.unit.parallel.plan.tiny import SHAPE, UNITS, VIT, only, units
+from parallel.plan.step_time import STACKS, StepModel, StepTime, balanced
+from parallel.plan.unit_info import unit_infos
+from tests.unit.parallel.plan.tiny import SHAPE, VIT, only, units
 
-ELEMENTS = (136, 736, 1312, 1760, 16, 2544, 1040)
 TRAINED = 1296 + 1760 + 16 + 2544 + 1040  # under a frozen ViT; of the bridge's 1,312, its norm's 16 are frozen too
 
 
@@ -25,34 +25,21 @@ def step_model(
     hardware: Hardware, *, number: int = 3, data: int = 1, frozen: Sequence[str] = VIT, name: str = "adamw",
     scale: int = 1, shape: BatchShape = SHAPE, **options: Any,
 ) -> StepModel:  # fmt: skip
-    """`scale`: times the parameters that the model has."""
+    """`scale`: times the parameters that the model has, all divided by tensor-parallel ranks."""
     parallel = ParallelConfig(**options)
     marked = [(unit, copy(module)) for unit, module in units(frozen).items()]
     mark_recomputed(marked, parallel)
     infos = [
-        replace(info, elements=scale * info.elements, trained_elements=scale * info.trained_elements)
-        for info in unit_infos(marked)
-    ]
+        replace(
+            info, elements=scale * info.elements, trained_elements=scale * info.trained_elements, copied=0,
+            copied_trained=0,
+        )
+        for info in unit_infos(marked, OptimizerConfig(name))
+    ]  # fmt: skip
     step = StepShape(shape, number)
     return StepModel(
         hardware, parallel, OptimizerConfig(name), step, data, list(unit_costs(marked, shape)), infos, fused=True
     )
-
-
-def test_units_are_counted_in_their_order() -> None:
-    stacks = ("vit", "vit", "bridge", "encoder", "encoder", "decoder", "head")
-    parameters = (3, 16, 7, 9, 1, 14, 2)
-    found = unit_infos(units().items())
-    assert [info.stack for info in found] == list(stacks)
-    assert found == [
-        UnitInfo(name, number, number, True, index > 0, tensors)
-        for index, (name, number, tensors) in enumerate(zip(UNITS, ELEMENTS, parameters, strict=True))
-    ]
-    frozen = unit_infos(units(VIT).items())
-    assert [info.trained_elements for info in frozen] == [0, 0, 1296, 1760, 16, 2544, 1040]
-    assert [info.trained for info in frozen] == [False, False, *[True] * 5]
-    assert [info.below_trained for info in frozen] == [False, False, False, *[True] * 4]
-    assert [info.elements for info in frozen] == list(ELEMENTS)
 
 
 def test_a_step_of_one_rank_is_its_passes_its_update_and_the_host() -> None:
@@ -123,7 +110,9 @@ def test_bytes_between_replicas(options: tuple[Any, ...], tensor: int) -> None:
     time = model.time([0])
     assert time.gather_s == pytest.approx((3 * forward + gather) / tensor)
     assert time.reduce_s == pytest.approx((3 * backward + reduce) / tensor)
-    assert time.seconds == pytest.approx(time.gather_s + time.reduce_s) == pytest.approx(model.lower_bound_s([0]))
+    assert time.seconds == pytest.approx(time.gather_s + time.reduce_s)
+    hidden = 0 if options[0] == 0 or "micro_batch" in options else reduce / tensor  # at best, by a backward pass
+    assert model.lower_bound_s([0]) == pytest.approx(time.seconds - hidden)
     alone = step_model(only(node=1.0), shape=tiny, **named)
     assert alone.time([0]).seconds == 0
 
@@ -148,7 +137,7 @@ def test_zero_3_gathers_anew_for_a_backward_pass_that_does_not_follow_at_once() 
 @pytest.mark.parametrize(("zero_stage", "share"), [(0, 1), (1, 2), (3, 2)])
 def test_an_update_moves_its_elements_and_launches_its_kernels(zero_stage: int, share: int) -> None:
     options = {"zero_stage": zero_stage, "data": 2}
-    for name, moved, kernels in (("adamw", 32, 1), ("adafactor", 36, 14)):
+    for name, moved, kernels in (("adamw", 72 + 26, 2), ("adafactor", 100 + 26, 1)):
         update = step_model(only(memory=1.0), name=name, **options).after_passes([0])[2]
         assert update == pytest.approx(moved * TRAINED / share)
         halved = step_model(only(memory=1.0), name=name, tensor=2, **options).after_passes([0])[2]
@@ -156,16 +145,17 @@ def test_an_update_moves_its_elements_and_launches_its_kernels(zero_stage: int, 
         launched = step_model(only(launch_s=1.0), name=name, **options).after_passes([0])[2]
         assert launched == pytest.approx(kernels * (7 + 9 + 1 + 14 + 2))
         sums = step_model(only(node=1.0), name=name, **options).after_passes([0])[2]
-        assert sums == (0 if name == "adamw" else pytest.approx(2 * 7 * 4e4))  # of rows and columns, of 7 units
+        numbers = 2 * (5 + 9 + 1 + 14 + 2)  # of each tensor; all are too small to be factored
+        assert sums == (0 if name == "adamw" or not zero_stage else pytest.approx(4 * numbers))
 
 
 def test_the_rank_that_takes_longest_after_the_passes_counts() -> None:
     model = step_model(only(memory=1.0), pipeline=2)
     for starts in ([0, 3], [0, 5]):
         parts = [sum((0, 0, 1296, 1760, 16, 2544, 1040)[a:b]) for a, b in ((0, starts[1]), (starts[1], 7))]
-        assert model.after_passes(starts)[2] == pytest.approx(32 * max(parts))
+        assert model.after_passes(starts)[2] == pytest.approx(98 * max(parts))
     interleaved = step_model(only(memory=1.0), pipeline=2, virtual_stages=2)
-    assert interleaved.after_passes([0, 3, 4, 5])[2] == pytest.approx(32 * (1760 + 2544 + 1040))
+    assert interleaved.after_passes([0, 3, 4, 5])[2] == pytest.approx(98 * (1760 + 2544 + 1040))
 
 
 @pytest.mark.parametrize(("options", "share"), [({}, 1), ({"tensor": 2}, 1), ({"tensor": 2, "sequence": True}, 2)])
@@ -193,7 +183,7 @@ def test_decoder_blocks_of_a_stage_share_the_messages_of_the_encoders_output(
             assert stage.forward_s == pytest.approx(sum(time.forward.total_s for time in times) + more * forward)
             assert stage.backward_s == pytest.approx(sum(time.backward.total_s for time in times) + more * backward)
     below = step_model(only(node=1.0), tensor=2, frozen=(*VIT, "bridge.*", "encoder_*"))
-    assert below._encoder_output(0, 7).backward.total_s == 0  # nothing below takes the gradient
+    assert below.encoder_output(0, 7).backward.total_s == 0  # nothing below takes the gradient
 
 
 def test_stages_lie_on_nodes_as_ranks_are_numbered() -> None:
@@ -229,7 +219,10 @@ def test_no_schedule_beats_the_bound(options: dict[str, int], number: int) -> No
     time, bound = model.time(starts), model.lower_bound_s(starts)
     busiest = max(sum(stage.total_s for stage in stages[rank::p]) for rank in range(p))
     runs = number + number % 2 * (p == 2 and len(stages) == 4)  # an interleaved schedule takes multiples of the ranks
-    assert runs * busiest + sum(model.after_passes(starts)) + 2 <= bound <= time.seconds
+    hidden = model.stage_times(starts, least=True)  # work hides as many messages as it can
+    least = runs * max(sum(stage.total_s for stage in hidden[rank::p]) for rank in range(p))
+    assert least + sum(model.after_passes(starts, least=True)) + 2 <= bound <= time.seconds
+    assert all(one.total_s <= other.total_s for one, other in zip(hidden, stages, strict=True))
     assert time.seconds == pytest.approx(sum(model.after_passes(starts)) + 2 + model.timeline(starts).seconds)
     assert sum(time.parts().values()) == pytest.approx(time.seconds)
     passes = time.seconds - time.bubble_s - sum(model.after_passes(starts)) - 2
@@ -240,7 +233,7 @@ def test_a_bubble_of_three_stages_by_hand() -> None:
     """Fill and drain: (p - 1) passes of the slowest stage beside its own; the middle stage computes longest."""
     model = step_model(only(), number=4, pipeline=3)
     passes = [StageTime(1.0, 2.0), StageTime(1.0, 3.0), StageTime(1.0, 2.0)]
-    object.__setattr__(model, "stage_times", lambda starts: passes)
+    object.__setattr__(model, "stage_times", lambda starts, least=False: passes)
     assert model.lower_bound_s([0, 2, 4]) == pytest.approx(3 + 4 * 4)
     assert model.timeline([0, 2, 4]).seconds >= 19
     assert model.timeline([0, 2, 4], micro_batches=1).seconds == pytest.approx(10)
