@@ -11,16 +11,20 @@ OCR := tesseract-ocr+tesseract-ocr-rus+tesseract-ocr-ara+tesseract-ocr-ell+tesse
 TOOLS := java=default-jre-headless chromium=chromium tesseract=$(OCR)
 SLURM := slurmctld slurmd slurm-client munge iproute2
 export OMP_NUM_THREADS ?= 1
+# Images of containers often set it; every process would then compile what it imports.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: setup demo study slurm tools test lint unit clean
 
 setup: .venv/ready
 
 # torch comes first and by exactly one version: anything looser, or a package that asks for it, may bring another build.
+# pip would compile 19,000 files -> the last line compiles the 3,700 that a run imports.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[wandb,mpi,slurm,corpus,ocr,test]"
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable ".[wandb,mpi,slurm,corpus,ocr,test]"
+	$(BIN)/python -c "import train.pretrain, train.evaluate, train.submit, parallel.engine.zero3, transformers, wandb"
 	touch $@
 
 demo: setup $(CORPUS)/tokenizer.model $(DEMO)_vit/done

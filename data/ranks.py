@@ -1,7 +1,10 @@
 """Join the processes that make one corpus: those of mpirun or srun, by MPI, or this one alone."""
 
+import os
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import metadata
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -56,6 +59,8 @@ def ranks() -> Ranks:
         return Ranks()
     if here.launcher == "torchrun":
         raise ConfigurationError("A corpus is made by one process or by ranks of MPI; start it with mpirun or srun.")
+    if here.launcher == "srun":
+        _send_short_addresses()
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -74,3 +79,16 @@ def ranks() -> Ranks:
             f"MPI's size is {MPI.COMM_WORLD.Get_size()} in a world of {here.world_size} processes: {how}."
         )
     return Ranks(MPI.COMM_WORLD)
+
+
+def _send_short_addresses() -> None:
+    """Let the MPICH of PyPI exchange addresses of libfabric, which Slurm reads whole, and not those of UCX.
+
+    Slurm's pmi2 plugin takes the first 1,024 bytes of a request for all of it (handle_pmi1_cmd of its pmi1.c). It then
+    prints "value not properly terminated in client request". MPICH 5.0.2 sends a UCX address in nine requests, filled
+    up with memory of any content. Zeros are abbreviated, so a request has 500 to 1,100 characters. libfabric's is one
+    of 88.
+    """
+    with suppress(metadata.PackageNotFoundError):  # another MPICH may have been built without libfabric
+        metadata.version("mpich")
+        os.environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")

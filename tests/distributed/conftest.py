@@ -10,7 +10,11 @@ from data.miniature.config import MiniatureConfig
 from data.miniature.corpus import make_corpus
 from data.tokenizer import train_tokenizer
 
-world.preloaded.append("tests.distributed.problem")
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let the server of ranks import what they run: each rank would import it again, with all that it imports."""
+    modules = {item.module for item in session.items if isinstance(item, pytest.Function)}
+    world.preloaded += sorted(module.__name__ for module in modules if hasattr(module, "run_world"))
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def lines(folder: Path) -> list[dict[str, float]]:
     return [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
-def until(happens: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+def until(happens: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while not happens():
         assert process.poll() is None, process.communicate()[0]
@@ -48,7 +48,7 @@ def until(happens: Callable[[], bool], process: subprocess.Popen[str], seconds: 
 
 def process_of(folder: Path, rank: int) -> int:
     """Read the process from its heartbeat, which another rank of its machine may copy a second later."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200
     while rank not in (found := published(folder)):
         assert time.monotonic() < end, f"no heartbeat of rank {rank}"
         time.sleep(0.05)
@@ -62,7 +62,7 @@ def test_a_rank_that_stops_ends_the_run_and_is_named(corpus: Path, tmp_path: Pat
         until(lambda: len(lines(tmp_path)) >= 3, process)
         stopped, waiting = process_of(tmp_path, 1), process_of(tmp_path, 0)
         os.kill(stopped, signal.SIGSTOP)
-        printed, _ = process.communicate(timeout=60)
+        printed, _ = process.communicate(timeout=200)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -81,7 +81,7 @@ def test_a_model_that_is_never_made_ends_the_run(corpus: Path, tmp_path: Path) -
     )
     settings = [*SETTINGS, f"data.root={corpus}", f"run.folder={tmp_path}", "run.steps=2", "parallel.timeout_s=4"]
     done = subprocess.run(
-        [sys.executable, "-c", code, *settings], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120
+        [sys.executable, "-c", code, *settings], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=400
     )
     assert done.returncode == 4
     assert "made no progress" in done.stderr and "start-up" in done.stderr and "build_phase_engine" in done.stderr
@@ -98,7 +98,7 @@ def test_a_slow_rank_is_measured_and_reported_of(corpus: Path, tmp_path: Path) -
             time.sleep(0.3)
             os.kill(slow, signal.SIGCONT)
             time.sleep(0.1)
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=200)
     assert process.returncode == 0, printed
     assert "Rank 1 is slow: its own work takes" in printed
     slowest = max(lines(tmp_path)[2:], key=lambda line: line["slowest_rank_busy_s"])  # it may hang as it waits

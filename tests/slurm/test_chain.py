@@ -46,12 +46,14 @@ def test_corpus_two_trainings_and_scores(
 
 
 def test_a_corpus_of_downloads_by_srun(slurm: Cluster, tmp_path: Path) -> None:
-    """Ranks on two nodes make the bytes that one process makes."""
+    """Ranks on two nodes make the bytes that one process makes; they exchange addresses that Slurm reads whole."""
     write_tars(tmp_path / "downloads")
     words = [f"inputs.web.path={tmp_path / 'downloads'}", "language.engines=[fasttext]", "shard_records=4"]
     build.build(build.parse([f"folder={tmp_path / 'one'}", *words]), Ranks())
-    start = ["srun", "--mpi=pmi2", "--nodes=2", "--ntasks-per-node=1", f"--chdir={ROOT}", sys.executable]
-    assert "by 2 ranks" in call(*start, "-m", "data.corpus.build", f"folder={tmp_path / 'two'}", *words)
+    start = ["env", "MPIR_CVAR_DEBUG_SUMMARY=1", "srun", "--mpi=pmi2", "--nodes=2", "--ntasks-per-node=1"]
+    command = [sys.executable, "-m", "data.corpus.build", f"folder={tmp_path / 'two'}", *words]
+    printed = call(*start, f"--chdir={ROOT}", *command)
+    assert "by 2 ranks" in printed and "FI_VERSION" in printed and "UCX netmod" not in printed
     assert digests(tmp_path / "two") == digests(tmp_path / "one") and len(digests(tmp_path / "one")) > 2
 
 

@@ -329,7 +329,7 @@ def test_a_rank_whose_peers_do_not_come_reports_where_it_waits() -> None:
     code = "from parallel import distributed; distributed.NOTICE_S = 0.2; distributed.start(distributed.launch(), 1.0)"
     alone = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | alone, capture_output=True, encoding="utf-8", timeout=60
+        [sys.executable, "-c", code], env=os.environ | alone, capture_output=True, encoding="utf-8", timeout=200
     )
     assert "Rank 1 of 2 still waits for the others at 127.0.0.1:1; if none were started, unset RANK" in done.stderr
     assert "PeersMissing: Rank 1 of 2 waited 1 s at 127.0.0.1:1 and not all others came" in done.stderr

@@ -40,7 +40,7 @@ def script(tmp_path: Path) -> Script:
             job["SLURM_RESTART_COUNT"] = str(restarts)
         done = subprocess.run(
             ["bash", ROOT / "slurm" / f"{name}.sbatch", *words],
-            cwd=tmp_path, env=inherited | job | variables, capture_output=True, encoding="utf-8", timeout=60,
+            cwd=tmp_path, env=inherited | job | variables, capture_output=True, encoding="utf-8", timeout=200,
         )  # fmt: skip
         return done.returncode, done.stdout + done.stderr, log.read_text(encoding="utf-8").splitlines()
 

@@ -234,14 +234,14 @@ def test_of_two_that_build_at_once_one_waits(folder, examined, monkeypatch):
 
     def slow(path: str, *rest):
         inside.set()
-        assert go_on.wait(20)
+        assert go_on.wait(200)
         return examine(path, *rest)
 
     monkeypatch.setattr(build, "examine", slow)
     found = []
     threads = [threading.Thread(target=lambda: found.append(open_index(job(folder)))) for _ in range(2)]
     threads[0].start()
-    assert inside.wait(20)
+    assert inside.wait(200)
     threads[1].start()
     monkeypatch.setattr(build, "examine", lambda *_: pytest.fail("both examine"))
     time.sleep(0.3)
@@ -249,7 +249,7 @@ def test_of_two_that_build_at_once_one_waits(folder, examined, monkeypatch):
     monkeypatch.setattr(build, "examine", examine)
     go_on.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(200)
     assert len(found) == 2 and found[0].fingerprint == found[1].fingerprint
 
 
