@@ -120,13 +120,17 @@ def meta_as_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
     monkeypatch.setattr("model.recompute._compiled", lambda function: function)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: META)
     monkeypatch.setattr(parallel_state, "_GLOBAL_MEMORY_BUFFER", GlobalMemoryBuffer())
-    before = dist.group.WORLD
+    before, maps = dist.group.WORLD, (world.pg_map, world.pg_group_ranks)
+    kept = [dict(groups) for groups in maps]
     dist.group.WORLD = fake_group(0, 2)  # Megatron looks whether a world has started
     try:
         with mode:
             yield mode
     finally:
         dist.group.WORLD = before
+        for groups, own in zip(maps, kept, strict=True):  # torch's profiler describes every group that it finds
+            groups.clear()
+            groups.update(own)
 
 
 def flex_as_operators(*args: Any, **kwargs: Any) -> Tensor:

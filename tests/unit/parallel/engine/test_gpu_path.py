@@ -135,7 +135,7 @@ def test_a_step_waits_for_the_device_once(
 ) -> None:
     """`Flights` raises where a collective's memory is used, written or freed too early."""
     use_meta(monkeypatch)
-    monkeypatch.setattr("parallel.engine.buckets.BUCKET_ELEMENTS", 0)
+    monkeypatch.setattr("parallel.plan.buckets.BUCKET_ELEMENTS", 0)
     monkeypatch.setattr("parallel.engine.gathers.num_kept", lambda elements: 1)
     engine = engine_on(settings, optimizer)
     step(engine)  # makes state and, in a pipeline, starts communicators
@@ -146,6 +146,7 @@ def test_a_step_waits_for_the_device_once(
     assert found.counts() == counts
 
 
+@pytest.mark.usefixtures("waits")  # forgets the group
 def test_a_race_is_found() -> None:
     """Each of the three ways to use memory that a collective still needs."""
     group = fake_group(0, 2, "data", (0, 1))
