@@ -37,7 +37,7 @@ def run_all(folder: Path) -> None:
     for number, layout in enumerate(LAYOUTS):
         stop()  # the world of the layout before
         found = run(words(layout))[1].to_dict()
-        (folder / f"{number}.json").write_text(json.dumps(found["collectives"]))
+        (folder / f"{number}.json").write_text(json.dumps(found["collectives"]), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("number", range(len(LAYOUTS)), ids=LAYOUTS)
 def test_collectives_are_those_of_the_plan(number: int, sent: Path) -> None:
-    found = json.loads((sent / f"{number}.json").read_text())
+    found = json.loads((sent / f"{number}.json").read_text(encoding="utf-8"))
     planned = predicted(words(LAYOUTS[number]))[1]
     assert found and differences(found, planned) == "equal"
     kind, ranks, calls, size = found[0]
