@@ -17,9 +17,8 @@ from model.pali import PaLI
 from parallel.engine.buckets import Bucket
 from parallel.pipeline.schedule import CarryPlan, CarrySizes
 from parallel.plan.blueprint import Ballast
-from parallel.plan.buckets import joined
+from parallel.plan.buckets import REPLICATED_BUCKET, joined
 from parallel.plan.collectives import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
-from parallel.plan.data_parallel import REPLICATED_BUCKET
 from parallel.plan.gathered import num_kept
 from parallel.plan.step_time import StepModel
 from parallel.shards import is_sharded

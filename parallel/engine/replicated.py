@@ -14,9 +14,8 @@ from model.pali import PaLI
 from parallel.engine.base import Engine
 from parallel.optimizer.base import Shard, optimizer_class
 from parallel.plan.blueprint import Blueprint
+from parallel.plan.buckets import REPLICATED_BUCKET
 from parallel.shards import Rectangle, is_counted, rectangles
-
-BUCKET_ELEMENTS = 2**24  # an all-reduce takes at most this many elements (64 MiB of fp32)
 
 
 class ReplicatedEngine(Engine):
@@ -142,7 +141,7 @@ def squared_norm(x: Tensor) -> Tensor:
 def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
     bucket: list[Tensor] = []
     for tensor in tensors:
-        if bucket and sum(t.numel() for t in bucket) + tensor.numel() > BUCKET_ELEMENTS:
+        if bucket and sum(t.numel() for t in bucket) + tensor.numel() > REPLICATED_BUCKET:
             yield bucket
             bucket = []
         bucket.append(tensor)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 BUCKET_ELEMENTS = 2**22  # consecutive units share a bucket of at most so many elements; a larger unit has its own
+REPLICATED_BUCKET = 2**24  # elements of an all-reduce of whole replicas, at most (64 MiB of fp32)
 IN_FLIGHT = 2  # buckets that are sent at a time where whole gradients are not kept
 FP32 = 4  # bytes
 

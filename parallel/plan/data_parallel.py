@@ -6,7 +6,7 @@ from math import ceil
 from typing import Any, NamedTuple
 
 from parallel.config import ParallelConfig
-from parallel.plan.buckets import joined
+from parallel.plan.buckets import REPLICATED_BUCKET, joined
 from parallel.plan.collectives import Group, all_gather_s, all_reduce_s, reduce_scatter_s
 from parallel.plan.gathered import num_kept
 from parallel.plan.hardware import Hardware
@@ -15,7 +15,6 @@ from parallel.plan.unit_info import UnitInfo
 from parallel.plan.unit_time import UnitTime
 
 FP32, BF16 = 4, 2  # bytes
-REPLICATED_BUCKET = 2**24  # elements: BUCKET_ELEMENTS of parallel/engine/replicated.py
 Stage = tuple[int, int, bool]  # first unit, end, whether it is the last of the model
 
 

@@ -13,15 +13,13 @@ from typing import Any
 from model.costs import UnitCost
 from model.mt5 import DecoderBlock, EncoderBlock
 from parallel.plan.actions import BACKWARD, FORWARD, Pipeline
-from parallel.plan.buckets import Sending, held_in_backward
+from parallel.plan.buckets import REPLICATED_BUCKET, Sending, held_in_backward
 from parallel.plan.gathered import num_kept
 from parallel.plan.hardware import GIB, Hardware
 from parallel.plan.memory import FP32, MemoryModel
 from parallel.plan.operators import Operators, operators
 from parallel.plan.play import Moments, kept_counts
 from parallel.plan.unit_info import UnitInfo
-
-REPLICATED_BUCKET = 2**24  # elements: BUCKET_ELEMENTS of parallel/engine/replicated.py
 
 
 @dataclass(frozen=True)
