@@ -11,38 +11,28 @@ Afterwards `python -m train.study_report` writes the page.
 """
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 from common.command_line import parse as arguments_of
 from common.errors import ConfigurationError, Interrupted
 from common.terminal import use_utf8
-from common.values import PATH, at_least
+from common.values import at_least
 from train.entry import in_one_sentence, register
-from train.studies.plan import FOLDER_VARIABLE, Cell, StudySweep, read_study, shown
+from train.studies.plan import FOLDER_VARIABLE, Cell, StudyOptions, StudySweep
 from train.studies.processes import interrupt_on, run_side_by_side
 from train.submit import Request
 from train.submit import plan as check_jobs
 
 
 @dataclass
-class Options:
+class Options(StudyOptions):
     """Run a study: the paper's experiments as sweeps of runs."""
 
-    study: str = "miniature"
-    """File of conf/study: `miniature`, or `web` for shards of one's own. The first by default."""
-    folder: str = field(default="runs/study", metadata=PATH)
-    """Folder of all runs of the study. The same folder continues it."""
-    seeds: int = 1
-    """Seeds of every run but the towers: 0, 1, and so on. 1 by default: a first pass."""
-    full: bool = False
-    """Train each run for its `full_steps`. False by default: a first pass, of hours on two cores."""
-    steps: int | None = None
-    """Steps of every run, for a trial. Null by default: those of the study."""
     sweeps: list[str] = field(default_factory=list)
     """Sweeps to run, by name. Empty by default: all, in the order of the file."""
     ranks: int = 1
@@ -53,13 +43,14 @@ class Options:
     """Check every run, print the commands, and train nothing (`--dry-run`). False by default."""
 
     def __post_init__(self) -> None:
-        at_least("", 1, seeds=self.seeds, ranks=self.ranks, jobs=self.jobs, steps=self.steps or 1)
+        super().__post_init__()
+        at_least("", 1, ranks=self.ranks, jobs=self.jobs)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Train and evaluate what is not done. Raises ConfigurationError, Interrupted and RunStopped."""
     options, more = split(arguments)
-    sweeps = read_study(options.study, Path(options.folder), options.seeds, options.full, options.steps, more)
+    sweeps = options.read(more)
     for name in options.sweeps:
         if name not in sweeps:
             raise ConfigurationError(f"sweeps={name} is not a sweep of the study; it has {', '.join(sweeps)}.")
@@ -136,7 +127,7 @@ def check_study(sweeps: Sequence[StudySweep]) -> None:
         left = [cell for cell in cells if not cell.trained]
         print(f"# {sweep.name}: {len(cells)} runs of {sweep.steps} steps, {len(left)} to train")
         if left:
-            print(shown(["python", "-m", f"train.{sweep.config.command}", *sweep.training(left)]))
+            print(shlex.join(["python", "-m", f"train.{sweep.config.command}", *sweep.training(left)]))
 
 
 if __name__ == "__main__":

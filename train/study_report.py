@@ -17,36 +17,23 @@ from common.command_line import parse as arguments_of
 from common.errors import ConfigurationError
 from common.files import write_text, writes
 from common.terminal import use_utf8
-from common.values import PATH, at_least
+from common.values import PATH
 from train.entry import in_one_sentence
 from train.scaling.figure import draw
 from train.scaling.read import Score, read_sweep, returns
 from train.studies.figures import draw_objectives, draw_towers
 from train.studies.page import empty_page, filled, to_html
-from train.studies.plan import read_study
+from train.studies.plan import StudyOptions
 from train.studies.read import SCORES, Results
 from train.studies.tables import TABLES
 
 
 @dataclass
-class Options:
+class Options(StudyOptions):
     """Write the page of a study: tables beside the paper's numbers, figures, and one HTML file."""
 
-    study: str = "miniature"
-    """File of conf/study, as for `train.study`."""
-    folder: str = field(default="runs/study", metadata=PATH)
-    """Folder of the study."""
-    seeds: int = 1
-    """Seeds of the study, as for `train.study`."""
-    full: bool = False
-    """The study's runs have their `full_steps`, as for `train.study`."""
-    steps: int | None = None
-    """Steps of every run, as for `train.study`. Null by default: those of the study."""
     page: str | None = field(default=None, metadata=PATH)
     """Markdown file to fill; its figures are written beside it. Null by default: <folder>/study.md, made if missing."""
-
-    def __post_init__(self) -> None:
-        at_least("", 1, seeds=self.seeds, steps=self.steps or 1)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -55,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     folder = Path(options.folder)
     if not folder.is_dir():
         raise ConfigurationError(f"folder={folder} is not a folder; name that of a study, such as runs/study.")
-    results = Results(read_study(options.study, folder, options.seeds, options.full, options.steps))
+    results = Results(options.read())
     page = Path(options.page) if options.page else folder / "study.md"
     tables = {name: make(results) for name, make in TABLES.items()}
     with writes(f"page={page}"):

@@ -1,7 +1,6 @@
 """Plan a study (conf/study): its sweeps, the runs of each, and the words that train and evaluate them."""
 
 import json
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -11,7 +10,7 @@ from omegaconf import OmegaConf
 
 from common.command_line import CONF
 from common.errors import ConfigurationError
-from common.values import at_least, one_of, typed
+from common.values import PATH, at_least, one_of, typed
 from parallel.checkpoint.folder import CheckpointFolder
 from train.sweep import folder_name
 
@@ -20,6 +19,29 @@ FOLDER_VARIABLE = "PALI_STUDY"
 DIRNAME = "hydra.job.config.override_dirname"
 SEPARATOR = "-"
 """Between key and value in the name of a run's folder: Hydra's `=` would need quotes in `weights.vit=…`."""
+
+
+@dataclass
+class StudyOptions:
+    """Choose a study and its runs."""
+
+    study: str = "miniature"
+    """File of conf/study: `miniature`, or `web` for shards of one's own. The first by default."""
+    folder: str = field(default="runs/study", metadata=PATH)
+    """Folder of all runs of the study. The same folder continues it."""
+    seeds: int = 1
+    """Seeds of every run but the towers: 0, 1, and so on. 1 by default: a first pass."""
+    full: bool = False
+    """Train each run for its `full_steps`. False by default: a first pass, of hours on two cores."""
+    steps: int | None = None
+    """Steps of every run, for a trial. Null by default: those of the study."""
+
+    def __post_init__(self) -> None:
+        at_least("", 1, seeds=self.seeds, steps=self.steps or 1)
+
+    def read(self, more: Sequence[str] = ()) -> "dict[str, StudySweep]":
+        """Return the sweeps of the study; see `read_study`."""
+        return read_study(self.study, Path(self.folder), self.seeds, self.full, self.steps, more)
 
 
 @dataclass
@@ -154,8 +176,3 @@ def _left_out_of_names(words: Sequence[str]) -> str:
     paths = [word.partition("=")[0].lstrip("+~").split(".") for word in words]
     keys = dict.fromkeys(".".join(path[:end]) for path in paths for end in range(1, len(path) + 1))
     return f"{DIRNAME}.exclude_keys=[{','.join(keys)}]"
-
-
-def shown(words: Sequence[str]) -> str:
-    """Return words as one would type them."""
-    return shlex.join(words)
